@@ -1,0 +1,2 @@
+//! The wire.
+#![forbid(unsafe_code)]

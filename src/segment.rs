@@ -1,0 +1,37 @@
+//! Bytes on their way to a socket: rendered once, held by every outbox that sends them.
+//!
+//! The engine fills segments and cuts them into pieces; the reactor keeps the pieces alive until
+//! the kernel's last completion and then gives them back. Nothing here is atomic: a segment never
+//! leaves the shard that rendered it.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Immutable rendered bytes, shared within one shard.
+pub type Segment = Rc<Vec<u8>>;
+
+/// A part of a connection's output, in the order in which it is to be sent.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// Bytes of this connection alone.
+    Own(Vec<u8>),
+    /// A part of a segment that other connections send too.
+    Shared {
+        /// Keeps the bytes alive and unchanged while the kernel reads them.
+        segment: Segment,
+        /// The bytes of it that are meant; never empty.
+        range: Range<usize>,
+    },
+}
+
+impl Piece {
+    /// The bytes to send.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Shared { segment, range } => &segment[range.clone()],
+        }
+    }
+}

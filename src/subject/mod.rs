@@ -1,0 +1,2 @@
+//! Subjects.
+#![forbid(unsafe_code)]
