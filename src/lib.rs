@@ -12,6 +12,11 @@
 //! To another shard: 4' the run is staged on a [`mesh`] lane, and `Engine::on_record` goes on
 //! there with its own interest (no second publish), then 5 and 6.
 
+pub mod config;
+pub mod engine;
 pub mod proto;
 pub mod segment;
 pub mod subject;
+
+/// The nats-server release whose behaviour clients may count on; they test features by it.
+pub const NATS_VERSION: &str = "2.14.5";
