@@ -16,6 +16,7 @@ pub mod config;
 pub mod engine;
 pub mod proto;
 pub mod segment;
+pub mod server;
 pub mod subject;
 
 /// The nats-server release whose behaviour clients may count on; they test features by it.

@@ -179,9 +179,8 @@ impl Conn {
 
     /// Recomputes whether deliveries to it need a closer look.
     pub(super) fn review(&mut self) {
-        let checked = self
-            .permissions()
-            .is_some_and(|p| p.filters_deliveries() || p.allows_responses());
+        let checked =
+            self.permissions().is_some_and(|p| p.filters_deliveries() || p.allows_responses());
         self.plain = self.is_open() && self.connect.echo && !checked;
     }
 

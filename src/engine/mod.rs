@@ -29,15 +29,15 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
-use crate::proto::{self, encode};
+use crate::proto::encode;
 use crate::segment::Piece;
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
 use pressure::{Lane, Wait};
-pub use record::{InterestRecord, Record, RunRecord};
 use record::Publisher;
+pub use record::{InterestRecord, Record, RunRecord};
 pub use settings::{Identity, Settings};
 use timers::{NEVER, Timers};
 

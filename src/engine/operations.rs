@@ -342,9 +342,8 @@ impl Engine {
         sid: &[u8],
     ) {
         if let Some(conn) = self.conns.get(id) {
-            let queue = queue.map_or(String::new(), |queue| {
-                format!("Queue: {}, ", encode::go_quoted(queue))
-            });
+            let queue = queue
+                .map_or(String::new(), |queue| format!("Queue: {}, ", encode::go_quoted(queue)));
             let subject = encode::go_quoted(subject);
             let sid = String::from_utf8_lossy(sid);
             tracing::error!(
@@ -411,7 +410,13 @@ impl Engine {
     }
 
     /// Checks a publish. With `continues` its subject is that of the run, and thus harmless.
-    fn judge(&mut self, id: ConnId, publish: &Publish<'_>, wire: &[u8], continues: bool) -> Verdict {
+    fn judge(
+        &mut self,
+        id: ConnId,
+        publish: &Publish<'_>,
+        wire: &[u8],
+        continues: bool,
+    ) -> Verdict {
         if self.settings.trace {
             self.trace_publish(id, wire);
         }

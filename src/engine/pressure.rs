@@ -300,9 +300,11 @@ impl Engine {
         if self.spares.held_bytes() <= self.settings.memory_bytes_max {
             return;
         }
-        let longest = self.conns.iter_mut().filter(|conn| conn.is_open()).max_by_key(|conn| {
-            conn.outbox.pending_bytes()
-        });
+        let longest = self
+            .conns
+            .iter_mut()
+            .filter(|conn| conn.is_open())
+            .max_by_key(|conn| conn.outbox.pending_bytes());
         if let Some(conn) = longest {
             tracing::warn!(
                 "{} - Slow Consumer Detected: {} bytes pending while the shard's output memory \

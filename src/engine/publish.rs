@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::record::{Pick, Publisher, Record, RunRecord};
-use super::{Action, AccountId, ConnId, Engine, ShardId, ShardSet};
+use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 
 /// A run is handled at this many wire bytes even if more of its kind follow: what it renders

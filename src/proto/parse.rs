@@ -168,11 +168,7 @@ fn find_name(input: &[u8]) -> Result<Option<(Name, usize)>, ProtoError> {
 }
 
 /// An operation without arguments: whatever is on its line is ignored.
-fn parse_bare<'a>(
-    input: &'a [u8],
-    name_len: usize,
-    op: Op<'a>,
-) -> Result<Parsed<'a>, ProtoError> {
+fn parse_bare<'a>(input: &'a [u8], name_len: usize, op: Op<'a>) -> Result<Parsed<'a>, ProtoError> {
     let rest = &input[name_len..];
     match memchr(b'\n', &rest[..rest.len().min(IGNORED_BYTES_MAX)]) {
         Some(end) => Ok(Parsed::Op { op, used: name_len + end + 1 }),
@@ -258,8 +254,8 @@ fn parse_hpub<'a>(
     };
     let header_len = parse_number(header_text)
         .ok_or_else(|| bad("processHeaderPub Bad or Missing Header Size"))?;
-    let size = parse_number(size_text)
-        .ok_or_else(|| bad("processHeaderPub Bad or Missing Total Size"))?;
+    let size =
+        parse_number(size_text).ok_or_else(|| bad("processHeaderPub Bad or Missing Total Size"))?;
     if header_len > size {
         return Err(bad("processHeaderPub Header Size larger then TotalSize"));
     }

@@ -94,11 +94,7 @@ impl<V> Table<V> {
 
     /// Forgets this filter and gives its value back.
     pub fn remove(&mut self, filter: &[u8]) -> Option<V> {
-        if is_keyed(filter) {
-            remove(&mut self.literals, filter)
-        } else {
-            self.wild.remove(filter)
-        }
+        if is_keyed(filter) { remove(&mut self.literals, filter) } else { self.wild.remove(filter) }
     }
 
     /// Visits the value of each filter that matches `subject`, each once, in no promised order.
@@ -186,10 +182,7 @@ impl<V> Node<V> {
     }
 
     fn is_unused(&self) -> bool {
-        self.star == ROOT
-            && self.children.is_none()
-            && self.exact.is_none()
-            && self.rest.is_none()
+        self.star == ROOT && self.children.is_none() && self.exact.is_none() && self.rest.is_none()
     }
 
     fn child(&self, token: &[u8]) -> Option<u32> {
@@ -225,11 +218,8 @@ impl<V> Tree<V> {
     fn child_or_new(&mut self, parent: u32, token: &[u8]) -> u32 {
         let node = &self.nodes[parent as usize];
         let is_star = token == b"*";
-        let known = if is_star {
-            Some(node.star).filter(|star| *star != ROOT)
-        } else {
-            node.child(token)
-        };
+        let known =
+            if is_star { Some(node.star).filter(|star| *star != ROOT) } else { node.child(token) };
         if let Some(child) = known {
             return child;
         }
