@@ -15,3 +15,4 @@
 pub mod proto;
 pub mod segment;
 pub mod subject;
+pub mod uring;
