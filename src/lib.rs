@@ -14,10 +14,13 @@
 
 pub mod config;
 pub mod engine;
+pub mod mesh;
 pub mod proto;
 pub mod segment;
 pub mod server;
+pub mod shard;
 pub mod subject;
 
 /// The nats-server release whose behaviour clients may count on; they test features by it.
 pub const NATS_VERSION: &str = "2.14.5";
+pub mod uring;
