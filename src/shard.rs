@@ -161,6 +161,8 @@ pub struct Shard {
     accept_again: Option<Instant>,
     /// The number of the connection accepted last.
     last_cid: u64,
+    /// Connections whose descriptors are not closed yet.
+    sockets: usize,
     stop_by: Option<Instant>,
 }
 
@@ -187,6 +189,7 @@ impl Shard {
             listener,
             accept_again: None,
             last_cid: 0,
+            sockets: 0,
             stop_by: None,
         }
     }
@@ -222,7 +225,7 @@ impl Shard {
     }
 
     fn is_done(&self) -> bool {
-        self.stop_by.is_some_and(|by| self.engine.open_conns() == 0 || by <= self.now)
+        self.stop_by.is_some_and(|by| self.sockets == 0 || by <= self.now)
     }
 
     fn on_event(&mut self, event: Event) {
@@ -238,7 +241,7 @@ impl Shard {
             Event::Closed { socket, batch } => {
                 self.engine.take_home(batch.map(|batch| batch.pieces));
                 self.engine.on_closed(conn_id(socket));
-                self.seats.leave(self.id);
+                self.sockets -= 1;
             }
             Event::Accepted { socket, .. } => self.on_accepted(socket),
             Event::AcceptFailed { error, .. } => {
@@ -292,6 +295,7 @@ impl Shard {
                 Action::Close { conn, abort } => {
                     let how = if abort { Closing::Abort } else { Closing::Graceful };
                     self.reactor.close(socket_id(conn), how);
+                    self.seats.leave(self.id);
                 }
                 Action::Pause(conn) => self.reactor.pause(socket_id(conn)),
                 Action::Resume(conn) => self.reactor.read(socket_id(conn)),
@@ -357,6 +361,7 @@ impl Shard {
 
     fn adopt(&mut self, socket: OwnedFd, peer: Peer, admitted: bool) {
         let socket = self.reactor.adopt(socket, ZeroCopy::Never);
+        self.sockets += 1;
         self.engine.open(conn_id(socket), peer, admitted);
         if admitted {
             self.reactor.read(socket);

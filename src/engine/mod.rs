@@ -385,7 +385,9 @@ impl Engine {
         self.leave(id);
         if let Some(mut conn) = self.conns.0[id.slot as usize].take() {
             conn.outbox.clear(&mut self.spares);
-            self.open_conns -= 1;
+            if conn.phase != Phase::Closed {
+                self.open_conns -= 1;
+            }
         }
     }
 
@@ -460,7 +462,7 @@ impl Engine {
         }
     }
 
-    /// Connections that are not wholly closed.
+    /// Connections that the shard has not been told to close.
     pub fn open_conns(&self) -> usize {
         self.open_conns
     }
@@ -598,10 +600,7 @@ impl Engine {
         let until = self.now.saturating_add(FLUSH_NS);
         conn.phase = Phase::Flushing { until };
         conn.review();
-        let fresh = conn.partial.is_empty();
-        if !fresh {
-            conn.partial = Vec::new();
-        }
+        conn.partial = Vec::new();
         tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
         if let Some(error) = error {
             self.reply(id, |out| encode::err(out, error));
@@ -635,6 +634,7 @@ impl Engine {
         conn.phase = Phase::Closed;
         conn.review();
         conn.outbox.clear(&mut self.spares);
+        self.open_conns -= 1;
         self.actions.push_back(Action::Close { conn: id, abort });
     }
 
