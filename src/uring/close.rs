@@ -56,8 +56,16 @@ impl Reactor {
             }
         }
         let slot = self.sockets.at(socket.slot);
-        if slot.phase == Phase::Ending && slot.ops == 0 {
-            self.finish(socket);
+        if slot.phase == Phase::Ending {
+            let kept = slot.sending.as_ref().map_or(0, |sending| sending.notifications);
+            if slot.ops == kept {
+                // What was sent without a copy waits in the socket's queue, perhaps for a peer
+                // that never reads: only closing takes it from there.
+                slot.close_fd();
+            }
+            if slot.ops == 0 {
+                self.finish(socket);
+            }
         }
     }
 

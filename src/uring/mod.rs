@@ -277,9 +277,9 @@ impl Reactor {
     /// became of sends and closes, then what came in.
     pub fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         self.turns = self.turns.wrapping_add(1);
-        self.feed_the_hungry();
+        let is_all_fed = self.feed_the_hungry();
         let has_news = !self.early.is_empty() || !self.late.is_empty();
-        self.ring.enter(if has_news { Wait::No } else { wait })?;
+        self.ring.enter(if has_news || !is_all_fed { Wait::No } else { wait })?;
         self.reap();
         events.append(&mut self.early);
         if std::mem::take(&mut self.rung) {
@@ -291,6 +291,8 @@ impl Reactor {
 
     /// Accepts connections on `listener` from now on.
     pub fn listen(&mut self, listener: OwnedFd) -> ListenerId {
+        // A non-blocking one would answer EAGAIN at once instead of waiting.
+        let _ = rustix::io::ioctl_fionbio(&listener, false);
         let id = ListenerId(u32::try_from(self.listeners.len()).unwrap_or(u32::MAX));
         self.listeners.push(Listener {
             fd: Some(listener),
@@ -492,7 +494,6 @@ fn is_of_the_connection(error: &io::Error) -> bool {
         Some(
             libc::ECONNABORTED
                 | libc::EINTR
-                | libc::EAGAIN
                 | libc::EPROTO
                 | libc::ENETDOWN
                 | libc::EHOSTUNREACH

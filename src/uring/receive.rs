@@ -31,11 +31,13 @@ impl Reactor {
         }
     }
 
-    /// Starts receives for those that wait, as far as there are chunks.
-    pub(super) fn feed_the_hungry(&mut self) {
+    /// Starts receives for those that wait, as far as there are chunks. Says `false` when others
+    /// could be fed in the next turn: a socket that was fed may have nothing to receive, and
+    /// must not let the turn sleep while the others have.
+    pub(super) fn feed_the_hungry(&mut self) -> bool {
         let mut chunks = self.pool.available();
         if chunks == 0 || self.hungry.is_empty() {
-            return;
+            return true;
         }
         let is_scarce = std::mem::take(&mut self.is_scarce) && self.hungry.len() > 1;
         let with_own_chunk = self.can.tier == Tier::Base;
@@ -59,6 +61,7 @@ impl Reactor {
                 chunks -= 1;
             }
         }
+        self.hungry.is_empty()
     }
 
     /// Brings what the kernel does in line with what the caller wants.

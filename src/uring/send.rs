@@ -12,6 +12,9 @@ use crate::segment::Piece;
 /// Most vectors that one system call takes (`IOV_MAX`).
 const VECTORS_MAX: usize = 1024;
 
+/// Room for vectors that a box keeps for its next batch.
+const VECTORS_KEPT: usize = 64;
+
 /// The bytes that one send takes to a socket, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -96,6 +99,7 @@ impl Sending {
     pub(super) fn take_batch(&mut self) -> Batch {
         assert!(self.is_at_rest(), "the kernel still reads this batch");
         self.vectors.clear();
+        self.vectors.shrink_to(VECTORS_KEPT);
         std::mem::take(&mut self.batch)
     }
 

@@ -105,6 +105,11 @@ impl Slot {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
+    /// Closes the descriptor; no operation that names it is in the kernel.
+    pub(super) fn close_fd(&mut self) {
+        self.fd = None;
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
