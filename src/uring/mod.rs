@@ -3,11 +3,11 @@
 //! The shard queues wishes (`read`, `send`, `close`, …) at no cost, then takes one
 //! [`Reactor::turn`]: one system call submits them all, waits, and brings back what happened.
 //!
-//! - [`ring`]: the two queues; every operation goes through [`ring::Ring::push`]
-//! - [`op`]: what is asked of the kernel, and [`token`]: what its answer is called
-//! - [`pool`]: the memory that the kernel receives into
-//! - [`socket`]: what is known about each socket; [`receive`], [`send`] and [`close`] change it
-//! - [`probe`]: which of all this the host can do
+//! - `ring`: the two queues; every operation goes through `Ring::push`
+//! - `op`: what is asked of the kernel, and `token`: what its answer is called
+//! - `pool`: the memory that the kernel receives into
+//! - `socket`: what is known about each socket; `receive`, `send` and `close` change it
+//! - `probe`: which of all this the host can do
 //!
 //! Memory shown to the kernel belongs to the reactor until the operation's *last* completion. A
 //! slot, with its descriptor and its batch, is given up when its last operation has completed;
@@ -107,7 +107,7 @@ pub enum ZeroCopy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ListenerId(u32);
 
-/// What happened. After [`Reactor::close`] nothing but [`Event::Closed`] is told of a socket.
+/// What happened. Turns after [`Reactor::close`] tell of a socket nothing but [`Event::Closed`].
 #[derive(Debug)]
 pub enum Event {
     /// Somebody connected.
