@@ -462,7 +462,8 @@ mod tests {
         let options = bound(
             "max_payload: 128KB\nmax_pending: 1MB\nmax_control_line: 8KB\nmax_conn: 2\n\
              max_subs: 3\nmax_sub_tokens: 4\nping_interval: \"100ms\"\nping_max: 5\n\
-             write_deadline: \"2s\"\nlame_duck_duration: \"30s\"\nlame_duck_grace_period: \"200ms\"",
+             write_deadline: \"2s\"\nlame_duck_duration: \"30s\"\n\
+             lame_duck_grace_period: \"200ms\"",
         );
         let wanted = crate::config::Limits {
             control_line_bytes_max: 8192,
