@@ -10,6 +10,7 @@ pub mod files;
 pub mod listen;
 pub mod log;
 pub mod place;
+mod reload;
 pub mod shards;
 pub mod signals;
 
@@ -25,11 +26,13 @@ use nkeys::KeyPair;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{error, info, warn};
 
-use crate::config::args::{self, Command};
+use crate::config::args::{self, Args, Command};
 use crate::config::{self, Options, StartError};
+use crate::engine;
+use crate::shard::Outcome;
 use files::PortsFile;
 use log::{FATAL, Log};
-use shards::{Report, Shards};
+use shards::Shards;
 use signals::Request;
 
 /// This program's version.
@@ -52,6 +55,18 @@ pub struct Identity {
     pub host: String,
     /// The port that is listened on; never 0.
     pub port: u16,
+}
+
+impl Identity {
+    fn of_engine(&self) -> engine::Identity {
+        engine::Identity { id: self.id.clone(), name: self.name.clone(), port: self.port }
+    }
+}
+
+/// What is in force, and where it comes from.
+struct Configured<'a> {
+    args: &'a Args,
+    options: Arc<Options>,
 }
 
 /// Does what the command line asks for.
@@ -77,7 +92,7 @@ fn execute(command: Command, program: &str) -> Result<ExitCode, StartError> {
         Command::Version => say(&mut io::stdout(), &format!("{program}: v{VERSION}")),
         Command::Signal(request) => signals::send(&request)?,
         Command::TestConfig(args) => return test_config(&config::load(&args)?, program),
-        Command::Serve(args) => return run(config::load(&args)?, program.to_owned()),
+        Command::Serve(args) => return run(&args, program.to_owned()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -104,10 +119,11 @@ fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError>
 }
 
 /// Is a server until a signal ends it.
-pub fn run(options: Options, program: String) -> Result<ExitCode, StartError> {
+pub fn run(args: &Args, program: String) -> Result<ExitCode, StartError> {
+    let options = config::load(args)?;
     let log = Log::start(&options.log)?;
     let in_file = options.log.file.is_some();
-    let ended = serve(Arc::new(options), program, &log);
+    let ended = serve(args, Arc::new(options), program, &log);
     if let Err(error) = &ended {
         error!(target: FATAL, "{error}");
     }
@@ -124,7 +140,7 @@ pub fn run(options: Options, program: String) -> Result<ExitCode, StartError> {
     }
 }
 
-fn serve(options: Arc<Options>, program: String, log: &Log) -> Result<(), StartError> {
+fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Result<(), StartError> {
     raise_open_files_limit();
     let signals = signals::listen()?;
     let listener = listen::bind(&options.host, options.port)?;
@@ -132,8 +148,8 @@ fn serve(options: Arc<Options>, program: String, log: &Log) -> Result<(), StartE
     let placement = place::shards(&options.runtime);
 
     log_banner(&options, &identity, &placement);
-    let shards = Shards::start(&options, &identity, listener, &placement)?;
-    info!("  io_uring: {}", shards.uring_tier().name());
+    let shards = Shards::start(&options, &identity.of_engine(), listener, &placement)?;
+    info!("  io_uring: {}", shards.tier());
     log_remarks(&options);
     if let Some(path) = &options.pid_file {
         files::write_pid(path)?;
@@ -144,7 +160,7 @@ fn serve(options: Arc<Options>, program: String, log: &Log) -> Result<(), StartE
     info!("Listening for client connections on {address}");
     info!("Server is ready");
 
-    let ended = control(&signals, &shards, log);
+    let ended = control(&signals, &shards, log, &mut Configured { args, options });
     info!("Initiating Shutdown...");
     shards.stop();
     drop(ports_file);
@@ -204,21 +220,51 @@ fn log_remarks(options: &Options) {
     }
 }
 
+impl Configured<'_> {
+    /// Reads the configuration again and puts it in force, all of it or nothing.
+    fn reload(&mut self, shards: &Shards) -> Result<(), String> {
+        let options = config::load(self.args).map_err(|error| error.to_string())?;
+        let changes = reload::changes(&self.options, &options)?;
+        let options = Arc::new(options);
+        shards.reload(&options);
+        self.options = options;
+        for warning in &self.options.warnings {
+            warn!("{warning}");
+        }
+        for change in changes {
+            info!("Reloaded: {change}");
+        }
+        match &self.options.source {
+            Some(source) => info!("Reloaded server configuration (sha256:{})", source.sha256),
+            None => info!("Reloaded server configuration"),
+        }
+        Ok(())
+    }
+}
+
 /// Waits for what ends the server.
-fn control(signals: &Receiver<Request>, shards: &Shards, log: &Log) -> Result<(), StartError> {
+fn control(
+    signals: &Receiver<Request>,
+    shards: &Shards,
+    log: &Log,
+    configured: &mut Configured<'_>,
+) -> Result<(), StartError> {
     let mut is_lame_duck = false;
     loop {
         let request = select! {
             recv(signals) -> request => request.unwrap_or(Request::Terminate),
-            recv(shards.reports()) -> report => match report {
-                Ok(Report::Drained) => return Ok(()),
-                Ok(Report::Failed(reason)) => return Err(StartError::new(reason)),
+            recv(shards.outcomes()) -> outcome => match outcome {
+                Ok(Outcome::Drained) => return Ok(()),
+                Ok(Outcome::Failed(reason)) => return Err(StartError::new(reason)),
                 Err(_) => return Err(StartError::new("all shards have stopped; see the log above")),
             },
         };
         info!("Trapped \"{}\" signal", request.signal_name());
         match request {
-            Request::Reload => warn!("Reload is not supported yet; restart to change options"),
+            Request::Reload => match configured.reload(shards) {
+                Ok(()) => {}
+                Err(reason) => error!("Failed to reload server configuration: {reason}"),
+            },
             Request::ReopenLog => {
                 log.reopen();
                 info!("File log re-opened");

@@ -1,65 +1,238 @@
-//! The shards, as the rest of the process sees them.
+//! The shards as the control thread sees them: started together, told things, joined.
 
 #![forbid(unsafe_code)]
 
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::Identity;
-use crate::config::{Options, StartError, UringTier};
-
-/// What the shards have to tell without being asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Report {
-    /// Lame duck mode is over: no client is left.
-    Drained,
-    /// A shard cannot go on, and why.
-    Failed(String),
-}
+use super::place;
+use crate::config::{Options, StartError};
+use crate::engine::{self, SHARDS_MAX, ShardId};
+use crate::mesh::{LANE_RECORDS_MAX, Mesh};
+use crate::shard::{Address, Control, Outcome, Parts, Report, Seats, Shard};
+use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
-#[derive(Debug)]
 pub struct Shards {
-    // This stands in for the shards: it holds the listener and serves nobody.
-    _listener: TcpListener,
-    uring_tier: UringTier,
-    sender: Sender<Report>,
-    reports: Receiver<Report>,
+    addresses: Vec<Address>,
+    threads: Vec<JoinHandle<()>>,
+    outcomes: Receiver<Outcome>,
+    tier: Tier,
+    lame_duck: (Duration, Duration),
+}
+
+/// What a shard's thread is started with; it makes its reactor itself.
+struct Seed {
+    id: ShardId,
+    core: Option<CoreId>,
+    reactor: uring::Options,
+    control: Receiver<Control>,
+    mesh: Mesh,
+    listener: Option<OwnedFd>,
+    ready: Sender<(ShardId, Result<(Bell, Tier), StartError>)>,
+    parts: Receiver<SharedParts>,
+    outcome: Sender<Outcome>,
+}
+
+/// What all shards get alike, once all reactors are there.
+#[derive(Clone)]
+struct SharedParts {
+    addresses: Vec<Address>,
+    seats: Arc<Seats>,
+    options: Arc<Options>,
+    identity: engine::Identity,
+    memory_bytes_max: usize,
+    started: Instant,
 }
 
 impl Shards {
-    /// Starts one thread for each entry of `placement`. They accept from `listener` at once.
+    /// Starts one shard for each entry of `cores`, pinned to it if there is one. The first one
+    /// accepts connections on `listener` for all.
     pub fn start(
         options: &Arc<Options>,
-        _identity: &Arc<Identity>,
+        identity: &engine::Identity,
         listener: TcpListener,
-        _placement: &[Option<CoreId>],
+        cores: &[Option<CoreId>],
     ) -> Result<Self, StartError> {
-        let (sender, reports) = unbounded();
-        let uring_tier = options.runtime.uring_tier_max;
-        Ok(Self { _listener: listener, uring_tier, sender, reports })
+        let count = u8::try_from(cores.len()).unwrap_or(u8::MAX);
+        if cores.len() > SHARDS_MAX {
+            return Err(StartError::new(format!("--shards can be at most {SHARDS_MAX}")));
+        }
+        let (ready, reports) = unbounded();
+        let (outcome, outcomes) = unbounded();
+        let mut listener = Some(OwnedFd::from(listener));
+        let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for (mesh, (id, core)) in
+            Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cores))
+        {
+            let (control, controlled) = unbounded();
+            let (parts_to, parts_from) = bounded(1);
+            let seed = Seed {
+                id,
+                core: *core,
+                reactor: uring::Options { tier: forced_tier(options), ..uring::Options::default() },
+                control: controlled,
+                mesh,
+                listener: listener.take(),
+                ready: ready.clone(),
+                parts: parts_from,
+                outcome: outcome.clone(),
+            };
+            let thread = std::thread::Builder::new().name(format!("shard-{}", id.0));
+            let spawned = thread.spawn(move || grow(seed)).map_err(|error| {
+                StartError::new(format!("cannot start a thread for shard {}: {error}", id.0))
+            })?;
+            threads.push(spawned);
+            controls.push(control);
+            parts.push(parts_to);
+        }
+        let (bells, tier) = collect(&reports, cores.len())?;
+        let addresses: Vec<Address> = controls
+            .into_iter()
+            .zip(bells)
+            .map(|(control, bell)| Address { control, bell })
+            .collect();
+        let shared = SharedParts {
+            addresses: addresses.clone(),
+            seats: Arc::new(Seats::new(cores.len())),
+            options: Arc::clone(options),
+            identity: identity.clone(),
+            memory_bytes_max: memory_bytes_max() / cores.len().max(1),
+            started: now(),
+        };
+        for parts in parts {
+            // A shard that is gone by now has reported why.
+            let _ = parts.send(shared.clone());
+        }
+        let grace = Duration::from_millis(options.lame_duck_grace_ms);
+        let all = Duration::from_millis(options.lame_duck_duration_ms);
+        let lame_duck = (grace, all.saturating_sub(grace));
+        Ok(Self { addresses, threads, outcomes, tier, lame_duck })
     }
 
     /// What of io_uring is used.
-    pub fn uring_tier(&self) -> UringTier {
-        self.uring_tier
+    pub fn tier(&self) -> Tier {
+        self.tier
     }
 
-    /// Where the shards' reports arrive. It is closed once no shard runs any more.
-    pub fn reports(&self) -> &Receiver<Report> {
-        &self.reports
+    /// What the shards come to; disconnected when the last has ended.
+    pub fn outcomes(&self) -> &Receiver<Outcome> {
+        &self.outcomes
     }
 
-    /// Stops accepting, tells the clients, and closes them over the lame duck duration. Returns
-    /// at once; [`Report::Drained`] tells when it is over.
+    /// New options for all shards.
+    pub fn reload(&self, options: &Arc<Options>) {
+        self.tell(|| Control::Reload(Arc::clone(options)));
+    }
+
+    /// Accepts no more connections and sends those that are there away.
     pub fn lame_duck(&self) {
-        // The receiver is held by self.
-        let _ = self.sender.send(Report::Drained);
+        let (grace, spread) = self.lame_duck;
+        self.tell(|| Control::LameDuck { grace, spread });
     }
 
-    /// Closes the listener and all connections, and waits for the threads, for a bounded time.
-    pub fn stop(self) {}
+    /// How things are on each shard, as far as they answer in time.
+    pub fn report(&self) -> Vec<Report> {
+        const ANSWER_MAX: Duration = Duration::from_secs(1);
+        let (to, reports) = bounded(self.addresses.len());
+        self.tell(|| Control::Report(to.clone()));
+        drop(to);
+        let by = now() + ANSWER_MAX;
+        std::iter::from_fn(|| reports.recv_deadline(by).ok()).collect()
+    }
+
+    /// Lets clients take what is queued for them, within bounds, and ends.
+    pub fn stop(self) {
+        self.tell(|| Control::Stop);
+        for thread in self.threads {
+            // A shard that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+
+    fn tell(&self, control: impl Fn() -> Control) {
+        self.addresses.iter().for_each(|address| address.send(control()));
+    }
+}
+
+/// A shard's thread from its beginning to its end.
+fn grow(seed: Seed) {
+    let id = seed.id;
+    if !place::pin(seed.core) {
+        tracing::warn!("Shard {} could not be pinned to its core", id.0);
+    }
+    let reactor = match Reactor::new(&seed.reactor) {
+        Ok(reactor) => reactor,
+        Err(error) => {
+            let _ = seed.ready.send((id, Err(StartError::new(error.to_string()))));
+            return;
+        }
+    };
+    let _ = seed.ready.send((id, Ok((reactor.bell(), reactor.tier()))));
+    drop(seed.ready);
+    let Ok(shared) = seed.parts.recv() else { return };
+    let outcome = seed.outcome;
+    let parts = Parts {
+        id,
+        outcome: outcome.clone(),
+        addresses: shared.addresses,
+        control: seed.control,
+        mesh: seed.mesh,
+        seats: shared.seats,
+        options: shared.options,
+        identity: shared.identity,
+        memory_bytes_max: shared.memory_bytes_max,
+        started: shared.started,
+        listener: seed.listener,
+        seed: fastrand::u64(..),
+    };
+    if let Err(error) = Shard::new(parts, reactor).run() {
+        // The control thread may be about to end for another reason.
+        let _ = outcome.send(Outcome::Failed(format!("shard {} has failed: {error}", id.0)));
+    }
+}
+
+/// Waits until every shard has its reactor.
+fn collect(
+    reports: &Receiver<(ShardId, Result<(Bell, Tier), StartError>)>,
+    count: usize,
+) -> Result<(Vec<Bell>, Tier), StartError> {
+    let mut bells = Vec::new();
+    let mut tier = Tier::TaskRun;
+    for _ in 0..count {
+        let Ok((id, report)) = reports.recv() else {
+            return Err(StartError::new("a shard ended before it began"));
+        };
+        let (bell, its_tier) = report?;
+        bells.push((id, bell));
+        tier = tier.min(its_tier);
+    }
+    bells.sort_by_key(|(id, _)| *id);
+    Ok((bells.into_iter().map(|(_, bell)| bell).collect(), tier))
+}
+
+/// Half of the machine's memory, for the output of all connections.
+fn memory_bytes_max() -> usize {
+    let info = rustix::system::sysinfo();
+    let bytes = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    usize::try_from(bytes / 2).unwrap_or(usize::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the control thread may look at the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn forced_tier(options: &Options) -> Option<Tier> {
+    match options.runtime.uring_tier_max {
+        crate::config::UringTier::Base => Some(Tier::Base),
+        crate::config::UringTier::Rings => Some(Tier::Rings),
+        crate::config::UringTier::Taskrun => None,
+    }
 }

@@ -1,0 +1,585 @@
+//! The reactor against real sockets, on every tier that this host has.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::rc::Rc;
+use std::thread;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::*;
+use crate::segment::Piece;
+
+/// A turn that sleeps this long without an event means that something is stuck.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Long enough for what is on its way over loopback to arrive; only ever a nothing is awaited.
+const QUIET: Duration = Duration::from_millis(30);
+
+fn on_every_tier(test: impl Fn(Options)) {
+    let best = probe(None).unwrap().tier;
+    for tier in Tier::ALL.into_iter().filter(|tier| *tier <= best) {
+        eprintln!("tier {tier}");
+        test(Options { tier: Some(tier), entries: 256, ..Options::default() });
+    }
+}
+
+/// Both ends of a connection: ours and the peer's.
+fn connection() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (ours, _) = listener.accept().unwrap();
+    (OwnedFd::from(ours), theirs)
+}
+
+fn pattern(seed: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + at / 251 + seed * 7).to_le_bytes()[0]).collect()
+}
+
+fn own(bytes: &[u8]) -> Batch {
+    Batch::from(vec![Piece::Own(bytes.to_vec())])
+}
+
+/// Takes turns until one brings events.
+fn events_of(reactor: &mut Reactor) -> Vec<Event> {
+    let mut events = Vec::new();
+    for _ in 0..1000 {
+        reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+        if !events.is_empty() {
+            return events;
+        }
+    }
+    panic!("nothing happens any more");
+}
+
+/// Takes turns until nothing happens for a while.
+fn events_until_quiet(reactor: &mut Reactor) -> Vec<Event> {
+    let mut events = Vec::new();
+    loop {
+        let before = events.len();
+        for _ in 0..3 {
+            reactor.turn(Wait::For(QUIET), &mut events).unwrap();
+        }
+        if events.len() == before {
+            return events;
+        }
+    }
+}
+
+fn closed(reactor: &mut Reactor, socket: SocketId) -> Option<Batch> {
+    loop {
+        for event in events_of(reactor) {
+            match event {
+                Event::Closed { socket: of, batch } if of == socket => return batch,
+                Event::Closed { .. } => {}
+                event => panic!("{event:?} after close"),
+            }
+        }
+    }
+}
+
+/// Everything that a peer hears until the other side ends; `false` when it ended by a reset.
+fn hear_all(mut peer: &TcpStream) -> (Vec<u8>, bool) {
+    let mut heard = Vec::new();
+    let ended_well = peer.read_to_end(&mut heard).is_ok();
+    (heard, ended_well)
+}
+
+/// Sends back what comes in, one batch at a time, until `ends` sockets are closed.
+fn echo(reactor: &mut Reactor, ends: usize) {
+    let mut outboxes: HashMap<SocketId, (VecDeque<Piece>, bool, bool)> = HashMap::new();
+    let mut left = ends;
+    while left > 0 {
+        let mut touched = HashSet::new();
+        for event in events_of(reactor) {
+            match event {
+                Event::Accepted { socket, .. } => {
+                    let socket = reactor.adopt(socket, ZeroCopy::Allowed);
+                    reactor.read(socket);
+                }
+                Event::Received { socket, chunk } => {
+                    let bytes = reactor.bytes(&chunk).to_vec();
+                    assert_eq!(bytes.len(), chunk.len());
+                    reactor.recycle(chunk);
+                    outboxes.entry(socket).or_default().0.push_back(Piece::Own(bytes));
+                    touched.insert(socket);
+                }
+                Event::Ended { socket, error } => {
+                    assert!(error.is_none(), "{error:?}");
+                    outboxes.entry(socket).or_default().2 = true;
+                    touched.insert(socket);
+                }
+                Event::Sent { socket, batch, .. } => {
+                    if batch.is_some() {
+                        outboxes.get_mut(&socket).unwrap().1 = false;
+                        touched.insert(socket);
+                    }
+                }
+                Event::Closed { .. } => left -= 1,
+                event => panic!("{event:?}"),
+            }
+        }
+        for socket in touched {
+            let (pieces, is_sending, has_ended) = outboxes.get_mut(&socket).unwrap();
+            if *is_sending {
+                continue;
+            }
+            if !pieces.is_empty() {
+                *is_sending = true;
+                reactor.send(socket, Batch::from(pieces.drain(..).collect::<Vec<_>>()));
+            } else if *has_ended {
+                outboxes.remove(&socket);
+                reactor.close(socket, Closing::Graceful);
+            }
+        }
+    }
+}
+
+/// Peers that each send `len` bytes and check that the same come back.
+fn start_echo_peers(address: SocketAddr, peers: usize, len: usize) -> Vec<thread::JoinHandle<()>> {
+    let start = |seed| {
+        thread::spawn(move || {
+            let stream = TcpStream::connect(address).unwrap();
+            let wrote = pattern(seed, len);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    (&stream).write_all(&wrote).unwrap();
+                    stream.shutdown(Shutdown::Write).unwrap();
+                });
+                let (heard, ended_well) = hear_all(&stream);
+                assert!(ended_well);
+                assert!(heard == wrote, "peer {seed} heard something else than it said");
+            });
+        })
+    };
+    (0..peers).map(start).collect()
+}
+
+fn echo_among(options: &Options, peers: usize, len: usize) {
+    let mut reactor = Reactor::new(options).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    reactor.listen(OwnedFd::from(listener));
+    let peers: Vec<_> = start_echo_peers(address, peers, len);
+    echo(&mut reactor, peers.len());
+    peers.into_iter().for_each(|peer| peer.join().unwrap());
+}
+
+#[test]
+fn what_a_peer_says_comes_back_whole() {
+    on_every_tier(|options| echo_among(&options, 4, 3_000_000));
+}
+
+#[test]
+fn more_senders_than_chunks_lose_nothing_and_all_come_to_an_end() {
+    on_every_tier(|options| {
+        echo_among(&Options { chunks: 2, chunk_bytes: 512, ..options }, 24, 60_000);
+    });
+}
+
+#[test]
+fn queues_that_are_too_small_for_a_turn_lose_nothing() {
+    on_every_tier(|options| echo_among(&Options { entries: 2, ..options }, 40, 50_000));
+}
+
+#[test]
+fn sends_without_a_copy_arrive_as_they_are() {
+    on_every_tier(|options| {
+        echo_among(&Options { zero_copy_from: 1, send_bytes_max: 10_000, ..options }, 4, 500_000);
+    });
+}
+
+#[test]
+fn a_batch_of_many_pieces_arrives_whole_and_in_order_at_a_slow_reader() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (ours, mut theirs) = connection();
+        let shared: crate::segment::Segment = Rc::new(pattern(1, 100_000));
+        let pieces: Vec<Piece> = (0..5000)
+            .map(|n| match n % 3 {
+                0 => Piece::Own(pattern(n, n % 700)),
+                1 => Piece::Own(Vec::new()),
+                _ => Piece::Shared { segment: Rc::clone(&shared), range: n..n + n },
+            })
+            .collect();
+        let wanted: Vec<u8> = pieces.iter().flat_map(|piece| piece.bytes().to_vec()).collect();
+        let wanted_len = wanted.len();
+        let reader = thread::spawn(move || {
+            let mut heard = Vec::new();
+            let mut buffer = [0; 30_011];
+            loop {
+                match theirs.read(&mut buffer).unwrap() {
+                    0 => break,
+                    len => heard.extend_from_slice(&buffer[..len]),
+                }
+            }
+            assert!(heard == wanted);
+        });
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        let batch = Batch::from(pieces);
+        assert_eq!(batch.len(), wanted_len);
+        reactor.send(socket, batch);
+        let mut sent = 0;
+        let home = loop {
+            let Event::Sent { bytes, batch, .. } = events_of(&mut reactor).remove(0) else {
+                panic!()
+            };
+            sent += bytes;
+            if let Some(batch) = batch {
+                break batch;
+            }
+        };
+        assert_eq!(sent, wanted_len);
+        assert_eq!(home.pieces.len(), 5000);
+        drop(home);
+        assert_eq!(Rc::strong_count(&shared), 1);
+        reactor.close(socket, Closing::Graceful);
+        closed(&mut reactor, socket);
+        reader.join().unwrap();
+    });
+}
+
+/// Which of these sockets this process still has open.
+fn open_sockets(names: &HashSet<String>) -> usize {
+    let entries = fs::read_dir("/proc/self/fd").unwrap();
+    let links = entries.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|link| names.contains(link.to_str().unwrap())).count()
+}
+
+#[test]
+fn a_thousand_sockets_close_in_every_state_and_leave_nothing() {
+    on_every_tier(|options| {
+        let options = Options { linger: Duration::from_millis(20), ..options };
+        let mut reactor = Reactor::new(&options).unwrap();
+        let much: crate::segment::Segment = Rc::new(pattern(0, 8_000_000));
+        let mut names = HashSet::new();
+        let mut peers = Vec::new();
+        let mut ids = Vec::new();
+        for n in 0..1000 {
+            let (ours, theirs) = connection();
+            let link = fs::read_link(format!("/proc/self/fd/{}", ours.as_raw_fd())).unwrap();
+            names.insert(link.to_str().unwrap().to_owned());
+            let socket = reactor.adopt(ours, ZeroCopy::Never);
+            assert_eq!(socket.slot, n);
+            match n % 8 {
+                0 => {}
+                1 => reactor.read(socket),
+                2 => {
+                    (&theirs).write_all(b"unread").unwrap();
+                }
+                3 => {
+                    (&theirs).write_all(b"read").unwrap();
+                    reactor.read(socket);
+                }
+                4 => {
+                    let (segment, range) = (Rc::clone(&much), 0..much.len());
+                    reactor.send(socket, vec![Piece::Shared { segment, range }].into());
+                }
+                5 => reactor.send(socket, own(b"short")),
+                6 => theirs.shutdown(Shutdown::Write).unwrap(),
+                _ => {
+                    reactor.read(socket);
+                    theirs.shutdown(Shutdown::Both).unwrap();
+                }
+            }
+            ids.push(socket);
+            peers.push(theirs);
+        }
+        let mut events = Vec::new();
+        reactor.turn(Wait::No, &mut events).unwrap();
+        for event in events.drain(..) {
+            if let Event::Received { chunk, .. } = event {
+                reactor.recycle(chunk);
+            }
+        }
+        for (n, socket) in ids.iter().enumerate() {
+            let graceful = n % 16 < 8 && n % 8 != 4;
+            reactor.close(*socket, if graceful { Closing::Graceful } else { Closing::Abort });
+        }
+        peers.iter().step_by(2).for_each(|peer| peer.shutdown(Shutdown::Write).unwrap_or(()));
+        let mut left: HashSet<SocketId> = ids.into_iter().collect();
+        while !left.is_empty() {
+            for event in events_of(&mut reactor) {
+                let Event::Closed { socket, .. } = event else { panic!("{event:?} after close") };
+                assert!(left.remove(&socket), "{socket:?} was closed twice");
+            }
+        }
+        assert_eq!(open_sockets(&names), 0);
+        assert_eq!(Rc::strong_count(&much), 1);
+        let slots: HashSet<u32> =
+            (0..1000).map(|_| reactor.adopt(connection().0, ZeroCopy::Never).slot).collect();
+        assert_eq!(slots, (0..1000).collect());
+    });
+}
+
+#[test]
+fn a_pause_stops_delivery_and_reading_resumes_without_loss() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (ours, mut theirs) = connection();
+        let wrote = pattern(3, 20_000_000);
+        let expected = wrote.clone();
+        let writer = thread::spawn(move || theirs.write_all(&wrote).unwrap());
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        reactor.read(socket);
+        let mut heard = Vec::new();
+        let mut hear = |reactor: &mut Reactor, events: Vec<Event>| {
+            for event in events {
+                match event {
+                    Event::Received { chunk, .. } => {
+                        heard.extend_from_slice(reactor.bytes(&chunk));
+                        reactor.recycle(chunk);
+                    }
+                    Event::Ended { error: None, .. } => return (heard.len(), true),
+                    event => panic!("{event:?}"),
+                }
+            }
+            (heard.len(), false)
+        };
+        let mut has_ended = false;
+        for round in 0.. {
+            let events = events_of(&mut reactor);
+            has_ended |= hear(&mut reactor, events).1;
+            if has_ended {
+                break;
+            }
+            match round % 4 {
+                0 => {
+                    reactor.pause(socket);
+                    reactor.read(socket);
+                }
+                1 => {
+                    reactor.pause(socket);
+                    reactor.read(socket);
+                    reactor.pause(socket);
+                    let mut events = Vec::new();
+                    reactor.turn(Wait::No, &mut events).unwrap();
+                    has_ended |= hear(&mut reactor, events).1;
+                    reactor.read(socket);
+                }
+                2 if round < 100 => {
+                    reactor.pause(socket);
+                    let events = events_until_quiet(&mut reactor);
+                    let (before, ended) = hear(&mut reactor, events);
+                    has_ended |= ended;
+                    let events = events_until_quiet(&mut reactor);
+                    assert_eq!(hear(&mut reactor, events).0, before, "heard while paused");
+                    reactor.read(socket);
+                }
+                _ => {}
+            }
+            if has_ended {
+                break;
+            }
+        }
+        writer.join().unwrap();
+        assert!(heard == expected);
+    });
+}
+
+#[test]
+fn without_descriptors_accepting_fails_once_and_goes_on_when_told() {
+    const NAME: &str =
+        "uring::tests::without_descriptors_accepting_fails_once_and_goes_on_when_told";
+    const CHILD: &str = "SHARDCAST_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(CHILD).is_none() {
+        // The limit is the whole process's: other tests must not feel it.
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", NAME]).env(CHILD, "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        let first_free = peer.try_clone().unwrap().as_raw_fd();
+        let mut low = limit;
+        low.current = Some(u64::try_from(first_free).unwrap());
+        setrlimit(Resource::Nofile, low).unwrap();
+        let id = reactor.listen(OwnedFd::from(listener));
+        let events = events_of(&mut reactor);
+        let [Event::AcceptFailed { listener, error }] = events.as_slice() else {
+            panic!("{events:?}")
+        };
+        assert_eq!((*listener, error.raw_os_error()), (id, Some(libc::EMFILE)));
+        assert!(events_until_quiet(&mut reactor).is_empty());
+        setrlimit(Resource::Nofile, limit).unwrap();
+        reactor.accept(id);
+        assert!(matches!(events_of(&mut reactor).as_slice(), [Event::Accepted { .. }]));
+    });
+}
+
+#[test]
+fn a_bell_wakes_a_sleeping_turn_from_any_thread() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        for _ in 0..20 {
+            let bell = reactor.bell();
+            let ringer = thread::spawn(move || bell.ring());
+            let mut events = Vec::new();
+            while events.is_empty() {
+                reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+            }
+            assert!(matches!(events.as_slice(), [Event::Rung]), "{events:?}");
+            ringer.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_bell_wakes_a_sleeping_turn_from_another_reactor() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        for _ in 0..20 {
+            let (bell, options) = (reactor.bell(), options.clone());
+            let ringer = thread::spawn(move || {
+                let mut other = Reactor::new(&options).unwrap();
+                other.ring_bell(&bell);
+                other.turn(Wait::No, &mut Vec::new()).unwrap();
+            });
+            let events = events_of(&mut reactor);
+            assert!(matches!(events.as_slice(), [Event::Rung]), "{events:?}");
+            ringer.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_bell_of_a_reactor_that_is_gone_harms_nobody() {
+    on_every_tier(|options| {
+        let gone = thread::scope(|scope| {
+            scope.spawn(|| Reactor::new(&options).unwrap().bell()).join().unwrap()
+        });
+        let mut reactor = Reactor::new(&options).unwrap();
+        reactor.ring_bell(&gone);
+        let own_bell = reactor.bell();
+        reactor.ring_bell(&own_bell);
+        assert!(matches!(events_of(&mut reactor).as_slice(), [Event::Rung]));
+        assert!(events_until_quiet(&mut reactor).is_empty());
+    });
+}
+
+#[test]
+fn an_abort_ends_a_send_that_is_stuck() {
+    on_every_tier(|options| {
+        for zero_copy_from in [usize::MAX, 1] {
+            let options = Options { zero_copy_from, ..options.clone() };
+            let mut reactor = Reactor::new(&options).unwrap();
+            let (ours, theirs) = connection();
+            let socket = reactor.adopt(ours, ZeroCopy::Allowed);
+            reactor.read(socket);
+            reactor.send(socket, own(&[0; 20_000_000]));
+            for event in events_until_quiet(&mut reactor) {
+                assert!(matches!(event, Event::Sent { batch: None, .. }), "{event:?}");
+            }
+            reactor.close(socket, Closing::Abort);
+            let batch = closed(&mut reactor, socket).unwrap();
+            assert_eq!(batch.len(), 20_000_000);
+            assert!(!hear_all(&theirs).1, "what is unsent is dropped by a reset");
+        }
+    });
+}
+
+#[test]
+fn the_last_word_of_a_graceful_close_arrives_though_input_was_left_unread() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (ours, theirs) = connection();
+        (&theirs).write_all(&pattern(0, 200_000)).unwrap();
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        let last_word = pattern(5, 9_000_000);
+        reactor.send(socket, own(&last_word));
+        reactor.close(socket, Closing::Graceful);
+        let peer = thread::spawn(move || {
+            let (heard, ended_well) = hear_all(&theirs);
+            assert!(ended_well && heard == last_word);
+            (&theirs).write_all(b"a late remark").unwrap();
+        });
+        assert!(closed(&mut reactor, socket).is_some());
+        peer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_graceful_close_does_not_wait_forever_for_the_peer() {
+    on_every_tier(|options| {
+        let options = Options { linger: Duration::from_millis(5), ..options };
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (ours, _theirs) = connection();
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        reactor.read(socket);
+        reactor.close(socket, Closing::Graceful);
+        assert!(closed(&mut reactor, socket).is_none());
+    });
+}
+
+#[test]
+fn a_port_is_free_as_soon_as_its_listener_has_stopped() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let id = reactor.listen(OwnedFd::from(listener));
+        assert!(events_until_quiet(&mut reactor).is_empty());
+        reactor.stop_listening(id);
+        let events = events_of(&mut reactor);
+        assert!(matches!(events.as_slice(), [Event::StoppedListening { .. }]), "{events:?}");
+        TcpListener::bind(address).unwrap();
+    });
+}
+
+#[test]
+fn a_send_to_a_peer_that_is_gone_fails_and_its_batch_comes_home() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (ours, theirs) = connection();
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        drop(theirs);
+        reactor.send(socket, own(&pattern(0, 5_000_000)));
+        let failed = loop {
+            match events_of(&mut reactor).pop() {
+                Some(Event::SendFailed { batch, .. }) => break batch,
+                Some(Event::Sent { batch: None, .. }) => {}
+                event => panic!("{event:?}"),
+            }
+        };
+        assert_eq!(failed.len(), 5_000_000);
+        reactor.close(socket, Closing::Graceful);
+        closed(&mut reactor, socket);
+    });
+}
+
+#[test]
+fn a_dropped_reactor_takes_everything_back_from_the_kernel() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        reactor.listen(OwnedFd::from(listener));
+        let (stuck, stuck_peer) = connection();
+        let (read, read_peer) = connection();
+        let stuck = reactor.adopt(stuck, ZeroCopy::Allowed);
+        let read = reactor.adopt(read, ZeroCopy::Never);
+        reactor.read(read);
+        let shared: crate::segment::Segment = Rc::new(vec![0; 20_000_000]);
+        let range = 0..shared.len();
+        let piece = Piece::Shared { segment: Rc::clone(&shared), range };
+        reactor.send(stuck, Batch::from(vec![piece]));
+        drop(events_until_quiet(&mut reactor));
+        drop(reactor);
+        assert_eq!(Rc::strong_count(&shared), 1, "the batch was left to the kernel");
+        hear_all(&stuck_peer);
+        hear_all(&read_peer);
+        TcpListener::bind(address).unwrap();
+    });
+}
+
+#[test]
+fn an_idle_socket_costs_next_to_nothing() {
+    assert!(size_of::<socket::Slot>() <= 64);
+}
