@@ -9,8 +9,9 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
-use super::{HttpOptions, Options, Secret, ShardCount, StartError, UringTier, User};
+use super::{Options, Secret, ShardCount, StartError, UringTier, User};
 use super::{duration, nearest};
+use crate::engine::SHARDS_MAX;
 
 /// Tokens of a command line that are looked at; more is no command line.
 const ARGS_MAX: usize = 1024;
@@ -45,8 +46,6 @@ pub struct Args {
     pid: Option<PathBuf>,
     #[arg(long = "ports_file_dir")]
     ports_file_dir: Option<PathBuf>,
-    #[arg(long = "http_port", alias = "m", value_parser = port)]
-    http_port: Option<u16>,
     /// The configuration file.
     #[arg(long, alias = "c")]
     pub config: Option<PathBuf>,
@@ -130,7 +129,8 @@ struct Missing {
 const MISSING: &[Missing] = &[
     Missing { names: &["tls", "tlsverify", "help_tls"], takes_value: false, matters: true },
     Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
-    Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
+    // Whoever asks for monitoring waits for its port to answer.
+    Missing { names: &["http_port", "m", "https_port", "ms"], takes_value: true, matters: true },
     Missing { names: &["syslog", "s"], takes_value: false, matters: true },
     Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
     Missing {
@@ -281,10 +281,6 @@ impl Args {
         set_some(&mut options.pid_file, &self.pid);
         set_some(&mut options.ports_file_dir, &self.ports_file_dir);
         set_some(&mut options.client_advertise, &self.client_advertise);
-        if let Some(port) = self.http_port {
-            let host = options.http.take().and_then(|http| http.host);
-            options.http = Some(HttpOptions { host, port });
-        }
         self.apply_log(options);
         set(&mut options.runtime.shards, &self.shards);
         set(&mut options.runtime.uring_tier_max, &self.uring_tier);
@@ -365,9 +361,6 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// More shards than any machine has cores is a slip of the hand.
-pub const SHARDS_MAX: usize = 1024;
-
 fn shard_count(text: &str) -> Result<ShardCount, String> {
     match text.parse() {
         _ if text == "auto" => Ok(ShardCount::Auto),
@@ -403,7 +396,6 @@ Server Options:
         --server_name <name>         Server name (default: the server id)
     -P, --pid <file>                 File to store the process id
         --ports_file_dir <dir>       Directory for the ports file (<program>_<pid>.ports)
-    -m, --http_port <port>           Use port for http monitoring
     -c, --config <file>              Configuration file
     -t                               Test configuration and exit
     -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
@@ -513,8 +505,7 @@ mod tests {
 
     #[test]
     fn the_command_lines_of_client_harnesses_are_understood() {
-        let py = options("-p 4222 -m 8222 -a 127.0.0.1 --user u --pass p");
-        assert_eq!(py.http, Some(HttpOptions { host: None, port: 8222 }));
+        let py = options("-p 4222 -a 127.0.0.1 --user u --pass p");
         assert_eq!(py.auth.users[0].name, "u");
         assert!(py.auth.users[0].password.matches("p"));
 
@@ -570,7 +561,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
+        for line in
+            ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-m 1", "-ms 1"]
+        {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {

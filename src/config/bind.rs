@@ -7,6 +7,7 @@ use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
 use super::{HttpOptions, Options, StartError};
+use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
 const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
@@ -316,22 +317,11 @@ fn subjects(v: &mut Field<'_>) -> Result<Vec<SubjectEntry>, StartError> {
 fn subject_entry(text: &str, value: &Value) -> Result<SubjectEntry, StartError> {
     let mut words = text.split_ascii_whitespace();
     match (words.next(), words.next(), words.next()) {
-        (Some(subject), queue, None) if is_subject(subject) => {
+        (Some(subject), queue, None) if is_valid_filter(subject.as_bytes()) => {
             Ok(SubjectEntry { subject: subject.to_owned(), queue: queue.map(str::to_owned) })
         }
         _ => Err(value.position.error(format!("\"{text}\" is not a valid subject"))),
     }
-}
-
-/// Whether `text`, which has no blanks, is a subject, with or without wildcards.
-fn is_subject(text: &str) -> bool {
-    let mut tokens = text.split('.').peekable();
-    while let Some(token) = tokens.next() {
-        if token.is_empty() || (token == ">" && tokens.peek().is_some()) {
-            return false;
-        }
-    }
-    true
 }
 
 const RESPONSES: &[Key<Responses>] = &[
