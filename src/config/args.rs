@@ -2,19 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+use std::any::TypeId;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::{Options, Secret, ShardCount, StartError, UringTier, User};
 use super::{duration, nearest};
 use crate::engine::SHARDS_MAX;
-
-/// Tokens of a command line that are looked at; more is no command line.
-const ARGS_MAX: usize = 1024;
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,57 +54,46 @@ pub struct Args {
     log: Option<PathBuf>,
     #[arg(long = "log_size_limit")]
     log_size_limit: Option<u64>,
-    #[arg(long, alias = "T", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "T", value_parser = switch)]
     logtime: Option<bool>,
-    #[arg(long = "logtime_utc", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "logtime_utc", value_parser = switch)]
     logtime_utc: Option<bool>,
-    #[arg(long, alias = "D", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "D", value_parser = switch)]
     debug: Option<bool>,
-    #[arg(long, alias = "V", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "V", value_parser = switch)]
     trace: Option<bool>,
-    #[arg(long = "VV", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "VV", value_parser = switch)]
     trace_verbose: Option<bool>,
-    #[arg(long = "DV", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "DV", value_parser = switch)]
     debug_trace: Option<bool>,
-    #[arg(long = "DVV", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "DVV", value_parser = switch)]
     debug_trace_verbose: Option<bool>,
     #[arg(long = "max_traced_msg_len")]
     max_traced_msg_len: Option<usize>,
 
     #[arg(long)]
     user: Option<String>,
-    #[arg(long)]
-    pass: Option<String>,
-    #[arg(long)]
-    auth: Option<String>,
+    #[arg(long, value_parser = secret)]
+    pass: Option<Secret>,
+    #[arg(long, value_parser = secret)]
+    auth: Option<Secret>,
 
     #[arg(long, value_parser = shard_count)]
     shards: Option<ShardCount>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
     uring_tier: Option<UringTier>,
-    #[arg(long = "no-pin", alias = "no_pin", value_parser = switch, num_args = 0..=1,
-        require_equals = true, default_missing_value = "true")]
+    #[arg(long = "no-pin", alias = "no_pin", value_parser = switch)]
     no_pin: Option<bool>,
     #[arg(long, value_parser = spin_us)]
     spin: Option<u64>,
 
-    #[arg(long = "t", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "t", value_parser = switch)]
     test: Option<bool>,
     #[arg(long, alias = "sl")]
     signal: Option<String>,
-    #[arg(long, alias = "v", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "v", value_parser = switch)]
     version: Option<bool>,
-    #[arg(long, alias = "h", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "h", value_parser = switch)]
     help: Option<bool>,
 
     /// Words that are no flags.
@@ -122,7 +109,7 @@ pub struct Args {
 struct Missing {
     names: &'static [&'static str],
     takes_value: bool,
-    /// Left out silently it would change who may do what, or whom messages reach.
+    /// Whoever gives it relies on it: access, reach or a port would not be what was asked for.
     matters: bool,
 }
 
@@ -146,7 +133,7 @@ const MISSING: &[Missing] = &[
 
 /// Reads a command line, without the program's name.
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
-    let args: Vec<String> = args.into_iter().take(ARGS_MAX).collect();
+    let args: Vec<String> = args.into_iter().collect();
     let mut warnings = Vec::new();
     let uniform = uniform(&args, &mut warnings)?;
     let mut parsed = Args::command()
@@ -185,7 +172,7 @@ fn command(args: Args) -> Result<Command, StartError> {
     Ok(Command::Serve(Box::new(args)))
 }
 
-/// Rewrites every flag to `--name` or `--name=value`, the form clap agrees with.
+/// Rewrites every flag to `--name=value`, the form clap agrees with; a switch alone is true.
 ///
 /// As in nats-server, the word after a flag that takes a value is its value, whatever it looks
 /// like (`-p -1`), and flags end at the first other word or at `--`.
@@ -223,10 +210,7 @@ fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, S
                 return Err(StartError::new(reason));
             }
             Some(_) => warnings.push(format!("Flag {arg} is not supported yet and has no effect")),
-            None => uniform.push(match value {
-                Some(value) => format!("--{name}={value}"),
-                None => format!("--{name}"),
-            }),
+            None => uniform.push(format!("--{name}={}", value.as_deref().unwrap_or("true"))),
         }
     }
     uniform.extend(rest.cloned());
@@ -239,8 +223,7 @@ fn takes_value(clap: &clap::Command, name: &str) -> Result<bool, StartError> {
         arg.get_long() == Some(name) || aliases.contains(&name)
     });
     if let Some(arg) = known {
-        let is_switch = arg.is_require_equals_set();
-        return Ok(!is_switch && matches!(arg.get_action(), ArgAction::Set));
+        return Ok(arg.get_value_parser().type_id() != TypeId::of::<bool>());
     }
     let names = clap.get_arguments().filter_map(clap::Arg::get_long);
     let names = names.chain(MISSING.iter().flat_map(|missing| missing.names.iter().copied()));
@@ -315,11 +298,11 @@ impl Args {
             (None, None, None) => {}
             (None, None, Some(token)) => {
                 auth.users.clear();
-                auth.token = Some(Secret::new(token));
+                auth.token = Some(token.clone());
             }
             (Some(name), password, None) => {
                 auth.token = None;
-                let password = Secret::new(password.as_deref().unwrap_or_default());
+                let password = password.clone().unwrap_or_else(|| Secret::new(""));
                 auth.users = vec![User { name: name.clone(), password, permissions: None }];
             }
             (None, Some(_), _) => {
@@ -351,6 +334,10 @@ fn port(text: &str) -> Result<u16, String> {
         "-1" => Ok(0),
         _ => text.parse().map_err(|_| "expected 0 to 65535, or -1 for any free port".to_owned()),
     }
+}
+
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 fn switch(text: &str) -> Result<bool, String> {
@@ -570,6 +557,14 @@ mod tests {
             options(line);
         }
         assert!(options("-js").warnings[0].contains("-js"));
+    }
+
+    #[test]
+    fn the_secrets_of_a_command_line_are_never_printed() {
+        for line in ["--user a --pass hush", "--auth hush"] {
+            let command = parse(line.split_whitespace().map(str::to_owned)).unwrap();
+            assert!(!format!("{command:?}").contains("hush"), "{line}");
+        }
     }
 
     #[test]
