@@ -27,7 +27,12 @@ impl PortsFile {
     pub fn write(directory: &Path, identity: &Identity) -> Result<Self, StartError> {
         let name = format!("{}_{}.ports", identity.program, std::process::id());
         let path = directory.join(name);
-        let url = format!("nats://{}", host_port(&identity.host, identity.port));
+        // "Every address" is no address to connect to.
+        let host = match identity.host.as_str() {
+            "0.0.0.0" | "::" => "127.0.0.1",
+            host => host,
+        };
+        let url = format!("nats://{}", host_port(host, identity.port));
         let content = json!({ "nats": [url] }).to_string();
         // Under another name first: whoever waits for the file must not see half of it.
         let unfinished = path.with_extension("ports.tmp");

@@ -284,7 +284,7 @@ mod tests {
         let path = dir.path().join("log");
         let (mut log, _) = log_file(&path, 8, 2);
         for line in 0..20 {
-            writeln!(log, "line {line:03}").unwrap();
+            log.write_all(format!("line {line:03}\n").as_bytes()).unwrap();
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "the log and two put aside");
         assert_eq!(fs::read_to_string(path).unwrap(), "line 019\n");

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use core_affinity::CoreId;
 
 use crate::config::{RuntimeOptions, ShardCount};
+use crate::engine::SHARDS_MAX;
 
 /// One entry for each shard: the core it is to be pinned to, if any.
 ///
@@ -48,7 +49,7 @@ fn plan(cpus: &[Cpu], quota: usize, options: &RuntimeOptions) -> Vec<Option<Core
     let (first, rest): (Vec<&Cpu>, Vec<&Cpu>) = cpus.iter().partition(is_first);
     let count = match options.shards {
         ShardCount::Exactly(count) => count.max(1),
-        ShardCount::Auto => first.len().min(quota).max(1),
+        ShardCount::Auto => first.len().min(quota).clamp(1, SHARDS_MAX),
     };
     if !options.pin || cpus.is_empty() || quota < cpus.len() {
         return vec![None; count];
@@ -103,6 +104,12 @@ mod tests {
         assert_eq!(placed(&[], 1, ShardCount::Auto), [None]);
         assert_eq!(placed(&[0], 0, ShardCount::Auto), [None]);
         assert!(!shards(&RuntimeOptions::default()).is_empty());
+    }
+
+    #[test]
+    fn auto_stops_at_the_most_shards_there_can_be() {
+        let cores: Vec<usize> = (0..200).collect();
+        assert_eq!(placed(&cores, 200, ShardCount::Auto).len(), SHARDS_MAX);
     }
 
     #[test]
