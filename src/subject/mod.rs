@@ -1,2 +1,185 @@
-//! Subjects.
+//! Subjects: tokens separated by `.`, and filters with wildcards that match them (§6).
+//!
+//! A filter is what a subscription names, a subject what a publish names. `*` and `>` are
+//! wildcards only in filters, only as whole tokens, and `>` only as the last one; in all other
+//! places, and in all subjects, they stand for themselves. A subject with an empty token matches
+//! no filter, and a filter with an empty token matches no subject.
+
 #![forbid(unsafe_code)]
+
+pub mod table;
+
+use memchr::{memchr, memchr_iter};
+
+pub use table::Table;
+
+/// Whether SUB may name this filter: no token is empty, and nothing follows a token `>`.
+pub fn is_valid_filter(filter: &[u8]) -> bool {
+    let mut rest = Some(filter);
+    while let Some(text) = rest {
+        let (token, behind) = split_first(text);
+        if token.is_empty() || (token == b">" && behind.is_some()) {
+            return false;
+        }
+        rest = behind;
+    }
+    true
+}
+
+/// Whether a pedantic client may publish to this subject: no token is empty or a wildcard.
+pub fn is_valid_publish(subject: &[u8]) -> bool {
+    tokens(subject).all(|token| !matches!(token, b"" | b"*" | b">"))
+}
+
+/// Whether the filter has no wildcards, so that it matches at most the subject equal to it.
+pub fn is_literal(filter: &[u8]) -> bool {
+    let mut rest = Some(filter);
+    while let Some(text) = rest {
+        let (token, behind) = split_first(text);
+        if token == b"*" || (token == b">" && behind.is_none()) {
+            return false;
+        }
+        rest = behind;
+    }
+    true
+}
+
+/// The number of tokens, empty ones included; at least 1.
+pub fn token_count(subject: &[u8]) -> usize {
+    memchr_iter(b'.', subject).count() + 1
+}
+
+/// Whether any token is empty.
+pub fn has_empty_token(subject: &[u8]) -> bool {
+    let mut token_start = 0;
+    for dot in memchr_iter(b'.', subject) {
+        if dot == token_start {
+            return true;
+        }
+        token_start = dot + 1;
+    }
+    token_start == subject.len()
+}
+
+/// Whether the filter matches the subject. To ask many filters at once there is [`Table`].
+pub fn matches(filter: &[u8], subject: &[u8]) -> bool {
+    if has_empty_token(subject) {
+        return false;
+    }
+    let (mut filter, mut subject) = (Some(filter), Some(subject));
+    while let (Some(wanted), Some(given)) = (filter, subject) {
+        let (wanted_token, wanted_rest) = split_first(wanted);
+        let (given_token, given_rest) = split_first(given);
+        if wanted_token == b">" && wanted_rest.is_none() {
+            return true;
+        }
+        if wanted_token != b"*" && wanted_token != given_token {
+            return false;
+        }
+        (filter, subject) = (wanted_rest, given_rest);
+    }
+    filter.is_none() && subject.is_none()
+}
+
+/// The tokens, at least one.
+pub fn tokens(subject: &[u8]) -> impl Iterator<Item = &[u8]> {
+    subject.split(|byte| *byte == b'.')
+}
+
+/// The first token, and what follows the dot behind it, if there is one.
+fn split_first(subject: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr(b'.', subject) {
+        Some(dot) => (&subject[..dot], Some(&subject[dot + 1..])),
+        None => (subject, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_refused_for_empty_tokens_and_for_anything_behind_the_last_wildcard() {
+        for valid in ["a", "*", ">", "a.*", "*.*.>", "a.>", "foo*", "**", ">>.a", "a>b.c", "$S._"] {
+            assert!(is_valid_filter(valid.as_bytes()), "{valid}");
+        }
+        for invalid in ["", ".", ".a", "a.", "a..b", "a.>.b", ">.", ">.>", "..", "*."] {
+            assert!(!is_valid_filter(invalid.as_bytes()), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn pedantic_publishing_allows_no_wildcards_and_no_empty_tokens() {
+        for valid in ["a", "a.b", "a*", "a.>b", "**", ">>"] {
+            assert!(is_valid_publish(valid.as_bytes()), "{valid}");
+        }
+        for invalid in ["", ".", "a.", ".a", "a..b", "*", ">", "a.*.b", "a.>", ">.a"] {
+            assert!(!is_valid_publish(invalid.as_bytes()), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn wildcard_characters_inside_a_token_are_ordinary() {
+        for literal in ["a", "a*", "*a.>b", "**.>>", ">.a"] {
+            assert!(is_literal(literal.as_bytes()), "{literal}");
+        }
+        for wild in ["*", ">", "a.*", "*.a", "a.>"] {
+            assert!(!is_literal(wild.as_bytes()), "{wild}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_counted_with_the_empty_ones() {
+        for (subject, count) in [("", 1), ("a", 1), ("a.b", 2), ("..", 3), ("a.*.>", 3)] {
+            assert_eq!(token_count(subject.as_bytes()), count, "{subject}");
+            assert_eq!(tokens(subject.as_bytes()).count(), count, "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_filter_matches_what_its_wildcards_cover() {
+        let pairs = [
+            ("a", "a"),
+            ("a.*", "a.b"),
+            ("a.*", "a.*"),
+            ("a.>", "a.b"),
+            ("a.>", "a.b.c.d"),
+            ("a.>", "a.>"),
+            (">", "a"),
+            (">", "a.b"),
+            ("*", ">"),
+            ("*.*.c.*", "a.b.c.d"),
+            ("a.*.>", "a.b.c"),
+            ("a*", "a*"),
+            (">.a", ">.a"),
+        ];
+        for (filter, subject) in pairs {
+            assert!(matches(filter.as_bytes(), subject.as_bytes()), "{filter} {subject}");
+        }
+        let pairs = [
+            ("a", "A"),
+            ("a.*", "a"),
+            ("a.*", "a.b.c"),
+            ("a.>", "a"),
+            ("a.>", "ab.c"),
+            ("a.b", "a.*"),
+            ("a.b", "a.>"),
+            ("a*", "ab"),
+            (">.a", "b.a"),
+            ("*", "a.b"),
+            ("a.*.>", "a.b"),
+        ];
+        for (filter, subject) in pairs {
+            assert!(!matches(filter.as_bytes(), subject.as_bytes()), "{filter} {subject}");
+        }
+    }
+
+    #[test]
+    fn a_subject_with_an_empty_token_matches_nothing() {
+        for subject in ["", ".", "a.", ".a", "a..b"] {
+            for filter in [subject, ">", "*", "*.*", "*.>", "a.>", "a.*", "*.*.*"] {
+                assert!(!matches(filter.as_bytes(), subject.as_bytes()), "{filter} {subject}");
+            }
+        }
+    }
+}

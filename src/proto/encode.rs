@@ -1,0 +1,257 @@
+//! What the server writes to clients, appended to a buffer.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::Publish;
+
+/// Appends `+OK`.
+pub fn ok(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"+OK\r\n");
+}
+
+/// Appends `PING`.
+pub fn ping(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"PING\r\n");
+}
+
+/// Appends `PONG`.
+pub fn pong(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"PONG\r\n");
+}
+
+/// Appends `-ERR '<text>'`; the texts are those of §4.
+pub fn err(out: &mut Vec<u8>, text: &str) {
+    append(out, &[b"-ERR '", text.as_bytes(), b"'\r\n"]);
+}
+
+/// Appends an INFO line with a JSON object already rendered, without line ends in it.
+pub fn info(out: &mut Vec<u8>, json: &[u8]) {
+    append(out, &[b"INFO ", json, b" \r\n"]);
+}
+
+/// Appends what comes before [`Publish::tail`]: `HMSG <subject> <sid> `, or MSG without `headers`.
+pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, subject: &[u8], sid: &[u8]) {
+    let name: &[u8] = if headers { b"HMSG " } else { b"MSG " };
+    append(out, &[name, subject, b" ", sid, b" "]);
+}
+
+/// Appends a whole MSG or HMSG: `message` for the subscription `sid` of a receiver that has
+/// headers, or has not (§10).
+pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) {
+    let header = message.header.filter(|_| headers);
+    msg_prefix(out, header.is_some(), message.subject, sid);
+    let stripped = message.header.is_some() && !headers;
+    if let Some(tail) = message.tail
+        && !stripped
+    {
+        out.extend_from_slice(tail);
+        return;
+    }
+    if let Some(reply) = message.reply {
+        append(out, &[reply, b" "]);
+    }
+    if let Some(header) = header {
+        append(out, &[header.text, b" "]);
+    }
+    if stripped {
+        let body = message.body();
+        let size = itoa::Buffer::new().format(body.len()).to_owned();
+        append(out, &[size.as_bytes(), b"\r\n", body, b"\r\n"]);
+    } else {
+        append(out, &[message.size_text, b"\r\n", message.payload, b"\r\n"]);
+    }
+}
+
+/// Appends the status a publisher gets at its `reply` when nobody received what it sent to
+/// `subject` (§10).
+pub fn no_responders(out: &mut Vec<u8>, reply: &[u8], sid: &[u8], subject: &[u8]) {
+    const BEFORE: &[u8] = b"NATS/1.0 503\r\nNats-Subject: ";
+    const BEHIND: &[u8] = b"\r\n\r\n";
+    let mut number = itoa::Buffer::new();
+    let size = number.format(BEFORE.len() + subject.len() + BEHIND.len()).as_bytes();
+    msg_prefix(out, true, reply, sid);
+    append(out, &[size, b" ", size, b"\r\n", BEFORE, subject, BEHIND, b"\r\n"]);
+}
+
+fn append(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    out.reserve(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+/// The -ERR text for publishing to `subject` without permission.
+pub fn publish_violation(subject: &[u8]) -> String {
+    format!("Permissions Violation for Publish to {}", go_quoted(subject))
+}
+
+/// The -ERR text for publishing with a `reply` that is not allowed.
+pub fn reply_violation(reply: &[u8]) -> String {
+    format!("Permissions Violation for Publish with Reply of {}", go_quoted(reply))
+}
+
+/// The -ERR text for subscribing to `subject` without permission.
+pub fn subscription_violation(subject: &[u8], queue: Option<&[u8]>) -> String {
+    let mut text = format!("Permissions Violation for Subscription to {}", go_quoted(subject));
+    if let Some(queue) = queue {
+        text.push_str(" using queue ");
+        text.push_str(&go_quoted(queue));
+    }
+    text
+}
+
+/// The -ERR text for a subscription that a reload of the configuration took away.
+pub fn removed_subscription(subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> String {
+    format!("{} (sid {})", subscription_violation(subject, queue), go_quoted(sid))
+}
+
+/// The -ERR text for subscribing to a subject of more tokens than `max_subscription_tokens`.
+pub fn too_many_tokens(subject: &[u8]) -> String {
+    format!("{}, too many tokens", subscription_violation(subject, None))
+}
+
+/// Quotes text the way Go's `%q` does, quotation marks included: clients compare these texts.
+pub fn go_quoted(text: &[u8]) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for chunk in text.utf8_chunks() {
+        for char in chunk.valid().chars() {
+            push_quoted(&mut quoted, char);
+        }
+        for byte in chunk.invalid() {
+            push_hex(&mut quoted, "\\x", 2, u32::from(*byte));
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn push_quoted(quoted: &mut String, char: char) {
+    match char {
+        '\x07' => quoted.push_str("\\a"),
+        '\x08' => quoted.push_str("\\b"),
+        '\t' => quoted.push_str("\\t"),
+        '\n' => quoted.push_str("\\n"),
+        '\x0b' => quoted.push_str("\\v"),
+        '\x0c' => quoted.push_str("\\f"),
+        '\r' => quoted.push_str("\\r"),
+        '"' => quoted.push_str("\\\""),
+        '\\' => quoted.push_str("\\\\"),
+        ' '..='~' => quoted.push(char),
+        '\0'..='\x7f' => push_hex(quoted, "\\x", 2, char.into()),
+        _ if is_printable(char) => quoted.push(char),
+        '\u{80}'..='\u{ffff}' => push_hex(quoted, "\\u", 4, char.into()),
+        _ => push_hex(quoted, "\\U", 8, char.into()),
+    }
+}
+
+fn push_hex(quoted: &mut String, mark: &str, digits: usize, number: u32) {
+    write!(quoted, "{mark}{number:0digits$x}").expect("a String takes everything");
+}
+
+/// Whether a character beyond ASCII is a letter, mark, number, punctuation or symbol.
+fn is_printable(char: char) -> bool {
+    // Rust escapes combining marks only at the beginning of a text, therefore the second place.
+    let mut pair = [b'x'; 5];
+    let len = 1 + char.encode_utf8(&mut pair[1..]).len();
+    std::str::from_utf8(&pair[..len]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(char))
+}
+
+/// The server's description of itself: the JSON object of an INFO line (§2).
+///
+/// Fields with nothing to say are left out: false, empty texts and lists, `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Info {
+    /// The server's identity: a public key, 56 characters beginning with `N`.
+    pub server_id: String,
+    /// The configured name, else the id.
+    pub server_name: String,
+    /// Semantic version; clients decide by it which features there are.
+    pub version: String,
+    /// The protocol level: 1.
+    pub proto: u32,
+    /// Build information.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub git_commit: String,
+    /// Build information: the version of Go, if it were one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub go: String,
+    /// The configured listen address.
+    pub host: String,
+    /// The listening port.
+    pub port: u16,
+    /// Whether HPUB and HMSG are there.
+    pub headers: bool,
+    /// Whether CONNECT must bring credentials.
+    #[serde(skip_serializing_if = "is_false")]
+    pub auth_required: bool,
+    /// Whether a TLS handshake must follow.
+    #[serde(skip_serializing_if = "is_false")]
+    pub tls_required: bool,
+    /// Whether the client must have a certificate.
+    #[serde(skip_serializing_if = "is_false")]
+    pub tls_verify: bool,
+    /// Whether a TLS handshake may follow.
+    #[serde(skip_serializing_if = "is_false")]
+    pub tls_available: bool,
+    /// The largest payload in bytes.
+    pub max_payload: usize,
+    /// Whether there is JetStream.
+    #[serde(skip_serializing_if = "is_false")]
+    pub jetstream: bool,
+    /// The connection's number.
+    pub client_id: u64,
+    /// The client's address.
+    pub client_ip: String,
+    /// What clients with nkeys have to sign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+    /// The cluster's name, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Whether that name was made up.
+    #[serde(skip_serializing_if = "is_false")]
+    pub cluster_dynamic: bool,
+    /// `host:port` of the cluster's client ports.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connect_urls: Vec<String>,
+    /// The same for websocket.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ws_connect_urls: Vec<String>,
+    /// The JetStream domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The server's curve key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xkey: Option<String>,
+    /// The JetStream API level.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_lvl: Option<u32>,
+    /// Set in the INFO that announces lame duck mode.
+    #[serde(skip_serializing_if = "is_false")]
+    pub ldm: bool,
+    /// Set in the INFO that follows CONNECT.
+    #[serde(skip_serializing_if = "is_false")]
+    pub connect_info: bool,
+    /// There: the client's account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_account: Option<String>,
+    /// There: whether that is the system account.
+    #[serde(skip_serializing_if = "is_false")]
+    pub acc_is_sys: bool,
+}
+
+impl Info {
+    /// The JSON text, one line.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts, numbers and lists always have a JSON form")
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}

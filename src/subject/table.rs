@@ -1,0 +1,381 @@
+//! Which filters match a subject: asked once for every message.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use ahash::RandomState;
+use memchr::{memchr, memrchr};
+
+use super::{has_empty_token, is_literal, split_first};
+
+/// Values by filter, and for a subject all values whose filters match it (§6).
+///
+/// Filters without wildcards are found by one hash of the whole subject. The others form a tree
+/// by tokens, which is walked only if there are any: no step allocates or recurses, and none
+/// leads to a node twice, so a subject costs at most as many steps as there are tokens in
+/// wildcard filters, whatever its own length.
+///
+/// Invalid filters are kept like valid ones and match as [`super::matches`] says. All hashing is
+/// keyed, since it is clients who choose the subjects.
+#[derive(Debug, Clone)]
+pub struct Table<V> {
+    /// Filters without wildcards and empty tokens.
+    literals: HashMap<Box<[u8]>, V, RandomState>,
+    /// The other ones.
+    wild: Tree<V>,
+}
+
+impl<V> Default for Table<V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<V> Table<V> {
+    /// An empty table, hashing with keys of its own.
+    pub fn new() -> Self {
+        Self::with_hasher(RandomState::new())
+    }
+
+    /// An empty table whose keys follow from `seed`: equal seeds and equal calls give equal orders.
+    pub fn with_seed(seed: u64) -> Self {
+        // Arbitrary odd numbers that keep the four keys apart.
+        let key = |factor: u64| (seed ^ factor.rotate_left(32)).wrapping_mul(factor);
+        Self::with_hasher(RandomState::with_seeds(
+            key(0x9e37_79b9_7f4a_7c15),
+            key(0xd1b5_4a32_d192_ed03),
+            key(0x8cb9_2ba7_2f3d_8dd7),
+            key(0xaef1_7502_108e_f2d9),
+        ))
+    }
+
+    fn with_hasher(hasher: RandomState) -> Self {
+        let literals = HashMap::with_hasher(hasher.clone());
+        let wild = Tree { nodes: Vec::new(), free: Vec::new(), len: 0, hasher };
+        Self { literals, wild }
+    }
+
+    /// The number of filters.
+    pub fn len(&self) -> usize {
+        self.literals.len() + self.wild.len
+    }
+
+    /// Whether there is no filter.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The value of this filter, made if there is none yet.
+    pub fn entry(&mut self, filter: &[u8]) -> &mut V
+    where
+        V: Default,
+    {
+        if !is_keyed(filter) {
+            return self.wild.entry(filter);
+        }
+        if !self.literals.contains_key(filter) {
+            self.literals.insert(filter.into(), V::default());
+        }
+        self.literals.get_mut(filter).expect("it was there, or was inserted")
+    }
+
+    /// The value of exactly this filter.
+    pub fn get(&self, filter: &[u8]) -> Option<&V> {
+        if is_keyed(filter) { self.literals.get(filter) } else { self.wild.get(filter) }
+    }
+
+    /// The value of exactly this filter.
+    pub fn get_mut(&mut self, filter: &[u8]) -> Option<&mut V> {
+        if is_keyed(filter) { self.literals.get_mut(filter) } else { self.wild.get_mut(filter) }
+    }
+
+    /// Forgets this filter and gives its value back.
+    pub fn remove(&mut self, filter: &[u8]) -> Option<V> {
+        if is_keyed(filter) {
+            remove(&mut self.literals, filter)
+        } else {
+            self.wild.remove(filter)
+        }
+    }
+
+    /// Visits the value of each filter that matches `subject`, each once, in no promised order.
+    pub fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) {
+        // One with an empty token is not found: no such filter is among them.
+        if !self.literals.is_empty()
+            && let Some(value) = self.literals.get(subject)
+        {
+            visit(value);
+        }
+        if self.wild.len > 0 && !has_empty_token(subject) {
+            self.wild.for_each_match(subject, visit);
+        }
+    }
+
+    /// All filters with their values, in no promised order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &V)> {
+        let literals = self.literals.iter().map(|(filter, value)| (&**filter, value));
+        literals.chain(self.wild.iter())
+    }
+}
+
+/// Whether the filter is found by its whole text.
+fn is_keyed(filter: &[u8]) -> bool {
+    is_literal(filter) && !has_empty_token(filter)
+}
+
+/// Removes an entry, and gives memory back once little of it is in use.
+fn remove<K, Q, V>(map: &mut HashMap<K, V, RandomState>, key: &Q) -> Option<V>
+where
+    K: Borrow<Q> + Eq + Hash,
+    Q: Eq + Hash + ?Sized,
+{
+    const KEPT: usize = 64;
+    let value = map.remove(key)?;
+    if map.capacity() > KEPT && map.len() < map.capacity() / 8 {
+        map.shrink_to(map.len() * 2);
+    }
+    Some(value)
+}
+
+/// The filters with wildcards, as a tree by tokens.
+///
+/// Nodes are numbered rather than boxed so that filters of any number of tokens can be walked
+/// and dropped without recursion.
+#[derive(Debug, Clone)]
+struct Tree<V> {
+    /// The root is the first one. None at all when there are no filters.
+    nodes: Vec<Node<V>>,
+    /// Numbers of nodes not in use.
+    free: Vec<u32>,
+    /// The number of filters.
+    len: usize,
+    hasher: RandomState,
+}
+
+/// The tokens on the way from the root to a node are a beginning of all filters below it.
+#[derive(Debug, Clone)]
+struct Node<V> {
+    parent: u32,
+    /// The next node for a token `*`; [`ROOT`] if there is none.
+    star: u32,
+    /// The next nodes for other tokens; never an empty map.
+    children: Option<Box<Children>>,
+    /// The filter that ends here.
+    exact: Option<Box<Stored<V>>>,
+    /// The filter that goes on with `>` and ends.
+    rest: Option<Box<Stored<V>>>,
+}
+
+type Children = HashMap<Box<[u8]>, u32, RandomState>;
+
+#[derive(Debug, Clone)]
+struct Stored<V> {
+    filter: Box<[u8]>,
+    value: V,
+}
+
+/// The root's number. It is nobody's child, so it also stands for no child.
+const ROOT: u32 = 0;
+
+impl<V> Node<V> {
+    fn new(parent: u32) -> Self {
+        Self { parent, star: ROOT, children: None, exact: None, rest: None }
+    }
+
+    fn is_unused(&self) -> bool {
+        self.star == ROOT
+            && self.children.is_none()
+            && self.exact.is_none()
+            && self.rest.is_none()
+    }
+
+    fn child(&self, token: &[u8]) -> Option<u32> {
+        self.children.as_ref()?.get(token).copied()
+    }
+}
+
+impl<V> Tree<V> {
+    fn entry(&mut self, filter: &[u8]) -> &mut V
+    where
+        V: Default,
+    {
+        if self.nodes.is_empty() {
+            self.nodes.push(Node::new(ROOT));
+        }
+        let (path, is_rest) = split_rest(filter);
+        let mut at = ROOT;
+        let mut left = path;
+        while let Some(text) = left {
+            let (token, behind) = split_first(text);
+            at = self.child_or_new(at, token);
+            left = behind;
+        }
+        let node = &mut self.nodes[at as usize];
+        let place = if is_rest { &mut node.rest } else { &mut node.exact };
+        if place.is_none() {
+            self.len += 1;
+        }
+        let new = || Box::new(Stored { filter: filter.into(), value: V::default() });
+        &mut place.get_or_insert_with(new).value
+    }
+
+    fn child_or_new(&mut self, parent: u32, token: &[u8]) -> u32 {
+        let node = &self.nodes[parent as usize];
+        let is_star = token == b"*";
+        let known = if is_star {
+            Some(node.star).filter(|star| *star != ROOT)
+        } else {
+            node.child(token)
+        };
+        if let Some(child) = known {
+            return child;
+        }
+        let child = self.new_node(parent);
+        let node = &mut self.nodes[parent as usize];
+        if is_star {
+            node.star = child;
+        } else {
+            let empty = || Box::new(Children::with_hasher(self.hasher.clone()));
+            node.children.get_or_insert_with(empty).insert(token.into(), child);
+        }
+        child
+    }
+
+    fn new_node(&mut self, parent: u32) -> u32 {
+        if let Some(number) = self.free.pop() {
+            self.nodes[number as usize] = Node::new(parent);
+            return number;
+        }
+        let number = u32::try_from(self.nodes.len()).expect("memory ends before numbers do");
+        self.nodes.push(Node::new(parent));
+        number
+    }
+
+    /// The node where the filter's value is, if its path is there.
+    fn find(&self, filter: &[u8]) -> Option<u32> {
+        let mut at = ROOT;
+        let mut left = split_rest(filter).0;
+        while let Some(text) = left {
+            let (token, behind) = split_first(text);
+            let node = self.nodes.get(at as usize)?;
+            at = if token == b"*" { node.star } else { node.child(token).unwrap_or(ROOT) };
+            if at == ROOT {
+                return None;
+            }
+            left = behind;
+        }
+        Some(at)
+    }
+
+    fn get(&self, filter: &[u8]) -> Option<&V> {
+        let node = self.nodes.get(self.find(filter)? as usize)?;
+        let place = if split_rest(filter).1 { &node.rest } else { &node.exact };
+        place.as_ref().map(|stored| &stored.value)
+    }
+
+    fn get_mut(&mut self, filter: &[u8]) -> Option<&mut V> {
+        let number = self.find(filter)?;
+        let node = self.nodes.get_mut(number as usize)?;
+        let place = if split_rest(filter).1 { &mut node.rest } else { &mut node.exact };
+        place.as_mut().map(|stored| &mut stored.value)
+    }
+
+    fn remove(&mut self, filter: &[u8]) -> Option<V> {
+        let number = self.find(filter)?;
+        let node = self.nodes.get_mut(number as usize)?;
+        let (path, is_rest) = split_rest(filter);
+        let stored = if is_rest { node.rest.take() } else { node.exact.take() }?;
+        self.len -= 1;
+        if self.len == 0 {
+            self.nodes = Vec::new();
+            self.free = Vec::new();
+        } else {
+            self.prune(number, path.unwrap_or_default());
+        }
+        Some(stored.value)
+    }
+
+    /// Removes the node `path` leads to, and those before it, as far as nothing uses them.
+    fn prune(&mut self, mut number: u32, mut path: &[u8]) {
+        while number != ROOT && self.nodes[number as usize].is_unused() {
+            let parent = self.nodes[number as usize].parent;
+            let token_start = memrchr(b'.', path).map_or(0, |dot| dot + 1);
+            let token = &path[token_start..];
+            let node = &mut self.nodes[parent as usize];
+            if token == b"*" {
+                node.star = ROOT;
+            } else if let Some(children) = &mut node.children {
+                remove(children, token);
+                if children.is_empty() {
+                    node.children = None;
+                }
+            }
+            self.free.push(number);
+            number = parent;
+            path = &path[..token_start.saturating_sub(1)];
+        }
+    }
+
+    /// `subject` must have no empty token.
+    ///
+    /// The way back from a dead end is found by the nodes' parents and the subject's dots, so
+    /// that nothing has to be remembered on the way there.
+    fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) {
+        let mut number = ROOT;
+        // Where the next token begins; behind the subject's end when there is none left.
+        let mut at = 0;
+        loop {
+            let node = &self.nodes[number as usize];
+            let mut next = ROOT;
+            if at > subject.len() {
+                node.exact.iter().for_each(|stored| visit(&stored.value));
+            } else {
+                node.rest.iter().for_each(|stored| visit(&stored.value));
+                let end = memchr(b'.', &subject[at..]).map_or(subject.len(), |dot| at + dot);
+                next = node.child(&subject[at..end]).unwrap_or(node.star);
+                if next != ROOT {
+                    at = end + 1;
+                }
+            }
+            // A dead end: back to the nearest node from which only a token's own child was tried.
+            while next == ROOT {
+                if number == ROOT {
+                    return;
+                }
+                let parent = self.nodes[number as usize].parent;
+                let star = self.nodes[parent as usize].star;
+                if star != ROOT && star != number {
+                    next = star;
+                } else {
+                    at = memrchr(b'.', &subject[..at - 1]).map_or(0, |dot| dot + 1);
+                    number = parent;
+                }
+            }
+            number = next;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u8], &V)> {
+        let stored = self.nodes.iter().flat_map(|node| node.exact.iter().chain(&node.rest));
+        stored.map(|stored| (&*stored.filter, &stored.value))
+    }
+
+    #[cfg(test)]
+    fn nodes_in_use(&self) -> usize {
+        self.nodes.len() - self.free.len()
+    }
+}
+
+/// The tokens before a final `>`, `None` if it is the only one, and whether there is one.
+fn split_rest(filter: &[u8]) -> (Option<&[u8]>, bool) {
+    if filter == b">" {
+        return (None, true);
+    }
+    match filter.strip_suffix(b".>") {
+        Some(path) => (Some(path), true),
+        None => (Some(filter), false),
+    }
+}
