@@ -12,6 +12,8 @@
 //! To another shard: 4' the run is staged on a [`mesh`] lane, and `Engine::on_record` goes on
 //! there with its own interest (no second publish), then 5 and 6.
 
+pub mod config;
 pub mod proto;
 pub mod segment;
+pub mod server;
 pub mod subject;

@@ -1,0 +1,611 @@
+//! The command line, as nats-server has it: one dash or two, `=` or a blank before the value.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::builder::TypedValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+
+use super::{HttpOptions, Options, Secret, ShardCount, StartError, UringTier, User};
+use super::{duration, nearest};
+
+/// Tokens of a command line that are looked at; more is no command line.
+const ARGS_MAX: usize = 1024;
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Print the usage page.
+    Help,
+    /// Print the version.
+    Version,
+    /// Check the configuration file.
+    TestConfig(Box<Args>),
+    /// Send a signal to a running server: `command` or `command=pid`.
+    Signal(String),
+    /// Be a server.
+    Serve(Box<Args>),
+}
+
+/// The flags that were given. Each is one flag with several names; all may have one dash or two.
+#[derive(Debug, Clone, Default, PartialEq, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true, disable_version_flag = true)]
+#[command(args_override_self = true)]
+pub struct Args {
+    #[arg(long, aliases = ["a", "net"])]
+    addr: Option<String>,
+    #[arg(long, alias = "p", value_parser = port)]
+    port: Option<u16>,
+    #[arg(long = "server_name", aliases = ["name", "n"])]
+    server_name: Option<String>,
+    #[arg(long, alias = "P")]
+    pid: Option<PathBuf>,
+    #[arg(long = "ports_file_dir")]
+    ports_file_dir: Option<PathBuf>,
+    #[arg(long = "http_port", alias = "m", value_parser = port)]
+    http_port: Option<u16>,
+    /// The configuration file.
+    #[arg(long, alias = "c")]
+    pub config: Option<PathBuf>,
+    #[arg(long = "client_advertise")]
+    client_advertise: Option<String>,
+
+    #[arg(long, alias = "l")]
+    log: Option<PathBuf>,
+    #[arg(long = "log_size_limit")]
+    log_size_limit: Option<u64>,
+    #[arg(long, alias = "T", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    logtime: Option<bool>,
+    #[arg(long = "logtime_utc", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    logtime_utc: Option<bool>,
+    #[arg(long, alias = "D", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    debug: Option<bool>,
+    #[arg(long, alias = "V", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    trace: Option<bool>,
+    #[arg(long = "VV", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    trace_verbose: Option<bool>,
+    #[arg(long = "DV", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    debug_trace: Option<bool>,
+    #[arg(long = "DVV", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    debug_trace_verbose: Option<bool>,
+    #[arg(long = "max_traced_msg_len")]
+    max_traced_msg_len: Option<usize>,
+
+    #[arg(long)]
+    user: Option<String>,
+    #[arg(long)]
+    pass: Option<String>,
+    #[arg(long)]
+    auth: Option<String>,
+
+    #[arg(long, value_parser = shard_count)]
+    shards: Option<ShardCount>,
+    #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
+    uring_tier: Option<UringTier>,
+    #[arg(long = "no-pin", alias = "no_pin", value_parser = switch, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true")]
+    no_pin: Option<bool>,
+    #[arg(long, value_parser = spin_us)]
+    spin: Option<u64>,
+
+    #[arg(long = "t", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    test: Option<bool>,
+    #[arg(long, alias = "sl")]
+    signal: Option<String>,
+    #[arg(long, alias = "v", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    version: Option<bool>,
+    #[arg(long, alias = "h", value_parser = switch, num_args = 0..=1, require_equals = true,
+        default_missing_value = "true")]
+    help: Option<bool>,
+
+    /// Words that are no flags.
+    #[arg(hide = true)]
+    words: Vec<String>,
+
+    /// What the operator should know about flags that have no effect.
+    #[arg(skip)]
+    warnings: Vec<String>,
+}
+
+/// A flag of nats-server that this server does not have.
+struct Missing {
+    names: &'static [&'static str],
+    takes_value: bool,
+    /// Left out silently it would change who may do what, or whom messages reach.
+    matters: bool,
+}
+
+const MISSING: &[Missing] = &[
+    Missing { names: &["tls", "tlsverify", "help_tls"], takes_value: false, matters: true },
+    Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
+    Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
+    Missing { names: &["syslog", "s"], takes_value: false, matters: true },
+    Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
+    Missing {
+        names: &["cluster", "cluster_listen", "cluster_name", "cluster_advertise", "routes"],
+        takes_value: true,
+        matters: true,
+    },
+    Missing { names: &["connect_retries"], takes_value: true, matters: true },
+    Missing { names: &["no_advertise"], takes_value: false, matters: true },
+    Missing { names: &["jetstream", "js"], takes_value: false, matters: false },
+    Missing { names: &["store_dir", "sd", "profile"], takes_value: true, matters: false },
+];
+
+/// Reads a command line, without the program's name.
+pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
+    let args: Vec<String> = args.into_iter().take(ARGS_MAX).collect();
+    let mut warnings = Vec::new();
+    let uniform = uniform(&args, &mut warnings)?;
+    let mut parsed = Args::command()
+        .try_get_matches_from(uniform)
+        .and_then(|matches| Args::from_arg_matches(&matches))
+        .map_err(|error| StartError::new(one_line(&error)))?;
+    parsed.warnings = warnings;
+    command(parsed)
+}
+
+fn command(args: Args) -> Result<Command, StartError> {
+    if let Some(word) = args.words.first() {
+        return match word.to_ascii_lowercase().as_str() {
+            "help" => Ok(Command::Help),
+            "version" => Ok(Command::Version),
+            _ => Err(StartError::new(format!("unrecognized command: \"{word}\""))),
+        };
+    }
+    let given = |flag: Option<bool>| flag == Some(true);
+    if given(args.help) {
+        return Ok(Command::Help);
+    }
+    if given(args.version) {
+        return Ok(Command::Version);
+    }
+    if let Some(signal) = args.signal {
+        return Ok(Command::Signal(signal));
+    }
+    if given(args.test) {
+        if args.config.is_none() {
+            let reason = "must specify [-c, --config] option to check configuration file syntax";
+            return Err(StartError::new(reason));
+        }
+        return Ok(Command::TestConfig(Box::new(args)));
+    }
+    Ok(Command::Serve(Box::new(args)))
+}
+
+/// Rewrites every flag to `--name` or `--name=value`, the form clap agrees with.
+///
+/// As in nats-server, the word after a flag that takes a value is its value, whatever it looks
+/// like (`-p -1`), and flags end at the first other word or at `--`.
+fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, StartError> {
+    let clap = Args::command();
+    let mut uniform = Vec::with_capacity(args.len() + 1);
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        if arg == "--" {
+            break;
+        }
+        let flag = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-'));
+        let Some(flag) = flag.filter(|flag| !flag.is_empty()) else {
+            uniform.extend(["--".to_owned(), arg.clone()]);
+            break;
+        };
+        let (name, mut value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        let missing = MISSING.iter().find(|missing| missing.names.contains(&name));
+        let takes_value = match missing {
+            Some(missing) => missing.takes_value,
+            None => takes_value(&clap, name)?,
+        };
+        if takes_value && value.is_none() {
+            let next = rest.next().cloned();
+            let reason = || StartError::new(format!("flag {arg} needs a value, as in {arg}=VALUE"));
+            value = Some(next.ok_or_else(reason)?);
+        }
+        match missing {
+            Some(_) if value.as_deref().is_some_and(|value| switch(value) == Ok(false)) => {}
+            Some(missing) if missing.matters => {
+                let reason = format!("flag {arg} is not supported yet; start without it");
+                return Err(StartError::new(reason));
+            }
+            Some(_) => warnings.push(format!("Flag {arg} is not supported yet and has no effect")),
+            None => uniform.push(match value {
+                Some(value) => format!("--{name}={value}"),
+                None => format!("--{name}"),
+            }),
+        }
+    }
+    uniform.extend(rest.cloned());
+    Ok(uniform)
+}
+
+fn takes_value(clap: &clap::Command, name: &str) -> Result<bool, StartError> {
+    let known = clap.get_arguments().find(|arg| {
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        arg.get_long() == Some(name) || aliases.contains(&name)
+    });
+    if let Some(arg) = known {
+        let is_switch = arg.is_require_equals_set();
+        return Ok(!is_switch && matches!(arg.get_action(), ArgAction::Set));
+    }
+    let names = clap.get_arguments().filter_map(clap::Arg::get_long);
+    let names = names.chain(MISSING.iter().flat_map(|missing| missing.names.iter().copied()));
+    Err(StartError::new(match nearest(name, names) {
+        Some(near) => format!("unknown flag --{name}; did you mean --{near}? -h lists all flags"),
+        None => format!("unknown flag --{name}; -h lists all flags"),
+    }))
+}
+
+/// clap's complaint, as one sentence.
+fn one_line(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.split(' ').next().unwrap_or_default().to_owned(),
+        _ => String::new(),
+    };
+    let flag = context(ContextKind::InvalidArg).replace("[=", "=");
+    let flag = flag.split('=').next().unwrap_or_default();
+    let value = context(ContextKind::InvalidValue);
+    match (error.kind(), std::error::Error::source(error)) {
+        (ErrorKind::InvalidValue, _) => {
+            let mut allowed = String::new();
+            if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+                allowed = format!("; it is one of {}", values.join(", "));
+            }
+            format!("invalid value \"{value}\" for {flag}{allowed}")
+        }
+        (_, Some(source)) => format!("invalid value \"{value}\" for {flag}: {source}"),
+        _ => error.to_string().lines().next().unwrap_or_default().replacen("error: ", "", 1),
+    }
+}
+
+impl Args {
+    /// Lays what was given over `options`.
+    pub fn apply(&self, options: &mut Options) -> Result<(), StartError> {
+        set(&mut options.host, &self.addr);
+        set(&mut options.port, &self.port);
+        set_some(&mut options.server_name, &self.server_name);
+        set_some(&mut options.pid_file, &self.pid);
+        set_some(&mut options.ports_file_dir, &self.ports_file_dir);
+        set_some(&mut options.client_advertise, &self.client_advertise);
+        if let Some(port) = self.http_port {
+            let host = options.http.take().and_then(|http| http.host);
+            options.http = Some(HttpOptions { host, port });
+        }
+        self.apply_log(options);
+        set(&mut options.runtime.shards, &self.shards);
+        set(&mut options.runtime.uring_tier_max, &self.uring_tier);
+        set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
+        set(&mut options.runtime.spin_us, &self.spin);
+        options.warnings.extend(self.warnings.iter().cloned());
+        self.apply_auth(options)
+    }
+
+    fn apply_log(&self, options: &mut Options) {
+        let log = &mut options.log;
+        set_some(&mut log.file, &self.log);
+        set(&mut log.file_bytes_max, &self.log_size_limit);
+        set(&mut log.timestamps, &self.logtime);
+        set(&mut log.utc, &self.logtime_utc);
+        set(&mut log.traced_message_bytes_max, &self.max_traced_msg_len);
+        for flag in [self.debug, self.debug_trace, self.debug_trace_verbose] {
+            set(&mut log.debug, &flag);
+        }
+        let verbose = [self.trace_verbose, self.debug_trace_verbose];
+        for flag in [self.trace, self.debug_trace].into_iter().chain(verbose) {
+            set(&mut log.trace, &flag);
+        }
+        for flag in verbose {
+            set(&mut log.trace_verbose, &flag);
+        }
+    }
+
+    fn apply_auth(&self, options: &mut Options) -> Result<(), StartError> {
+        let auth = &mut options.auth;
+        match (&self.user, &self.pass, &self.auth) {
+            (None, None, None) => {}
+            (None, None, Some(token)) => {
+                auth.users.clear();
+                auth.token = Some(Secret::new(token));
+            }
+            (Some(name), password, None) => {
+                auth.token = None;
+                let password = Secret::new(password.as_deref().unwrap_or_default());
+                auth.users = vec![User { name: name.clone(), password, permissions: None }];
+            }
+            (None, Some(_), _) => {
+                return Err(StartError::new("--pass needs --user beside it"));
+            }
+            (Some(_), _, Some(_)) => {
+                return Err(StartError::new("--user and --auth exclude each other; give one"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set<T: Clone>(option: &mut T, given: &Option<T>) {
+    if let Some(given) = given {
+        option.clone_from(given);
+    }
+}
+
+fn set_some<T: Clone>(option: &mut Option<T>, given: &Option<T>) {
+    if given.is_some() {
+        option.clone_from(given);
+    }
+}
+
+/// A port as nats-server takes it: -1, and here 0 too, is any free one.
+fn port(text: &str) -> Result<u16, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text.parse().map_err(|_| "expected 0 to 65535, or -1 for any free port".to_owned()),
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// More shards than any machine has cores is a slip of the hand.
+pub const SHARDS_MAX: usize = 1024;
+
+fn shard_count(text: &str) -> Result<ShardCount, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(ShardCount::Auto),
+        Ok(count @ 1..=SHARDS_MAX) => Ok(ShardCount::Exactly(count)),
+        _ => Err(format!("expected auto, or a number from 1 to {SHARDS_MAX}")),
+    }
+}
+
+fn uring_tier() -> impl TypedValueParser<Value = UringTier> {
+    PossibleValuesParser::new(UringTier::ALL.map(UringTier::name)).map(|name| {
+        let named = |tier: &UringTier| tier.name() == name;
+        UringTier::ALL.into_iter().find(named).unwrap_or(UringTier::Taskrun)
+    })
+}
+
+fn spin_us(text: &str) -> Result<u64, String> {
+    let ns = duration::parse_ns(text)?;
+    u64::try_from(ns / 1000).map_err(|_| "a duration cannot be negative here".to_owned())
+}
+
+/// The usage page of `program`.
+pub fn usage(program: &str) -> String {
+    format!("\nUsage: {program} [options]\n{USAGE}\n")
+}
+
+const USAGE: &str = "\
+All flags may have one dash or two, and a blank or = before the value. They win over the file.
+
+Server Options:
+    -a, --addr, --net <host>         Bind to host address (default: 0.0.0.0)
+    -p, --port <port>                Use port for clients (default: 4222; -1: any free port)
+    -n, --name
+        --server_name <name>         Server name (default: the server id)
+    -P, --pid <file>                 File to store the process id
+        --ports_file_dir <dir>       Directory for the ports file (<program>_<pid>.ports)
+    -m, --http_port <port>           Use port for http monitoring
+    -c, --config <file>              Configuration file
+    -t                               Test configuration and exit
+    -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
+                                     (ldm, stop, quit, term, reopen, reload);
+                                     <pid> is a process id or the path of a pid file
+        --client_advertise <string>  Client address to advertise to other servers
+
+Performance Options:
+        --shards <n>                 Shards, one thread each (default: auto, one per core)
+        --no-pin                     Do not keep each shard on one core
+        --spin <duration>            Look for work this long before sleeping (default: 0)
+        --uring-tier <tier>          Use no more of io_uring than base, rings or taskrun
+                                     (default: the best tier the kernel has)
+
+Logging Options:
+    -l, --log <file>                 File to redirect log output
+        --log_size_limit <bytes>     Size after which the log file is put aside (default: never)
+    -T, --logtime                    Timestamp log entries (default: true)
+        --logtime_utc                Timestamps in UTC instead of local time (default: false)
+    -D, --debug                      Enable debugging output
+    -V, --trace                      Trace the raw protocol
+    -VV                              Verbose trace (traces system account as well)
+    -DV                              Debug and trace
+    -DVV                             Debug and verbose trace (traces system account as well)
+        --max_traced_msg_len <len>   Maximum printable length for traced messages
+
+Authorization Options:
+        --user <user>                User required for connections
+        --pass <password>            Password required for connections
+        --auth <token>               Authorization token required for connections
+
+Common Options:
+    -h, --help                       Show this message
+    -v, --version                    Show version
+";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{RuntimeOptions, load};
+
+    fn options(line: &str) -> Options {
+        match parse(line.split_whitespace().map(str::to_owned)) {
+            Ok(Command::Serve(args)) => load(&args).unwrap(),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn refused(line: &str) -> String {
+        match parse(line.split_whitespace().map(str::to_owned)) {
+            Ok(Command::Serve(args)) => load(&args).unwrap_err().to_string(),
+            Ok(other) => panic!("{line}: {other:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn one_dash_or_two_and_a_blank_or_an_equals_sign_are_the_same() {
+        for line in ["-p 42", "--p 42", "-p=42", "--p=42", "-port 42", "--port 42", "--port=42"] {
+            assert_eq!(options(line).port, 42, "{line}");
+        }
+        for line in ["-a ::1", "--addr ::1", "-net=::1", "--net ::1"] {
+            assert_eq!(options(line).host, "::1", "{line}");
+        }
+        for line in ["-n x", "--name x", "-server_name x"] {
+            assert_eq!(options(line).server_name.as_deref(), Some("x"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_negative_port_is_any_free_port() {
+        for line in ["-p -1", "--port -1", "--port=-1", "-p 0"] {
+            assert_eq!(options(line).port, 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_equal_flags_counts() {
+        assert_eq!(options("-p 1 --port 2").port, 2);
+    }
+
+    #[test]
+    fn switches_take_their_value_after_an_equals_sign_only() {
+        assert!(!options("-T=false").log.timestamps);
+        assert!(!options("--logtime=false").log.timestamps);
+        assert!(options("-T").log.timestamps);
+        assert!(options("-logtime_utc").log.utc);
+        assert!(!options("-D=0").log.debug);
+        assert_eq!(refused("-T false"), "unrecognized command: \"false\"");
+    }
+
+    #[test]
+    fn the_verbosity_flags_add_up() {
+        let verbosity = |line: &str| {
+            let log = options(line).log;
+            (log.debug, log.trace, log.trace_verbose)
+        };
+        assert_eq!(verbosity("-D"), (true, false, false));
+        assert_eq!(verbosity("-V"), (false, true, false));
+        assert_eq!(verbosity("-DV"), (true, true, false));
+        assert_eq!(verbosity("-VV"), (false, true, true));
+        assert_eq!(verbosity("-DVV"), (true, true, true));
+        assert_eq!(verbosity("-D -V"), (true, true, false));
+    }
+
+    #[test]
+    fn the_command_lines_of_client_harnesses_are_understood() {
+        let py = options("-p 4222 -m 8222 -a 127.0.0.1 --user u --pass p");
+        assert_eq!(py.http, Some(HttpOptions { host: None, port: 8222 }));
+        assert_eq!(py.auth.users[0].name, "u");
+        assert!(py.auth.users[0].password.matches("p"));
+
+        let rust = options("--store_dir /tmp/x -p -1 -l /tmp/l -P /tmp/pid");
+        assert_eq!(rust.log.file.as_deref(), Some(Path::new("/tmp/l")));
+        assert_eq!(rust.pid_file.as_deref(), Some(Path::new("/tmp/pid")));
+        assert_eq!(rust.warnings.len(), 1);
+
+        let c = options("-a 127.0.0.1 -p 22 -l log -DV -user ivan -pass secret");
+        assert!(c.log.debug && c.log.trace);
+        assert_eq!(c.auth.users[0].name, "ivan");
+        assert!(options("-auth testToken").auth.token.unwrap().matches("testToken"));
+
+        let core = options("--port -1 --addr ::1 --debug --store_dir d --server_name s");
+        assert_eq!((core.port, core.host.as_str()), (0, "::1"));
+    }
+
+    #[test]
+    fn our_own_flags_have_checked_values() {
+        let line = "--shards 3 --uring-tier base --no-pin --spin 50us";
+        let wanted = RuntimeOptions {
+            shards: ShardCount::Exactly(3),
+            uring_tier_max: UringTier::Base,
+            pin: false,
+            spin_us: 50,
+        };
+        assert_eq!(options(line).runtime, wanted);
+        assert_eq!(options("--shards auto").runtime, RuntimeOptions::default());
+        assert!(refused("--shards 0").contains("from 1 to"));
+        assert!(refused("--spin -1ms").contains("negative"));
+        let tiers = "invalid value \"x\" for --uring-tier; it is one of base, rings, taskrun";
+        assert_eq!(refused("--uring-tier x"), tiers);
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_flag() {
+        let port = "invalid value \"abc\" for --port: expected 0 to 65535, or -1 for any free port";
+        assert_eq!(refused("-p abc"), port);
+        assert!(refused("-p 65536").starts_with("invalid value \"65536\" for --port: "));
+        assert_eq!(refused("-p"), "flag -p needs a value, as in -p=VALUE");
+        assert!(refused("-T=maybe").starts_with("invalid value \"maybe\" for --logtime: "));
+    }
+
+    #[test]
+    fn an_unknown_flag_is_one_line_with_a_hint() {
+        assert_eq!(
+            refused("--prot 4"),
+            "unknown flag --prot; did you mean --port? -h lists all flags",
+        );
+        assert_eq!(refused("--zzz"), "unknown flag --zzz; -h lists all flags");
+        assert_eq!(refused("foo"), "unrecognized command: \"foo\"");
+    }
+
+    #[test]
+    fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
+        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
+            assert!(refused(line).contains("is not supported yet"), "{line}");
+        }
+        for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {
+            options(line);
+        }
+        assert!(options("-js").warnings[0].contains("-js"));
+    }
+
+    #[test]
+    fn user_and_token_exclude_each_other() {
+        assert!(refused("--user a --pass b --auth c").contains("exclude"));
+        assert!(refused("--pass b").contains("--user"));
+    }
+
+    #[test]
+    fn some_command_lines_are_not_for_a_server() {
+        let command = |line: &str| parse(line.split_whitespace().map(str::to_owned)).unwrap();
+        for line in ["-v", "--version", "version", "-p 1 version"] {
+            assert_eq!(command(line), Command::Version, "{line}");
+        }
+        for line in ["-h", "-help", "help", "HELP"] {
+            assert_eq!(command(line), Command::Help, "{line}");
+        }
+        assert_eq!(command("--signal ldm=12"), Command::Signal("ldm=12".to_owned()));
+        assert_eq!(command("-sl reload"), Command::Signal("reload".to_owned()));
+        assert!(matches!(command("-t -c f"), Command::TestConfig(_)));
+        assert!(refused("-t").contains("--config"));
+    }
+
+    #[test]
+    fn the_usage_page_names_every_flag() {
+        let page = usage("shardcast");
+        for arg in Args::command().get_arguments().filter_map(clap::Arg::get_long) {
+            let dashed = format!("-{arg}");
+            assert!(page.contains(&dashed), "{dashed}");
+        }
+    }
+}

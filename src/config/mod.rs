@@ -1,0 +1,294 @@
+//! Every option of the server: its default, its unit, and the two ways to set it.
+//!
+//! [`args`] reads the command line, [`file`] turns the configuration file into a tree of values
+//! that know their position, and [`bind`] turns that tree into [`Options`]. Flags win over the
+//! file. To add an option: a field here, a row in `bind`, and a flag in `args` if it has one.
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod auth;
+mod bind;
+mod duration;
+pub mod file;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use args::Args;
+pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+
+/// What the operator has to mend before the server can start: cause and remedy in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartError(String);
+
+impl StartError {
+    /// An error that reads `reason` after `shardcast: `.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Everything an operator can choose. Plain data; [`Default`] is what an empty file means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Address or host name to listen on (`0.0.0.0`, which includes IPv6 where there is any).
+    pub host: String,
+    /// Client port (4222); 0 is any free port.
+    pub port: u16,
+    /// `host:port` that other servers tell their clients about (none: `host` and `port`).
+    pub client_advertise: Option<String>,
+    /// Name of the server, without blanks (none: its id).
+    pub server_name: Option<String>,
+    /// Labels of the server, for its monitoring (none).
+    pub server_tags: Vec<String>,
+    /// Neither headers in INFO nor HPUB (false).
+    pub no_header_support: bool,
+    /// What a client may use of the server.
+    pub limits: Limits,
+    /// Milliseconds of silence after which a client is sent a PING (120 000).
+    pub ping_interval_ms: u64,
+    /// PINGs without an answer before a connection counts as stale (2).
+    pub ping_max: u32,
+    /// Milliseconds one write to a client may take (10 000).
+    pub write_deadline_ms: u64,
+    /// Milliseconds from entering lame duck mode to the end (120 000).
+    pub lame_duck_duration_ms: u64,
+    /// Milliseconds of those before the first connection is closed (10 000).
+    pub lame_duck_grace_ms: u64,
+    /// Who may connect, and do what.
+    pub auth: Auth,
+    /// Where the monitoring listens (nowhere).
+    pub http: Option<HttpOptions>,
+    /// What is logged, and where.
+    pub log: LogOptions,
+    /// File that receives the process id (none).
+    pub pid_file: Option<PathBuf>,
+    /// Directory that receives `<program>_<pid>.ports` (none).
+    pub ports_file_dir: Option<PathBuf>,
+    /// How the machine is used.
+    pub runtime: RuntimeOptions,
+    /// The file these options came from (none).
+    pub source: Option<Source>,
+    /// What the operator should know but need not mend; logged at start.
+    pub warnings: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            host: "0.0.0.0".to_owned(),
+            port: 4222,
+            client_advertise: None,
+            server_name: None,
+            server_tags: Vec::new(),
+            no_header_support: false,
+            limits: Limits::default(),
+            ping_interval_ms: 120_000,
+            ping_max: 2,
+            write_deadline_ms: 10_000,
+            lame_duck_duration_ms: 120_000,
+            lame_duck_grace_ms: 10_000,
+            auth: Auth::default(),
+            http: None,
+            log: LogOptions::default(),
+            pid_file: None,
+            ports_file_dir: None,
+            runtime: RuntimeOptions::default(),
+            source: None,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// What a client may use of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in the arguments of one operation (4096).
+    pub control_line_bytes_max: usize,
+    /// Bytes of header and payload of one message (1 MiB).
+    pub payload_bytes_max: usize,
+    /// Unsent bytes for one client (64 MiB).
+    pub pending_bytes_max: usize,
+    /// Client connections at one time (65 536); 0 is none at all.
+    pub connections_max: usize,
+    /// Subscriptions of one connection; 0 is without limit (0).
+    pub subscriptions_max: usize,
+    /// Tokens in the subject of a SUB, at most 255; 0 is without limit (0).
+    pub subscription_tokens_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            control_line_bytes_max: 4096,
+            payload_bytes_max: 1024 * 1024,
+            pending_bytes_max: 64 * 1024 * 1024,
+            connections_max: 65_536,
+            subscriptions_max: 0,
+            subscription_tokens_max: 0,
+        }
+    }
+}
+
+/// Where the monitoring listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpOptions {
+    /// Address or host name (none: the client listener's).
+    pub host: Option<String>,
+    /// Port; 0 is any free port.
+    pub port: u16,
+}
+
+/// What is logged, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The log file (none: standard error).
+    pub file: Option<PathBuf>,
+    /// Bytes after which the log file is put aside and begun anew; 0 is never (0).
+    pub file_bytes_max: u64,
+    /// Log files put aside that are kept; 0 is all of them (0).
+    pub files_kept_max: usize,
+    /// Date and time before each line (true).
+    pub timestamps: bool,
+    /// Date and time in UTC instead of local time (false).
+    pub utc: bool,
+    /// Log what happens to connections (false).
+    pub debug: bool,
+    /// Log every operation (false).
+    pub trace: bool,
+    /// Log also those of the system account (false).
+    pub trace_verbose: bool,
+    /// Log of traced messages the headers only (false).
+    pub trace_headers: bool,
+    /// Bytes of a traced payload that are logged; 0 is all (0).
+    pub traced_message_bytes_max: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            file: None,
+            file_bytes_max: 0,
+            files_kept_max: 0,
+            timestamps: true,
+            utc: false,
+            debug: false,
+            trace: false,
+            trace_verbose: false,
+            trace_headers: false,
+            traced_message_bytes_max: 0,
+        }
+    }
+}
+
+/// How the machine is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeOptions {
+    /// How many shards there are (`auto`).
+    pub shards: ShardCount,
+    /// The highest io_uring tier that may be used (the best one the kernel has).
+    pub uring_tier_max: UringTier,
+    /// Keep each shard on one core (true).
+    pub pin: bool,
+    /// Microseconds a shard looks for work before it sleeps (0).
+    pub spin_us: u64,
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        Self { shards: ShardCount::Auto, uring_tier_max: UringTier::Taskrun, pin: true, spin_us: 0 }
+    }
+}
+
+/// How many shards there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardCount {
+    /// One for each core this process may use.
+    Auto,
+    /// Exactly this many, at least one.
+    Exactly(usize),
+}
+
+/// What io_uring is asked for; each tier includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UringTier {
+    /// Linux 5.11: single-shot operations.
+    Base,
+    /// Linux 6.0: provided-buffer rings, multishot operations, zero-copy send.
+    Rings,
+    /// Linux 6.1: completions are run when the shard asks for them.
+    Taskrun,
+}
+
+impl UringTier {
+    /// Every tier, the lowest first.
+    pub const ALL: [Self; 3] = [Self::Base, Self::Rings, Self::Taskrun];
+
+    /// The tier's name, as `--uring-tier` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Rings => "rings",
+            Self::Taskrun => "taskrun",
+        }
+    }
+}
+
+/// The configuration file that was used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The path as it was given.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes, in hexadecimal; files it includes do not count.
+    pub sha256: String,
+}
+
+/// The options that flags and the file they name amount to.
+pub fn load(args: &Args) -> Result<Options, StartError> {
+    let mut options = Options::default();
+    if let Some(path) = &args.config {
+        read_file(path, &mut options)?;
+    }
+    args.apply(&mut options)?;
+    bind::check(&options)?;
+    Ok(options)
+}
+
+fn read_file(path: &Path, options: &mut Options) -> Result<(), StartError> {
+    let cannot = |error| StartError::new(format!("cannot read {}: {error}", path.display()));
+    let bytes = fs::read(path).map_err(cannot)?;
+    let map = file::parse(path, &bytes)?;
+    bind::bind(&map, options)?;
+    options.source = Some(Source { path: path.to_owned(), sha256: hex(&Sha256::digest(&bytes)) });
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
+        text
+    })
+}
+
+/// The candidate most like `name`, if any is alike enough to be what was meant.
+fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const LIKENESS_MIN: f64 = 0.8;
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}

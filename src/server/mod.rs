@@ -1,0 +1,3 @@
+//! The process: arguments to exit code.
+
+#![forbid(unsafe_code)]
