@@ -34,20 +34,35 @@ impl Broker {
     /// Starts a server on a free port and waits until it says that it is ready.
     pub(crate) fn start(shards: u32, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
-        Self::start_on("-1", shards, args, None)
+        Self::start_on("-1", shards, args, None, None)
     }
 
     /// The same with a configuration file of this text.
     pub(crate) fn with_config(shards: u32, config: &str) -> Self {
+        Self::confined(shards, config, None)
+    }
+
+    /// The same with no more than this many open files.
+    pub(crate) fn with_few_files(shards: u32, config: &str, files_max: u32) -> Self {
+        Self::confined(shards, config, Some(files_max))
+    }
+
+    fn confined(shards: u32, config: &str, files_max: Option<u32>) -> Self {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let path = dir.path().join("broker.conf");
         std::fs::write(&path, config).expect("the configuration is written");
         let args = vec!["-c".to_owned(), path.display().to_string()];
-        Self::start_on("-1", shards, args, Some(dir))
+        Self::start_on("-1", shards, args, Some(dir), files_max)
     }
 
-    fn start_on(port: &str, shards: u32, args: Vec<String>, dir: Option<TempDir>) -> Self {
-        let mut command = Command::new(server_command());
+    fn start_on(
+        port: &str,
+        shards: u32,
+        args: Vec<String>,
+        dir: Option<TempDir>,
+        files_max: Option<u32>,
+    ) -> Self {
+        let mut command = confined_command(files_max);
         command.args(["-a", "127.0.0.1", "-p", port]).args(&args);
         if !is_nats_server() {
             command.args(["--shards", &shards.to_string(), "--no-pin"]);
@@ -72,7 +87,7 @@ impl Broker {
         self.kill();
         let (port, args) = (self.port.to_string(), std::mem::take(&mut self.args));
         let dir = self._dir.take();
-        *self = Self::start_on(&port, self.shards, args, dir);
+        *self = Self::start_on(&port, self.shards, args, dir, None);
     }
 
     /// Ends the process without a word to its clients.
@@ -106,7 +121,11 @@ impl Broker {
                         return line;
                     }
                 }
-                Err(end) => panic!("{end} before {text:?} was logged"),
+                Err(RecvTimeoutError::Timeout) => panic!("{text:?} is not logged"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait();
+                    panic!("the server ended ({status:?}) before it logged {text:?}");
+                }
             }
         }
     }
@@ -124,6 +143,20 @@ impl Broker {
             }
         }
         self.child.wait().expect("the server can be waited for")
+    }
+
+    /// What has been logged and looked at: after the start all lines up to `Server is ready`.
+    pub(crate) fn banner(&self) -> String {
+        self.seen.join("\n")
+    }
+
+    /// The processor time that the process has used, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(path).expect("the server runs");
+        // The name, in brackets, may contain blanks; user and system time are 12 fields behind.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
     }
 
     /// The number of open files of the process.
@@ -186,6 +219,17 @@ pub(crate) fn is_nats_server() -> bool {
 pub(crate) fn server_command() -> String {
     std::env::var("SHARDCAST_TEST_SERVER")
         .unwrap_or_else(|_| env!("CARGO_BIN_EXE_shardcast").to_owned())
+}
+
+/// The program under test, by way of a shell when it may not open many files.
+fn confined_command(files_max: Option<u32>) -> Command {
+    let Some(files_max) = files_max else {
+        return Command::new(server_command());
+    };
+    let mut shell = Command::new("sh");
+    let script = format!("ulimit -n {files_max} && exec \"$@\"");
+    shell.args(["-c", &script, "sh", &server_command()]);
+    shell
 }
 
 /// Reads the log to its end, so that the server never waits for its reader.

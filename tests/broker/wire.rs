@@ -38,11 +38,21 @@ impl Wire {
         wire
     }
 
-    fn greeted(stream: TcpStream) -> Self {
+    /// Connects, whether or not the server takes the connection.
+    pub(crate) fn ungreeted(broker: &Broker) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("the kernel accepts");
+        Self::patient(stream)
+    }
+
+    fn patient(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("it is a TCP socket");
         stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
-        let mut wire = Self { stream, unread: Vec::new() };
+        Self { stream, unread: Vec::new() }
+    }
+
+    fn greeted(stream: TcpStream) -> Self {
+        let mut wire = Self::patient(stream);
         let greeting = wire.line();
         assert!(greeting.starts_with("INFO {"), "greeted with {greeting:?}");
         wire
