@@ -13,7 +13,14 @@
 //! there with its own interest (no second publish), then 5 and 6.
 
 pub mod config;
+pub mod engine;
+pub mod mesh;
 pub mod proto;
 pub mod segment;
 pub mod server;
+pub mod shard;
 pub mod subject;
+
+/// The nats-server release whose behaviour clients may count on; they test features by it.
+pub const NATS_VERSION: &str = "2.14.5";
+pub mod uring;

@@ -1,13 +1,393 @@
-//! Keys of the configuration file to options.
+//! Keys of the configuration file to options: one row of a table for each key.
 
 #![forbid(unsafe_code)]
 
-use super::{Options, StartError};
+use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+use super::field::Action::{Ignore, Refuse, Set};
+use super::field::{Field, Key, bind_map};
+use super::file::{Kind, Map, Value};
+use super::{HttpOptions, Options, StartError};
 
-pub(super) fn bind(_map: &super::file::Map, _options: &mut Options) -> Result<(), StartError> {
+/// The largest value of limits that end up in a 32-bit number on the wire or in a client.
+const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
+
+/// Binds a whole file.
+pub(super) fn bind(map: &Map, options: &mut Options) -> Result<(), StartError> {
+    let mut warnings = Vec::new();
+    bind_map(&[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS], map, options, &mut warnings)?;
+    options.warnings.append(&mut warnings);
     Ok(())
 }
 
-pub(super) fn check(_options: &Options) -> Result<(), StartError> {
+const NETWORK: &[Key<Options>] = &[
+    Key(
+        &["listen"],
+        Set(|o, v| {
+            let (host, port) = v.address()?;
+            o.port = port;
+            o.host = host.unwrap_or_else(|| std::mem::take(&mut o.host));
+            Ok(())
+        }),
+    ),
+    Key(&["host", "net"], Set(|o, v| v.text().map(|host| o.host = host))),
+    Key(&["port"], Set(|o, v| v.port().map(|port| o.port = port))),
+    Key(&["client_advertise"], Set(|o, v| v.text().map(|at| o.client_advertise = Some(at)))),
+    Key(&["server_name"], Set(|o, v| v.text().map(|name| o.server_name = Some(name)))),
+    Key(
+        &["server_tags"],
+        Set(|o, v| {
+            o.server_tags = v.texts()?.into_iter().map(|(tag, _)| tag).collect();
+            Ok(())
+        }),
+    ),
+    Key(&["no_header_support"], Set(|o, v| v.boolean().map(|no| o.no_header_support = no))),
+    Key(
+        &["http"],
+        Set(|o, v| {
+            let (host, port) = v.address()?;
+            o.http = Some(HttpOptions { host, port });
+            Ok(())
+        }),
+    ),
+    Key(
+        &["http_port", "monitor_port"],
+        Set(|o, v| {
+            let host = o.http.take().and_then(|http| http.host);
+            o.http = Some(HttpOptions { host, port: v.port()? });
+            Ok(())
+        }),
+    ),
+];
+
+const LOG: &[Key<Options>] = &[
+    Key(&["log_file", "logfile"], Set(|o, v| v.text().map(|f| o.log.file = Some(f.into())))),
+    Key(
+        &["log_size_limit", "logfile_size_limit"],
+        Set(|o, v| v.limit().map(|n| o.log.file_bytes_max = n.unwrap_or(0) as u64)),
+    ),
+    Key(
+        &["log_max_num", "logfile_max_num"],
+        Set(|o, v| v.limit().map(|n| o.log.files_kept_max = n.unwrap_or(0))),
+    ),
+    Key(&["logtime"], Set(|o, v| v.boolean().map(|on| o.log.timestamps = on))),
+    Key(&["logtime_utc"], Set(|o, v| v.boolean().map(|on| o.log.utc = on))),
+    Key(&["debug"], Set(|o, v| v.boolean().map(|on| o.log.debug = on))),
+    Key(&["trace"], Set(|o, v| v.boolean().map(|on| o.log.trace = on))),
+    Key(
+        &["trace_verbose"],
+        Set(|o, v| {
+            o.log.trace_verbose = v.boolean()?;
+            o.log.trace |= o.log.trace_verbose;
+            Ok(())
+        }),
+    ),
+    Key(&["trace_headers"], Set(|o, v| v.boolean().map(|on| o.log.trace_headers = on))),
+    Key(
+        &["max_traced_msg_len"],
+        Set(|o, v| v.limit().map(|n| o.log.traced_message_bytes_max = n.unwrap_or(0))),
+    ),
+    Key(&["pid_file", "pidfile"], Set(|o, v| v.text().map(|f| o.pid_file = Some(f.into())))),
+    Key(&["ports_file_dir"], Set(|o, v| v.text().map(|d| o.ports_file_dir = Some(d.into())))),
+];
+
+const LIMITS: &[Key<Options>] = &[
+    Key(
+        &["max_control_line"],
+        Set(|o, v| v.size(SIZE_MAX).map(|n| o.limits.control_line_bytes_max = n)),
+    ),
+    Key(&["max_payload"], Set(|o, v| v.size(SIZE_MAX).map(|n| o.limits.payload_bytes_max = n))),
+    Key(
+        &["max_pending"],
+        Set(|o, v| v.limit().map(|n| o.limits.pending_bytes_max = n.unwrap_or(usize::MAX))),
+    ),
+    Key(
+        &["max_connections", "max_conn"],
+        Set(|o, v| v.limit().map(|n| o.limits.connections_max = n.unwrap_or(usize::MAX))),
+    ),
+    Key(
+        &["max_subscriptions", "max_subs"],
+        Set(|o, v| v.limit().map(|n| o.limits.subscriptions_max = n.unwrap_or(0))),
+    ),
+    Key(
+        &["max_subscription_tokens", "max_sub_tokens"],
+        Set(|o, v| v.size(255).map(|n| o.limits.subscription_tokens_max = n)),
+    ),
+    Key(&["ping_interval"], Set(|o, v| v.duration_ms().map(|ms| o.ping_interval_ms = ms))),
+    Key(
+        &["ping_max"],
+        Set(|o, v| {
+            o.ping_max = u32::try_from(v.size(SIZE_MAX)?).unwrap_or(SIZE_MAX);
+            Ok(())
+        }),
+    ),
+    Key(&["write_deadline"], Set(|o, v| v.duration_ms().map(|ms| o.write_deadline_ms = ms))),
+    Key(&["write_timeout"], Set(write_timeout)),
+    Key(
+        &["lame_duck_duration"],
+        Set(|o, v| {
+            o.lame_duck_duration_ms = v.duration_ms()?;
+            if o.lame_duck_duration_ms < LAME_DUCK_DURATION_MS_MIN {
+                return Err(v.error("lame_duck_duration is at least \"30s\""));
+            }
+            Ok(())
+        }),
+    ),
+    Key(
+        &["lame_duck_grace_period"],
+        Set(|o, v| v.duration_ms().map(|ms| o.lame_duck_grace_ms = ms)),
+    ),
+];
+
+const LAME_DUCK_DURATION_MS_MIN: u64 = 30_000;
+
+/// What becomes of a client that a write takes too long for; for clients only closing is known.
+fn write_timeout(_: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    match v.text()?.as_str() {
+        "default" | "close" => {}
+        "retry" => v.warn("write_timeout: retry is not supported yet; such clients are closed"),
+        _ => return Err(v.error("write_timeout is default, close or retry")),
+    }
+    Ok(())
+}
+
+const AUTH: &[Key<Options>] = &[
+    Key(&["authorization"], Set(authorization)),
+    Key(&["no_auth_user"], Set(|o, v| v.text().map(|name| o.auth.no_auth_user = Some(name)))),
+    Key(&["accounts", "system_account", "system", "default_sentinel"], Refuse),
+    Key(&["operator", "operators", "root", "roots", "root_operators"], Refuse),
+    Key(&["resolver", "resolvers", "account_resolver", "account_resolvers"], Refuse),
+    Key(&["resolver_preload", "resolver_tls", "resolver_pinned_accounts"], Refuse),
+    Key(&["trusted_keys", "trusted", "mappings", "maps", "proxies", "proxy_protocol"], Refuse),
+    Key(&["tls", "ocsp", "ocsp_cache", "https", "https_port", "cluster"], Refuse),
+];
+
+const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
+    Key(&["jetstream", "store_dir", "jetstream_store_dir", "default_js_domain"], Ignore),
+    Key(&["leafnodes", "leaf", "gateway", "mqtt", "websocket", "ws"], Ignore),
+    Key(&["allow_non_tls", "no_system_account", "no_system", "no_sys_acc"], Ignore),
+    Key(&["http_base_path", "max_closed_clients", "prof_port", "prof_block_rate"], Ignore),
+    Key(&["syslog", "remote_syslog"], Refuse),
+    Key(&["no_fast_producer_stall", "disable_sublist_cache", "server_metadata"], Ignore),
+    Key(&["connect_error_reports", "reconnect_error_reports", "feature_flags"], Ignore),
+    Key(&["jetstream_max_disk_store", "jetstream_max_mem_store", "js_cluster_size"], Ignore),
+];
+
+/// The block `authorization`, before it is known which of its forms was used.
+#[derive(Default)]
+struct Authorization {
+    user: Option<String>,
+    password: Option<Secret>,
+    users: Option<Vec<User>>,
+    token: Option<Secret>,
+    timeout_ms: Option<u64>,
+    default_permissions: Option<Permissions>,
+}
+
+const AUTHORIZATION: &[Key<Authorization>] = &[
+    Key(&["user", "username"], Set(|a, v| v.text().map(|name| a.user = Some(name)))),
+    Key(&["password", "pass"], Set(|a, v| v.text().map(|p| a.password = Some(Secret::new(p))))),
+    Key(&["token"], Set(|a, v| v.text().map(|token| a.token = Some(Secret::new(token))))),
+    Key(&["timeout"], Set(|a, v| v.seconds_ms().map(|ms| a.timeout_ms = Some(ms)))),
+    Key(&["users"], Set(|a, v| users(v).map(|users| a.users = Some(users)))),
+    Key(
+        &["default_permission", "default_permissions", "permissions"],
+        Set(|a, v| permissions(v).map(|p| a.default_permissions = Some(p))),
+    ),
+    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse),
+];
+
+fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    let mut block = Authorization::default();
+    bind_map(&[AUTHORIZATION], v.map()?, &mut block, v.warnings)?;
+    let single = block.user.is_some() || block.password.is_some();
+    let reason = match (single, block.token.is_some(), block.users.is_some()) {
+        (true, true, _) => "cannot have a user/password and a token; keep one",
+        (true, _, true) => "cannot have a single user/password and a users array; keep one",
+        (_, true, true) => "cannot have a token and a users array; keep one",
+        (true, ..) if block.user.is_none() => "a password needs a user beside it",
+        _ => "",
+    };
+    if !reason.is_empty() {
+        return Err(v.error(reason));
+    }
+    let single = block.user.map(|name| User {
+        name,
+        password: block.password.unwrap_or_else(|| Secret::new("")),
+        permissions: None,
+    });
+    options.auth = Auth {
+        timeout_ms: block.timeout_ms.unwrap_or(Auth::default().timeout_ms),
+        users: block.users.unwrap_or_else(|| single.into_iter().collect()),
+        token: block.token,
+        no_auth_user: options.auth.no_auth_user.take(),
+        default_permissions: block.default_permissions,
+    };
+    Ok(())
+}
+
+fn users(v: &mut Field<'_>) -> Result<Vec<User>, StartError> {
+    let mut users: Vec<User> = Vec::new();
+    let mut names = std::collections::HashSet::new();
+    let values: Vec<_> = v.list()?.collect();
+    for (key, value) in values {
+        let mut field = Field { key, value, warnings: &mut *v.warnings };
+        let user = user(&mut field)?;
+        if !names.insert(user.name.clone()) {
+            return Err(field.error(format!("duplicate user \"{}\"; keep one", user.name)));
+        }
+        users.push(user);
+    }
+    Ok(users)
+}
+
+const USER: &[Key<User>] = &[
+    Key(&["user", "username"], Set(|u, v| v.text().map(|name| u.name = name))),
+    Key(&["password", "pass"], Set(|u, v| v.text().map(|p| u.password = Secret::new(p)))),
+    Key(
+        &["permissions", "permission", "authorization"],
+        Set(|u, v| permissions(v).map(|p| u.permissions = Some(p))),
+    ),
+    Key(&["allowed_connection_types", "connection_types", "clients"], Set(connection_types)),
+    Key(&["nkey", "proxy_required"], Refuse),
+];
+
+fn user(v: &mut Field<'_>) -> Result<User, StartError> {
+    let mut user = User { name: String::new(), password: Secret::new(""), permissions: None };
+    bind_map(&[USER], v.map()?, &mut user, v.warnings)?;
+    if user.name.is_empty() {
+        return Err(v.error("a user needs a name, as in {user: ann, password: \"…\"}"));
+    }
+    Ok(user)
+}
+
+/// All clients are of type STANDARD here, so a list with it changes nothing.
+fn connection_types(_: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+    let mut types = v.texts()?.into_iter();
+    if types.any(|(text, _)| text.eq_ignore_ascii_case("STANDARD")) {
+        return Ok(());
+    }
+    Err(v.error("connection types other than STANDARD are not supported yet; add it to the list"))
+}
+
+const PERMISSIONS: &[Key<Permissions>] = &[
+    Key(
+        &["publish", "pub", "import"],
+        Set(|p, v| {
+            p.publish = subject_list(v)?;
+            let mut entries = p.publish.allow.iter().chain(&p.publish.deny);
+            match entries.find(|entry| entry.queue.is_some()) {
+                Some(_) => Err(v.error("a subject to publish to has no queue; leave it out")),
+                None => Ok(()),
+            }
+        }),
+    ),
+    Key(
+        &["subscribe", "sub", "export"],
+        Set(|p, v| subject_list(v).map(|list| p.subscribe = list)),
+    ),
+    Key(&["allow_responses", "publish_allow_responses"], Set(allow_responses)),
+];
+
+fn permissions(v: &mut Field<'_>) -> Result<Permissions, StartError> {
+    let mut permissions = Permissions::default();
+    bind_map(&[PERMISSIONS], v.map()?, &mut permissions, v.warnings)?;
+    Ok(permissions)
+}
+
+const SUBJECT_LIST: &[Key<SubjectList>] = &[
+    Key(&["allow"], Set(|list, v| subjects(v).map(|subjects| list.allow = subjects))),
+    Key(&["deny"], Set(|list, v| subjects(v).map(|subjects| list.deny = subjects))),
+];
+
+fn subject_list(v: &mut Field<'_>) -> Result<SubjectList, StartError> {
+    let mut list = SubjectList::default();
+    if let Kind::Map(map) = &v.value.kind {
+        bind_map(&[SUBJECT_LIST], map, &mut list, v.warnings)?;
+    } else {
+        list.allow = subjects(v)?;
+    }
+    Ok(list)
+}
+
+fn subjects(v: &mut Field<'_>) -> Result<Vec<SubjectEntry>, StartError> {
+    v.texts()?.into_iter().map(|(text, value)| subject_entry(&text, value)).collect()
+}
+
+fn subject_entry(text: &str, value: &Value) -> Result<SubjectEntry, StartError> {
+    let mut words = text.split_ascii_whitespace();
+    match (words.next(), words.next(), words.next()) {
+        (Some(subject), queue, None) if is_subject(subject) => {
+            Ok(SubjectEntry { subject: subject.to_owned(), queue: queue.map(str::to_owned) })
+        }
+        _ => Err(value.position.error(format!("\"{text}\" is not a valid subject"))),
+    }
+}
+
+/// Whether `text`, which has no blanks, is a subject, with or without wildcards.
+fn is_subject(text: &str) -> bool {
+    let mut tokens = text.split('.').peekable();
+    while let Some(token) = tokens.next() {
+        if token.is_empty() || (token == ">" && tokens.peek().is_some()) {
+            return false;
+        }
+    }
+    true
+}
+
+const RESPONSES: &[Key<Responses>] = &[
+    Key(
+        &["max", "max_msgs", "max_messages", "max_responses"],
+        Set(|r, v| v.integer().map(|max| r.max = max)),
+    ),
+    Key(
+        &["expires", "expiration", "ttl"],
+        Set(|r, v| v.signed_duration_ms().map(|ms| r.expires_ms = ms)),
+    ),
+];
+
+fn allow_responses(permissions: &mut Permissions, v: &mut Field<'_>) -> Result<(), StartError> {
+    let mut responses = Responses::default();
+    let given = match &v.value.kind {
+        Kind::Boolean(given) => *given,
+        Kind::Map(map) => {
+            bind_map(&[RESPONSES], map, &mut responses, v.warnings)?;
+            true
+        }
+        _ => return Err(v.error("allow_responses is true, false, or {max: …, expires: \"…\"}")),
+    };
+    // As in nats-server, zero is the default and not "never".
+    let Responses { max, expires_ms } = Responses::default();
+    responses.max = if responses.max == 0 { max } else { responses.max };
+    responses.expires_ms =
+        if responses.expires_ms == 0 { expires_ms } else { responses.expires_ms };
+    permissions.allow_responses = given.then_some(responses);
+    Ok(())
+}
+
+/// What must hold between options, wherever they come from.
+pub(super) fn check(options: &Options) -> Result<(), StartError> {
+    let refuse = |reason: String| Err(StartError::new(reason));
+    if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
+        return refuse(format!("server name \"{name}\" cannot contain spaces"));
+    }
+    let (payload, pending) = (options.limits.payload_bytes_max, options.limits.pending_bytes_max);
+    if payload > pending {
+        let reason =
+            format!("max_payload ({payload}) cannot be higher than max_pending ({pending})");
+        return refuse(reason);
+    }
+    let (grace_ms, duration_ms) = (options.lame_duck_grace_ms, options.lame_duck_duration_ms);
+    if grace_ms >= duration_ms {
+        return refuse(format!(
+            "lame_duck_grace_period ({grace_ms} ms) must be less than lame_duck_duration \
+             ({duration_ms} ms)"
+        ));
+    }
+    let auth = &options.auth;
+    if let Some(name) = &auth.no_auth_user
+        && !auth.users.iter().any(|user| user.name == *name)
+    {
+        return refuse(format!("no_auth_user \"{name}\" is not one of the users; add it there"));
+    }
     Ok(())
 }

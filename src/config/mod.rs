@@ -10,10 +10,10 @@ pub mod args;
 pub mod auth;
 mod bind;
 mod duration;
+mod field;
 pub mod file;
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -267,8 +267,7 @@ pub fn load(args: &Args) -> Result<Options, StartError> {
 }
 
 fn read_file(path: &Path, options: &mut Options) -> Result<(), StartError> {
-    let cannot = |error| StartError::new(format!("cannot read {}: {error}", path.display()));
-    let bytes = fs::read(path).map_err(cannot)?;
+    let bytes = file::read(path).map_err(StartError::new)?;
     let map = file::parse(path, &bytes)?;
     bind::bind(&map, options)?;
     options.source = Some(Source { path: path.to_owned(), sha256: hex(&Sha256::digest(&bytes)) });

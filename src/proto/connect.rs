@@ -223,3 +223,135 @@ impl<'de> Visitor<'de> for MaybeText {
         Text.deserialize(from).map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(json: &[u8]) -> Connect {
+        let mut connect = Connect::default();
+        connect.apply(json).unwrap();
+        connect
+    }
+
+    #[test]
+    fn before_connect_a_client_is_verbose_and_pedantic() {
+        let connect = Connect::default();
+        assert!(connect.verbose && connect.pedantic && connect.echo);
+        assert!(!connect.headers && !connect.no_responders);
+        assert_eq!(connect.protocol, 0);
+        assert_eq!(applied(b"{}"), connect);
+    }
+
+    #[test]
+    fn every_field_is_taken_over() {
+        let connect = applied(
+            br#"{"verbose":false,"pedantic":false,"echo":false,"headers":true,
+                "no_responders":true,"protocol":1,"user":"a","pass":"b","auth_token":"c",
+                "jwt":"d","nkey":"e","sig":"f","name":"g","lang":"h","version":"i",
+                "tls_required":true,"account":"j","new_account":true}"#,
+        );
+        let expected = Connect {
+            verbose: false,
+            pedantic: false,
+            echo: false,
+            headers: true,
+            no_responders: true,
+            protocol: 1,
+            user: "a".into(),
+            pass: "b".into(),
+            auth_token: "c".into(),
+            jwt: "d".into(),
+            nkey: "e".into(),
+            sig: "f".into(),
+            name: "g".into(),
+            lang: "h".into(),
+            version: "i".into(),
+            tls_required: true,
+            account: "j".into(),
+            new_account: true,
+        };
+        assert_eq!(connect, expected);
+    }
+
+    #[test]
+    fn fields_left_out_or_null_keep_their_values() {
+        let mut connect = applied(br#"{"verbose":false,"user":"a","protocol":1}"#);
+        let before = connect.clone();
+        connect.apply(br#"{"verbose":null,"user":null,"protocol":null,"pass":null}"#).unwrap();
+        assert_eq!(connect, before);
+        connect.apply(br#"{"echo":false}"#).unwrap();
+        assert_eq!(connect, Connect { echo: false, ..before });
+    }
+
+    #[test]
+    fn names_have_no_case_and_the_last_of_equal_ones_counts() {
+        let connect = applied(br#"{"VERBOSE":false,"Auth_Token":"a","auth_token":"b"}"#);
+        assert!(!connect.verbose);
+        assert_eq!(connect.auth_token, "b");
+        assert!(applied(br#"{"verbose":false,"Verbose":true}"#).verbose);
+    }
+
+    #[test]
+    fn unknown_fields_of_any_type_are_ignored() {
+        let deep = "[".repeat(1000) + &"]".repeat(1000);
+        for value in ["1", "-1.5e300", "\"x\"", "null", "[1,{}]", "{\"verbose\":false}", &deep] {
+            let json = format!("{{\"colour\":{value},\"echo\":false}}");
+            let connect = applied(json.as_bytes());
+            assert!(connect.verbose && !connect.echo, "{value}");
+        }
+    }
+
+    #[test]
+    fn anything_but_one_object_of_the_right_types_is_an_error() {
+        for json in [
+            "",
+            "null",
+            "true",
+            "1",
+            "\"a\"",
+            "[]",
+            "[{}]",
+            "{",
+            "{}x",
+            "{} {}",
+            "{\"a\"}",
+            "{\"verbose\":false",
+            "{\"verbose\":\"no\"}",
+            "{\"verbose\":0}",
+            "{\"user\":1}",
+            "{\"user\":true}",
+            "{\"user\":[]}",
+            "{\"user\":[104,105]}",
+            "{\"user\":{}}",
+            "{\"protocol\":\"1\"}",
+            "{\"protocol\":1.0}",
+            "{\"protocol\":0.5}",
+            "{\"protocol\":9223372036854775808}",
+            "{\"protocol\":true}",
+            "{\"protocol\":[]}",
+            "{\"echo\":\"no\",\"echo\":false}",
+            "{echo:false}",
+            "{'echo':false}",
+            "{,}",
+            "{\"echo\":false,}",
+        ] {
+            assert!(Connect::default().apply(json.as_bytes()).is_err(), "{json}");
+        }
+        assert!(Connect::default().apply(b" {\"protocol\":-9223372036854775808} ").is_ok());
+    }
+
+    #[test]
+    fn a_text_that_is_no_unicode_is_mended_rather_than_refused() {
+        let connect = applied(b"{\"name\":\"caf\xe9\",\"lang\":\"a\\ud800b\",\"x\xff\":\"\xff\"}");
+        assert_eq!(connect.name, "caf\u{fffd}");
+        assert!(connect.lang.starts_with('a') && connect.lang.ends_with('b'));
+        assert_eq!(applied(br#"{"name":"\u00e9\n\ud83d\ude00"}"#).name, "é\n😀");
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_what_was_sent() {
+        let error = Connect::default().apply(b"{\"pass\":12345}").unwrap_err();
+        assert!(!error.to_string().contains("12345"), "{error}");
+    }
+}

@@ -177,7 +177,7 @@ pub struct Info {
     /// Build information.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub git_commit: String,
-    /// Build information: the version of Go, if it were one.
+    /// Build information; in nats-server the version of Go.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub go: String,
     /// The configured listen address.
@@ -254,4 +254,120 @@ impl Info {
 
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Header;
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_are_written_as_clients_expect_them() {
+        assert_eq!(written(ok), "+OK\r\n");
+        assert_eq!(written(ping), "PING\r\n");
+        assert_eq!(written(pong), "PONG\r\n");
+        assert_eq!(written(|out| err(out, "Stale Connection")), "-ERR 'Stale Connection'\r\n");
+        assert_eq!(written(|out| info(out, b"{}")), "INFO {} \r\n");
+        assert_eq!(written(|out| msg_prefix(out, false, b"a", b"1")), "MSG a 1 ");
+        assert_eq!(written(|out| msg_prefix(out, true, b"a", b"1")), "HMSG a 1 ");
+    }
+
+    #[test]
+    fn a_receiver_without_headers_gets_the_bare_body() {
+        let message = Publish {
+            subject: b"a",
+            reply: Some(b"r"),
+            header: Some(Header { len: 3, text: b"03" }),
+            size_text: b"005",
+            payload: b"xyzhi",
+            tail: Some(b"r 03 005\r\nxyzhi\r\n"),
+        };
+        let with = written(|out| msg(out, &message, b"1", true));
+        assert_eq!(with, "HMSG a 1 r 03 005\r\nxyzhi\r\n");
+        let without = written(|out| msg(out, &message, b"1", false));
+        assert_eq!(without, "MSG a 1 r 2\r\nhi\r\n");
+    }
+
+    #[test]
+    fn a_plain_message_stays_plain_for_a_receiver_with_headers() {
+        let message = Publish {
+            subject: b"a",
+            reply: None,
+            header: None,
+            size_text: b"02",
+            payload: b"hi",
+            tail: None,
+        };
+        for headers in [true, false] {
+            let out = written(|out| msg(out, &message, b"1", headers));
+            assert_eq!(out, "MSG a 1 02\r\nhi\r\n");
+        }
+    }
+
+    #[test]
+    fn no_responders_tells_the_subject_and_counts_it() {
+        assert_eq!(
+            written(|out| no_responders(out, b"gone.reply", b"1", b"gone.with.me")),
+            "HMSG gone.reply 1 44 44\r\nNATS/1.0 503\r\nNats-Subject: gone.with.me\r\n\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn violations_are_worded_as_clients_compare_them() {
+        let for_ = "Permissions Violation for";
+        assert_eq!(publish_violation(b"a"), format!("{for_} Publish to \"a\""));
+        assert_eq!(reply_violation(b"a"), format!("{for_} Publish with Reply of \"a\""));
+        let subscription = format!("{for_} Subscription to \"a\"");
+        assert_eq!(subscription_violation(b"a", None), subscription);
+        let queue = format!("{subscription} using queue \"q\"");
+        assert_eq!(subscription_violation(b"a", Some(b"q")), queue);
+        assert_eq!(too_many_tokens(b"a"), format!("{subscription}, too many tokens"));
+        let removed = format!("{subscription} (sid \"7\")");
+        assert_eq!(removed_subscription(b"a", None, b"7"), removed);
+        let removed = format!("{queue} (sid \"7\")");
+        assert_eq!(removed_subscription(b"a", Some(b"q"), b"7"), removed);
+    }
+
+    #[test]
+    fn quoting_escapes_what_go_escapes() {
+        for (text, quoted) in [
+            (&b"plain ~!'<>"[..], r#""plain ~!'<>""#),
+            (b"\"\\", r#""\"\\""#),
+            (b"\x07\x08\t\n\x0b\x0c\r", r#""\a\b\t\n\v\f\r""#),
+            (b"\0\x1b\x7f", r#""\x00\x1b\x7f""#),
+            (b"\xff\xe2\x82a\xed\xa0\x80", r#""\xff\xe2\x82a\xed\xa0\x80""#),
+            ("é日😀\u{fffd}".as_bytes(), "\"é日😀\u{fffd}\""),
+            ("e\u{301}\u{301}".as_bytes(), "\"e\u{301}\u{301}\""),
+            (
+                "\u{80}\u{a0}\u{ad}\u{200b}\u{2028}".as_bytes(),
+                r#""\u0080\u00a0\u00ad\u200b\u2028""#,
+            ),
+            ("\u{feff}\u{e000}\u{e0001}".as_bytes(), r#""\ufeff\ue000\U000e0001""#),
+        ] {
+            assert_eq!(go_quoted(text), quoted);
+        }
+    }
+
+    #[test]
+    fn info_leaves_out_what_it_has_not_to_say() {
+        let mut info = Info { proto: 1, headers: true, max_payload: 16, ..Info::default() };
+        assert_eq!(
+            info.to_json(),
+            r#"{"server_id":"","server_name":"","version":"","proto":1,"host":"","port":0,"#
+                .to_owned()
+                + r#""headers":true,"max_payload":16,"client_id":0,"client_ip":""}"#
+        );
+        info.connect_info = true;
+        info.remote_account = Some("$G".into());
+        info.connect_urls.push("h:1".into());
+        let json = info.to_json();
+        assert!(json.contains(r#""connect_urls":["h:1"],"connect_info":true"#), "{json}");
+        assert!(json.ends_with(r#""remote_account":"$G"}"#), "{json}");
+    }
 }

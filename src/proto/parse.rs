@@ -168,11 +168,7 @@ fn find_name(input: &[u8]) -> Result<Option<(Name, usize)>, ProtoError> {
 }
 
 /// An operation without arguments: whatever is on its line is ignored.
-fn parse_bare<'a>(
-    input: &'a [u8],
-    name_len: usize,
-    op: Op<'a>,
-) -> Result<Parsed<'a>, ProtoError> {
+fn parse_bare<'a>(input: &'a [u8], name_len: usize, op: Op<'a>) -> Result<Parsed<'a>, ProtoError> {
     let rest = &input[name_len..];
     match memchr(b'\n', &rest[..rest.len().min(IGNORED_BYTES_MAX)]) {
         Some(end) => Ok(Parsed::Op { op, used: name_len + end + 1 }),
@@ -258,8 +254,8 @@ fn parse_hpub<'a>(
     };
     let header_len = parse_number(header_text)
         .ok_or_else(|| bad("processHeaderPub Bad or Missing Header Size"))?;
-    let size = parse_number(size_text)
-        .ok_or_else(|| bad("processHeaderPub Bad or Missing Total Size"))?;
+    let size =
+        parse_number(size_text).ok_or_else(|| bad("processHeaderPub Bad or Missing Total Size"))?;
     if header_len > size {
         return Err(bad("processHeaderPub Header Size larger then TotalSize"));
     }
@@ -400,4 +396,474 @@ fn unknown(input: &[u8], at: usize, behind_payload: bool) -> ProtoError {
 #[cold]
 fn bad_arguments(problem: &'static str, args: &[u8]) -> ProtoError {
     ProtoError::BadArguments { problem, args: go_quoted(args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::encode;
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { control_line_bytes_max: 64, payload_bytes_max: 100, headers: true };
+
+    /// Every kind of operation, in usual and in unusual writing.
+    const SAMPLE: &[u8] = b"CONNECT {\"verbose\":false}\r\nping\r\nPONG ignored\n\
+        PUB a.b 5\r\nhello\r\npub  c\treply 02 \npu\r\nPUB d e 0\r\n\r\n\
+        HPUB f 3 5\r\nNATxy\r\nHPUB f g 2 2\r\n\r\n\r\nHPUB h 0 1\r\nx\r\nHPUB h i 0 1\r\n1\r\n\
+        SUB j 1\r\nsub\tk.*  q   2 \nUNSUB 1\r\nUNSUB 2 7\r\nUnsub 2 0\n\
+        +ok\r\nINFO{}\r\nINFO  {\"a\":[1]} \r\nCONNECT{} \nPING\r\n";
+
+    /// All operations that `wire` holds, when only `ends` are the places where bytes arrived.
+    fn ops(wire: &[u8], ends: impl IntoIterator<Item = usize>) -> Result<Vec<String>, Vec<String>> {
+        let mut ops = Vec::new();
+        let mut start = 0;
+        let mut needed = 0;
+        for end in ends {
+            while end - start >= needed {
+                match parse(&wire[start..end], &LIMITS) {
+                    Ok(Parsed::Op { op, used }) => {
+                        assert!(used > 0);
+                        ops.push(format!("{op:?}"));
+                        start += used;
+                        needed = 0;
+                    }
+                    Ok(Parsed::Incomplete { need }) => {
+                        assert!(need > end - start);
+                        needed = need;
+                    }
+                    Err(error) => {
+                        ops.push(format!("{:?} {}", error.wire(), error.reason()));
+                        return Err(ops);
+                    }
+                }
+            }
+        }
+        Ok(ops)
+    }
+
+    fn parse_one(wire: &[u8]) -> Op<'_> {
+        match parse(wire, &LIMITS) {
+            Ok(Parsed::Op { op, used }) => {
+                assert_eq!(used, wire.len(), "{}", wire.escape_ascii());
+                op
+            }
+            other => panic!("{}: {other:?}", wire.escape_ascii()),
+        }
+    }
+
+    fn publish(wire: &[u8]) -> Publish<'_> {
+        match parse_one(wire) {
+            Op::Pub(publish) => publish,
+            other => panic!("{}: {other:?}", wire.escape_ascii()),
+        }
+    }
+
+    /// Asserts that the last byte of `wire` is the first that proves it wrong.
+    fn earliest_error(wire: &[u8], limits: &Limits) -> ProtoError {
+        let shown = wire.escape_ascii();
+        for end in 0..wire.len() {
+            match parse(&wire[..end], limits) {
+                Ok(Parsed::Incomplete { need }) => assert!(need <= wire.len(), "{shown} at {end}"),
+                other => panic!("{shown} at {end}: {other:?}"),
+            }
+        }
+        match parse(wire, limits) {
+            Err(error) => error,
+            other => panic!("{shown}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_place_where_tcp_cuts_the_stream_never_matters() {
+        let whole = ops(SAMPLE, [SAMPLE.len()]).unwrap();
+        assert_eq!(whole.len(), 20);
+        for cut in 0..SAMPLE.len() {
+            assert_eq!(ops(SAMPLE, [cut, SAMPLE.len()]).unwrap(), whole, "cut at {cut}");
+        }
+        assert_eq!(ops(SAMPLE, 1..=SAMPLE.len()).unwrap(), whole, "byte by byte");
+    }
+
+    #[test]
+    fn the_usual_and_the_general_way_agree() {
+        for wire in [&b"PUB a.b 5\r\nhello\r\n"[..], b"pub a.b.c.d.e.f reply.to.me 05\r\nhello\r\n"]
+        {
+            let usual = parse_usual_pub(wire, &LIMITS).unwrap();
+            let (_, name_len) = find_name(wire).unwrap().unwrap();
+            let line = find_line(wire, Kind::Pub, name_len, &LIMITS).unwrap().unwrap();
+            assert_eq!(parse_pub(wire, &line, &LIMITS), Ok(usual));
+        }
+    }
+
+    #[test]
+    fn a_publish_has_its_parts_as_they_were_sent() {
+        let message = publish(b"PUB a.b reply 05\r\nhello\r\n");
+        assert_eq!(message.subject, b"a.b");
+        assert_eq!(message.reply, Some(&b"reply"[..]));
+        assert_eq!(message.size_text, b"05");
+        assert_eq!(message.payload, b"hello");
+        assert_eq!(message.body(), b"hello");
+        assert_eq!(message.tail, Some(&b"reply 05\r\nhello\r\n"[..]));
+
+        let message = publish(b"HPUB a 3 5\r\nxyzhi\r\n");
+        assert_eq!(message.header, Some(Header { len: 3, text: b"3" }));
+        assert_eq!(message.payload, b"xyzhi");
+        assert_eq!(message.body(), b"hi");
+        assert_eq!(message.tail, Some(&b"3 5\r\nxyzhi\r\n"[..]));
+        assert_eq!(publish(b"HPUB a r 3 3\r\nxyz\r\n").tail, Some(&b"r 3 3\r\nxyz\r\n"[..]));
+    }
+
+    #[test]
+    fn a_header_size_of_zero_makes_a_plain_message() {
+        let message = publish(b"HPUB a 00 5\r\nhello\r\n");
+        assert_eq!((message.header, message.tail), (None, Some(&b"5\r\nhello\r\n"[..])));
+        let message = publish(b"HPUB a r 0 5\r\nhello\r\n");
+        assert_eq!((message.header, message.tail), (None, None));
+    }
+
+    #[test]
+    fn a_tail_is_given_only_for_single_blanks_and_crlf() {
+        for wire in [
+            &b"PUB a  1\r\nx\r\n"[..],
+            b"PUB a 1 \r\nx\r\n",
+            b"PUB a\t1\r\nx\r\n",
+            b"PUB a r\t1\r\nx\r\n",
+            b"PUB a 1\nx\r\n",
+            b"PUB a 1\r\r\nx\r\n",
+            b"HPUB a  1 1\r\nx\r\n",
+            b"HPUB a 1 1\nx\r\n",
+        ] {
+            let message = publish(wire);
+            assert_eq!(message.tail, None, "{}", wire.escape_ascii());
+            assert_eq!((message.subject, message.payload), (&b"a"[..], &b"x"[..]));
+        }
+        assert_eq!(publish(b"PUB   a 1\r\nx\r\n").tail, Some(&b"1\r\nx\r\n"[..]));
+        assert_eq!(publish(b"hpub \t a r 1 1\r\nx\r\n").tail, Some(&b"r 1 1\r\nx\r\n"[..]));
+    }
+
+    #[test]
+    fn subjects_hold_any_bytes_but_blanks() {
+        let message = publish(b"PUB \x01\x7f\xff\xfe.\0 1\r\n\n\r\n");
+        assert_eq!((message.subject, message.payload), (&b"\x01\x7f\xff\xfe.\0"[..], &b"\n"[..]));
+        assert_eq!(
+            parse_one(b"SUB \xc3\xa9 \x01 \0\n"),
+            Op::Sub { subject: b"\xc3\xa9", queue: Some(b"\x01"), sid: b"\0" }
+        );
+    }
+
+    #[test]
+    fn unsub_without_a_usable_limit_means_now() {
+        for (wire, expected) in [
+            (&b"UNSUB 1\r\n"[..], None),
+            (b"UNSUB 1 0\r\n", None),
+            (b"UNSUB 1 soon\r\n", None),
+            (b"UNSUB 1 -1\r\n", None),
+            (b"UNSUB 1 1000000000\r\n", None),
+            (b"UNSUB 1 999999999\r\n", Some(999_999_999)),
+            (b"unsub\t1   007\n", Some(7)),
+        ] {
+            assert_eq!(parse_one(wire), Op::Unsub { sid: b"1", max: expected });
+        }
+    }
+
+    #[test]
+    fn connect_is_handed_over_without_the_blanks_around_it() {
+        assert_eq!(parse_one(b"CONNECT \t{\"a\": 1} \r\n"), Op::Connect(b"{\"a\": 1}"));
+        assert_eq!(parse_one(b"connect{}\n"), Op::Connect(b"{}"));
+        assert_eq!(parse_one(b"CONNECT\r\n"), Op::Connect(b""));
+        assert_eq!(parse_one(b"CONNECT \r\n"), Op::Connect(b""));
+    }
+
+    #[test]
+    fn an_unknown_operation_is_noticed_at_its_first_wrong_byte() {
+        for wire in [
+            " ", "\r", "\n", "\0", "X", "HE", "HM", "M", "R", "L", "A", "PX", "PUX", "PUBf",
+            "PUB\r", "PUB\n", "SUBS", "SUB\r", "UNSUB\r", "UNSUBx", "HPUB\n", "PI\n", "PIN\r",
+            "CONNECX", "INFX", "+K", "+O\r", "-ERR\r", "-ERRx", "-R",
+        ] {
+            let error = earliest_error(wire.as_bytes(), &LIMITS);
+            assert_eq!(error.wire(), Some("Unknown Protocol Operation"), "{wire:?}");
+            assert_eq!(error.reason(), "Protocol Violation");
+        }
+    }
+
+    #[test]
+    fn a_payload_with_a_wrong_end_is_noticed_at_its_first_wrong_byte() {
+        for wire in [
+            "PUB a 5\r\nhello!",
+            "PUB a 5\r\nhello\n",
+            "PUB a 5\r\nhello\r\r",
+            "PUB a 0\r\nP",
+            "PUB a 0\n\n",
+            "HPUB a 1 2\r\nhix",
+            "HPUB a 1 2\r\nhi\rx",
+        ] {
+            let error = earliest_error(wire.as_bytes(), &LIMITS);
+            assert_eq!(error.wire(), Some("Unknown Protocol Operation"), "{wire:?}");
+            assert!(matches!(error, ProtoError::UnknownOperation { behind_payload: true, .. }));
+        }
+    }
+
+    #[test]
+    fn a_payload_too_large_is_refused_before_it_is_sent() {
+        for wire in ["PUB a 101\n", "PUB a r 999999999\r\n", "HPUB a 1 101\r\n"] {
+            let error = earliest_error(wire.as_bytes(), &LIMITS);
+            assert_eq!(error.wire(), Some("Maximum Payload Violation"), "{wire:?}");
+            assert_eq!(error.reason(), "Maximum Message Payload Exceeded");
+        }
+        let error = earliest_error(b"PUB a 101\r\n", &LIMITS);
+        assert_eq!(error.to_string(), "maximum payload exceeded: 101 vs 100");
+    }
+
+    #[test]
+    fn wrong_arguments_close_silently_as_soon_as_their_line_was_read() {
+        for (wire, log) in [
+            ("SUB \n", "processSub Parse Error: \"\""),
+            ("SUB foo\r\n", "processSub Parse Error: \"foo\""),
+            ("SUB a b c d\r\n", "processSub Parse Error: \"a b c d\""),
+            ("SUB a b c d e f g\n", "processSub Parse Error: \"a b c d e f g\""),
+            ("UNSUB \n", "processUnsub Parse Error: \"\""),
+            ("UNSUB 1 2 3\r\n", "processUnsub Parse Error: \"1 2 3\""),
+            ("PUB foo\r\n", "processPub Parse Error: \"foo\""),
+            ("PUB a b c d\r\n", "processPub Parse Error: \"a b c d\""),
+            ("PUB a five\r\n", "processPub Bad or Missing Size: \"a five\""),
+            ("PUB a -1\r\n", "processPub Bad or Missing Size: \"a -1\""),
+            ("PUB a +5\n", "processPub Bad or Missing Size: \"a +5\""),
+            ("PUB a 0x5\n", "processPub Bad or Missing Size: \"a 0x5\""),
+            ("PUB a 5.0\n", "processPub Bad or Missing Size: \"a 5.0\""),
+            ("PUB a 0000000005\n", "processPub Bad or Missing Size: \"a 0000000005\""),
+            ("HPUB a 1\n", "processHeaderPub Parse Error: \"a 1\""),
+            ("HPUB a b 1 1 1\n", "processHeaderPub Parse Error: \"a b 1 1 1\""),
+            ("HPUB a x 1\n", "processHeaderPub Bad or Missing Header Size: \"a x 1\""),
+            ("HPUB a 1 -2\n", "processHeaderPub Bad or Missing Total Size: \"a 1 -2\""),
+            ("HPUB a 3 2\n", "processHeaderPub Header Size larger then TotalSize: \"a 3 2\""),
+            ("INFO []\n", "INFO is not a JSON object"),
+            ("INFO {\n", "INFO is not a JSON object"),
+            ("INFO\n", "INFO is not a JSON object"),
+        ] {
+            let error = earliest_error(wire.as_bytes(), &LIMITS);
+            assert_eq!(error.wire(), None, "{wire:?}");
+            assert_eq!(error.reason(), "Protocol Violation");
+            assert_eq!(error.to_string(), log);
+        }
+    }
+
+    #[test]
+    fn an_error_from_the_client_closes_silently() {
+        let error = earliest_error(b"-err 'what ever' \r\n", &LIMITS);
+        assert_eq!(error.wire(), None);
+        assert_eq!(error.reason(), "Parse Error");
+        assert_eq!(error.to_string(), "Client Error 'what ever'");
+    }
+
+    #[test]
+    fn hpub_without_headers_closes_silently_as_soon_as_its_line_was_read() {
+        let limits = Limits { headers: false, ..LIMITS };
+        for wire in ["HPUB a 12 14\r\n", "HPUB a 12 1000\n", "HPUB \n"] {
+            let error = earliest_error(wire.as_bytes(), &limits);
+            assert_eq!(error, ProtoError::HeadersNotSupported);
+            assert_eq!(error.wire(), None);
+            assert_eq!(error.to_string(), "message headers not supported");
+        }
+    }
+
+    #[test]
+    fn a_control_line_too_long_is_noticed_without_its_end() {
+        let limits = Limits { control_line_bytes_max: 9, ..LIMITS };
+        for wire in [
+            "SUB 12345678 1",
+            "SUB  \t 12345678 1",
+            "UNSUB 1234567890",
+            "PUB 123456 r 5",
+            "HPUB 1234567 15",
+            "CONNECT {        }",
+            "INFO{        }",
+            "-ERR 1234567890",
+            "SUB 1234567\r\r\r\r",
+        ] {
+            let error = earliest_error(wire.as_bytes(), &limits);
+            assert_eq!(error.wire(), Some("maximum control line exceeded"), "{wire:?}");
+            assert_eq!(error.reason(), "Maximum Control Line Exceeded");
+        }
+        for end in ["\n", "\r\n", " 1\n"] {
+            let wire = format!("PUB 1234567 1{end}x\r\n");
+            let whole = parse(wire.as_bytes(), &limits);
+            assert_eq!(whole.is_err(), end.starts_with(' '), "{end:?}");
+        }
+        let mut long = b"PUB ".to_vec();
+        long.resize(1_000_000, b'p');
+        assert_eq!(parse(&long, &limits), Err(ProtoError::ControlLineTooLong));
+    }
+
+    #[test]
+    fn what_counts_towards_no_limit_still_ends_somewhere() {
+        for name in ["PING", "pong", "+OK"] {
+            let mut wire = name.as_bytes().to_vec();
+            wire.resize(name.len() + IGNORED_BYTES_MAX - 1, b' ');
+            assert!(parse(&wire, &LIMITS).is_ok());
+            wire.push(b'\n');
+            assert!(matches!(parse(&wire, &LIMITS), Ok(Parsed::Op { .. })));
+            *wire.last_mut().unwrap() = b' ';
+            assert_eq!(parse(&wire, &LIMITS), Err(ProtoError::ControlLineTooLong));
+        }
+        let mut wire = b"SUB".to_vec();
+        wire.resize(3 + IGNORED_BYTES_MAX, b' ');
+        assert!(parse(&wire, &LIMITS).is_ok());
+        wire.push(b' ');
+        assert_eq!(parse(&wire, &LIMITS), Err(ProtoError::ControlLineTooLong));
+    }
+
+    #[test]
+    fn a_payload_is_asked_for_up_to_its_cr_and_then_to_its_lf() {
+        let wire = b"PUB a 50\r\n";
+        assert_eq!(parse(wire, &LIMITS), Ok(Parsed::Incomplete { need: wire.len() + 51 }));
+        let mut wire = wire.to_vec();
+        wire.resize(wire.len() + 50, b'x');
+        wire.push(b'\r');
+        assert_eq!(parse(&wire, &LIMITS), Ok(Parsed::Incomplete { need: wire.len() + 1 }));
+    }
+
+    #[test]
+    fn the_log_shows_where_an_unknown_operation_went_wrong() {
+        let error = parse(b"PUBfoo 0\r\n\r\n", &LIMITS).unwrap_err();
+        let log = r#"Client parser ERROR, state=0, i=3: proto='"foo 0\r\n\r\n"...'"#;
+        assert_eq!(error.to_string(), log);
+    }
+
+    #[test]
+    fn what_the_server_writes_to_anyone_is_understood() {
+        let mut wire = Vec::new();
+        encode::ok(&mut wire);
+        encode::ping(&mut wire);
+        encode::pong(&mut wire);
+        encode::info(&mut wire, encode::Info::default().to_json().as_bytes());
+        let nothing = format!("{:?}", Op::Nothing);
+        let limits = Limits { control_line_bytes_max: 4096, ..LIMITS };
+        let mut rest = &wire[..];
+        let mut ops = Vec::new();
+        while !rest.is_empty() {
+            let Ok(Parsed::Op { op, used }) = parse(rest, &limits) else { panic!() };
+            ops.push(format!("{op:?}"));
+            rest = &rest[used..];
+        }
+        assert_eq!(ops, [nothing.clone(), "Ping".into(), "Pong".into(), nothing]);
+        wire.clear();
+        encode::err(&mut wire, "some text");
+        let error = ProtoError::ErrorFromClient("'some text'".into());
+        assert_eq!(parse(&wire, &LIMITS), Err(error));
+    }
+
+    fn word() -> impl Strategy<Value = Vec<u8>> {
+        let byte = any::<u8>().prop_filter("no blank", |byte| !b" \t\r\n".contains(byte));
+        prop::collection::vec(byte, 1..20)
+    }
+
+    /// Pieces of which some put together make operations.
+    fn piece() -> impl Strategy<Value = &'static [u8]> {
+        prop::sample::select(vec![
+            &b"PUB "[..],
+            b"hpub ",
+            b"SUB\t",
+            b"UNSUB ",
+            b"PING",
+            b"+OK",
+            b"INFO ",
+            b"CONNECT ",
+            b"-ERR ",
+            b"a.b",
+            b"1",
+            b"3",
+            b"02",
+            b"101",
+            b"{}",
+            b"x",
+            b" ",
+            b" ",
+            b"\t",
+            b"\r",
+            b"\n",
+            b"\r\n",
+            b"\r\n",
+            b"\r\nabc\r\n",
+            b"\xff",
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn any_publish_is_read_back(
+            subject in word(),
+            reply in prop::option::of(word()),
+            payload in prop::collection::vec(any::<u8>(), 0..100),
+            header_len in prop::option::of(0..100_usize),
+            behind in prop::collection::vec(any::<u8>(), 0..10),
+        ) {
+            let mut wire = Vec::new();
+            wire.extend_from_slice(if header_len.is_some() { b"HPUB " } else { b"PUB " });
+            wire.extend_from_slice(&subject);
+            let reply = reply.as_deref();
+            if let Some(text) = reply {
+                wire.push(b' ');
+                wire.extend_from_slice(text);
+            }
+            let header_len = header_len.map(|len| len.min(payload.len()));
+            if let Some(len) = header_len {
+                wire.extend_from_slice(format!(" {len}").as_bytes());
+            }
+            wire.extend_from_slice(format!(" {}\r\n", payload.len()).as_bytes());
+            wire.extend_from_slice(&payload);
+            wire.extend_from_slice(b"\r\n");
+            let len = wire.len();
+            wire.extend_from_slice(&behind);
+            let limits = Limits { control_line_bytes_max: 4096, ..LIMITS };
+            let Ok(Parsed::Op { op: Op::Pub(message), used }) = parse(&wire, &limits) else {
+                panic!("{}", wire.escape_ascii());
+            };
+            prop_assert_eq!(used, len);
+            prop_assert_eq!(message.subject, &subject);
+            prop_assert_eq!(message.reply, reply);
+            prop_assert_eq!(message.payload, &payload);
+            prop_assert_eq!(message.header.map_or(0, |h| h.len), header_len.unwrap_or(0));
+            let whole = header_len != Some(0) || reply.is_none();
+            prop_assert_eq!(message.tail.is_some(), whole);
+            for headers in [true, false] {
+                let (mut quick, mut slow) = (Vec::new(), Vec::new());
+                encode::msg(&mut quick, &message, b"7", headers);
+                encode::msg(&mut slow, &Publish { tail: None, ..message }, b"7", headers);
+                prop_assert_eq!(quick, slow);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            name in 0..NAMES.len(),
+        ) {
+            let _ = parse(&bytes, &LIMITS);
+            let _ = parse(&[NAMES[name].0, b" ", &bytes].concat(), &LIMITS);
+        }
+
+        #[test]
+        fn cuts_never_matter_and_errors_never_wait(
+            pieces in prop::collection::vec(piece(), 0..25),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let wire = pieces.concat();
+            let whole = ops(&wire, [wire.len()]);
+            prop_assert_eq!(&ops(&wire, 1..=wire.len()), &whole);
+            prop_assert_eq!(&ops(&wire, [cut.index(wire.len() + 1), wire.len()]), &whole);
+        }
+
+        #[test]
+        fn the_end_of_a_word_is_its_first_byte_up_to_a_blank(
+            bytes in prop::collection::vec(prop::sample::select(vec![
+                0_u8, 0x1f, 0x20, 0x21, 0x22, 0x7f, 0x80, 0xa0, 0xa1, 0xff, b'a', b'b', b'c'
+            ]), 0..40),
+            from in 0..40_usize,
+        ) {
+            let naive = (from..bytes.len()).find(|at| bytes[*at] <= b' ');
+            prop_assert_eq!(word_end(&bytes, from), naive);
+        }
+    }
 }

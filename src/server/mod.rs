@@ -1,3 +1,4 @@
 //! The process: arguments to exit code.
 
 #![forbid(unsafe_code)]
+pub mod shards;

@@ -94,11 +94,7 @@ impl<V> Table<V> {
 
     /// Forgets this filter and gives its value back.
     pub fn remove(&mut self, filter: &[u8]) -> Option<V> {
-        if is_keyed(filter) {
-            remove(&mut self.literals, filter)
-        } else {
-            self.wild.remove(filter)
-        }
+        if is_keyed(filter) { remove(&mut self.literals, filter) } else { self.wild.remove(filter) }
     }
 
     /// Visits the value of each filter that matches `subject`, each once, in no promised order.
@@ -186,10 +182,7 @@ impl<V> Node<V> {
     }
 
     fn is_unused(&self) -> bool {
-        self.star == ROOT
-            && self.children.is_none()
-            && self.exact.is_none()
-            && self.rest.is_none()
+        self.star == ROOT && self.children.is_none() && self.exact.is_none() && self.rest.is_none()
     }
 
     fn child(&self, token: &[u8]) -> Option<u32> {
@@ -225,11 +218,8 @@ impl<V> Tree<V> {
     fn child_or_new(&mut self, parent: u32, token: &[u8]) -> u32 {
         let node = &self.nodes[parent as usize];
         let is_star = token == b"*";
-        let known = if is_star {
-            Some(node.star).filter(|star| *star != ROOT)
-        } else {
-            node.child(token)
-        };
+        let known =
+            if is_star { Some(node.star).filter(|star| *star != ROOT) } else { node.child(token) };
         if let Some(child) = known {
             return child;
         }
@@ -377,5 +367,182 @@ fn split_rest(filter: &[u8]) -> (Option<&[u8]>, bool) {
     match filter.strip_suffix(b".>") {
         Some(path) => (Some(path), true),
         None => (Some(filter), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::matches;
+    use super::*;
+
+    fn table(filters: &[&str]) -> Table<String> {
+        let mut table = Table::with_seed(1);
+        for filter in filters {
+            *table.entry(filter.as_bytes()) = (*filter).to_owned();
+        }
+        table
+    }
+
+    fn found<'t>(table: &'t Table<String>, subject: &str) -> Vec<&'t str> {
+        let mut found = Vec::new();
+        table.for_each_match(subject.as_bytes(), |filter| found.push(filter.as_str()));
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn every_matching_filter_is_found_once() {
+        let filters =
+            ["a.b", "a.*", "*.b", "*.*", "a.>", "*.>", ">", "a.b.>", "a.c", "b.*", "*", "a"];
+        let table = table(&filters);
+        assert_eq!(found(&table, "a.b"), ["*.*", "*.>", "*.b", ">", "a.*", "a.>", "a.b"]);
+        assert_eq!(found(&table, "a"), ["*", ">", "a"]);
+        assert_eq!(found(&table, "a.b.c"), ["*.>", ">", "a.>", "a.b.>"]);
+        assert_eq!(found(&table, "z.z"), ["*.*", "*.>", ">"]);
+    }
+
+    #[test]
+    fn wildcards_in_a_published_subject_are_ordinary_tokens() {
+        let table = table(&["w.*", "w.>", "w.abc", "w.*.x", ">.a"]);
+        assert_eq!(found(&table, "w.*"), ["w.*", "w.>"]);
+        assert_eq!(found(&table, "w.>"), ["w.*", "w.>"]);
+        assert_eq!(found(&table, "w.*.x"), ["w.*.x", "w.>"]);
+        assert_eq!(found(&table, ">.a"), [">.a"]);
+    }
+
+    #[test]
+    fn a_subject_with_an_empty_token_finds_nothing() {
+        let table = table(&[">", "*", "*.*", "*.>", "", ".", "a..b", "a.", ".>", "a..*"]);
+        for subject in ["", ".", "a.", ".a", "a..b", "..", "a..c"] {
+            assert!(found(&table, subject).is_empty(), "{subject:?}");
+        }
+    }
+
+    #[test]
+    fn an_emptied_table_holds_no_nodes() {
+        let filters = ["a.b.*", "a.b.c.>", "a.*.c", ">", "*", "*.*.*.x", "a..*", "lit"];
+        let mut table = table(&filters);
+        assert_eq!(table.len(), filters.len());
+        for filter in filters {
+            assert_eq!(table.remove(filter.as_bytes()).as_deref(), Some(filter));
+            assert_eq!(table.remove(filter.as_bytes()), None);
+        }
+        assert!(table.is_empty());
+        assert_eq!(table.wild.nodes.capacity(), 0);
+        assert_eq!(table.iter().count(), 0);
+    }
+
+    #[test]
+    fn removing_prunes_what_no_other_filter_needs_and_its_nodes_are_used_again() {
+        let mut table = table(&["a.*", "*.b.*"]);
+        let before = table.wild.nodes_in_use();
+        for round in 0..10 {
+            *table.entry(b"a.*.c.d.*") = "long".to_owned();
+            *table.entry(b"*.b.*.x.>") = "longer".to_owned();
+            assert_eq!(found(&table, "q.b.q.x.q"), ["longer"], "{round}");
+            assert!(table.remove(b"a.*.c.d.*").is_some());
+            assert!(table.remove(b"*.b.*.x.>").is_some());
+            assert_eq!(table.wild.nodes_in_use(), before);
+        }
+        assert!(table.wild.nodes.len() <= before + 5);
+        assert_eq!(found(&table, "a.b"), ["a.*"]);
+    }
+
+    #[test]
+    fn subjects_of_thousands_of_tokens_neither_recurse_nor_explode() {
+        const TOKENS: usize = 20_000;
+        let mut table = Table::<String>::with_seed(7);
+        let stars = "*.".repeat(TOKENS);
+        let names = "a.".repeat(TOKENS);
+        for filter in [format!("{stars}x"), format!("{names}*.x"), format!("{stars}>")] {
+            table.entry(filter.as_bytes()).clone_from(&filter);
+        }
+        // All ways of `*` and `a` through ten tokens, none of which ends where the subject does.
+        for way in 0..1_u32 << 10 {
+            let token = |bit: u32| if way >> bit & 1 == 1 { "*." } else { "a." };
+            let filter: String = (0..10).map(token).chain(["*.x"]).collect();
+            table.entry(filter.as_bytes()).clone_from(&filter);
+        }
+        assert_eq!(found(&table, &format!("{names}a")), [format!("{stars}>")]);
+        assert_eq!(found(&table, &format!("{names}b.x")).len(), 2);
+        assert_eq!(found(&table, &format!("{}x", "a.".repeat(11))).len(), 1 << 10);
+        let clone = table.clone();
+        drop(table);
+        assert_eq!(clone.iter().count(), 3 + (1 << 10));
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_orders() {
+        let filled = |seed| {
+            let mut table = Table::<u32>::with_seed(seed);
+            for number in 0..100 {
+                *table.entry(format!("a.{number}").as_bytes()) = number;
+                *table.entry(format!("a.{number}.*").as_bytes()) = number;
+            }
+            table.iter().map(|(_, number)| *number).collect::<Vec<_>>()
+        };
+        assert_eq!(filled(5), filled(5));
+        assert_ne!(filled(5), filled(6));
+    }
+
+    #[test]
+    fn memory_is_given_back_when_most_filters_are_gone() {
+        let mut table = Table::<u32>::with_seed(1);
+        for number in 0..10_000 {
+            table.entry(format!("a.{number}").as_bytes());
+        }
+        for number in 0..10_000 {
+            assert_eq!(table.remove(format!("a.{number}").as_bytes()), Some(0));
+        }
+        assert!(table.literals.capacity() < 200, "{}", table.literals.capacity());
+    }
+
+    fn name() -> impl Strategy<Value = Vec<u8>> {
+        let token = prop::sample::select(vec!["a", "a", "b", "*", "*", ">", "", "a*"]);
+        prop::collection::vec(token, 1..5).prop_map(|tokens| tokens.join(".").into_bytes())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_table_agrees_with_matching_one_by_one(
+            steps in prop::collection::vec((any::<bool>(), name()), 1..60),
+            subjects in prop::collection::vec(name(), 1..20),
+        ) {
+            let mut table = Table::<usize>::with_seed(3);
+            let mut model = BTreeMap::new();
+            for (number, (insert, filter)) in steps.iter().enumerate() {
+                if *insert {
+                    *table.entry(filter) = number;
+                    model.insert(filter.clone(), number);
+                } else {
+                    prop_assert_eq!(table.remove(filter), model.remove(filter));
+                }
+                prop_assert_eq!(table.get(filter), model.get(filter));
+                prop_assert_eq!(table.get_mut(filter), model.get_mut(filter));
+                prop_assert_eq!(table.len(), model.len());
+            }
+            let mut all: Vec<_> = table.iter().map(|(filter, n)| (filter.to_vec(), *n)).collect();
+            all.sort();
+            prop_assert_eq!(all, model.clone().into_iter().collect::<Vec<_>>());
+            for subject in &subjects {
+                let mut found = Vec::new();
+                table.for_each_match(subject, |number| found.push(*number));
+                found.sort_unstable();
+                let matching = model.iter().filter(|(filter, _)| matches(filter, subject));
+                let mut expected: Vec<_> = matching.map(|(_, number)| *number).collect();
+                expected.sort_unstable();
+                prop_assert_eq!(found, expected, "{}", subject.escape_ascii());
+            }
+            for filter in model.keys() {
+                table.remove(filter);
+            }
+            prop_assert_eq!(table.wild.nodes.capacity(), 0);
+        }
     }
 }

@@ -1,0 +1,216 @@
+//! One key and its value on their way to an option, and tables of such keys.
+
+#![forbid(unsafe_code)]
+
+use super::file::{Entry, Kind, Map, Value};
+use super::{StartError, duration, nearest};
+
+/// What is done with the value of a key; `T` is what the block of keys amounts to.
+pub(super) enum Action<T> {
+    /// Bind it.
+    Set(fn(&mut T, &mut Field<'_>) -> Result<(), StartError>),
+    /// It belongs to what this server does not have, and nobody gets more or less than without.
+    Ignore,
+    /// It belongs to what this server does not have, and leaving it out would change who may do
+    /// what, or whom messages reach.
+    Refuse,
+}
+
+/// A row of a table of keys: the synonyms, in lower case, and what is done with the value.
+pub(super) struct Key<T>(pub(super) &'static [&'static str], pub(super) Action<T>);
+
+/// Binds every entry of `map` by the first row of `tables` that has its key.
+pub(super) fn bind_map<T>(
+    tables: &[&[Key<T>]],
+    map: &Map,
+    target: &mut T,
+    warnings: &mut Vec<String>,
+) -> Result<(), StartError> {
+    for entry in map.entries() {
+        let key = entry.key.to_ascii_lowercase();
+        let mut rows = tables.iter().copied().flatten();
+        let Some(Key(_, action)) = rows.find(|Key(names, _)| names.contains(&key.as_str())) else {
+            if entry.is_variable {
+                continue;
+            }
+            return Err(unknown(tables, entry, &key));
+        };
+        let mut field = Field { key: &key, value: &entry.value, warnings: &mut *warnings };
+        match action {
+            Action::Set(set) => set(target, &mut field)?,
+            Action::Ignore => {
+                let text =
+                    format!("{}: {key} is not supported yet and has no effect", entry.position);
+                warnings.push(text);
+            }
+            Action::Refuse if entry.value.kind == Kind::Boolean(false) => {}
+            Action::Refuse => {
+                let reason = format!("{key} is not supported yet; start without it");
+                return Err(entry.position.error(reason));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown<T>(tables: &[&[Key<T>]], entry: &Entry, key: &str) -> StartError {
+    let names = tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter().copied());
+    let hint = match nearest(key, names) {
+        Some(near) => format!("; did you mean \"{near}\"?"),
+        None => String::new(),
+    };
+    entry.position.error(format!("unknown field \"{}\"{hint}", entry.key))
+}
+
+/// A key of the file and its value.
+pub(super) struct Field<'a> {
+    pub(super) key: &'a str,
+    pub(super) value: &'a Value,
+    pub(super) warnings: &'a mut Vec<String>,
+}
+
+impl<'a> Field<'a> {
+    /// An error about the value, which names no part of it: it may be a secret.
+    pub(super) fn error(&self, reason: impl std::fmt::Display) -> StartError {
+        self.value.position.error(reason)
+    }
+
+    fn expected(&self, what: &str) -> StartError {
+        self.error(format!("{} is {what}", self.key))
+    }
+
+    pub(super) fn text(&self) -> Result<String, StartError> {
+        match &self.value.kind {
+            Kind::Text(text) => Ok(text.clone()),
+            _ => Err(self.expected("text; put it in quotes")),
+        }
+    }
+
+    pub(super) fn boolean(&self) -> Result<bool, StartError> {
+        match self.value.kind {
+            Kind::Boolean(value) => Ok(value),
+            _ => Err(self.expected("true or false, without quotes")),
+        }
+    }
+
+    pub(super) fn integer(&self) -> Result<i64, StartError> {
+        match self.value.kind {
+            Kind::Integer(value) => Ok(value),
+            _ => Err(self.expected("a whole number, such as 1024 or 1MB, without quotes")),
+        }
+    }
+
+    /// A number from 0 to `max`.
+    pub(super) fn size(&self, max: u32) -> Result<usize, StartError> {
+        let value = u32::try_from(self.integer()?).ok().filter(|value| *value <= max);
+        let value = value.and_then(|value| usize::try_from(value).ok());
+        value.ok_or_else(|| self.expected(&format!("a number from 0 to {max}")))
+    }
+
+    /// A number of things; what is negative is without limit.
+    pub(super) fn limit(&self) -> Result<Option<usize>, StartError> {
+        match self.integer()? {
+            i64::MIN..0 => Ok(None),
+            value => {
+                usize::try_from(value).map(Some).map_err(|_| self.expected("a smaller number"))
+            }
+        }
+    }
+
+    /// A port; -1 becomes 0, any free one.
+    pub(super) fn port(&self) -> Result<u16, StartError> {
+        match self.integer()? {
+            -1 => Ok(0),
+            value => u16::try_from(value).map_err(|_| self.expected(PORT)),
+        }
+    }
+
+    /// `host:port`, `[address]:port`, `:port` or only a port.
+    pub(super) fn address(&self) -> Result<(Option<String>, u16), StartError> {
+        let Kind::Text(text) = &self.value.kind else {
+            return Ok((None, self.port()?));
+        };
+        let expected = || self.expected("\"host:port\", or a port without quotes");
+        let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+        let port = match port.trim() {
+            "-1" => 0,
+            port => port.parse().map_err(|_| expected())?,
+        };
+        let host = host.trim();
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        Ok(((!host.is_empty()).then(|| host.to_owned()), port))
+    }
+
+    /// Milliseconds, not negative.
+    pub(super) fn duration_ms(&mut self) -> Result<u64, StartError> {
+        let ms = self.signed_duration_ms()?;
+        u64::try_from(ms).map_err(|_| self.expected("a duration, which cannot be negative"))
+    }
+
+    /// Milliseconds; a bare number is seconds, which deserves a warning.
+    pub(super) fn signed_duration_ms(&mut self) -> Result<i64, StartError> {
+        match &self.value.kind {
+            Kind::Text(text) => {
+                let ns = duration::parse_ns(text).map_err(|reason| self.error(reason))?;
+                Ok(duration::ns_to_ms(ns))
+            }
+            Kind::Integer(seconds) => {
+                let ms = seconds.checked_mul(1000);
+                let ms = ms.ok_or_else(|| self.expected("a duration of less than 292 years"))?;
+                self.warn(format!("{} is a duration; write \"{seconds}s\"", self.key));
+                Ok(ms)
+            }
+            _ => Err(self.expected("a duration in quotes, such as \"1m30s\"")),
+        }
+    }
+
+    /// Milliseconds of a number of seconds, fractions allowed, or of a duration.
+    pub(super) fn seconds_ms(&mut self) -> Result<u64, StartError> {
+        let seconds = match self.value.kind {
+            #[expect(clippy::cast_precision_loss, reason = "nobody waits 2^53 seconds")]
+            Kind::Integer(seconds) => seconds as f64,
+            Kind::Float(seconds) => seconds,
+            _ => return self.duration_ms(),
+        };
+        let duration = std::time::Duration::try_from_secs_f64(seconds);
+        let ms = duration.ok().and_then(|duration| u64::try_from(duration.as_millis()).ok());
+        ms.ok_or_else(|| self.expected("a number of seconds, which cannot be negative"))
+    }
+
+    pub(super) fn map(&self) -> Result<&'a Map, StartError> {
+        match &self.value.kind {
+            Kind::Map(map) => Ok(map),
+            _ => Err(self.expected("a block { … }")),
+        }
+    }
+
+    /// The values of a list, each as a field of its own.
+    pub(super) fn list(
+        &mut self,
+    ) -> Result<impl Iterator<Item = (&'a str, &'a Value)>, StartError> {
+        let key = self.key;
+        match &self.value.kind {
+            Kind::List(values) => Ok(values.iter().map(move |value| (key, value))),
+            _ => Err(self.expected("a list [ … ]")),
+        }
+    }
+
+    /// A list of texts, or one text.
+    pub(super) fn texts(&mut self) -> Result<Vec<(String, &'a Value)>, StartError> {
+        if let Kind::Text(text) = &self.value.kind {
+            return Ok(vec![(text.clone(), self.value)]);
+        }
+        let values: Vec<_> = self.list()?.collect();
+        let text = |(key, value)| {
+            let field = Field { key, value, warnings: &mut *self.warnings };
+            Ok((field.text()?, value))
+        };
+        values.into_iter().map(text).collect()
+    }
+
+    pub(super) fn warn(&mut self, text: impl std::fmt::Display) {
+        self.warnings.push(format!("{}: {text}", self.value.position));
+    }
+}
+
+const PORT: &str = "a port from 0 to 65535, or -1 for any free port";

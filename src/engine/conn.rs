@@ -1,0 +1,214 @@
+//! One client connection: how far it has come, what it asked for, what it is owed.
+
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+
+use hashbrown::HashTable;
+
+use super::interest::SubKey;
+use super::outbox::Outbox;
+use super::permissions::{Checks, Permissions};
+use super::timers::NEVER;
+use super::{AccountId, ConnId, ShardSet};
+use crate::proto::Connect;
+
+/// How long an error may take to reach its client before the connection is closed over it.
+pub(super) const FLUSH_NS: u64 = 100_000_000;
+
+/// Where a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its operations are handled.
+    Open,
+    /// Nothing more is read from it; what is queued is still sent, until the deadline.
+    Flushing {
+        /// Nanoseconds since the start.
+        until: u64,
+    },
+    /// The reactor is closing it.
+    Closed,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Number of the connection over the whole server, from 1.
+    pub cid: u64,
+    /// The client's address without the port.
+    pub ip: Box<str>,
+    /// The client's port.
+    pub port: u16,
+}
+
+/// Messages and payload bytes in both directions.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages received.
+    pub in_msgs: u64,
+    /// Payload bytes received, headers included.
+    pub in_bytes: u64,
+    /// Messages delivered.
+    pub out_msgs: u64,
+    /// Payload bytes delivered.
+    pub out_bytes: u64,
+}
+
+/// A user as its connections see it.
+#[derive(Debug)]
+pub(super) struct User {
+    pub(super) name: Option<Box<str>>,
+    pub(super) permissions: Option<Permissions>,
+}
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) id: ConnId,
+    pub(super) peer: Peer,
+    pub(super) phase: Phase,
+    pub(super) account: AccountId,
+    /// Set once the credentials are good, or none are needed.
+    pub(super) user: Option<Rc<User>>,
+    pub(super) checks: Option<Box<Checks>>,
+    /// What CONNECT said so far.
+    pub(super) connect: Box<Connect>,
+    pub(super) connected: bool,
+    /// A PING came after CONNECT; from then on INFO may be sent again.
+    pub(super) greeted: bool,
+    /// The head of an operation that has not wholly arrived.
+    pub(super) partial: Vec<u8>,
+    /// `partial` is worth parsing again at this many bytes.
+    pub(super) need_bytes: usize,
+    pub(super) subs: HashTable<SubKey>,
+    pub(super) outbox: Outbox,
+    /// It is in the list of those to be flushed.
+    pub(super) dirty: bool,
+    /// Deliveries need no look at permissions, echo or phase.
+    pub(super) plain: bool,
+    /// The epoch in which it last caused something on another shard.
+    pub(super) staged_epoch: u64,
+    pub(super) brakes: Brakes,
+    /// Waits of publishers that this connection's backlog is part of.
+    pub(super) waited_by: Vec<u64>,
+    /// The waits are over when no more than this is pending.
+    pub(super) relief_bytes: usize,
+    /// A publisher has waited for it in vain; it is waited for no more until it has caught up.
+    pub(super) slow: bool,
+    pub(super) timing: Timing,
+    pub(super) traffic: Traffic,
+}
+
+/// Why a connection is not read from.
+#[derive(Debug, Default)]
+pub(super) struct Brakes {
+    /// Lanes it feeds that are full.
+    pub(super) lanes: ShardSet,
+    /// Shards on which those who get its messages are behind.
+    pub(super) behind: ShardSet,
+}
+
+impl Brakes {
+    pub(super) fn any(&self) -> bool {
+        !self.lanes.is_empty() || !self.behind.is_empty()
+    }
+}
+
+/// All of them in nanoseconds since the start.
+#[derive(Debug)]
+pub(super) struct Timing {
+    pub(super) opened: u64,
+    /// The timer entry that stands for it.
+    pub(super) armed: u64,
+    pub(super) ping_due: u64,
+    pub(super) auth_due: u64,
+    pub(super) last_active: u64,
+    /// When the batch in flight was handed to the kernel.
+    pub(super) send_started: u64,
+    pub(super) pings_out: u32,
+    pub(super) ping_sent: u64,
+    pub(super) rtt: u64,
+    pub(super) first_ping_sent: bool,
+}
+
+impl Conn {
+    pub(super) fn new(id: ConnId, peer: Peer, now: u64) -> Self {
+        Self {
+            id,
+            peer,
+            phase: Phase::Open,
+            account: AccountId::GLOBAL,
+            user: None,
+            checks: None,
+            connect: Box::default(),
+            connected: false,
+            greeted: false,
+            partial: Vec::new(),
+            need_bytes: 0,
+            subs: HashTable::new(),
+            outbox: Outbox::default(),
+            dirty: false,
+            plain: true,
+            staged_epoch: 0,
+            brakes: Brakes::default(),
+            waited_by: Vec::new(),
+            relief_bytes: 0,
+            slow: false,
+            timing: Timing {
+                opened: now,
+                armed: NEVER,
+                ping_due: NEVER,
+                auth_due: NEVER,
+                last_active: now,
+                send_started: 0,
+                pings_out: 0,
+                ping_sent: 0,
+                rtt: 0,
+                first_ping_sent: false,
+            },
+            traffic: Traffic::default(),
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    pub(super) fn permissions(&self) -> Option<&Permissions> {
+        self.user.as_ref().and_then(|user| user.permissions.as_ref())
+    }
+
+    /// Recomputes whether deliveries to it need a closer look.
+    pub(super) fn review(&mut self) {
+        let checked =
+            self.permissions().is_some_and(|p| p.filters_deliveries() || p.allows_responses());
+        self.plain = self.is_open() && self.connect.echo && !checked;
+    }
+
+    /// Its name in the log, as nats-server writes it.
+    pub(super) fn label(&self) -> String {
+        let Peer { cid, ip, port } = &self.peer;
+        let mut label = if ip.contains(':') {
+            format!("[{ip}]:{port} - cid:{cid}")
+        } else {
+            format!("{ip}:{port} - cid:{cid}")
+        };
+        if self.connected {
+            let connect = &self.connect;
+            let mut about = Vec::new();
+            if !connect.version.is_empty() {
+                about.push(format!("v{}", connect.version));
+            }
+            about.extend([&connect.lang, &connect.name].into_iter().filter_map(|part| {
+                let part: &str = part;
+                (!part.is_empty()).then(|| part.to_owned())
+            }));
+            if !about.is_empty() {
+                label.push_str(&format!(" - \"{}\"", about.join(":")));
+            }
+            if let Some(name) = self.user.as_ref().and_then(|user| user.name.as_deref()) {
+                label.push_str(&format!(" - \"$G/user:{name}\""));
+            }
+        }
+        label
+    }
+}

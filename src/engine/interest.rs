@@ -1,0 +1,328 @@
+//! Who wants which subject: local subscriptions one by one, other shards only as far as needed
+//! to decide where a message has to go.
+//!
+//! Every shard holds, for every filter, its own subscriptions, the set of shards that have plain
+//! ones, and for each queue group how many members each shard has. What a subject resolves to is
+//! cached until an interest that could match it changes.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use ahash::RandomState;
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::{ShardId, ShardSet};
+use crate::subject::{Table, is_literal};
+
+/// Index of a subscription on its shard.
+pub(super) type SubKey = u32;
+
+/// `max` of a subscription without one.
+pub(super) const NO_MAX: u64 = u64::MAX;
+
+/// What the cache of resolved subjects may cost, in bytes; at this it starts anew.
+const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// With no more than this many cached subjects a wildcard change looks for those it concerns;
+/// with more, all are forgotten.
+const CACHE_SCAN_MAX: usize = 64;
+
+/// One subscription of one local connection.
+#[derive(Debug)]
+pub(super) struct Sub {
+    /// The slot of its connection.
+    pub(super) conn: u32,
+    /// Its place in the filter's list.
+    position: u32,
+    pub(super) sid: Box<[u8]>,
+    pub(super) subject: Box<[u8]>,
+    pub(super) queue: Option<Box<[u8]>>,
+    /// Messages delivered since SUB.
+    pub(super) delivered: u64,
+    /// It ends when `delivered` reaches this.
+    pub(super) max: u64,
+}
+
+impl Sub {
+    pub(super) fn new(conn: u32, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Self {
+        Self {
+            conn,
+            position: 0,
+            sid: sid.into(),
+            subject: subject.into(),
+            queue: queue.map(Into::into),
+            delivered: 0,
+            max: NO_MAX,
+        }
+    }
+}
+
+/// What other shards must be told after a local change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Announce {
+    /// Local members of the queue group, or 1 and 0 for the first and last plain subscriber.
+    pub(super) members: u32,
+}
+
+#[derive(Debug, Default)]
+struct Filter {
+    plain: SmallVec<[SubKey; 4]>,
+    shards: ShardSet,
+    queues: Vec<Queue>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    name: Rc<[u8]>,
+    local: SmallVec<[SubKey; 4]>,
+    remote: SmallVec<[(ShardId, u32); 2]>,
+}
+
+impl Filter {
+    fn queue(&mut self, name: &[u8]) -> &mut Queue {
+        let at = self.queues.iter().position(|queue| *queue.name == *name).unwrap_or_else(|| {
+            let (local, remote) = (SmallVec::new(), SmallVec::new());
+            self.queues.push(Queue { name: name.into(), local, remote });
+            self.queues.len() - 1
+        });
+        &mut self.queues[at]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.plain.is_empty() && self.shards.is_empty() && self.queues.is_empty()
+    }
+
+    fn prune(&mut self) {
+        self.queues.retain(|queue| !queue.local.is_empty() || !queue.remote.is_empty());
+    }
+}
+
+/// A local subscription that a subject reaches.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Member {
+    pub(super) conn: u32,
+    pub(super) sub: SubKey,
+}
+
+/// Local plain subscriptions that get identical bytes.
+#[derive(Debug)]
+pub(super) struct SidGroup {
+    pub(super) sid: Box<[u8]>,
+    /// Whether the members take headers.
+    pub(super) headers: bool,
+    pub(super) members: Vec<Member>,
+}
+
+/// A queue group over all filters that the subject matches.
+#[derive(Debug)]
+pub(super) struct QueueTargets {
+    pub(super) name: Rc<[u8]>,
+    pub(super) local: Vec<Member>,
+    /// Members on other shards.
+    pub(super) remote: SmallVec<[(ShardId, u32); 2]>,
+}
+
+/// Everything one subject resolves to on this shard.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    pub(super) groups: Vec<SidGroup>,
+    /// Local plain subscriptions over all groups.
+    pub(super) members: usize,
+    pub(super) queues: Vec<QueueTargets>,
+    /// Other shards with plain interest.
+    pub(super) shards: ShardSet,
+}
+
+impl Targets {
+    pub(super) fn is_empty(&self) -> bool {
+        self.members == 0 && self.queues.is_empty() && self.shards.is_empty()
+    }
+
+    /// About what it costs to keep this, in bytes.
+    fn cost(&self) -> usize {
+        let members: usize = self.queues.iter().map(|queue| queue.local.len()).sum();
+        200 + 100 * (self.groups.len() + self.queues.len()) + 8 * (self.members + members)
+    }
+}
+
+/// The interest of one account, on all shards.
+#[derive(Debug)]
+pub(super) struct Interest {
+    table: Table<Filter>,
+    cache: HashMap<Box<[u8]>, Rc<Targets>, RandomState>,
+    /// What was cached since the cache was last empty, in bytes.
+    cached_bytes: usize,
+}
+
+impl Interest {
+    /// `seed` keys the hashes: subjects are chosen by clients.
+    pub(super) fn new(seed: u64) -> Self {
+        let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
+        Self { table: Table::with_seed(seed), cache: HashMap::with_hasher(hasher), cached_bytes: 0 }
+    }
+
+    pub(super) fn filters(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Enters a local subscription. What it returns is to be announced to the other shards.
+    pub(super) fn add(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> Option<Announce> {
+        let sub = &mut subs[key as usize];
+        let filter = self.table.entry(&sub.subject);
+        let announce = match &sub.queue {
+            None => {
+                sub.position = count(filter.plain.len());
+                filter.plain.push(key);
+                (filter.plain.len() == 1).then_some(Announce { members: 1 })
+            }
+            Some(name) => {
+                let local = &mut filter.queue(name).local;
+                sub.position = count(local.len());
+                local.push(key);
+                Some(Announce { members: count(local.len()) })
+            }
+        };
+        let subject = &subs[key as usize].subject;
+        Self::forget(&mut self.cache, subject);
+        announce
+    }
+
+    /// Takes a local subscription out. What it returns is to be announced to the other shards.
+    pub(super) fn remove(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> (Sub, Option<Announce>) {
+        let sub = subs.remove(key as usize);
+        let Some(filter) = self.table.get_mut(&sub.subject) else {
+            unreachable!("a subscription is in the table from SUB to its end");
+        };
+        let list = match &sub.queue {
+            None => &mut filter.plain,
+            Some(name) => &mut filter.queue(name).local,
+        };
+        let at = sub.position as usize;
+        assert_eq!(list.swap_remove(at), key, "positions follow every move");
+        if let Some(&moved) = list.get(at) {
+            subs[moved as usize].position = sub.position;
+        }
+        let left = count(list.len());
+        let announce = (sub.queue.is_some() || left == 0).then_some(Announce { members: left });
+        filter.prune();
+        if filter.is_empty() {
+            self.table.remove(&sub.subject);
+        }
+        Self::forget(&mut self.cache, &sub.subject);
+        (sub, announce)
+    }
+
+    /// Another shard has announced its interest in a filter.
+    pub(super) fn set_remote(
+        &mut self,
+        shard: ShardId,
+        subject: &[u8],
+        queue: Option<&[u8]>,
+        members: u32,
+    ) {
+        let filter = self.table.entry(subject);
+        match queue {
+            None if members > 0 => filter.shards.insert(shard),
+            None => filter.shards.remove(shard),
+            Some(name) => {
+                let remote = &mut filter.queue(name).remote;
+                remote.retain(|(other, _)| *other != shard);
+                if members > 0 {
+                    remote.push((shard, members));
+                }
+            }
+        }
+        filter.prune();
+        if filter.is_empty() {
+            self.table.remove(subject);
+        }
+        Self::forget(&mut self.cache, subject);
+    }
+
+    /// Forgets what was resolved: a connection has changed how it takes messages.
+    pub(super) fn forget_all(&mut self) {
+        self.cache.clear();
+    }
+
+    /// What `subject` resolves to. `takes_headers` tells that of a connection's slot.
+    pub(super) fn targets(
+        &mut self,
+        subject: &[u8],
+        subs: &Slab<Sub>,
+        takes_headers: impl Fn(u32) -> bool,
+    ) -> Rc<Targets> {
+        if let Some(targets) = self.cache.get(subject) {
+            return Rc::clone(targets);
+        }
+        let targets = Rc::new(self.resolve(subject, subs, takes_headers));
+        self.cached_bytes += subject.len() + targets.cost();
+        if self.cached_bytes >= CACHE_BYTES_MAX {
+            self.cache.clear();
+            self.cached_bytes = 0;
+        }
+        self.cache.insert(subject.into(), Rc::clone(&targets));
+        targets
+    }
+
+    fn resolve(
+        &self,
+        subject: &[u8],
+        subs: &Slab<Sub>,
+        takes_headers: impl Fn(u32) -> bool,
+    ) -> Targets {
+        let mut targets = Targets::default();
+        let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
+            HashMap::with_hasher(self.cache.hasher().clone());
+        self.table.for_each_match(subject, |filter| {
+            targets.shards = targets.shards.union(filter.shards);
+            for &key in &filter.plain {
+                let sub = &subs[key as usize];
+                let headers = takes_headers(sub.conn);
+                let at = *group_of.entry((&sub.sid, headers)).or_insert_with(|| {
+                    let (sid, members) = (sub.sid.clone(), Vec::new());
+                    targets.groups.push(SidGroup { sid, headers, members });
+                    targets.groups.len() - 1
+                });
+                targets.groups[at].members.push(Member { conn: sub.conn, sub: key });
+                targets.members += 1;
+            }
+            for queue in &filter.queues {
+                join_queue(&mut targets.queues, queue, subs);
+            }
+        });
+        targets
+    }
+
+    fn forget(cache: &mut HashMap<Box<[u8]>, Rc<Targets>, RandomState>, filter: &[u8]) {
+        if is_literal(filter) {
+            cache.remove(filter);
+        } else if cache.len() <= CACHE_SCAN_MAX {
+            cache.retain(|subject, _| !crate::subject::matches(filter, subject));
+        } else {
+            cache.clear();
+        }
+    }
+}
+
+fn join_queue(groups: &mut Vec<QueueTargets>, queue: &Queue, subs: &Slab<Sub>) {
+    let at = groups.iter().position(|group| group.name == queue.name).unwrap_or_else(|| {
+        let name = Rc::clone(&queue.name);
+        groups.push(QueueTargets { name, local: Vec::new(), remote: SmallVec::new() });
+        groups.len() - 1
+    });
+    let group = &mut groups[at];
+    let members = queue.local.iter().map(|&sub| Member { conn: subs[sub as usize].conn, sub });
+    group.local.extend(members);
+    for &(shard, members) in &queue.remote {
+        match group.remote.iter_mut().find(|(other, _)| *other == shard) {
+            Some((_, sum)) => *sum = sum.saturating_add(members),
+            None => group.remote.push((shard, members)),
+        }
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,730 @@
+//! What one shard knows and decides.
+//!
+//! A pure state machine: bytes, records of other shards and the time come in; what is to be sent,
+//! closed or paused comes out as [`Action`]s and [`Record`]s. The caller's loop is always
+//!
+//! 1. hand in what happened: [`Engine::on_bytes`], [`Engine::on_sent`], [`Engine::on_record`], …
+//! 2. [`Engine::end_turn`]
+//! 3. carry out [`Engine::next_action`] until there is none, and move [`Engine::pop_record`]
+//!    onto the lanes as far as they have room
+//!
+//! Times are nanoseconds since the start of the process.
+
+#![forbid(unsafe_code)]
+
+mod conn;
+mod interest;
+mod operations;
+mod outbox;
+mod permissions;
+mod pressure;
+mod publish;
+mod record;
+mod settings;
+mod timers;
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use ahash::RandomState;
+use slab::Slab;
+
+use crate::proto::encode;
+use crate::segment::Piece;
+use conn::{Conn, FLUSH_NS, Phase};
+pub use conn::{Peer, Traffic};
+use interest::{Announce, Interest, Sub, SubKey};
+use outbox::Spares;
+use pressure::{Lane, Wait};
+use record::Publisher;
+pub use record::{InterestRecord, Record, RunRecord};
+pub use settings::{Identity, Settings};
+use timers::{NEVER, Timers};
+
+/// A shard of this server, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u8);
+
+/// More shards than this cannot be told apart in a [`ShardSet`].
+pub const SHARDS_MAX: usize = 64;
+
+impl ShardId {
+    /// Its place in tables of all shards.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A set of shards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ShardSet(u64);
+
+impl ShardSet {
+    fn contains(self, shard: ShardId) -> bool {
+        self.0 & 1 << shard.0 != 0
+    }
+
+    fn insert(&mut self, shard: ShardId) {
+        self.0 |= 1 << shard.0;
+    }
+
+    fn remove(&mut self, shard: ShardId) {
+        self.0 &= !(1 << shard.0);
+    }
+
+    fn with(self, shard: ShardId) -> Self {
+        Self(self.0 | 1 << shard.0)
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn iter(self) -> impl Iterator<Item = ShardId> {
+        (0..64).filter(move |shard| self.0 & 1 << shard != 0).map(ShardId)
+    }
+}
+
+/// A connection of a shard: a slot, and which life of that slot is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId {
+    /// Dense from 0; used again when the connection is wholly closed.
+    pub slot: u32,
+    /// Counts the lives of the slot.
+    pub generation: u32,
+}
+
+/// An account: a world of subjects of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AccountId(u16);
+
+impl AccountId {
+    /// `$G`, where everybody is until accounts can be configured.
+    const GLOBAL: Self = Self(0);
+
+    fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What the shard has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// There may be something to send: ask [`Engine::take_batch`].
+    Flush(ConnId),
+    /// Close it; [`Engine::on_closed`] ends it.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// Drop what is still in flight, too.
+        abort: bool,
+    },
+    /// Read no more from it for now.
+    Pause(ConnId),
+    /// Read from it again.
+    Resume(ConnId),
+}
+
+/// Counters of one shard since its start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages received from clients.
+    pub in_msgs: u64,
+    /// Their payload bytes.
+    pub in_bytes: u64,
+    /// Messages delivered to clients.
+    pub out_msgs: u64,
+    /// Their payload bytes.
+    pub out_bytes: u64,
+    /// Clients closed because they did not read fast enough.
+    pub slow_consumers: u64,
+    /// Clients closed because they did not answer PINGs.
+    pub stale_connections: u64,
+    /// Queue messages for which no member was left when they arrived.
+    pub queue_msgs_lost: u64,
+}
+
+/// The connections of a shard by slot.
+#[derive(Debug, Default)]
+struct Conns(Vec<Option<Box<Conn>>>);
+
+impl Conns {
+    fn get(&self, id: ConnId) -> Option<&Conn> {
+        self.at(id.slot).filter(|conn| conn.id == id)
+    }
+
+    fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.at_mut(id.slot).filter(|conn| conn.id == id)
+    }
+
+    fn at(&self, slot: u32) -> Option<&Conn> {
+        self.0.get(slot as usize)?.as_deref()
+    }
+
+    fn at_mut(&mut self, slot: u32) -> Option<&mut Conn> {
+        self.0.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Conn> {
+        self.0.iter_mut().flatten().map(Box::as_mut)
+    }
+
+    fn ids(&self) -> Vec<ConnId> {
+        self.0.iter().flatten().map(|conn| conn.id).collect()
+    }
+}
+
+/// Why a connection ends, as monitoring names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The client closed it.
+    ClientClosed,
+    /// What was read or its absence broke the protocol; the text is the field's own.
+    Protocol(&'static str),
+    /// More was pending than `max_pending`.
+    SlowConsumerPending,
+    /// A write took longer than `write_deadline`.
+    SlowConsumerDeadline,
+    /// Writing failed.
+    WriteError,
+    /// Reading failed.
+    ReadError,
+    /// The server ends or sends its clients away.
+    ServerShutdown,
+}
+
+impl Reason {
+    /// Its name in the log and in monitoring.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "Client Closed",
+            Self::Protocol(text) => text,
+            Self::SlowConsumerPending => "Slow Consumer (Pending Bytes)",
+            Self::SlowConsumerDeadline => "Slow Consumer (Write Deadline)",
+            Self::WriteError => "Write Error",
+            Self::ReadError => "Read Error",
+            Self::ServerShutdown => "Server Shutdown",
+        }
+    }
+}
+
+/// One shard's state.
+#[derive(Debug)]
+pub struct Engine {
+    shard: ShardId,
+    settings: Rc<Settings>,
+    now: u64,
+    rng: fastrand::Rng,
+    hasher: RandomState,
+    conns: Conns,
+    open_conns: usize,
+    subs: Slab<Sub>,
+    accounts: Vec<Interest>,
+    spares: Spares,
+    timers: Timers,
+    actions: VecDeque<Action>,
+    /// Subscriptions that reached their maximum in the run being delivered.
+    ended: Vec<SubKey>,
+    /// Connections that went over `max_pending` in the run being delivered.
+    doomed: Vec<ConnId>,
+    lanes: Vec<Lane>,
+    /// Counts the turns that staged something for another shard; the current one included.
+    epoch: u64,
+    /// Every other shard has consumed what was staged up to this epoch.
+    settled_epoch: u64,
+    /// Connections with output that waits for an epoch to be settled.
+    held: Vec<ConnId>,
+    waits: HashMap<u64, Wait, RandomState>,
+    waiting: HashMap<Publisher, u64, RandomState>,
+    wait_deadlines: VecDeque<(u64, u64)>,
+    next_wait: u64,
+    lame_duck: Option<LameDuck>,
+    stats: Stats,
+}
+
+/// How the last clients are sent away.
+#[derive(Debug, Clone, Copy)]
+struct LameDuck {
+    next_close: u64,
+    interval: u64,
+}
+
+impl Engine {
+    /// A shard of `shards` without connections. Equal seeds make equal choices.
+    pub fn new(shard: ShardId, shards: usize, settings: Rc<Settings>, seed: u64) -> Self {
+        assert!(shards <= SHARDS_MAX, "at most {SHARDS_MAX} shards");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
+        Self {
+            shard,
+            settings,
+            now: 0,
+            conns: Conns::default(),
+            open_conns: 0,
+            subs: Slab::new(),
+            accounts: vec![Interest::new(rng.u64(..))],
+            rng,
+            spares: Spares::default(),
+            timers: Timers::default(),
+            actions: VecDeque::new(),
+            ended: Vec::new(),
+            doomed: Vec::new(),
+            lanes: (0..shards).map(|_| Lane::default()).collect(),
+            epoch: 1,
+            settled_epoch: 0,
+            held: Vec::new(),
+            waits: HashMap::with_hasher(hasher.clone()),
+            waiting: HashMap::with_hasher(hasher.clone()),
+            hasher,
+            wait_deadlines: VecDeque::new(),
+            next_wait: 0,
+            lame_duck: None,
+            stats: Stats::default(),
+        }
+    }
+
+    /// The time of everything that is handed in from now on.
+    pub fn set_now(&mut self, now: u64) {
+        self.now = self.now.max(now);
+    }
+
+    /// Takes over a new connection and greets it. One that is not `admitted` is told that there
+    /// are too many, and closed.
+    pub fn open(&mut self, id: ConnId, peer: Peer, admitted: bool) {
+        let mut conn = Box::new(Conn::new(id, peer, self.now));
+        let settings = &self.settings;
+        let interval = settings.ping_interval_ns;
+        conn.timing.ping_due = self.now.saturating_add(interval);
+        if settings.auth_required() {
+            conn.timing.auth_due = self.now.saturating_add(settings.auth_timeout_ns);
+        }
+        tracing::debug!("{} - Client connection created", conn.label());
+        let slot = id.slot as usize;
+        if self.conns.0.len() <= slot {
+            self.conns.0.resize_with(slot + 1, || None);
+        }
+        assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
+        self.conns.0[slot] = Some(conn);
+        self.open_conns += 1;
+        self.send_info(id, false);
+        if admitted {
+            self.rearm(id);
+        } else {
+            self.fail(
+                id,
+                Some("maximum connections exceeded"),
+                Reason::Protocol("Maximum Connections Exceeded"),
+            );
+        }
+    }
+
+    /// The client has closed its side, or reading failed.
+    pub fn on_ended(&mut self, id: ConnId, failed: bool) {
+        let reason = if failed { Reason::ReadError } else { Reason::ClientClosed };
+        self.fail(id, None, reason);
+    }
+
+    /// The next batch for a connection, in order; none while one is in flight.
+    pub fn take_batch(&mut self, id: ConnId) -> Option<Vec<Piece>> {
+        let conn = self.conns.get_mut(id)?;
+        conn.dirty = false;
+        if conn.phase == Phase::Closed {
+            return None;
+        }
+        let batch = conn.outbox.take(&mut self.spares)?;
+        conn.timing.send_started = self.now;
+        let due = self.now.saturating_add(self.settings.write_deadline_ns);
+        self.timers.arm(id, due, &mut conn.timing.armed);
+        Some(batch)
+    }
+
+    /// The kernel has taken `bytes` more of the batch in flight; with `done` it comes home.
+    pub fn on_sent(&mut self, id: ConnId, bytes: usize, done: Option<Vec<Piece>>) {
+        let complete = done.is_some();
+        if let Some(batch) = done {
+            self.spares.keep_batch(batch);
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.outbox.on_sent(bytes);
+        let pending = conn.outbox.pending_bytes();
+        if complete {
+            conn.outbox.on_done();
+            if pending > 0 && !conn.dirty {
+                conn.dirty = true;
+                self.actions.push_back(Action::Flush(id));
+            }
+            if pending == 0 && matches!(conn.phase, Phase::Flushing { .. }) {
+                self.close(id, false);
+            }
+        }
+        self.relieve(id, pending);
+    }
+
+    /// Writing to the connection failed; its batch comes home.
+    pub fn on_send_failed(&mut self, id: ConnId, batch: Option<Vec<Piece>>) {
+        self.take_home(batch);
+        self.abort(id, Reason::WriteError);
+    }
+
+    /// A batch of a connection that is gone comes home.
+    pub fn take_home(&mut self, batch: Option<Vec<Piece>>) {
+        if let Some(batch) = batch {
+            self.spares.keep_batch(batch);
+        }
+    }
+
+    /// The reactor has closed the connection; its slot is free.
+    pub fn on_closed(&mut self, id: ConnId) {
+        if self.conns.get(id).is_none() {
+            return;
+        }
+        self.leave(id);
+        if let Some(mut conn) = self.conns.0[id.slot as usize].take() {
+            conn.outbox.clear(&mut self.spares);
+            self.open_conns -= 1;
+        }
+    }
+
+    /// Ends a turn: barriers go out, limits are enforced.
+    pub fn end_turn(&mut self) {
+        self.send_barriers();
+        self.bound_memory();
+    }
+
+    /// Handles what is due.
+    pub fn tick(&mut self) {
+        while let Some((deadline, id)) = self.timers.pop_due(self.now) {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            if conn.timing.armed != deadline {
+                continue;
+            }
+            conn.timing.armed = NEVER;
+            self.on_timer(id);
+            self.rearm(id);
+        }
+        self.end_overdue_waits();
+        self.send_one_away();
+    }
+
+    /// When [`Engine::tick`] is needed next.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let wait = self.wait_deadlines.front().map(|(deadline, _)| *deadline);
+        let duck = self.lame_duck.filter(|_| self.open_conns > 0).map(|duck| duck.next_close);
+        [self.timers.next(), wait, duck].into_iter().flatten().min()
+    }
+
+    /// What to do next, until there is nothing more.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Another shard has something to say.
+    pub fn on_record(&mut self, from: ShardId, record: Record) {
+        match record {
+            Record::Run(run) => self.on_run(&run),
+            Record::Interest(interest) => {
+                let InterestRecord { account, filter, queue, members } = *interest;
+                let account = &mut self.accounts[account.index()];
+                account.set_remote(from, &filter, queue.as_deref(), members);
+            }
+            Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
+            Record::Settled { epoch } => self.on_settled(from, epoch),
+            Record::Pause { conn } => self.pause_for(conn, from),
+            Record::Resume { conn } => self.resume_for(conn, from),
+        }
+    }
+
+    /// The server is about to end: everybody gets what is queued, then the end of the stream.
+    pub fn shut_down(&mut self) {
+        for id in self.conns.ids() {
+            self.fail(id, None, Reason::ServerShutdown);
+        }
+    }
+
+    /// The server takes no more connections and will send these away: clients that can be told
+    /// are told now; from `first_close_ns` on they are closed one by one within `spread_ns`.
+    pub fn start_lame_duck(&mut self, first_close_ns: u64, spread_ns: u64) {
+        const INTERVAL_NS_MAX: u64 = 1_000_000_000;
+        let interval = spread_ns / (self.open_conns as u64).max(1);
+        let next_close = self.now.saturating_add(first_close_ns);
+        let interval = interval.min(INTERVAL_NS_MAX);
+        self.lame_duck = Some(LameDuck { next_close, interval });
+        for id in self.conns.ids() {
+            if self.conns.get(id).is_some_and(|conn| conn.greeted && conn.connect.protocol >= 1) {
+                self.send_info(id, false);
+            }
+        }
+    }
+
+    /// Connections that are not wholly closed.
+    pub fn open_conns(&self) -> usize {
+        self.open_conns
+    }
+
+    /// Local subscriptions.
+    pub fn subscriptions(&self) -> usize {
+        self.subs.len()
+    }
+
+    /// Filters in which any shard is interested, over all accounts.
+    pub fn filters(&self) -> usize {
+        self.accounts.iter().map(Interest::filters).sum()
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    fn on_timer(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if let Phase::Flushing { until } = conn.phase {
+            if until <= self.now {
+                self.close(id, true);
+            }
+            return;
+        }
+        let overdue = conn.timing.send_started.saturating_add(self.settings.write_deadline_ns);
+        if conn.outbox.is_in_flight() && overdue <= self.now {
+            let bytes = conn.outbox.pending_bytes();
+            tracing::info!(
+                "{} - Slow Consumer Detected: WriteDeadline of {:?} exceeded with {} total bytes.",
+                conn.label(),
+                std::time::Duration::from_nanos(self.settings.write_deadline_ns),
+                bytes
+            );
+            self.stats.slow_consumers += 1;
+            self.abort(id, Reason::SlowConsumerDeadline);
+        } else if conn.timing.auth_due <= self.now {
+            conn.timing.auth_due = NEVER;
+            tracing::error!("{} - authentication timeout", conn.label());
+            let reason = Reason::Protocol("Authentication Timeout");
+            self.fail(id, Some("Authentication Timeout"), reason);
+        } else if conn.timing.ping_due <= self.now {
+            self.on_ping_timer(id);
+        }
+    }
+
+    fn on_ping_timer(&mut self, id: ConnId) {
+        let interval = self.settings.ping_interval_ns;
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let timing = &mut conn.timing;
+        timing.ping_due = self.now.saturating_add(interval);
+        if timing.pings_out >= self.settings.ping_max {
+            tracing::debug!("{} - Stale Client Connection - Closing", conn.label());
+            self.stats.stale_connections += 1;
+            self.fail(id, Some("Stale Connection"), Reason::Protocol("Stale Connection"));
+            return;
+        }
+        let active = timing.last_active.saturating_add(interval) > self.now;
+        if timing.first_ping_sent && active {
+            return;
+        }
+        timing.first_ping_sent = true;
+        timing.pings_out += 1;
+        timing.ping_sent = self.now;
+        tracing::debug!("{} - Client Ping Timer", conn.label());
+        self.reply(id, encode::ping);
+    }
+
+    /// Enters the connection's earliest deadline.
+    fn rearm(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let timing = &conn.timing;
+        let due = match conn.phase {
+            Phase::Closed => NEVER,
+            Phase::Flushing { until } => until,
+            Phase::Open => {
+                let write = if conn.outbox.is_in_flight() {
+                    timing.send_started.saturating_add(self.settings.write_deadline_ns)
+                } else {
+                    NEVER
+                };
+                timing.ping_due.min(timing.auth_due).min(write)
+            }
+        };
+        if due != NEVER {
+            self.timers.arm(id, due, &mut conn.timing.armed);
+        }
+    }
+
+    /// Appends to a connection's output.
+    fn reply(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.phase == Phase::Closed {
+            return;
+        }
+        conn.outbox.push(&mut self.spares, write);
+        if conn.outbox.pending_bytes() > self.settings.limits.pending_bytes_max {
+            self.doomed.push(id);
+        }
+        if !conn.dirty {
+            conn.dirty = true;
+            self.actions.push_back(Action::Flush(id));
+        }
+    }
+
+    /// Appends a reply that promises that all the connection sent is in force on every shard:
+    /// it is held back until that is so.
+    fn confirm(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.staged_epoch > self.settled_epoch {
+            if !conn.outbox.is_held() {
+                self.held.push(id);
+            }
+            conn.outbox.hold(conn.staged_epoch);
+        }
+        self.reply(id, write);
+    }
+
+    fn send_info(&mut self, id: ConnId, after_connect: bool) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let lame_duck = self.lame_duck.is_some();
+        let info = self.settings.info(&conn.peer, lame_duck, after_connect);
+        self.reply(id, |out| encode::info(out, info.as_bytes()));
+    }
+
+    /// Ends a connection: its error, if any, and all that is queued is sent within
+    /// [`FLUSH_NS`]; nothing more is read.
+    fn fail(&mut self, id: ConnId, error: Option<&str>, reason: Reason) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if !conn.is_open() {
+            return;
+        }
+        let until = self.now.saturating_add(FLUSH_NS);
+        conn.phase = Phase::Flushing { until };
+        conn.review();
+        let fresh = conn.partial.is_empty();
+        if !fresh {
+            conn.partial = Vec::new();
+        }
+        tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
+        if let Some(error) = error {
+            self.reply(id, |out| encode::err(out, error));
+        }
+        self.leave(id);
+        self.actions.push_back(Action::Pause(id));
+        self.rearm(id);
+        if self.conns.get(id).is_some_and(|conn| conn.outbox.is_empty()) {
+            self.close(id, false);
+        }
+    }
+
+    /// Ends a connection at once; what is queued is dropped.
+    fn abort(&mut self, id: ConnId, reason: Reason) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.phase == Phase::Closed {
+            return;
+        }
+        if conn.is_open() {
+            tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
+        }
+        self.close(id, true);
+        self.leave(id);
+    }
+
+    fn close(&mut self, id: ConnId, abort: bool) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.phase == Phase::Closed {
+            return;
+        }
+        conn.phase = Phase::Closed;
+        conn.review();
+        conn.outbox.clear(&mut self.spares);
+        self.actions.push_back(Action::Close { conn: id, abort });
+    }
+
+    /// Takes the connection out of every table.
+    fn leave(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let keys: Vec<SubKey> = conn.subs.drain().collect();
+        conn.checks = None;
+        for key in keys {
+            self.retract(key);
+        }
+        self.relieve(id, 0);
+    }
+
+    /// Removes a subscription that its connection no longer knows.
+    fn retract(&mut self, key: SubKey) {
+        let Some(conn) = self.conns.at(self.subs[key as usize].conn) else { return };
+        let (id, account) = (conn.id, conn.account);
+        let (sub, announce) = self.accounts[account.index()].remove(key, &mut self.subs);
+        if let Some(announce) = announce {
+            self.announce(id, account, (&sub.subject, sub.queue.as_deref()), announce);
+        }
+    }
+
+    fn announce(
+        &mut self,
+        id: ConnId,
+        account: AccountId,
+        (filter, queue): (&[u8], Option<&[u8]>),
+        announce: Announce,
+    ) {
+        for shard in self.others() {
+            let record = InterestRecord {
+                account,
+                filter: filter.into(),
+                queue: queue.map(Into::into),
+                members: announce.members,
+            };
+            self.push_record(shard, Record::Interest(Box::new(record)));
+            self.mark_staged(id, shard);
+        }
+    }
+
+    /// Ends subscriptions that reached their maximum and connections that went over a limit while
+    /// a run was delivered: not before, because its targets name them.
+    fn settle_deliveries(&mut self) {
+        while let Some(key) = self.ended.pop() {
+            self.end_subscription(key);
+        }
+        while let Some(id) = self.doomed.pop() {
+            let Some(conn) = self.conns.get(id) else { continue };
+            if conn.phase == Phase::Closed {
+                continue;
+            }
+            tracing::info!(
+                "{} - Slow Consumer Detected: MaxPending of {} Exceeded",
+                conn.label(),
+                self.settings.limits.pending_bytes_max
+            );
+            self.stats.slow_consumers += 1;
+            self.abort(id, Reason::SlowConsumerPending);
+        }
+    }
+
+    fn end_subscription(&mut self, key: SubKey) {
+        let Some(sub) = self.subs.get(key as usize) else { return };
+        let hash = self.hasher.hash_one(&*sub.sid);
+        if let Some(conn) = self.conns.at_mut(sub.conn)
+            && let Ok(entry) = conn.subs.find_entry(hash, |other| *other == key)
+        {
+            entry.remove();
+            self.retract(key);
+        }
+    }
+
+    /// Closes the next connection of a lame duck.
+    fn send_one_away(&mut self) {
+        let Some(duck) = &mut self.lame_duck else { return };
+        if duck.next_close > self.now {
+            return;
+        }
+        duck.next_close = self.now.saturating_add(duck.interval);
+        let open = self.conns.iter_mut().find(|conn| conn.is_open()).map(|conn| conn.id);
+        if let Some(id) = open {
+            self.fail(id, None, Reason::ServerShutdown);
+        }
+    }
+
+    fn others(&self) -> impl Iterator<Item = ShardId> + use<> {
+        let (own, shards) = (self.shard, u8::try_from(self.lanes.len()).unwrap_or(u8::MAX));
+        (0..shards).map(ShardId).filter(move |shard| *shard != own)
+    }
+}

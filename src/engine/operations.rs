@@ -1,0 +1,535 @@
+//! The operations of clients, one by one, as nats-server answers them.
+
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+
+use super::interest::{Sub, SubKey};
+use super::publish::Run;
+use super::settings::{Settings, Standing};
+use super::{ConnId, Engine, Reason};
+use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
+use crate::subject;
+
+/// The first PING comes this long after CONNECT, or after the ping interval if that is shorter.
+const FIRST_PING_NS: u64 = 2_000_000_000;
+
+/// What is to be done with a publish.
+enum Verdict {
+    /// It may be part of a run.
+    Joins,
+    /// It was answered by itself, and is delivered by itself.
+    Alone,
+    /// It is not delivered.
+    Refused,
+}
+
+impl Engine {
+    /// Handles what a client has sent. Where the bytes are cut makes no difference.
+    pub fn on_bytes(&mut self, id: ConnId, mut bytes: &[u8]) {
+        while let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.partial.is_empty()) {
+            // The operation that was cut is completed in a buffer of its own, and with nothing
+            // but what belongs to it: the rest is handled where it is.
+            let missing = conn.need_bytes.saturating_sub(conn.partial.len());
+            let take = match missing {
+                0 | 1 => memchr::memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1),
+                _ => missing.min(bytes.len()),
+            };
+            conn.partial.extend_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            if conn.partial.len() < conn.need_bytes {
+                return;
+            }
+            let mut partial = std::mem::take(&mut conn.partial);
+            let used = self.consume(id, &partial);
+            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+            if used < partial.len() {
+                partial.drain(..used);
+                conn.partial = partial;
+            } else if partial.capacity() <= self.settings.limits.control_line_bytes_max {
+                partial.clear();
+                self.spares.offer_buffer(partial);
+            }
+            if bytes.is_empty() {
+                return;
+            }
+        }
+        let used = self.consume(id, bytes);
+        if let Some(conn) = self.conns.get_mut(id)
+            && conn.is_open()
+            && used < bytes.len()
+        {
+            conn.partial = self.spares.buffer();
+            // What is announced is reserved only as far as it is not the client's mere word.
+            let reserve = conn.need_bytes.saturating_add(2).min(4 * (bytes.len() - used));
+            conn.partial.reserve(reserve);
+            conn.partial.extend_from_slice(&bytes[used..]);
+        }
+    }
+
+    /// Handles all whole operations. Returns how many bytes they took; all of them when the
+    /// connection is at its end.
+    fn consume(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        let mut run = Run::default();
+        while at < bytes.len() {
+            let Some(limits) = self.parse_limits(id, bytes[at]) else {
+                return bytes.len();
+            };
+            at += self.consume_while(id, &bytes[at..], &limits, &mut run);
+            self.flush_run(id, &mut run);
+            let Some(conn) = self.conns.get_mut(id) else { return bytes.len() };
+            if !conn.is_open() {
+                return bytes.len();
+            }
+            if conn.need_bytes > 0 {
+                return at;
+            }
+        }
+        at
+    }
+
+    /// Handles operations as long as `limits` hold: up to and including one that is no publish.
+    /// Sets `need_bytes` if the last one is not whole.
+    fn consume_while<'a>(
+        &mut self,
+        id: ConnId,
+        bytes: &'a [u8],
+        limits: &Limits,
+        run: &mut Run<'a>,
+    ) -> usize {
+        let mut at = 0;
+        let mut need_bytes = 0;
+        while at < bytes.len() {
+            match proto::parse(&bytes[at..], limits) {
+                Ok(Parsed::Op { op: Op::Pub(publish), used }) => {
+                    let wire = &bytes[at..at + used];
+                    at += used;
+                    if !self.on_publish(id, publish, wire, run) {
+                        break;
+                    }
+                }
+                Ok(Parsed::Op { op, used }) => {
+                    at += used;
+                    self.flush_run(id, run);
+                    self.on_operation(id, &op);
+                    break;
+                }
+                Ok(Parsed::Incomplete { need }) => {
+                    need_bytes = need;
+                    break;
+                }
+                Err(error) => {
+                    self.flush_run(id, run);
+                    self.on_violation(id, &error);
+                    break;
+                }
+            }
+        }
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.need_bytes = need_bytes;
+        }
+        at
+    }
+
+    /// How the next operation, which begins with `first`, is to be parsed; `None` if not at all.
+    fn parse_limits(&mut self, id: ConnId, first: u8) -> Option<Limits> {
+        let conn = self.conns.get_mut(id).filter(|conn| conn.is_open())?;
+        if conn.user.is_none() && !first.eq_ignore_ascii_case(&b'C') {
+            conn.user = self.settings.user_before_connect();
+            conn.review();
+            if conn.user.is_none() {
+                self.refuse_login(id);
+                return None;
+            }
+        }
+        let conn = self.conns.get(id)?;
+        Some(Limits {
+            control_line_bytes_max: self.settings.limits.control_line_bytes_max,
+            payload_bytes_max: self.settings.limits.payload_bytes_max,
+            headers: self.settings.headers && conn.connect.headers,
+        })
+    }
+
+    fn on_violation(&mut self, id: ConnId, error: &ProtoError) {
+        if let Some(conn) = self.conns.get(id) {
+            tracing::error!("{} - {error}", conn.label());
+        }
+        self.fail(id, error.wire(), Reason::Protocol(error.reason()));
+    }
+
+    fn on_operation(&mut self, id: ConnId, op: &Op<'_>) {
+        if self.settings.trace {
+            self.trace(id, op);
+        }
+        match *op {
+            Op::Connect(json) => self.on_connect(id, json),
+            Op::Ping => self.on_ping(id),
+            Op::Pong => self.on_pong(id),
+            Op::Sub { subject, queue, sid } => self.on_sub(id, subject, queue, sid),
+            Op::Unsub { sid, max } => self.on_unsub(id, sid, max),
+            Op::Nothing => {}
+            Op::Pub(_) => unreachable!("publishes are gathered into runs"),
+        }
+        self.settle_deliveries();
+    }
+
+    fn trace(&self, id: ConnId, op: &Op<'_>) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let line = match op {
+            Op::Connect(json) => format!("CONNECT {}", redacted(json)),
+            Op::Ping => "PING".to_owned(),
+            Op::Pong => "PONG".to_owned(),
+            Op::Sub { subject, queue, sid } => {
+                let queue = queue.map_or(String::new(), |queue| format!("{} ", text(queue)));
+                format!("SUB {} {queue}{}", text(subject), text(sid))
+            }
+            Op::Unsub { sid, max: None } => format!("UNSUB {}", text(sid)),
+            Op::Unsub { sid, max: Some(max) } => format!("UNSUB {} {max}", text(sid)),
+            Op::Pub(_) | Op::Nothing => return,
+        };
+        tracing::trace!("{} - <<- [{line}]", conn.label());
+    }
+
+    fn trace_publish(&self, id: ConnId, wire: &[u8]) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let line_len = memchr::memchr(b'\n', wire).unwrap_or(wire.len());
+        let line = String::from_utf8_lossy(&wire[..line_len]);
+        tracing::trace!("{} - <<- [{}]", conn.label(), line.trim_end());
+        let payload = String::from_utf8_lossy(wire.get(line_len + 1..).unwrap_or_default());
+        let payload = payload.strip_suffix("\r\n").unwrap_or(&payload);
+        tracing::trace!("{} - <<- MSG_PAYLOAD: [{payload:?}]", conn.label());
+    }
+
+    fn on_connect(&mut self, id: ConnId, json: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if let Err(error) = conn.connect.apply(json) {
+            tracing::error!("{} - CONNECT: {error}", conn.label());
+            self.fail(id, None, Reason::Protocol("Protocol Violation"));
+            return;
+        }
+        let again = std::mem::replace(&mut conn.connected, true);
+        if again {
+            self.drop_subscriptions(id);
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.user = self.settings.log_in(&conn.connect);
+        let connect = &conn.connect;
+        let (verbose, protocol) = (connect.verbose, connect.protocol);
+        let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);
+        if conn.user.is_none() || !connect.account.is_empty() || connect.new_account {
+            self.refuse_login(id);
+            return;
+        }
+        conn.checks = None;
+        conn.timing.auth_due = super::NEVER;
+        if !(0..=1).contains(&protocol) {
+            let reason = Reason::Protocol("Bad Client Protocol Version");
+            self.fail(id, Some("invalid client protocol"), reason);
+            return;
+        }
+        if no_headers {
+            let reason = Reason::Protocol("No Responders Requires Headers");
+            self.fail(id, Some("no responders requires headers support"), reason);
+            return;
+        }
+        conn.review();
+        let account = conn.account;
+        if !again {
+            conn.timing.rtt = self.now - conn.timing.opened;
+            let first = self.settings.ping_interval_ns.min(FIRST_PING_NS);
+            let jitter = self.rng.u64(..=first / 5);
+            conn.timing.ping_due = self.now.saturating_add(first).saturating_add(jitter);
+            if !conn.subs.is_empty() {
+                self.accounts[account.index()].forget_all();
+            }
+        }
+        self.rearm(id);
+        if verbose {
+            self.confirm(id, encode::ok);
+        }
+    }
+
+    fn refuse_login(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        if conn.connect.user.is_empty() {
+            tracing::error!("{} - authentication error", conn.label());
+        } else {
+            let user = conn.connect.user.as_str();
+            tracing::error!("{} - authentication error - User {user:?}", conn.label());
+        }
+        let reason = Reason::Protocol("Authentication Failure");
+        self.fail(id, Some("Authorization Violation"), reason);
+    }
+
+    fn on_ping(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.timing.last_active = self.now;
+        let greet = conn.connected && !std::mem::replace(&mut conn.greeted, conn.connected);
+        let tell = greet && conn.connect.protocol >= 1;
+        self.confirm(id, encode::pong);
+        if tell {
+            self.send_info(id, true);
+        }
+    }
+
+    fn on_pong(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.timing.pings_out > 0 {
+            conn.timing.rtt = self.now.saturating_sub(conn.timing.ping_sent);
+        }
+        conn.timing.pings_out = 0;
+    }
+
+    fn on_sub(&mut self, id: ConnId, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.timing.last_active = self.now;
+        let verbose = conn.connect.verbose;
+        let limits = &self.settings.limits;
+        let tokens_max = limits.subscription_tokens_max;
+        let hash = self.hasher.hash_one(sid);
+        let same_sid = |key: &SubKey| *self.subs[*key as usize].sid == *sid;
+        let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
+        if tokens_max > 0 && subject::token_count(subject) > tokens_max {
+            self.refuse(id, &encode::too_many_tokens(subject));
+        } else if !may_subscribe(conn, subject, queue) {
+            self.refuse_subscription(id, subject, queue, sid);
+        } else if too_many {
+            tracing::error!("{} - maximum subscriptions exceeded", conn.label());
+            self.refuse(id, "maximum subscriptions exceeded");
+        } else if conn.subs.find(hash, same_sid).is_some() {
+            if verbose {
+                self.confirm(id, encode::ok);
+            }
+        } else if !subject::is_valid_filter(subject) {
+            self.refuse(id, "Invalid Subject");
+        } else {
+            self.subscribe(id, subject, queue, sid, hash);
+            if verbose {
+                self.confirm(id, encode::ok);
+            }
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        id: ConnId,
+        subject: &[u8],
+        queue: Option<&[u8]>,
+        sid: &[u8],
+        hash: u64,
+    ) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let account = conn.account;
+        let key = self.subs.insert(Sub::new(id.slot, subject, queue, sid));
+        let Ok(key) = SubKey::try_from(key) else {
+            unreachable!("a shard's memory ends long before 4 billion subscriptions")
+        };
+        let (subs, hasher) = (&self.subs, &self.hasher);
+        conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
+        let announce = self.accounts[account.index()].add(key, &mut self.subs);
+        if let Some(announce) = announce {
+            self.announce(id, account, (subject, queue), announce);
+        }
+    }
+
+    fn refuse_subscription(
+        &mut self,
+        id: ConnId,
+        subject: &[u8],
+        queue: Option<&[u8]>,
+        sid: &[u8],
+    ) {
+        if let Some(conn) = self.conns.get(id) {
+            let queue = queue
+                .map_or(String::new(), |queue| format!("Queue: {}, ", encode::go_quoted(queue)));
+            let subject = encode::go_quoted(subject);
+            let sid = String::from_utf8_lossy(sid);
+            tracing::error!(
+                "{} - Subscription Violation - Subject {subject}, {queue}SID {sid}",
+                conn.label()
+            );
+        }
+        self.refuse(id, &encode::subscription_violation(subject, queue));
+    }
+
+    /// An error after which the connection goes on.
+    fn refuse(&mut self, id: ConnId, error: &str) {
+        self.reply(id, |out| encode::err(out, error));
+    }
+
+    fn on_unsub(&mut self, id: ConnId, sid: &[u8], max: Option<u64>) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.timing.last_active = self.now;
+        let verbose = conn.connect.verbose;
+        let hash = self.hasher.hash_one(sid);
+        let subs = &mut self.subs;
+        if let Some(&key) = conn.subs.find(hash, |key| *subs[*key as usize].sid == *sid) {
+            let sub = &mut subs[key as usize];
+            match max {
+                Some(max) if sub.delivered < max => sub.max = max,
+                _ => self.end_subscription(key),
+            }
+        }
+        if verbose {
+            self.confirm(id, encode::ok);
+        }
+    }
+
+    fn drop_subscriptions(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let keys: Vec<SubKey> = conn.subs.drain().collect();
+        for key in keys {
+            self.retract(key);
+        }
+    }
+
+    /// Takes a publish into the run, or handles it now. False if parsing must not go on.
+    fn on_publish<'a>(
+        &mut self,
+        id: ConnId,
+        publish: Publish<'a>,
+        wire: &'a [u8],
+        run: &mut Run<'a>,
+    ) -> bool {
+        let continues = run.continues_with(&publish);
+        if !continues {
+            self.flush_run(id, run);
+        }
+        match self.judge(id, &publish, wire, continues) {
+            Verdict::Joins => run.push(publish, wire),
+            Verdict::Alone => {
+                self.flush_run(id, run);
+                run.push(publish, wire);
+                self.flush_run(id, run);
+            }
+            Verdict::Refused => {}
+        }
+        self.conns.get(id).is_some_and(super::Conn::is_open)
+    }
+
+    /// Checks a publish. With `continues` its subject is that of the run, and thus harmless.
+    fn judge(
+        &mut self,
+        id: ConnId,
+        publish: &Publish<'_>,
+        wire: &[u8],
+        continues: bool,
+    ) -> Verdict {
+        if self.settings.trace {
+            self.trace_publish(id, wire);
+        }
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
+            return Verdict::Refused;
+        };
+        conn.timing.last_active = self.now;
+        let reserved = !continues && is_reserved_subject(publish.subject);
+        if reserved || !may_publish(conn, publish.subject, self.now) {
+            let subject = encode::go_quoted(publish.subject);
+            tracing::error!("{} - Publish Violation - Subject {subject}", conn.label());
+            self.refuse_publish(id, &encode::publish_violation(publish.subject));
+            return Verdict::Refused;
+        }
+        if let Some(reply) = publish.reply.filter(|reply| is_reserved_reply(reply)) {
+            let text = encode::go_quoted(reply);
+            tracing::error!("{} - Publish Violation - Reply {text}", conn.label());
+            self.refuse_publish(id, &encode::reply_violation(reply));
+            return Verdict::Refused;
+        }
+        let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
+        if pedantic && !subject::is_valid_publish(publish.subject) {
+            self.refuse(id, "Invalid Publish Subject");
+        }
+        if verbose {
+            // The reply promises what was published before; this message follows it.
+            self.confirm(id, encode::ok);
+        }
+        if verbose || pedantic { Verdict::Alone } else { Verdict::Joins }
+    }
+
+    fn refuse_publish(&mut self, id: ConnId, error: &str) {
+        self.reply(id, |out| encode::err(out, error));
+    }
+
+    fn flush_run(&mut self, id: ConnId, run: &mut Run<'_>) {
+        if !run.is_empty() {
+            self.publish(id, run);
+            run.clear();
+        }
+    }
+
+    /// Takes over a new configuration: who is no longer allowed is cut, what is no longer
+    /// permitted ends.
+    pub fn reload(&mut self, settings: Rc<Settings>) {
+        let old = std::mem::replace(&mut self.settings, settings);
+        for id in self.conns.ids() {
+            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { continue };
+            let Some(user) = &conn.user else { continue };
+            match self.settings.standing(user, &old) {
+                Standing::Stays(user) => {
+                    conn.user = Some(user);
+                    conn.checks = None;
+                    conn.review();
+                    self.end_unpermitted(id);
+                }
+                Standing::Changed => self.refuse_login(id),
+                Standing::Gone => {
+                    self.fail(id, None, Reason::Protocol("Authentication Failure"));
+                }
+            }
+        }
+    }
+
+    fn end_unpermitted(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let unpermitted = |key: &SubKey| {
+            let sub = &self.subs[*key as usize];
+            !may_subscribe(conn, &sub.subject, sub.queue.as_deref())
+        };
+        let keys: Vec<SubKey> = conn.subs.iter().copied().filter(unpermitted).collect();
+        for key in keys {
+            let Sub { subject, queue, sid, .. } = &self.subs[key as usize];
+            let error = encode::removed_subscription(subject, queue.as_deref(), sid);
+            self.end_subscription(key);
+            self.refuse(id, &error);
+        }
+    }
+}
+
+fn may_subscribe(conn: &super::Conn, subject: &[u8], queue: Option<&[u8]>) -> bool {
+    // nats-server keeps this group name to itself.
+    queue != Some(b"_sys_")
+        && conn.permissions().is_none_or(|permissions| permissions.may_subscribe(subject, queue))
+}
+
+fn may_publish(conn: &mut super::Conn, subject: &[u8], now: u64) -> bool {
+    let user = conn.user.as_ref();
+    match user.and_then(|user| user.permissions.as_ref()) {
+        None => true,
+        Some(user) => conn.checks.get_or_insert_default().may_publish(user, subject, now),
+    }
+}
+
+fn is_reserved_subject(subject: &[u8]) -> bool {
+    subject.starts_with(b"_GR_.") || subject.starts_with(b"$NRG.")
+}
+
+fn is_reserved_reply(reply: &[u8]) -> bool {
+    matches!(reply.first(), Some(b'_' | b'$'))
+        && [&b"_R_."[..], b"_GR_.", b"$JS.ACK."].iter().any(|prefix| reply.starts_with(prefix))
+}
+
+/// The JSON of CONNECT without its secrets.
+fn redacted(json: &[u8]) -> String {
+    let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(json) else {
+        return "[REDACTED]".to_owned();
+    };
+    for (name, value) in &mut fields {
+        let secrets = ["pass", "auth_token", "jwt", "sig"];
+        if secrets.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
+            *value = "[REDACTED]".into();
+        }
+    }
+    serde_json::Value::Object(fields).to_string()
+}

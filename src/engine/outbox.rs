@@ -1,0 +1,304 @@
+//! What a connection still has to be sent, as a queue of pieces.
+//!
+//! Small things are copied behind one another into bytes of the connection's own; large runs are
+//! references to segments that many outboxes hold. At most one batch of pieces is with the
+//! reactor at a time; what is produced meanwhile makes the next one.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::segment::{Piece, Segment};
+
+/// Own bytes are sealed into a piece at this size, so that growing never copies much.
+const OWN_BYTES_MAX: usize = 64 * 1024;
+/// A batch ends at this many bytes: enough for full efficiency of a send, little enough for
+/// progress to be seen.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// A batch ends at this many pieces, well below IOV_MAX.
+const BATCH_PIECES_MAX: usize = 256;
+
+/// Memory that went out and came back: own buffers and segments, to be filled again.
+#[derive(Debug, Default)]
+pub(super) struct Spares {
+    buffers: Vec<Vec<u8>>,
+    segments: Vec<Segment>,
+    batches: Vec<Vec<Piece>>,
+    /// Memory of all output that is not spare.
+    held_bytes: usize,
+}
+
+/// How many own buffers, segments and batches are kept for reuse.
+const SPARES_MAX: usize = 64;
+/// A buffer that grew beyond this is freed rather than kept.
+const SPARE_BYTES_MAX: usize = 1024 * 1024;
+
+impl Spares {
+    /// An empty buffer for own bytes.
+    pub(super) fn buffer(&mut self) -> Vec<u8> {
+        self.buffers.pop().unwrap_or_default()
+    }
+
+    /// Bytes of output that are queued or in flight; a segment counts once.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Takes memory that never held output.
+    pub(super) fn offer_buffer(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.keep_buffer(buffer);
+    }
+
+    fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
+        self.held_bytes -= buffer.len();
+        if self.buffers.len() < SPARES_MAX && (1..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Renders a segment with `fill` into memory that was used before, if there is some.
+    pub(super) fn segment(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Segment {
+        let mut segment = self.segments.pop().unwrap_or_default();
+        match Segment::get_mut(&mut segment) {
+            Some(bytes) => {
+                bytes.clear();
+                fill(bytes);
+                self.held_bytes += bytes.len();
+            }
+            None => unreachable!("a spare segment has no other holder"),
+        }
+        segment
+    }
+
+    /// An empty list for the pieces of one batch.
+    fn batch(&mut self) -> Vec<Piece> {
+        self.batches.pop().unwrap_or_default()
+    }
+
+    /// Takes back what the reactor has sent or given up.
+    pub(super) fn keep_batch(&mut self, mut batch: Vec<Piece>) {
+        for piece in batch.drain(..) {
+            self.keep_piece(piece);
+        }
+        if self.batches.len() < SPARES_MAX && batch.capacity() > 0 {
+            self.batches.push(batch);
+        }
+    }
+
+    fn keep_piece(&mut self, piece: Piece) {
+        match piece {
+            Piece::Own(buffer) => self.keep_buffer(buffer),
+            Piece::Shared { segment, .. } => self.keep_segment(segment),
+        }
+    }
+
+    /// Lets go of a segment; the last holder brings its memory home.
+    pub(super) fn keep_segment(&mut self, mut segment: Segment) {
+        if let Some(bytes) = Segment::get_mut(&mut segment) {
+            self.held_bytes -= bytes.len();
+            if self.segments.len() < SPARES_MAX && bytes.capacity() <= SPARE_BYTES_MAX {
+                self.segments.push(segment);
+            }
+        }
+    }
+}
+
+/// The output of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    sealed: VecDeque<Piece>,
+    /// The bytes behind `sealed`, still growing.
+    own: Vec<u8>,
+    /// Bytes not yet taken by the kernel, those of the batch in flight included.
+    pending_bytes: usize,
+    in_flight: bool,
+    /// Pieces ever handed to the reactor; with `sealed` it numbers them.
+    taken: u64,
+    /// Bytes behind piece `at` wait until the other shards have settled `epoch`.
+    holds: VecDeque<Hold>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    at: u64,
+    epoch: u64,
+}
+
+impl Outbox {
+    /// Bytes not yet taken by the kernel; a shared segment counts in full.
+    pub(super) fn pending_bytes(&self) -> usize {
+        self.pending_bytes
+    }
+
+    /// Whether nothing is queued and nothing in flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending_bytes == 0
+    }
+
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        !self.holds.is_empty()
+    }
+
+    /// Appends what `write` writes.
+    pub(super) fn push(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        if self.own.capacity() == 0 {
+            self.own = spares.buffer();
+        } else if self.own.len() >= OWN_BYTES_MAX {
+            self.seal();
+            self.own = spares.buffer();
+        }
+        let before = self.own.len();
+        write(&mut self.own);
+        let written = self.own.len() - before;
+        self.pending_bytes += written;
+        spares.held_bytes += written;
+        written
+    }
+
+    /// Appends a part of a segment without copying it.
+    pub(super) fn push_shared(&mut self, segment: &Segment, range: Range<usize>) {
+        debug_assert!(!range.is_empty(), "an empty piece would never complete");
+        self.seal();
+        self.pending_bytes += range.len();
+        self.sealed.push_back(Piece::Shared { segment: Segment::clone(segment), range });
+    }
+
+    /// What is appended from here on waits until `epoch` is settled.
+    pub(super) fn hold(&mut self, epoch: u64) {
+        self.seal();
+        let at = self.taken + self.sealed.len() as u64;
+        match self.holds.back_mut() {
+            Some(last) if last.at == at => last.epoch = last.epoch.max(epoch),
+            _ => self.holds.push_back(Hold { at, epoch }),
+        }
+    }
+
+    /// Forgets the holds that `settled` fulfils. True if something may be sent that could not.
+    pub(super) fn release(&mut self, settled: u64) -> bool {
+        let before = self.holds.len();
+        while self.holds.front().is_some_and(|hold| hold.epoch <= settled) {
+            self.holds.pop_front();
+        }
+        self.holds.len() < before
+    }
+
+    /// The next batch for the reactor, unless one is in flight or nothing may go.
+    pub(super) fn take(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
+        if self.in_flight {
+            return None;
+        }
+        if self.holds.is_empty() {
+            self.seal();
+        }
+        let free = match self.holds.front() {
+            Some(hold) => usize::try_from(hold.at - self.taken).unwrap_or(usize::MAX),
+            None => self.sealed.len(),
+        };
+        let count = free.min(self.sealed.len()).min(BATCH_PIECES_MAX);
+        if count == 0 {
+            return None;
+        }
+        let mut batch = spares.batch();
+        let mut bytes = 0;
+        while batch.len() < count && bytes < BATCH_BYTES_MAX {
+            let Some(piece) = self.sealed.pop_front() else { break };
+            bytes += piece.bytes().len();
+            batch.push(piece);
+        }
+        self.taken += batch.len() as u64;
+        self.in_flight = true;
+        Some(batch)
+    }
+
+    /// The kernel has taken `bytes` more of the batch in flight.
+    pub(super) fn on_sent(&mut self, bytes: usize) {
+        assert!(bytes <= self.pending_bytes, "more was sent than was pending");
+        self.pending_bytes -= bytes;
+    }
+
+    /// The batch in flight is complete.
+    pub(super) fn on_done(&mut self) {
+        self.in_flight = false;
+    }
+
+    /// Drops everything that is not in flight.
+    pub(super) fn clear(&mut self, spares: &mut Spares) {
+        self.seal();
+        for piece in self.sealed.drain(..) {
+            self.pending_bytes -= piece.bytes().len();
+            self.taken += 1;
+            spares.keep_piece(piece);
+        }
+        self.sealed = VecDeque::new();
+        self.holds.clear();
+    }
+
+    fn seal(&mut self) {
+        if !self.own.is_empty() {
+            self.sealed.push_back(Piece::Own(std::mem::take(&mut self.own)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(batch: &[Piece]) -> String {
+        batch.iter().map(|p| String::from_utf8_lossy(p.bytes()).into_owned()).collect()
+    }
+
+    #[test]
+    fn own_bytes_and_segments_keep_their_order() {
+        let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
+        let segment = spares.segment(|out| out.extend_from_slice(b"xxSHAREDxx"));
+        outbox.push(&mut spares, |out| out.extend_from_slice(b"one,"));
+        outbox.push_shared(&segment, 2..8);
+        outbox.push(&mut spares, |out| out.extend_from_slice(b",two"));
+        let batch = outbox.take(&mut spares).unwrap();
+        assert_eq!(text(&batch), "one,SHARED,two");
+        assert_eq!(outbox.pending_bytes(), 14);
+        assert!(outbox.take(&mut spares).is_none(), "one batch in flight at a time");
+        outbox.on_sent(14);
+        outbox.on_done();
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn what_is_behind_a_hold_waits_for_its_epoch() {
+        let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
+        outbox.push(&mut spares, |out| out.extend_from_slice(b"before"));
+        outbox.hold(3);
+        outbox.push(&mut spares, |out| out.extend_from_slice(b"PONG"));
+        assert_eq!(text(&outbox.take(&mut spares).unwrap()), "before");
+        outbox.on_sent(6);
+        outbox.on_done();
+        assert!(outbox.take(&mut spares).is_none());
+        assert!(!outbox.release(2));
+        assert!(outbox.release(3));
+        assert_eq!(text(&outbox.take(&mut spares).unwrap()), "PONG");
+    }
+
+    #[test]
+    fn a_segment_comes_home_with_its_last_holder() {
+        let mut spares = Spares::default();
+        let segment = spares.segment(|out| out.extend_from_slice(b"abc"));
+        let mut boxes = [Outbox::default(), Outbox::default()];
+        for outbox in &mut boxes {
+            outbox.push_shared(&segment, 0..3);
+        }
+        drop(segment);
+        for (outbox, home) in boxes.iter_mut().zip([0, 1]) {
+            let batch = outbox.take(&mut spares).unwrap();
+            spares.keep_batch(batch);
+            assert_eq!(spares.segments.len(), home);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What a user may publish and subscribe to.
+//!
+//! Lists are compiled once for each user and shared by its connections; each connection keeps
+//! what it has found out about publish subjects, and which replies it may send.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+
+use crate::config;
+use crate::subject::{self, Table};
+
+/// Publish subjects whose permission a connection remembers.
+const CHECKED_SUBJECTS_MAX: usize = 256;
+/// Reply subjects that a connection may answer at a time.
+const REPLIES_MAX: usize = 64 * 1024;
+
+/// The compiled permissions of one user.
+#[derive(Debug)]
+pub(super) struct Permissions {
+    publish_allow: Option<Table<Entry>>,
+    publish_deny: Table<Entry>,
+    subscribe_allow: Option<Table<Entry>>,
+    subscribe_deny: Table<Entry>,
+    responses: Option<config::Responses>,
+}
+
+/// What a list says about one subject filter.
+#[derive(Debug, Default)]
+struct Entry {
+    /// It stands there without a queue.
+    plain: bool,
+    /// It stands there with these queue names, which may have wildcards.
+    queues: Vec<Box<[u8]>>,
+    /// `>` is its last token, so it covers a subscription that ends in `>`.
+    covers_rest: bool,
+}
+
+impl Permissions {
+    /// Compiles configured permissions.
+    pub(super) fn new(from: &config::Permissions) -> Self {
+        // Who may only respond may publish nothing else.
+        let restricted = !from.publish.allow.is_empty() || from.allow_responses.is_some();
+        Self {
+            publish_allow: restricted.then(|| table(&from.publish.allow)),
+            publish_deny: table(&from.publish.deny),
+            subscribe_allow: (!from.subscribe.allow.is_empty())
+                .then(|| table(&from.subscribe.allow)),
+            subscribe_deny: table(&from.subscribe.deny),
+            responses: from.allow_responses,
+        }
+    }
+
+    /// Whether deliveries have to be checked against the deny list.
+    pub(super) fn filters_deliveries(&self) -> bool {
+        !self.subscribe_deny.is_empty()
+    }
+
+    /// Whether received requests have to be remembered.
+    pub(super) fn allows_responses(&self) -> bool {
+        self.responses.is_some()
+    }
+
+    /// Whether a message on `subject` may reach a subscription with `queue`.
+    pub(super) fn may_receive(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
+        !self.denies_subscription(subject, queue)
+    }
+
+    /// Whether `SUB subject [queue]` is permitted.
+    ///
+    /// A subscription's wildcards are looked up as if they were literal tokens, but one that ends
+    /// in `>` has to be covered by an entry that does.
+    pub(super) fn may_subscribe(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
+        self.allows_subscription(subject, queue) && !self.denies_subscription(subject, queue)
+    }
+
+    fn allows_subscription(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
+        let Some(allow) = &self.subscribe_allow else {
+            return true;
+        };
+        let open = subject == b">" || subject.ends_with(b".>");
+        let (mut plain, mut queued, mut named) = (false, false, false);
+        visit(allow, subject, |entry| {
+            if open && !entry.covers_rest {
+                return;
+            }
+            plain |= entry.plain;
+            queued |= !entry.queues.is_empty();
+            named |= queue.is_some_and(|queue| entry.names(queue));
+        });
+        match queue {
+            None => plain,
+            Some(_) if queued => named,
+            Some(_) => plain,
+        }
+    }
+
+    fn denies_subscription(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
+        let mut denied = false;
+        visit(&self.subscribe_deny, subject, |entry| {
+            denied |= entry.plain || queue.is_some_and(|queue| entry.names(queue));
+        });
+        denied
+    }
+
+    fn may_publish(&self, subject: &[u8]) -> bool {
+        let found = |table: &Table<Entry>| {
+            let mut found = false;
+            visit(table, subject, |_| found = true);
+            found
+        };
+        self.publish_allow.as_ref().is_none_or(found) && !found(&self.publish_deny)
+    }
+}
+
+impl Entry {
+    fn names(&self, queue: &[u8]) -> bool {
+        self.queues.iter().any(|filter| subject::matches(filter, queue))
+    }
+}
+
+fn table(entries: &[config::SubjectEntry]) -> Table<Entry> {
+    let mut table = Table::default();
+    for config::SubjectEntry { subject, queue } in entries {
+        let entry: &mut Entry = table.entry(subject.as_bytes());
+        entry.covers_rest = subject == ">" || subject.ends_with(".>");
+        match queue {
+            None => entry.plain = true,
+            Some(queue) => entry.queues.push(queue.as_bytes().into()),
+        }
+    }
+    table
+}
+
+/// Visits the entries that match `subject`; a malformed subject is matched by its whole text.
+fn visit<'t>(table: &'t Table<Entry>, subject: &[u8], mut see: impl FnMut(&'t Entry)) {
+    table.for_each_match(subject, &mut see);
+}
+
+/// What one connection has found out about its permissions.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    publish: HashMap<Box<[u8]>, bool, RandomState>,
+    replies: HashMap<Box<[u8]>, Reply, RandomState>,
+}
+
+#[derive(Debug)]
+struct Reply {
+    left: i64,
+    /// Nanoseconds since the start; `u64::MAX`: never.
+    expires: u64,
+}
+
+impl Checks {
+    /// Whether a message may be published on `subject` now; counts it when it is a response.
+    pub(super) fn may_publish(&mut self, user: &Permissions, subject: &[u8], now: u64) -> bool {
+        let listed = match self.publish.get(subject) {
+            Some(listed) => *listed,
+            None => {
+                let listed = user.may_publish(subject);
+                if self.publish.len() >= CHECKED_SUBJECTS_MAX {
+                    self.publish.clear();
+                }
+                self.publish.insert(subject.into(), listed);
+                listed
+            }
+        };
+        listed || self.may_respond(subject, now)
+    }
+
+    /// The connection got a message with `reply`: it may answer.
+    pub(super) fn on_request(&mut self, user: &Permissions, reply: &[u8], now: u64) {
+        let Some(responses) = user.responses else { return };
+        if self.replies.len() >= REPLIES_MAX {
+            self.replies.retain(|_, reply| reply.expires > now);
+            if self.replies.len() >= REPLIES_MAX {
+                self.replies.clear();
+            }
+        }
+        let left = if responses.max < 0 { i64::MAX } else { responses.max };
+        let expires = match u64::try_from(responses.expires_ms) {
+            Ok(ms) => now.saturating_add(ms.saturating_mul(1_000_000)),
+            Err(_) => u64::MAX,
+        };
+        self.replies.insert(reply.into(), Reply { left, expires });
+    }
+
+    fn may_respond(&mut self, subject: &[u8], now: u64) -> bool {
+        let Some(reply) = self.replies.get_mut(subject) else {
+            return false;
+        };
+        if reply.left == 0 || reply.expires <= now {
+            self.replies.remove(subject);
+            return false;
+        }
+        reply.left -= 1;
+        true
+    }
+}

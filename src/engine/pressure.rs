@@ -1,0 +1,321 @@
+//! What keeps shards in step and publishers from outrunning their subscribers.
+//!
+//! * A *lane* queues records for another shard. When it is full, the connections that feed it
+//!   are not read from until it has drained; nothing is lost.
+//! * A *barrier* asks another shard to say when it has consumed everything up to here.
+//! * A *wait* pauses a publisher while most of those who get its messages are behind. It ends
+//!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case: who is still behind then
+//!   is slow, and waited for no more until it has caught up. So one slow subscriber stalls nobody.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+
+use super::interest::Member;
+use super::publish::Backlog;
+use super::record::{Publisher, Record};
+use super::{Action, ConnId, Engine, ShardId};
+
+/// A lane with more than this waiting is full, in bytes.
+const LANE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a publisher waits for subscribers that are behind, in nanoseconds.
+const WAIT_NS_MAX: u64 = 1_000_000_000;
+/// A subscriber counts as behind when more than this is pending for it, in bytes, however few
+/// share the messages; …
+const BACKLOG_BYTES_MAX: usize = 1024 * 1024;
+/// … and not before this is, however many do.
+const BACKLOG_BYTES_MIN: usize = 64 * 1024;
+/// What all subscribers of a subject together may have pending before they are behind.
+const BACKLOG_BYTES_ALL: usize = 64 * 1024 * 1024;
+
+/// The way to one other shard.
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    queue: VecDeque<Record>,
+    bytes: usize,
+    /// Local connections that are not read from until there is room.
+    feeders: Vec<ConnId>,
+    /// The last epoch in which something was staged.
+    staged_epoch: u64,
+    /// The last epoch for which a barrier was sent.
+    barrier_epoch: u64,
+    /// The last epoch that the other shard has settled.
+    settled_epoch: u64,
+}
+
+/// A publisher that waits for subscribers here to catch up.
+#[derive(Debug)]
+pub(super) struct Wait {
+    publisher: Publisher,
+    behind: Vec<ConnId>,
+    /// Subscribers still behind.
+    left: usize,
+    /// It goes on when no more than this are.
+    enough: usize,
+}
+
+impl Engine {
+    /// The next record for another shard.
+    pub fn pop_record(&mut self, to: ShardId) -> Option<Record> {
+        let lane = &mut self.lanes[to.index()];
+        let record = lane.queue.pop_front()?;
+        lane.bytes -= record.cost_bytes();
+        if lane.bytes <= LANE_BYTES_MAX / 2 && !lane.feeders.is_empty() {
+            for id in std::mem::take(&mut lane.feeders) {
+                self.release(id, |brakes| brakes.lanes.remove(to));
+            }
+        }
+        Some(record)
+    }
+
+    /// Whether records wait for another shard.
+    pub fn has_records(&self, to: ShardId) -> bool {
+        !self.lanes[to.index()].queue.is_empty()
+    }
+
+    /// Queues a record that no connection is to blame for.
+    pub(super) fn push_record(&mut self, to: ShardId, record: Record) {
+        let lane = &mut self.lanes[to.index()];
+        lane.bytes += record.cost_bytes();
+        lane.queue.push_back(record);
+    }
+
+    /// Queues a run; the local connection that fed it is held back when the lane is full.
+    pub(super) fn stage(&mut self, to: ShardId, record: Record) {
+        let publisher = match &record {
+            Record::Run(run) => run.publisher,
+            _ => unreachable!("only runs are staged"),
+        };
+        self.push_record(to, record);
+        if publisher.shard == self.shard {
+            self.mark_staged(publisher.conn, to);
+        }
+        self.lanes[to.index()].staged_epoch = self.epoch;
+    }
+
+    /// Remembers that `id` has caused something on another shard in this turn.
+    pub(super) fn mark_staged(&mut self, id: ConnId, to: ShardId) {
+        let lane = &mut self.lanes[to.index()];
+        lane.staged_epoch = self.epoch;
+        let full = lane.bytes > LANE_BYTES_MAX;
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.staged_epoch = self.epoch;
+        if full && !conn.brakes.lanes.contains(to) {
+            let moving = !conn.brakes.any();
+            conn.brakes.lanes.insert(to);
+            lane.feeders.push(id);
+            if moving {
+                self.actions.push_back(Action::Pause(id));
+            }
+        }
+    }
+
+    /// Asks the other shards to settle what replies are held back for.
+    pub(super) fn send_barriers(&mut self) {
+        let epoch = self.epoch;
+        let staged = self.lanes.iter().any(|lane| lane.staged_epoch == epoch);
+        if !self.held.is_empty() {
+            for shard in self.others() {
+                let lane = &mut self.lanes[shard.index()];
+                if lane.barrier_epoch < lane.staged_epoch {
+                    lane.barrier_epoch = epoch;
+                    self.push_record(shard, Record::Barrier { epoch });
+                }
+            }
+            self.settle();
+        }
+        if staged {
+            self.epoch += 1;
+        }
+    }
+
+    pub(super) fn on_settled(&mut self, from: ShardId, epoch: u64) {
+        let lane = &mut self.lanes[from.index()];
+        lane.settled_epoch = lane.settled_epoch.max(epoch);
+        self.settle();
+    }
+
+    /// Lets out the replies whose epoch every shard has settled.
+    fn settle(&mut self) {
+        let settled = |lane: &Lane| {
+            if lane.staged_epoch <= lane.settled_epoch { u64::MAX } else { lane.settled_epoch }
+        };
+        let all = self.lanes.iter().map(settled).min().unwrap_or(u64::MAX);
+        // The current epoch may still grow.
+        self.settled_epoch = all.min(self.epoch - 1).max(self.settled_epoch);
+        let settled_epoch = self.settled_epoch;
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|id| {
+            let Some(conn) = self.conns.get_mut(*id) else { return false };
+            if conn.outbox.release(settled_epoch) && !conn.dirty {
+                conn.dirty = true;
+                self.actions.push_back(Action::Flush(*id));
+            }
+            conn.outbox.is_held()
+        });
+        self.held = held;
+    }
+
+    /// From which backlog on one of `members` equal subscribers is behind, in bytes.
+    pub(super) fn backlog_level_bytes(&self, members: usize) -> usize {
+        let share = BACKLOG_BYTES_ALL / members.max(1);
+        let cut = self.settings.limits.pending_bytes_max / 2;
+        share.clamp(BACKLOG_BYTES_MIN, BACKLOG_BYTES_MAX).min(cut)
+    }
+
+    /// Counts a subscriber that got a delivery.
+    pub(super) fn observe(&self, member: Member, backlog: &mut Backlog) {
+        let Some(conn) = self.conns.at(member.conn) else { return };
+        if conn.slow {
+            return;
+        }
+        backlog.members += 1;
+        if conn.outbox.pending_bytes() > backlog.level_bytes {
+            backlog.behind += 1;
+        }
+    }
+
+    /// Pauses `publisher` until half of those of `members` that are behind have caught up.
+    pub(super) fn wait_for<'m>(
+        &mut self,
+        publisher: Publisher,
+        members: impl Iterator<Item = &'m Member>,
+        level_bytes: usize,
+    ) {
+        if self.waiting.contains_key(&publisher) {
+            return;
+        }
+        let key = self.next_wait;
+        let mut behind = Vec::new();
+        for member in members {
+            let Some(conn) = self.conns.at_mut(member.conn) else { continue };
+            let counts = conn.is_open()
+                && !conn.slow
+                && conn.outbox.pending_bytes() > level_bytes
+                && conn.waited_by.last() != Some(&key);
+            if counts {
+                let relief = level_bytes / 2;
+                conn.relief_bytes =
+                    if conn.waited_by.is_empty() { relief } else { conn.relief_bytes.max(relief) };
+                conn.waited_by.push(key);
+                behind.push(conn.id);
+            }
+        }
+        if behind.is_empty() {
+            return;
+        }
+        self.next_wait += 1;
+        let (left, enough) = (behind.len(), behind.len() / 2);
+        self.waits.insert(key, Wait { publisher, behind, left, enough });
+        self.waiting.insert(publisher, key);
+        self.wait_deadlines.push_back((self.now.saturating_add(WAIT_NS_MAX), key));
+        if publisher.shard == self.shard {
+            self.pause_for(publisher.conn, self.shard);
+        } else {
+            self.push_record(publisher.shard, Record::Pause { conn: publisher.conn });
+        }
+    }
+
+    /// The backlog of `id` is now `pending` bytes: perhaps somebody has waited for that.
+    pub(super) fn relieve(&mut self, id: ConnId, pending: usize) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if pending > conn.relief_bytes {
+            return;
+        }
+        conn.slow = false;
+        for key in std::mem::take(&mut conn.waited_by) {
+            let Some(wait) = self.waits.get_mut(&key) else { continue };
+            wait.left -= 1;
+            if wait.left <= wait.enough {
+                self.end_wait(key);
+            }
+        }
+    }
+
+    pub(super) fn end_overdue_waits(&mut self) {
+        while let Some(&(deadline, key)) = self.wait_deadlines.front() {
+            let Some(wait) = self.waits.get(&key) else {
+                self.wait_deadlines.pop_front();
+                continue;
+            };
+            if deadline > self.now {
+                return;
+            }
+            for id in &wait.behind {
+                if let Some(conn) = self.conns.get_mut(*id)
+                    && conn.waited_by.contains(&key)
+                {
+                    conn.slow = true;
+                }
+            }
+            self.end_wait(key);
+        }
+    }
+
+    fn end_wait(&mut self, key: u64) {
+        let Some(wait) = self.waits.remove(&key) else { return };
+        let Publisher { shard, conn } = wait.publisher;
+        self.waiting.remove(&wait.publisher);
+        for id in wait.behind {
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.waited_by.retain(|other| *other != key);
+            }
+        }
+        if shard == self.shard {
+            self.resume_for(conn, self.shard);
+        } else {
+            self.push_record(shard, Record::Resume { conn });
+        }
+    }
+
+    /// Those who get the messages of a local connection are behind on `shard`.
+    pub(super) fn pause_for(&mut self, id: ConnId, shard: ShardId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let moving = !conn.brakes.any();
+        conn.brakes.behind.insert(shard);
+        if moving {
+            self.actions.push_back(Action::Pause(id));
+        }
+    }
+
+    /// They have caught up.
+    pub(super) fn resume_for(&mut self, id: ConnId, shard: ShardId) {
+        self.release(id, |brakes| brakes.behind.remove(shard));
+    }
+
+    fn release(&mut self, id: ConnId, ease: impl FnOnce(&mut super::conn::Brakes)) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if !conn.brakes.any() {
+            return;
+        }
+        ease(&mut conn.brakes);
+        if !conn.brakes.any() && conn.is_open() {
+            self.actions.push_back(Action::Resume(id));
+        }
+    }
+
+    /// Cuts the connection with the longest backlog when all output together takes too much
+    /// memory; one a turn, for its memory comes back only then.
+    pub(super) fn bound_memory(&mut self) {
+        if self.spares.held_bytes() <= self.settings.memory_bytes_max {
+            return;
+        }
+        let longest = self
+            .conns
+            .iter_mut()
+            .filter(|conn| conn.is_open())
+            .max_by_key(|conn| conn.outbox.pending_bytes());
+        if let Some(conn) = longest {
+            tracing::warn!(
+                "{} - Slow Consumer Detected: {} bytes pending while the shard's output memory \
+                 of {} is used up",
+                conn.label(),
+                conn.outbox.pending_bytes(),
+                self.settings.memory_bytes_max
+            );
+            self.stats.slow_consumers += 1;
+            let id = conn.id;
+            self.abort(id, super::Reason::SlowConsumerPending);
+        }
+    }
+}

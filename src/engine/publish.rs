@@ -1,0 +1,512 @@
+//! From a run of publishes to the outboxes of everyone who gets them.
+//!
+//! A run is a row of consecutive publishes of one connection to one subject. It is matched once,
+//! rendered once for each group of subscriptions with the same sid, and staged once for each
+//! shard that has to deliver it too.
+
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
+use super::record::{Pick, Publisher, Record, RunRecord};
+use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
+use crate::proto::{self, Op, Parsed, Publish, encode};
+
+/// A run is handled at this many wire bytes even if more of its kind follow: what it renders
+/// to should stay in the second-level cache.
+pub(super) const RUN_BYTES_MAX: usize = 128 * 1024;
+/// A run that renders to less than this is copied to each subscriber; beyond, it is shared.
+const COPY_RUN_BYTES_MAX: usize = 4 * 1024;
+/// A single payload from this size on is shared even in a short run.
+const COPY_PAYLOAD_BYTES_MAX: usize = 1536;
+
+/// One publish of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Message<'a> {
+    publish: Publish<'a>,
+    /// The whole operation as the client sent it.
+    wire: &'a [u8],
+}
+
+/// Consecutive publishes of one connection to one subject.
+#[derive(Debug, Default)]
+pub(super) struct Run<'a> {
+    messages: SmallVec<[Message<'a>; 4]>,
+    wire_bytes: usize,
+    payload_bytes: usize,
+    header_bytes: usize,
+    payload_bytes_max: usize,
+    has_reply: bool,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Whether `publish` continues this run.
+    pub(super) fn continues_with(&self, publish: &Publish<'_>) -> bool {
+        self.wire_bytes < RUN_BYTES_MAX
+            && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+    }
+
+    pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
+        self.wire_bytes += wire.len();
+        self.payload_bytes += publish.payload.len();
+        self.header_bytes += publish.header.map_or(0, |header| header.len);
+        self.payload_bytes_max = self.payload_bytes_max.max(publish.payload.len());
+        self.has_reply |= publish.reply.is_some();
+        self.messages.push(Message { publish, wire });
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self { messages: std::mem::take(&mut self.messages), ..Self::default() };
+        self.messages.clear();
+    }
+
+    fn of_one(message: Message<'a>) -> Self {
+        let mut run = Self::default();
+        run.push(message.publish, message.wire);
+        run
+    }
+
+    fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn subject(&self) -> &'a [u8] {
+        self.messages.first().map_or(b"", |message| message.publish.subject)
+    }
+
+    /// Payload bytes of the first `count` messages as a receiver with or without headers gets them.
+    fn delivered_bytes(&self, count: usize, headers: bool) -> usize {
+        if count == self.len() {
+            return self.payload_bytes - if headers { 0 } else { self.header_bytes };
+        }
+        let bytes_of = |message: &Message<'_>| {
+            let header = message.publish.header.map_or(0, |header| header.len);
+            message.publish.payload.len() - if headers { 0 } else { header }
+        };
+        self.messages[..count].iter().map(bytes_of).sum()
+    }
+
+    /// Renders the first `count` messages for subscriptions with `sid`.
+    fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
+        out.reserve(self.wire_bytes + count * (sid.len() + 4));
+        let start = out.len();
+        encode::msg_prefix(out, false, self.subject(), sid);
+        let prefix: SmallVec<[u8; 96]> = SmallVec::from_slice(&out[start..]);
+        out.truncate(start);
+        for message in &self.messages[..count] {
+            match (&message.publish.header, message.publish.tail) {
+                (None, Some(tail)) => {
+                    out.extend_from_slice(&prefix);
+                    out.extend_from_slice(tail);
+                }
+                _ => encode::msg(out, &message.publish, sid, headers),
+            }
+        }
+    }
+}
+
+/// Where a run comes from.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    account: AccountId,
+    publisher: Publisher,
+    /// Whether the publisher gets its own messages.
+    echo: bool,
+    /// Shards that could not place a queue message of this run.
+    visited: ShardSet,
+}
+
+/// How many of those a run was delivered to here have a long backlog.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    pub(super) level_bytes: usize,
+    pub(super) members: usize,
+    pub(super) behind: usize,
+}
+
+impl Engine {
+    /// Handles a run from a local connection, which has permission for all of it.
+    pub(super) fn publish(&mut self, from: ConnId, run: &Run<'_>) {
+        let Some(conn) = self.conns.get_mut(from) else { return };
+        conn.traffic.in_msgs += run.len() as u64;
+        conn.traffic.in_bytes += run.payload_bytes as u64;
+        self.stats.in_msgs += run.len() as u64;
+        self.stats.in_bytes += run.payload_bytes as u64;
+        let publisher = Publisher { shard: self.shard, conn: from };
+        let (account, echo) = (conn.account, conn.connect.echo);
+        let source = Source { account, publisher, echo, visited: ShardSet::default() };
+        let wants_status = conn.connect.no_responders && run.has_reply;
+        let targets = self.targets(account, run.subject());
+        if wants_status && !self.is_certain(&targets) {
+            for message in &run.messages {
+                let one = Run::of_one(*message);
+                if !self.deliver(source, &one, &targets, true) {
+                    self.no_responders(from, &message.publish);
+                }
+            }
+        } else if !targets.is_empty() {
+            self.deliver(source, run, &targets, true);
+        }
+        self.settle_deliveries();
+    }
+
+    /// Delivers what another shard has matched.
+    pub(super) fn on_run(&mut self, record: &RunRecord) {
+        let limits = proto::Limits {
+            control_line_bytes_max: usize::MAX,
+            payload_bytes_max: usize::MAX,
+            headers: true,
+        };
+        let mut run = Run::default();
+        let mut rest: &[u8] = &record.wire;
+        while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
+            run.push(publish, &rest[..used]);
+            rest = &rest[used..];
+        }
+        assert!(rest.is_empty(), "only whole publishes travel between shards");
+        let RunRecord { account, publisher, echo, visited, .. } = *record;
+        let source = Source { account, publisher, echo, visited };
+        let targets = self.targets(account, run.subject());
+        if record.plain {
+            self.deliver_plain(source, &run, &targets);
+        }
+        for pick in &record.picks {
+            let group = targets.queues.iter().find(|group| *group.name == *pick.group);
+            for &at in &pick.messages {
+                let one = Run::of_one(run.messages[at as usize]);
+                let placed = group.is_some_and(|group| self.deliver_to_one(source, &one, group));
+                if !placed {
+                    self.forward(source, &one, group);
+                }
+            }
+        }
+        self.settle_deliveries();
+    }
+
+    fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
+        let conns = &self.conns;
+        self.accounts[account.index()].targets(subject, &self.subs, |slot| {
+            conns.at(slot).is_some_and(|conn| conn.connect.headers)
+        })
+    }
+
+    /// Whether somebody gets every message that resolves to `targets`, whatever it is.
+    fn is_certain(&self, targets: &Targets) -> bool {
+        !targets.shards.is_empty()
+            || targets.groups.iter().flat_map(|group| &group.members).any(|member| {
+                self.conns.at(member.conn).is_some_and(|conn| conn.plain)
+                    && self.subs[member.sub as usize].max == NO_MAX
+            })
+    }
+
+    /// Delivers to local connections and stages for other shards. False if nobody gets it.
+    fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets, stage: bool) -> bool {
+        let mut reached = self.deliver_plain(source, run, targets);
+        let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
+        for group in &targets.queues {
+            reached |= self.deliver_to_group(source, run, group, &mut picks);
+        }
+        if stage && (!targets.shards.is_empty() || !picks.is_empty()) {
+            reached = true;
+            self.stage_run(source, run, targets.shards, picks);
+        }
+        reached
+    }
+
+    fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        let mut backlog = Backlog {
+            level_bytes: self.backlog_level_bytes(targets.members),
+            ..Backlog::default()
+        };
+        let mut reached = false;
+        for group in &targets.groups {
+            reached |= self.deliver_to_sid(source, run, group, &mut backlog);
+        }
+        if backlog.behind * 2 > backlog.members {
+            let members = targets.groups.iter().flat_map(|group| &group.members);
+            self.wait_for(source.publisher, members, backlog.level_bytes);
+        }
+        reached
+    }
+
+    /// Renders the run once and gives it to every member, by reference or as a copy.
+    fn deliver_to_sid(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        group: &SidGroup,
+        backlog: &mut Backlog,
+    ) -> bool {
+        let all = run.len();
+        let mut rendered = Rendered::default();
+        let share = group.members.len() > 1
+            && (run.wire_bytes >= COPY_RUN_BYTES_MAX
+                || run.payload_bytes_max >= COPY_PAYLOAD_BYTES_MAX);
+        let mut reached = false;
+        for &member in &group.members {
+            let count = self.takes(source, run, member);
+            if count == 0 {
+                continue;
+            }
+            reached = true;
+            let Some(conn) = self.conns.at_mut(member.conn) else { continue };
+            if count < all || group.members.len() == 1 {
+                conn.outbox.push(&mut self.spares, |out| {
+                    run.render(count, &group.sid, group.headers, out);
+                });
+            } else {
+                let segment = rendered.get_or_render(&mut self.spares, |out| {
+                    run.render(all, &group.sid, group.headers, out);
+                });
+                if share {
+                    conn.outbox.push_shared(segment, 0..segment.len());
+                } else {
+                    conn.outbox.push(&mut self.spares, |out| out.extend_from_slice(segment));
+                }
+            }
+            self.account_for(member, count, run.delivered_bytes(count, group.headers));
+            self.observe(member, backlog);
+        }
+        if let Some(segment) = rendered.segment {
+            self.spares.keep_segment(segment);
+        }
+        reached
+    }
+
+    /// How many of the run's messages, from the first, `member` takes.
+    fn takes(&mut self, source: Source, run: &Run<'_>, member: Member) -> usize {
+        let Some(conn) = self.conns.at_mut(member.conn) else { return 0 };
+        let sub = &self.subs[member.sub as usize];
+        let left = usize::try_from(sub.max - sub.delivered).unwrap_or(usize::MAX);
+        if conn.plain {
+            return left.min(run.len());
+        }
+        let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
+        if !conn.is_open() || (own && !source.echo) {
+            return 0;
+        }
+        let Some(permissions) = conn.user.as_ref().and_then(|user| user.permissions.as_ref())
+        else {
+            return left.min(run.len());
+        };
+        if permissions.filters_deliveries()
+            && !permissions.may_receive(run.subject(), sub.queue.as_deref())
+        {
+            return 0;
+        }
+        let count = left.min(run.len());
+        if permissions.allows_responses() {
+            let checks = conn.checks.get_or_insert_default();
+            let replies = run.messages[..count].iter().filter_map(|m| m.publish.reply);
+            replies.for_each(|reply| checks.on_request(permissions, reply, self.now));
+        }
+        count
+    }
+
+    /// Books a delivery that is in the member's outbox.
+    fn account_for(&mut self, member: Member, count: usize, payload_bytes: usize) {
+        let Some(conn) = self.conns.at_mut(member.conn) else { return };
+        let sub = &mut self.subs[member.sub as usize];
+        sub.delivered += count as u64;
+        if sub.delivered >= sub.max {
+            self.ended.push(member.sub);
+        }
+        conn.traffic.out_msgs += count as u64;
+        conn.traffic.out_bytes += payload_bytes as u64;
+        self.stats.out_msgs += count as u64;
+        self.stats.out_bytes += payload_bytes as u64;
+        if conn.outbox.pending_bytes() > self.settings.limits.pending_bytes_max {
+            self.doomed.push(conn.id);
+        }
+        if !conn.dirty {
+            conn.dirty = true;
+            self.actions.push_back(Action::Flush(conn.id));
+        }
+    }
+
+    /// Gives each message of the run to one member of the group, here or on another shard.
+    fn deliver_to_group(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        group: &QueueTargets,
+        picks: &mut SmallVec<[(ShardId, Pick); 2]>,
+    ) -> bool {
+        let mut reached = false;
+        let remote: u64 = group.remote.iter().map(|(_, members)| u64::from(*members)).sum();
+        for (at, message) in run.messages.iter().enumerate() {
+            let all = group.local.len() as u64 + remote;
+            let pick = self.rng.u64(..all.max(1));
+            let local = pick < group.local.len() as u64
+                && self.deliver_to_one(source, &Run::of_one(*message), group);
+            if local {
+                reached = true;
+            } else if remote > 0 {
+                // With `pick` beyond the local members it is uniform over the remote ones; where
+                // no local member could take the message it is drawn anew.
+                let Some(shard) = self.draw(&group.remote, ShardSet::default()) else { continue };
+                reached = true;
+                add_pick(picks, shard, &group.name, at);
+            }
+        }
+        reached
+    }
+
+    /// Gives a message to one local member: a random one, or the next that can take it.
+    fn deliver_to_one(&mut self, source: Source, one: &Run<'_>, group: &QueueTargets) -> bool {
+        if group.local.is_empty() {
+            return false;
+        }
+        let first = self.rng.usize(..group.local.len());
+        let (head, tail) = group.local.split_at(first);
+        for &member in tail.iter().chain(head) {
+            if self.takes(source, one, member) == 0 {
+                continue;
+            }
+            let Some(conn) = self.conns.at_mut(member.conn) else { continue };
+            let headers = conn.connect.headers;
+            let sub = &self.subs[member.sub as usize];
+            conn.outbox.push(&mut self.spares, |out| one.render(1, &sub.sid, headers, out));
+            self.account_for(member, 1, one.delivered_bytes(1, headers));
+            let level_bytes = self.backlog_level_bytes(group.local.len());
+            let mut backlog = Backlog { level_bytes, ..Backlog::default() };
+            self.observe(member, &mut backlog);
+            if backlog.behind > 0 {
+                self.wait_for(source.publisher, [&member].into_iter(), level_bytes);
+            }
+            return true;
+        }
+        false
+    }
+
+    /// The members picked here are gone or cannot take the message: another shard may.
+    fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<&QueueTargets>) {
+        let visited = source.visited.with(self.shard);
+        let shard = group.and_then(|group| self.draw(&group.remote, visited));
+        let (Some(shard), Some(group)) = (shard, group) else {
+            self.stats.queue_msgs_lost += 1;
+            return;
+        };
+        let mut picks = SmallVec::new();
+        add_pick(&mut picks, shard, &group.name, 0);
+        self.stage_run(Source { visited, ..source }, one, ShardSet::default(), picks);
+    }
+
+    /// A shard that is not in `visited`, at random by its number of members.
+    fn draw(&mut self, members: &[(ShardId, u32)], visited: ShardSet) -> Option<ShardId> {
+        let open = || members.iter().filter(|(shard, _)| !visited.contains(*shard));
+        let all: u64 = open().map(|(_, members)| u64::from(*members)).sum();
+        if all == 0 {
+            return None;
+        }
+        let mut pick = self.rng.u64(..all);
+        for (shard, members) in open() {
+            match pick.checked_sub(u64::from(*members)) {
+                Some(rest) => pick = rest,
+                None => return Some(*shard),
+            }
+        }
+        None
+    }
+
+    /// Puts the run on the lanes of the shards that have plain interest or were picked.
+    fn stage_run(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        plain: ShardSet,
+        mut picks: SmallVec<[(ShardId, Pick); 2]>,
+    ) {
+        let Source { account, publisher, echo, visited } = source;
+        let mut whole: Option<Bytes> = None;
+        for shard in plain.iter() {
+            let wire = whole.get_or_insert_with(|| concat(run.messages.iter())).clone();
+            let mine = take_picks(&mut picks, shard);
+            let picks = mine.into_iter().collect();
+            let record = RunRecord { account, publisher, echo, visited, wire, plain: true, picks };
+            self.stage(shard, Record::Run(Box::new(record)));
+        }
+        while let Some((shard, _)) = picks.first() {
+            let shard = *shard;
+            let mut picks = take_picks(&mut picks, shard);
+            // Only what was picked travels; each message once for each group that picked it.
+            let mut wire = Vec::new();
+            let mut sent = 0;
+            for pick in &mut picks {
+                for at in &mut pick.messages {
+                    wire.extend_from_slice(run.messages[*at as usize].wire);
+                    *at = sent;
+                    sent += 1;
+                }
+            }
+            let wire = Bytes::from(wire);
+            let record = RunRecord { account, publisher, echo, visited, wire, plain: false, picks };
+            self.stage(shard, Record::Run(Box::new(record)));
+        }
+    }
+
+    /// Tells a requester that nobody has got its message.
+    fn no_responders(&mut self, from: ConnId, request: &Publish<'_>) {
+        let Some(reply) = request.reply else { return };
+        let targets = match self.conns.get(from) {
+            Some(conn) => self.targets(conn.account, reply),
+            None => return,
+        };
+        let mut members = targets.groups.iter().flat_map(|group| &group.members);
+        let Some(member) = members.find(|member| member.conn == from.slot) else { return };
+        let sid = self.subs[member.sub as usize].sid.clone();
+        self.reply(from, |out| encode::no_responders(out, reply, &sid, request.subject));
+    }
+}
+
+/// A run rendered for one group, if anybody has needed it yet.
+#[derive(Debug, Default)]
+struct Rendered {
+    segment: Option<crate::segment::Segment>,
+}
+
+impl Rendered {
+    fn get_or_render(
+        &mut self,
+        spares: &mut super::outbox::Spares,
+        render: impl FnOnce(&mut Vec<u8>),
+    ) -> &crate::segment::Segment {
+        self.segment.get_or_insert_with(|| spares.segment(render))
+    }
+}
+
+fn concat<'m, 'a: 'm>(messages: impl Iterator<Item = &'m Message<'a>>) -> Bytes {
+    let mut wire = Vec::new();
+    messages.for_each(|message| wire.extend_from_slice(message.wire));
+    Bytes::from(wire)
+}
+
+fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: usize) {
+    let at = u32::try_from(at).unwrap_or(u32::MAX);
+    let known = picks.iter_mut().find(|(to, pick)| *to == shard && *pick.group == *group);
+    match known {
+        Some((_, pick)) => pick.messages.push(at),
+        None => picks.push((shard, Pick { group: group.into(), messages: vec![at] })),
+    }
+}
+
+fn take_picks(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId) -> Vec<Pick> {
+    let mut taken = Vec::new();
+    picks.retain(|(to, pick)| {
+        if *to != shard {
+            return true;
+        }
+        let messages = std::mem::take(&mut pick.messages);
+        taken.push(Pick { group: std::mem::take(&mut pick.group), messages });
+        false
+    });
+    taken
+}

@@ -1,0 +1,90 @@
+//! What shards tell one another, in order, over their lanes.
+
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+
+use super::{AccountId, ConnId, ShardId, ShardSet};
+
+/// One message from a shard to another.
+#[derive(Debug)]
+pub enum Record {
+    /// Deliver these publishes to your subscriptions.
+    Run(Box<RunRecord>),
+    /// My interest in a filter is now this.
+    Interest(Box<InterestRecord>),
+    /// Answer `Settled` when you have consumed everything up to here.
+    Barrier {
+        /// The sender's count of turns that staged something.
+        epoch: u64,
+    },
+    /// Everything up to this barrier is in force here.
+    Settled {
+        /// The epoch of the barrier that this answers.
+        epoch: u64,
+    },
+    /// Read no more from this connection of yours: those it feeds here are behind.
+    Pause {
+        /// The publisher.
+        conn: ConnId,
+    },
+    /// Those it feeds here have caught up.
+    Resume {
+        /// The publisher.
+        conn: ConnId,
+    },
+}
+
+/// A run of publishes of one connection to one subject.
+#[derive(Debug)]
+pub struct RunRecord {
+    pub(super) account: AccountId,
+    pub(super) publisher: Publisher,
+    /// Whether the publisher gets its own messages.
+    pub(super) echo: bool,
+    /// The shards that had this queue message and could not place it.
+    pub(super) visited: ShardSet,
+    /// The operations as the client sent them.
+    pub(super) wire: Bytes,
+    /// Plain subscriptions get the run.
+    pub(super) plain: bool,
+    /// Queue groups of which a member here gets some of the messages.
+    pub(super) picks: Vec<Pick>,
+}
+
+/// The messages of a run that a shard has to give to one member each of a queue group.
+#[derive(Debug)]
+pub(super) struct Pick {
+    pub(super) group: Box<[u8]>,
+    /// Numbers within the run, from 0.
+    pub(super) messages: Vec<u32>,
+}
+
+/// A change of a shard's interest in one filter.
+#[derive(Debug)]
+pub struct InterestRecord {
+    pub(super) account: AccountId,
+    pub(super) filter: Box<[u8]>,
+    pub(super) queue: Option<Box<[u8]>>,
+    /// Members of the queue group there; 1 or 0 for plain subscriptions.
+    pub(super) members: u32,
+}
+
+/// A connection of some shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Publisher {
+    pub(super) shard: ShardId,
+    pub(super) conn: ConnId,
+}
+
+impl Record {
+    /// What it costs to keep, in bytes.
+    pub fn cost_bytes(&self) -> usize {
+        let rest = match self {
+            Self::Run(run) => run.wire.len() + 128,
+            Self::Interest(interest) => interest.filter.len() + 128,
+            _ => 0,
+        };
+        size_of::<Self>() + rest
+    }
+}

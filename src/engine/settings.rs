@@ -1,0 +1,172 @@
+//! The options as an engine uses them: units converted, users and permissions compiled.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::conn::{Peer, User};
+use super::permissions::Permissions;
+use crate::config::{Limits, Options, Secret};
+use crate::proto::{Connect, Info};
+
+/// Who this server is, decided at its start.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// A public key of 56 characters that begins with `N`.
+    pub id: String,
+    /// The configured name, else the id.
+    pub name: String,
+    /// The port it really listens on.
+    pub port: u16,
+}
+
+/// What an engine has to know of the configuration.
+#[derive(Debug)]
+pub struct Settings {
+    pub(super) limits: Limits,
+    pub(super) headers: bool,
+    pub(super) ping_interval_ns: u64,
+    pub(super) ping_max: u32,
+    pub(super) write_deadline_ns: u64,
+    pub(super) auth_timeout_ns: u64,
+    /// Bytes of output that all connections of the shard together may have queued.
+    pub(super) memory_bytes_max: usize,
+    /// Log every operation.
+    pub(super) trace: bool,
+    users: HashMap<String, Login>,
+    token: Option<Secret>,
+    guest: Option<Rc<User>>,
+    nobody: Rc<User>,
+    info: Info,
+}
+
+#[derive(Debug)]
+struct Login {
+    password: Secret,
+    user: Rc<User>,
+}
+
+/// What a reload means for a user.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// May stay, with these permissions.
+    Stays(Rc<User>),
+    /// Has to show other credentials.
+    Changed,
+    /// Is not known any more.
+    Gone,
+}
+
+const NS_PER_MS: u64 = 1_000_000;
+
+impl Settings {
+    /// Compiles `options`; all shards together may queue `memory_bytes_max` bytes per shard.
+    pub fn new(options: &Options, identity: &Identity, memory_bytes_max: usize) -> Self {
+        let auth = &options.auth;
+        let compile = |user: &crate::config::User| {
+            let permissions = user.permissions.as_ref().or(auth.default_permissions.as_ref());
+            let name = Some(user.name.as_str().into());
+            let user_of = User { name, permissions: permissions.map(Permissions::new) };
+            (user.name.clone(), Login { password: user.password.clone(), user: Rc::new(user_of) })
+        };
+        let users: HashMap<_, _> = auth.users.iter().map(compile).collect();
+        let guest = auth.no_auth_user.as_ref().and_then(|name| users.get(name));
+        Self {
+            limits: options.limits.clone(),
+            headers: !options.no_header_support,
+            ping_interval_ns: options.ping_interval_ms.saturating_mul(NS_PER_MS),
+            ping_max: options.ping_max,
+            write_deadline_ns: options.write_deadline_ms.saturating_mul(NS_PER_MS),
+            auth_timeout_ns: auth.timeout_ms.saturating_mul(NS_PER_MS),
+            memory_bytes_max,
+            trace: options.log.trace,
+            guest: guest.map(|login| Rc::clone(&login.user)),
+            users,
+            token: auth.token.clone(),
+            nobody: Rc::new(User { name: None, permissions: None }),
+            info: info(options, identity),
+        }
+    }
+
+    /// Whether somebody without credentials is turned away.
+    pub(super) fn auth_required(&self) -> bool {
+        (self.token.is_some() || !self.users.is_empty()) && self.guest.is_none()
+    }
+
+    /// Who a client is before it has sent CONNECT.
+    pub(super) fn user_before_connect(&self) -> Option<Rc<User>> {
+        if self.token.is_none() && self.users.is_empty() {
+            return Some(Rc::clone(&self.nobody));
+        }
+        self.guest.clone()
+    }
+
+    /// Who a client is by its credentials; `None`: nobody.
+    pub(super) fn log_in(&self, connect: &Connect) -> Option<Rc<User>> {
+        if let Some(token) = &self.token {
+            return token.matches(&connect.auth_token).then(|| Rc::clone(&self.nobody));
+        }
+        if self.users.is_empty() {
+            return Some(Rc::clone(&self.nobody));
+        }
+        let given = [&connect.user, &connect.pass, &connect.auth_token, &connect.nkey];
+        if given.iter().all(|text| text.is_empty())
+            && let Some(guest) = &self.guest
+        {
+            return Some(Rc::clone(guest));
+        }
+        let login = self.users.get(&connect.user)?;
+        login.password.matches(&connect.pass).then(|| Rc::clone(&login.user))
+    }
+
+    /// What has become of a user of `old`.
+    pub(super) fn standing(&self, user: &User, old: &Self) -> Standing {
+        let Some(name) = user.name.as_deref() else {
+            // It came by a token, or without any credentials.
+            return match &self.token {
+                _ if self.token == old.token && self.users.is_empty() => {
+                    Standing::Stays(Rc::clone(&self.nobody))
+                }
+                None if self.users.is_empty() => Standing::Stays(Rc::clone(&self.nobody)),
+                _ => Standing::Changed,
+            };
+        };
+        match (self.users.get(name), old.users.get(name)) {
+            (Some(new), Some(old)) if new.password == old.password => {
+                Standing::Stays(Rc::clone(&new.user))
+            }
+            (Some(_), _) => Standing::Changed,
+            (None, _) => Standing::Gone,
+        }
+    }
+
+    /// The INFO for one client, as JSON.
+    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, after_connect: bool) -> String {
+        let mut info = self.info.clone();
+        info.client_id = peer.cid;
+        info.client_ip = peer.ip.to_string();
+        info.ldm = lame_duck;
+        if after_connect {
+            info.connect_info = true;
+            info.remote_account = Some("$G".to_owned());
+        }
+        info.to_json()
+    }
+}
+
+fn info(options: &Options, identity: &Identity) -> Info {
+    let auth = &options.auth;
+    Info {
+        server_id: identity.id.clone(),
+        server_name: identity.name.clone(),
+        version: crate::NATS_VERSION.to_owned(),
+        proto: 1,
+        host: options.host.clone(),
+        port: identity.port,
+        headers: !options.no_header_support,
+        auth_required: auth.is_required() && auth.no_auth_user.is_none(),
+        max_payload: options.limits.payload_bytes_max,
+        ..Info::default()
+    }
+}

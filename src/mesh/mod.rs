@@ -1,0 +1,152 @@
+//! Shard to shard: one ring for each ordered pair of shards, and who has to be woken.
+//!
+//! A shard stages records in its engine during a turn. At the turn's end they are published, as
+//! many as the ring has room for, with one store for each lane, and each sleeping shard is rung
+//! at most once. A full ring never blocks: the rest stays with the engine, and the shard that
+//! makes room wakes the one that waits for it.
+
+#![forbid(unsafe_code)]
+
+mod sleep;
+
+use std::sync::Arc;
+
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::engine::{Engine, Record, ShardId};
+pub use sleep::Sleep;
+
+/// Records that a lane's ring holds; what does not fit waits in the sending engine.
+pub const LANE_RECORDS_MAX: usize = 256;
+/// Records taken from one lane in one turn, so that no neighbour starves the sockets.
+pub const DRAIN_RECORDS_MAX: usize = 64;
+
+/// One shard's ends of all its lanes.
+#[derive(Debug)]
+pub struct Mesh {
+    shard: ShardId,
+    /// By shard; none to itself.
+    outgoing: Vec<Option<Producer<Record>>>,
+    incoming: Vec<Option<Consumer<Record>>>,
+    sleeps: Arc<[Sleep]>,
+}
+
+impl Mesh {
+    /// The meshes of `shards` shards, with lanes of `records` records between them.
+    pub fn all(shards: u8, records: usize) -> Vec<Self> {
+        let sleeps: Arc<[Sleep]> = (0..shards).map(|_| Sleep::default()).collect();
+        let mut meshes: Vec<Self> = (0..shards)
+            .map(|shard| Self {
+                shard: ShardId(shard),
+                outgoing: (0..shards).map(|_| None).collect(),
+                incoming: (0..shards).map(|_| None).collect(),
+                sleeps: Arc::clone(&sleeps),
+            })
+            .collect();
+        for from in 0..usize::from(shards) {
+            for to in (0..usize::from(shards)).filter(|to| *to != from) {
+                let (producer, consumer) = RingBuffer::new(records);
+                meshes[from].outgoing[to] = Some(producer);
+                meshes[to].incoming[from] = Some(consumer);
+            }
+        }
+        meshes
+    }
+
+    /// Publishes what the engine has staged, as far as there is room. Calls `ring` for each shard
+    /// that sleeps and has to be woken. True if something had to stay behind.
+    pub fn publish(&mut self, engine: &mut Engine, mut ring: impl FnMut(ShardId)) -> bool {
+        let mut behind = false;
+        for (to, lane) in (0..).map(ShardId).zip(&mut self.outgoing) {
+            let Some(lane) = lane.as_mut().filter(|_| engine.has_records(to)) else { continue };
+            let room = lane.slots();
+            if let Ok(chunk) = lane.write_chunk_uninit(room)
+                && chunk.fill_from_iter(std::iter::from_fn(|| engine.pop_record(to))) > 0
+                && self.sleeps[to.index()].must_be_rung()
+            {
+                ring(to);
+            }
+            behind |= engine.has_records(to);
+        }
+        behind
+    }
+
+    /// Hands a bounded number of records of each lane to `take`. Calls `ring` for each shard that
+    /// sleeps although it has more for this one. True if there may be more.
+    pub fn drain(
+        &mut self,
+        mut take: impl FnMut(ShardId, Record),
+        mut ring: impl FnMut(ShardId),
+    ) -> bool {
+        let mut more = false;
+        for (from, lane) in (0..).map(ShardId).zip(&mut self.incoming) {
+            let Some(lane) = lane else { continue };
+            let waiting = lane.slots();
+            let Ok(chunk) = lane.read_chunk(waiting.min(DRAIN_RECORDS_MAX)) else { continue };
+            if waiting == 0 {
+                continue;
+            }
+            chunk.into_iter().for_each(|record| take(from, record));
+            more |= waiting > DRAIN_RECORDS_MAX;
+            // The sender may sleep with records that had no room.
+            if self.sleeps[from.index()].must_be_rung_for_room() {
+                ring(from);
+            }
+        }
+        more
+    }
+
+    /// Announces that this shard is about to sleep; with `behind` also room has to wake it. False
+    /// if there is something to do after all: then it must not sleep.
+    pub fn fall_asleep(&mut self, engine: &Engine, behind: bool) -> bool {
+        let Self { incoming, outgoing, sleeps, shard } = self;
+        let idle = || {
+            let nothing = incoming.iter().flatten().all(|lane| lane.slots() == 0);
+            let mut lanes = (0..).map(ShardId).zip(outgoing.iter());
+            let no_room = lanes.all(|(to, lane)| {
+                lane.as_ref().is_none_or(|lane| !engine.has_records(to) || lane.slots() == 0)
+            });
+            nothing && no_room
+        };
+        sleeps[shard.index()].fall_asleep(behind, idle)
+    }
+
+    /// It is awake: nobody needs to ring.
+    pub fn wake(&self) {
+        self.sleeps[self.shard.index()].wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_out_in_the_order_they_went_in_and_none_is_lost_in_a_full_lane() {
+        let mut meshes = Mesh::all(2, 2);
+        let (mut second, mut first) = (meshes.pop().unwrap(), meshes.pop().unwrap());
+        let settings = crate::engine::Settings::new(
+            &crate::config::Options::default(),
+            &crate::engine::Identity::default(),
+            usize::MAX,
+        );
+        let mut engine = Engine::new(ShardId(0), 2, std::rc::Rc::new(settings), 1);
+        // Each barrier asked of this engine is answered on the lane.
+        for epoch in 1..=5 {
+            engine.on_record(ShardId(1), Record::Barrier { epoch });
+        }
+        let mut seen = Vec::new();
+        let mut behind = true;
+        while behind {
+            behind = first.publish(&mut engine, |_| unreachable!("nobody sleeps"));
+            second.drain(
+                |_, record| match record {
+                    Record::Settled { epoch } => seen.push(epoch),
+                    other => panic!("{other:?}"),
+                },
+                |_| unreachable!("nobody sleeps"),
+            );
+        }
+        assert_eq!(seen, [1, 2, 3, 4, 5]);
+    }
+}

@@ -1,0 +1,231 @@
+//! The shards as the control thread sees them: started together, told things, joined.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use core_affinity::CoreId;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::config::{Options, StartError};
+use crate::engine::{Identity, ShardId};
+use crate::mesh::{LANE_RECORDS_MAX, Mesh};
+use crate::shard::{Address, Control, Parts, Report, Seats, Shard};
+use crate::uring::{self, Bell, Reactor, Tier};
+
+/// The running shards.
+pub struct Shards {
+    addresses: Vec<Address>,
+    threads: Vec<JoinHandle<()>>,
+    /// Disconnected when the last shard has ended.
+    ended: Receiver<()>,
+    tier: Tier,
+}
+
+/// What a shard's thread is started with; it makes its reactor itself.
+struct Seed {
+    id: ShardId,
+    core: Option<CoreId>,
+    reactor: uring::Options,
+    control: Receiver<Control>,
+    mesh: Mesh,
+    listener: Option<OwnedFd>,
+    ready: Sender<(ShardId, Result<(Bell, Tier), StartError>)>,
+    parts: Receiver<SharedParts>,
+    _alive: Sender<()>,
+}
+
+/// What all shards get alike, once all reactors are there.
+#[derive(Clone)]
+struct SharedParts {
+    addresses: Vec<Address>,
+    seats: Arc<Seats>,
+    options: Arc<Options>,
+    identity: Identity,
+    memory_bytes_max: usize,
+    started: Instant,
+}
+
+impl Shards {
+    /// Starts one shard for each entry of `cores`, pinned to it if there is one. The first one
+    /// accepts connections on `listener` for all.
+    pub fn start(
+        options: &Arc<Options>,
+        identity: &Identity,
+        listener: OwnedFd,
+        cores: &[Option<CoreId>],
+    ) -> Result<Self, StartError> {
+        let count = u8::try_from(cores.len()).unwrap_or(u8::MAX);
+        let (ready, reports) = unbounded();
+        let (alive, ended) = bounded(0);
+        let mut listener = Some(listener);
+        let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for (mesh, (id, core)) in
+            Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cores))
+        {
+            let (control, controlled) = unbounded();
+            let (parts_to, parts_from) = bounded(1);
+            let seed = Seed {
+                id,
+                core: *core,
+                reactor: uring::Options {
+                    tier: forced_tier(options),
+                    ..uring::Options::default()
+                },
+                control: controlled,
+                mesh,
+                listener: listener.take(),
+                ready: ready.clone(),
+                parts: parts_from,
+                _alive: alive.clone(),
+            };
+            let thread = std::thread::Builder::new().name(format!("shard-{}", id.0));
+            let spawned = thread.spawn(move || grow(seed)).map_err(|error| {
+                StartError::new(format!("cannot start a thread for shard {}: {error}", id.0))
+            })?;
+            threads.push(spawned);
+            controls.push(control);
+            parts.push(parts_to);
+        }
+        let (bells, tier) = collect(&reports, cores.len())?;
+        let addresses: Vec<Address> = controls
+            .into_iter()
+            .zip(bells)
+            .map(|(control, bell)| Address { control, bell })
+            .collect();
+        let shared = SharedParts {
+            addresses: addresses.clone(),
+            seats: Arc::new(Seats::new(cores.len())),
+            options: Arc::clone(options),
+            identity: identity.clone(),
+            memory_bytes_max: memory_bytes_max() / cores.len().max(1),
+            started: now(),
+        };
+        for parts in parts {
+            // A shard that is gone by now has reported why.
+            let _ = parts.send(shared.clone());
+        }
+        Ok(Self { addresses, threads, ended, tier })
+    }
+
+    /// What of io_uring is used.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Becomes ready, by disconnection, when all shards have ended.
+    pub fn ended(&self) -> &Receiver<()> {
+        &self.ended
+    }
+
+    /// New options for all shards.
+    pub fn reload(&self, options: &Arc<Options>) {
+        self.tell(|| Control::Reload(Arc::clone(options)));
+    }
+
+    /// Accepts no more connections and sends those that are there away.
+    pub fn lame_duck(&self, grace: Duration, spread: Duration) {
+        self.tell(|| Control::LameDuck { grace, spread });
+    }
+
+    /// How things are on each shard, as far as they answer in time.
+    pub fn report(&self) -> Vec<Report> {
+        const ANSWER_MAX: Duration = Duration::from_secs(1);
+        let (to, reports) = bounded(self.addresses.len());
+        self.tell(|| Control::Report(to.clone()));
+        drop(to);
+        let by = now() + ANSWER_MAX;
+        std::iter::from_fn(|| reports.recv_deadline(by).ok()).collect()
+    }
+
+    /// Lets clients take what is queued for them, within bounds, and ends.
+    pub fn stop(self) {
+        self.tell(|| Control::Stop);
+        for thread in self.threads {
+            // A shard that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+
+    fn tell(&self, control: impl Fn() -> Control) {
+        self.addresses.iter().for_each(|address| address.send(control()));
+    }
+}
+
+/// A shard's thread from its beginning to its end.
+fn grow(seed: Seed) {
+    let id = seed.id;
+    if let Some(core) = seed.core
+        && !core_affinity::set_for_current(core)
+    {
+        tracing::warn!("Shard {} could not be pinned to core {}", id.0, core.id);
+    }
+    let reactor = match Reactor::new(&seed.reactor) {
+        Ok(reactor) => reactor,
+        Err(error) => {
+            let _ = seed.ready.send((id, Err(StartError::new(error.to_string()))));
+            return;
+        }
+    };
+    let _ = seed.ready.send((id, Ok((reactor.bell(), reactor.tier()))));
+    drop(seed.ready);
+    let Ok(shared) = seed.parts.recv() else { return };
+    let parts = Parts {
+        id,
+        addresses: shared.addresses,
+        control: seed.control,
+        mesh: seed.mesh,
+        seats: shared.seats,
+        options: shared.options,
+        identity: shared.identity,
+        memory_bytes_max: shared.memory_bytes_max,
+        started: shared.started,
+        listener: seed.listener,
+        seed: fastrand::u64(..),
+    };
+    if let Err(error) = Shard::new(parts, reactor).run() {
+        tracing::error!("Shard {} has failed: {error}", id.0);
+    }
+}
+
+/// Waits until every shard has its reactor.
+fn collect(
+    reports: &Receiver<(ShardId, Result<(Bell, Tier), StartError>)>,
+    count: usize,
+) -> Result<(Vec<Bell>, Tier), StartError> {
+    let mut bells = Vec::new();
+    let mut tier = Tier::TaskRun;
+    for _ in 0..count {
+        let Ok((id, report)) = reports.recv() else {
+            return Err(StartError::new("a shard ended before it began"));
+        };
+        let (bell, its_tier) = report?;
+        bells.push((id, bell));
+        tier = tier.min(its_tier);
+    }
+    bells.sort_by_key(|(id, _)| *id);
+    Ok((bells.into_iter().map(|(_, bell)| bell).collect(), tier))
+}
+
+/// Half of the machine's memory, for the output of all connections.
+fn memory_bytes_max() -> usize {
+    let info = rustix::system::sysinfo();
+    let bytes = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    usize::try_from(bytes / 2).unwrap_or(usize::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the control thread may look at the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn forced_tier(options: &Options) -> Option<Tier> {
+    match options.runtime.uring_tier_max {
+        crate::config::UringTier::Base => Some(Tier::Base),
+        crate::config::UringTier::Rings => Some(Tier::Rings),
+        crate::config::UringTier::Taskrun => None,
+    }
+}

@@ -1,0 +1,416 @@
+//! A shard's loop: the only place where engine, mesh and reactor meet.
+//!
+//! One turn: wait for completions, hand what arrived to the engine, take what other shards have
+//! sent, see what is due, and carry out what the engine wants. Everything goes to the kernel in
+//! one system call, the one that waits in the next turn.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::config;
+use crate::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardId, Stats};
+use crate::mesh::Mesh;
+use crate::uring::{Bell, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
+
+/// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
+const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
+/// How long accepting rests after it failed, for instance for want of descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(250);
+/// How long a stopping shard waits for its clients to take what is queued.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+/// What the control thread, and the shard that accepts, tell a shard.
+pub enum Control {
+    /// Serve this connection.
+    Adopt {
+        /// The connected socket.
+        socket: OwnedFd,
+        /// Who is at its other end.
+        peer: Peer,
+        /// False: tell it that there are too many, and close it.
+        admitted: bool,
+    },
+    /// The options have changed.
+    Reload(Arc<config::Options>),
+    /// Accept no more; send clients away, the first after `grace`, all within `spread` after it.
+    LameDuck {
+        /// Until the first is closed.
+        grace: Duration,
+        /// From the first to the last.
+        spread: Duration,
+    },
+    /// Flush, close and end.
+    Stop,
+    /// Say how things are.
+    Report(Sender<Report>),
+}
+
+/// How things are on a shard.
+#[derive(Debug, Clone, Copy)]
+pub struct Report {
+    /// Which.
+    pub shard: ShardId,
+    /// Its counters.
+    pub stats: Stats,
+    /// Open connections.
+    pub conns: usize,
+    /// Subscriptions of its connections.
+    pub subscriptions: usize,
+}
+
+/// How many connections each shard has: where the next one goes.
+#[derive(Debug)]
+pub struct Seats {
+    taken: Vec<AtomicUsize>,
+}
+
+impl Seats {
+    /// No connection anywhere.
+    pub fn new(shards: usize) -> Self {
+        Self { taken: (0..shards).map(|_| AtomicUsize::new(0)).collect() }
+    }
+
+    /// Connections on all shards.
+    pub fn all(&self) -> usize {
+        self.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Takes a seat on the shard with the fewest connections.
+    fn take(&self) -> usize {
+        let fewest = self.taken.iter().enumerate().min_by_key(|(_, n)| n.load(Ordering::Relaxed));
+        let at = fewest.map_or(0, |(at, _)| at);
+        self.taken[at].fetch_add(1, Ordering::Relaxed);
+        at
+    }
+
+    fn leave(&self, shard: ShardId) {
+        self.taken[shard.index()].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How others reach a shard.
+#[derive(Clone)]
+pub struct Address {
+    /// What it is told.
+    pub control: Sender<Control>,
+    /// What wakes it.
+    pub bell: Bell,
+}
+
+impl Address {
+    /// Tells the shard something, unless it has ended.
+    pub fn send(&self, control: Control) {
+        if self.control.send(control).is_ok() {
+            self.bell.ring();
+        }
+    }
+}
+
+/// Everything a shard is made of.
+pub struct Parts {
+    /// Which shard it is.
+    pub id: ShardId,
+    /// All shards, by id.
+    pub addresses: Vec<Address>,
+    /// What it is told.
+    pub control: Receiver<Control>,
+    /// Its lanes.
+    pub mesh: Mesh,
+    /// Where the next connection goes.
+    pub seats: Arc<Seats>,
+    /// The options it starts with.
+    pub options: Arc<config::Options>,
+    /// Who this server is.
+    pub identity: Identity,
+    /// Bytes of output that its connections together may have queued.
+    pub memory_bytes_max: usize,
+    /// The clock's zero, the same for all shards.
+    pub started: Instant,
+    /// Where to accept connections for all shards; one shard has it.
+    pub listener: Option<OwnedFd>,
+    /// Seed of its random choices.
+    pub seed: u64,
+}
+
+/// One shard, on its own thread.
+pub struct Shard {
+    id: ShardId,
+    reactor: Reactor,
+    engine: Engine,
+    mesh: Mesh,
+    addresses: Vec<Address>,
+    control: Receiver<Control>,
+    seats: Arc<Seats>,
+    options: Arc<config::Options>,
+    identity: Identity,
+    memory_bytes_max: usize,
+    started: Instant,
+    now: Instant,
+    /// Arrived, but not yet handled.
+    inbox: VecDeque<Event>,
+    listener: Option<ListenerId>,
+    accept_again: Option<Instant>,
+    /// The number of the connection accepted last.
+    last_cid: u64,
+    stop_by: Option<Instant>,
+}
+
+impl Shard {
+    /// Puts a shard together on the thread that will run it.
+    pub fn new(parts: Parts, mut reactor: Reactor) -> Self {
+        let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
+        let shards = parts.addresses.len();
+        let listener = parts.listener.map(|listener| reactor.listen(listener));
+        Self {
+            id: parts.id,
+            reactor,
+            engine: Engine::new(parts.id, shards, Rc::new(settings), parts.seed),
+            mesh: parts.mesh,
+            addresses: parts.addresses,
+            control: parts.control,
+            seats: parts.seats,
+            options: parts.options,
+            identity: parts.identity,
+            memory_bytes_max: parts.memory_bytes_max,
+            started: parts.started,
+            now: parts.started,
+            inbox: VecDeque::new(),
+            listener,
+            accept_again: None,
+            last_cid: 0,
+            stop_by: None,
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub fn run(mut self) -> std::io::Result<()> {
+        let mut events = Vec::new();
+        let mut wait = Wait::No;
+        while !self.is_done() {
+            self.reactor.turn(wait, &mut events)?;
+            self.mesh.wake();
+            self.read_clock();
+            for event in events.drain(..) {
+                self.on_event(event);
+            }
+            self.take_input();
+            self.obey();
+            let more = self.take_records();
+            self.engine.tick();
+            self.accept_if_rested();
+            self.engine.end_turn();
+            self.act();
+            wait = self.publish(more);
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the shard reads the clock once a turn")]
+    fn read_clock(&mut self) {
+        self.now = Instant::now();
+        let since_start = self.now.duration_since(self.started).as_nanos();
+        self.engine.set_now(u64::try_from(since_start).unwrap_or(u64::MAX));
+    }
+
+    fn is_done(&self) -> bool {
+        self.stop_by.is_some_and(|by| self.engine.open_conns() == 0 || by <= self.now)
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Received { .. } | Event::Ended { .. } => self.inbox.push_back(event),
+            Event::Sent { socket, bytes, batch } => {
+                self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
+            }
+            Event::SendFailed { socket, error, batch } => {
+                tracing::debug!("write failed: {error}");
+                self.engine.on_send_failed(conn_id(socket), Some(batch.pieces));
+            }
+            Event::Closed { socket, batch } => {
+                self.engine.take_home(batch.map(|batch| batch.pieces));
+                self.engine.on_closed(conn_id(socket));
+                self.seats.leave(self.id);
+            }
+            Event::Accepted { socket, .. } => self.on_accepted(socket),
+            Event::AcceptFailed { error, .. } => {
+                tracing::error!(
+                    "Error accepting connection: {error}; trying again in {ACCEPT_REST:?} \
+                     (too many open files: raise the limit of descriptors, `ulimit -n`)"
+                );
+                self.accept_again = Some(self.now + ACCEPT_REST);
+            }
+            Event::StoppedListening { .. } => self.listener = None,
+            Event::Rung => {}
+        }
+    }
+
+    /// Hands a bounded amount of what has arrived to the engine.
+    fn take_input(&mut self) {
+        let mut taken_bytes = 0;
+        while taken_bytes < INPUT_BYTES_PER_TURN {
+            let Some(event) = self.inbox.pop_front() else { return };
+            match event {
+                Event::Received { socket, chunk } => {
+                    taken_bytes += chunk.len();
+                    self.engine.on_bytes(conn_id(socket), self.reactor.bytes(&chunk));
+                    self.reactor.recycle(chunk);
+                }
+                Event::Ended { socket, error } => {
+                    self.engine.on_ended(conn_id(socket), error.is_some());
+                }
+                _ => unreachable!("the inbox holds input"),
+            }
+        }
+    }
+
+    fn take_records(&mut self) -> bool {
+        let Self { mesh, engine, reactor, addresses, .. } = self;
+        mesh.drain(
+            |from, record| engine.on_record(from, record),
+            |to| reactor.ring_bell(&addresses[to.index()].bell),
+        )
+    }
+
+    /// Carries out what the engine wants.
+    fn act(&mut self) {
+        while let Some(action) = self.engine.next_action() {
+            match action {
+                Action::Flush(conn) => {
+                    if let Some(pieces) = self.engine.take_batch(conn) {
+                        self.reactor.send(socket_id(conn), pieces.into());
+                    }
+                }
+                Action::Close { conn, abort } => {
+                    let how = if abort { Closing::Abort } else { Closing::Graceful };
+                    self.reactor.close(socket_id(conn), how);
+                }
+                Action::Pause(conn) => self.reactor.pause(socket_id(conn)),
+                Action::Resume(conn) => self.reactor.read(socket_id(conn)),
+            }
+        }
+    }
+
+    /// Shows the other shards what was staged for them, and decides how long to wait for more.
+    fn publish(&mut self, more_records: bool) -> Wait {
+        let Self { mesh, engine, reactor, addresses, .. } = self;
+        let behind =
+            mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
+        if more_records || !self.inbox.is_empty() || !self.control.is_empty() {
+            return Wait::No;
+        }
+        if !self.mesh.fall_asleep(&self.engine, behind) {
+            return Wait::No;
+        }
+        let engine_due = self.engine.next_deadline().map(|ns| {
+            self.started + Duration::from_nanos(ns)
+        });
+        let due = [engine_due, self.accept_again, self.stop_by].into_iter().flatten().min();
+        match due {
+            Some(due) => Wait::For(due.saturating_duration_since(self.now)),
+            None => Wait::Forever,
+        }
+    }
+
+    /// Does what the control thread and the accepting shard have asked for.
+    fn obey(&mut self) {
+        while let Ok(control) = self.control.try_recv() {
+            match control {
+                Control::Adopt { socket, peer, admitted } => self.adopt(socket, peer, admitted),
+                Control::Reload(options) => {
+                    let memory = self.memory_bytes_max;
+                    let settings = Settings::new(&options, &self.identity, memory);
+                    self.engine.reload(Rc::new(settings));
+                    self.options = options;
+                }
+                Control::LameDuck { grace, spread } => {
+                    self.stop_listening();
+                    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+                    self.engine.start_lame_duck(ns(grace), ns(spread));
+                }
+                Control::Stop => {
+                    self.stop_listening();
+                    self.engine.shut_down();
+                    self.stop_by = Some(self.now + STOP_MAX);
+                }
+                Control::Report(to) => {
+                    let report = Report {
+                        shard: self.id,
+                        stats: self.engine.stats(),
+                        conns: self.engine.open_conns(),
+                        subscriptions: self.engine.subscriptions(),
+                    };
+                    // Whoever asked may have given up.
+                    let _ = to.try_send(report);
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, socket: OwnedFd, peer: Peer, admitted: bool) {
+        let socket = self.reactor.adopt(socket, ZeroCopy::Never);
+        self.engine.open(conn_id(socket), peer, admitted);
+        if admitted {
+            self.reactor.read(socket);
+        }
+    }
+
+    /// Seats a new connection on the shard with the fewest.
+    fn on_accepted(&mut self, socket: OwnedFd) {
+        let peer = rustix::net::getpeername(&socket).ok().flatten();
+        let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else {
+            return; // It is gone already.
+        };
+        let (ip, port) = (peer.ip().to_canonical().to_string(), peer.port());
+        // Messages leave when they are there; without this only latency would suffer.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        self.last_cid += 1;
+        let peer = Peer { cid: self.last_cid, ip: ip.into(), port };
+        let admitted = self.seats.all() < self.options.limits.connections_max;
+        let seat = self.seats.take();
+        if !admitted {
+            tracing::error!("{}:{} - maximum connections exceeded", peer.ip, peer.port);
+        }
+        if seat == self.id.index() {
+            self.adopt(socket, peer, admitted);
+        } else if self.addresses[seat]
+            .control
+            .send(Control::Adopt { socket, peer, admitted })
+            .is_ok()
+        {
+            self.reactor.ring_bell(&self.addresses[seat].bell);
+        }
+    }
+
+    fn accept_if_rested(&mut self) {
+        if self.accept_again.is_some_and(|again| again <= self.now) {
+            self.accept_again = None;
+            if let Some(listener) = self.listener {
+                self.reactor.accept(listener);
+            }
+        }
+    }
+
+    fn stop_listening(&mut self) {
+        self.accept_again = None;
+        if let Some(listener) = self.listener {
+            self.reactor.stop_listening(listener);
+        }
+    }
+}
+
+fn conn_id(socket: SocketId) -> ConnId {
+    ConnId { slot: socket.slot, generation: socket.generation }
+}
+
+fn socket_id(conn: ConnId) -> SocketId {
+    SocketId { slot: conn.slot, generation: conn.generation }
+}

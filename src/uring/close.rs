@@ -1,0 +1,160 @@
+//! The end of a socket: at once, or after the last word.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::net::{Shutdown, shutdown, sockopt};
+
+use super::socket::{Phase, Receive, SocketId};
+use super::token::Kind;
+use super::{Event, Reactor, op};
+
+/// How a socket is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// The batch that is being sent is sent to its end; then our side is shut, and what the peer
+    /// still sends is thrown away until it closes too or [`super::Options::linger`] has passed.
+    Graceful,
+    /// Now. What is not sent is dropped, by the kernel too; the peer sees a reset.
+    Abort,
+}
+
+impl Reactor {
+    /// Closes a socket. [`Event::Closed`] follows, and nothing else of this socket. A graceful
+    /// close may be followed by an abort; closing twice is closing once.
+    pub fn close(&mut self, socket: SocketId, how: Closing) {
+        let Some(slot) = self.sockets.get_mut(socket) else {
+            return;
+        };
+        let is_first = slot.is_open();
+        let is_worse = how == Closing::Abort && slot.phase != Phase::Ending;
+        if !is_first && !is_worse {
+            return;
+        }
+        slot.wanted = false;
+        self.withhold_events(socket);
+        if how == Closing::Abort {
+            self.abort(socket);
+        } else {
+            self.sockets.at(socket.slot).phase = Phase::Flushing;
+            self.cancel_receive(socket);
+        }
+        self.advance_closing(socket);
+    }
+
+    /// Takes the next step of closing when the kernel's answers allow it.
+    pub(super) fn advance_closing(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        if slot.phase == Phase::Flushing
+            && slot.sending.as_ref().is_none_or(|sending| sending.is_at_rest())
+            && slot.receive == Receive::Idle
+        {
+            if slot.ended {
+                slot.phase = Phase::Ending;
+            } else {
+                self.start_lingering(socket);
+            }
+        }
+        let slot = self.sockets.at(socket.slot);
+        if slot.phase == Phase::Ending && slot.ops == 0 {
+            self.finish(socket);
+        }
+    }
+
+    /// Asks the kernel to let go of everything; its answers are still awaited.
+    pub(super) fn abort(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.phase = Phase::Ending;
+        if let Some(fd) = slot.fd() {
+            // A peer that reads nothing must not keep our bytes in the kernel.
+            let _ = sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+            // Wakes whatever a cancellation cannot reach.
+            let _ = shutdown(fd, Shutdown::Both);
+        }
+        let is_sending = slot.sending.as_ref().is_some_and(|sending| sending.part_in_flight);
+        let (lingers, timed) = (slot.lingers, slot.timed);
+        self.cancel_receive(socket);
+        for (is_there, kind) in
+            [(is_sending, Kind::Send), (lingers, Kind::Linger), (timed, Kind::LingerTimer)]
+        {
+            if is_there {
+                self.cancel(socket, kind);
+            }
+        }
+    }
+
+    pub(super) fn on_linger(&mut self, socket: SocketId, result: io::Result<u32>) {
+        let slot = self.sockets.at(socket.slot);
+        slot.lingers = false;
+        if slot.phase != Phase::Lingering {
+            return;
+        }
+        if matches!(result, Ok(1..)) {
+            self.discard_input(socket);
+            return;
+        }
+        slot.phase = Phase::Ending;
+        if slot.timed {
+            self.cancel(socket, Kind::LingerTimer);
+        }
+    }
+
+    pub(super) fn on_linger_timer(&mut self, socket: SocketId, result: io::Result<u32>) {
+        let slot = self.sockets.at(socket.slot);
+        slot.timed = false;
+        let has_expired = result.is_err_and(|error| error.raw_os_error() == Some(libc::ETIME));
+        if has_expired && slot.phase == Phase::Lingering {
+            self.abort(socket);
+        }
+    }
+
+    fn start_lingering(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.phase = Phase::Lingering;
+        if let Some(fd) = slot.fd() {
+            let _ = shutdown(fd, Shutdown::Write);
+        }
+        slot.timed = true;
+        slot.ops += 1;
+        let op = op::timer(socket.token(Kind::LingerTimer), &raw const *self.linger);
+        // SAFETY: the box is as old as the reactor, is never changed, and the kernel reads it
+        // when the entry is submitted, at the latest by `Reactor::drop`, which precedes its end.
+        unsafe { self.ring.push(op) };
+        self.discard_input(socket);
+    }
+
+    fn discard_input(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.lingers = true;
+        slot.ops += 1;
+        let op = op::discard(socket.token(Kind::Linger), slot.raw_fd());
+        // SAFETY: the operation names no memory: where the kernel would copy, it finds null.
+        unsafe { self.ring.push(op) };
+    }
+
+    fn cancel(&mut self, socket: SocketId, kind: Kind) {
+        self.sockets.at(socket.slot).ops += 1;
+        let op = op::cancel(socket.token(Kind::Cancel), socket.token(kind));
+        // SAFETY: the operation names no memory.
+        unsafe { self.ring.push(op) };
+    }
+
+    fn finish(&mut self, socket: SocketId) {
+        let sending = self.sockets.at(socket.slot).sending.take();
+        let batch = sending.map(|sending| self.take_home(sending));
+        self.sockets.remove(socket.slot);
+        self.early.push(Event::Closed { socket, batch });
+    }
+
+    /// Nothing of a closing socket is told, not even what is known already.
+    fn withhold_events(&mut self, socket: SocketId) {
+        let late = std::mem::take(&mut self.late);
+        for event in late {
+            match event {
+                Event::Received { socket: of, chunk } if of == socket => self.recycle(chunk),
+                Event::Ended { socket: of, .. } if of == socket => {}
+                other => self.late.push(other),
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The operations that we ask of the kernel, one function each.
+//!
+//! Building one is harmless; pushing it hands the memory that it names to the kernel.
+
+use std::os::fd::RawFd;
+use std::ptr;
+
+use io_uring::types::{Fd, Timespec};
+use io_uring::{opcode, squeue};
+
+use super::token::{Kind, Token};
+
+/// The one group of receive buffers that a ring has.
+pub(super) const BUFFER_GROUP: u16 = 0;
+
+/// How much one `discard` throws away at most.
+const DISCARD_BYTES: u32 = 1 << 20;
+
+/// Never a signal, and one completion for all of it where the kernel can do that.
+const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+
+pub(super) fn accept(token: Token, listener: RawFd, many: bool) -> squeue::Entry {
+    let entry = if many {
+        opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC).build()
+    } else {
+        opcode::Accept::new(Fd(listener), ptr::null_mut(), ptr::null_mut())
+            .flags(libc::SOCK_CLOEXEC)
+            .build()
+    };
+    entry.user_data(token.to_user_data())
+}
+
+/// Receives into buffers that the kernel takes from the group, until something stops it.
+pub(super) fn receive_many(token: Token, fd: RawFd) -> squeue::Entry {
+    opcode::RecvMulti::new(Fd(fd), BUFFER_GROUP).build().user_data(token.to_user_data())
+}
+
+/// Receives once, into a buffer that the kernel takes from the group.
+pub(super) fn receive_once(token: Token, fd: RawFd) -> squeue::Entry {
+    opcode::Recv::new(Fd(fd), ptr::null_mut(), 0)
+        .buf_group(BUFFER_GROUP)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
+        .user_data(token.to_user_data())
+}
+
+/// Receives what is there now into `buffer`; never waits.
+pub(super) fn receive_now(token: Token, fd: RawFd, buffer: *mut u8, len: u32) -> squeue::Entry {
+    opcode::Recv::new(Fd(fd), buffer, len)
+        .flags(libc::MSG_DONTWAIT)
+        .build()
+        .user_data(token.to_user_data())
+}
+
+/// Completes when there is something to receive.
+pub(super) fn poll_readable(token: Token, fd: RawFd) -> squeue::Entry {
+    const READABLE: u32 = libc::POLLIN.unsigned_abs() as u32;
+    opcode::PollAdd::new(Fd(fd), READABLE).build().user_data(token.to_user_data())
+}
+
+/// Throws away input without a buffer: TCP does not copy what is received with `MSG_TRUNC`.
+/// Other sockets answer EFAULT.
+pub(super) fn discard(token: Token, fd: RawFd) -> squeue::Entry {
+    opcode::Recv::new(Fd(fd), ptr::null_mut(), DISCARD_BYTES)
+        .flags(libc::MSG_TRUNC)
+        .build()
+        .user_data(token.to_user_data())
+}
+
+pub(super) fn send(token: Token, fd: RawFd, part: libc::iovec, zero_copy: bool) -> squeue::Entry {
+    let len = u32::try_from(part.iov_len).unwrap_or(u32::MAX);
+    let entry = if zero_copy {
+        opcode::SendZc::new(Fd(fd), part.iov_base.cast(), len).flags(SEND_FLAGS).build()
+    } else {
+        opcode::Send::new(Fd(fd), part.iov_base.cast(), len).flags(SEND_FLAGS).build()
+    };
+    entry.user_data(token.to_user_data())
+}
+
+pub(super) fn send_vectored(
+    token: Token,
+    fd: RawFd,
+    header: *const libc::msghdr,
+    zero_copy: bool,
+) -> squeue::Entry {
+    let flags = SEND_FLAGS.unsigned_abs();
+    let entry = if zero_copy {
+        opcode::SendMsgZc::new(Fd(fd), header).flags(flags).build()
+    } else {
+        opcode::SendMsg::new(Fd(fd), header).flags(flags).build()
+    };
+    entry.user_data(token.to_user_data())
+}
+
+pub(super) fn cancel(token: Token, target: Token) -> squeue::Entry {
+    opcode::AsyncCancel::new(target.to_user_data()).build().user_data(token.to_user_data())
+}
+
+pub(super) fn timer(token: Token, after: *const Timespec) -> squeue::Entry {
+    opcode::Timeout::new(after).build().user_data(token.to_user_data())
+}
+
+/// Reads an eventfd's counter, eight bytes, into `counter`.
+pub(super) fn read_bell(token: Token, fd: RawFd, counter: *mut u8) -> squeue::Entry {
+    opcode::Read::new(Fd(fd), counter, 8).build().user_data(token.to_user_data())
+}
+
+/// Posts a completion into another ring.
+pub(super) fn ring_bell(token: Token, ring: RawFd) -> squeue::Entry {
+    let rung = Token::new(Kind::Rung, 0, 0).to_user_data();
+    opcode::MsgRingData::new(Fd(ring), 0, rung, None).build().user_data(token.to_user_data())
+}

@@ -1,0 +1,311 @@
+//! What this host's io_uring can do, found out by doing it.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::time::Duration;
+
+use io_uring::opcode;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::ring::Ring;
+use super::{Event, Options, Reactor, Wait, ZeroCopy};
+
+/// How many turns a trial may take, and how long each: a poll, a receive, and some signals.
+const TRIAL_TURNS_MAX: usize = 8;
+const TRIAL_WAIT: Duration = Duration::from_millis(250);
+
+/// Which generation of io_uring features is used; a later one includes the earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Linux 5.11: every operation asked for once, sockets polled before they are read.
+    Base,
+    /// Linux 6.0: multishot accept and receive, buffer rings, bells by `MSG_RING`, `SEND_ZC`.
+    Rings,
+    /// Linux 6.1: completions are worked off only when the shard asks for them.
+    TaskRun,
+}
+
+impl Tier {
+    /// All tiers, the best first.
+    pub const ALL: [Self; 3] = [Self::TaskRun, Self::Rings, Self::Base];
+
+    /// The first kernel release that has it.
+    fn kernel(self) -> &'static str {
+        match self {
+            Self::Base => "5.11",
+            Self::Rings => "6.0",
+            Self::TaskRun => "6.1",
+        }
+    }
+}
+
+/// As in `--uring-tier`: `base`, `rings`, `taskrun`.
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Base => "base",
+            Self::Rings => "rings",
+            Self::TaskRun => "taskrun",
+        })
+    }
+}
+
+impl FromStr for Tier {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|tier| tier.to_string() == name)
+            .ok_or_else(|| format!("no io_uring tier {name:?}: it is base, rings or taskrun"))
+    }
+}
+
+/// What a reactor on this host can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// The best tier, or the one that was forced.
+    pub tier: Tier,
+    /// Reactors wake each other through their rings.
+    pub ring_to_ring: bool,
+    /// Sending without a copy is possible, for single and for vectored sends.
+    pub zero_copy: bool,
+}
+
+/// Why there is no reactor: cause and remedy.
+#[derive(Debug)]
+pub enum Unavailable {
+    /// `kernel.io_uring_disabled` forbids it.
+    Disabled {
+        /// The value of the setting.
+        setting: u8,
+    },
+    /// The system call is answered with "not permitted".
+    Blocked,
+    /// The system call does not exist for this process.
+    Missing,
+    /// Not enough memory may be locked.
+    Memlock,
+    /// Too many descriptors are open.
+    Descriptors,
+    /// The kernel lacks something that the tier needs.
+    TooOld {
+        /// The tier that was asked for.
+        tier: Tier,
+        /// What it misses.
+        lacks: &'static str,
+    },
+    /// Something else went wrong while trying the tier.
+    Failed {
+        /// The tier that was tried.
+        tier: Tier,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disabled { setting } => write!(
+                f,
+                "io_uring is switched off on this host (kernel.io_uring_disabled = {setting}): \
+                 run `sysctl kernel.io_uring_disabled=0`"
+            ),
+            Self::Blocked => f.write_str(
+                "io_uring is forbidden for this process (EPERM), most likely by a container's \
+                 seccomp profile: allow io_uring_setup, io_uring_enter and io_uring_register in \
+                 it, for instance with `docker run --security-opt seccomp=<profile>`",
+            ),
+            Self::Missing => f.write_str(
+                "this process has no io_uring (ENOSYS): either the kernel is built without it or \
+                 older than 5.11, or a seccomp profile hides it, which then must allow \
+                 io_uring_setup, io_uring_enter and io_uring_register",
+            ),
+            Self::Memlock => f.write_str(
+                "io_uring may not lock enough memory (ENOMEM): raise the limit with \
+                 `ulimit -l unlimited`, `LimitMEMLOCK=infinity` in the systemd unit or \
+                 `docker run --ulimit memlock=-1`",
+            ),
+            Self::Descriptors => f.write_str(
+                "io_uring needs descriptors and this process may open no more (EMFILE): raise \
+                 the limit with `ulimit -n` or `LimitNOFILE=` in the systemd unit",
+            ),
+            Self::TooOld { tier, lacks } => write!(
+                f,
+                "this kernel's io_uring lacks {lacks}, which tier {tier} needs: run Linux {} or \
+                 later{}",
+                tier.kernel(),
+                if *tier == Tier::Base { "" } else { ", or let the tier be chosen" },
+            ),
+            Self::Failed { tier, error } => write!(
+                f,
+                "io_uring does not work here in tier {tier} ({error}): try a lower --uring-tier"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+impl Unavailable {
+    /// Says why a ring could not be set up.
+    pub(super) fn at_setup(tier: Tier, error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => match disabled_setting() {
+                Some(setting @ 1..) => Self::Disabled { setting },
+                _ => Self::Blocked,
+            },
+            Some(libc::ENOSYS) => Self::Missing,
+            Some(libc::ENOMEM) => Self::Memlock,
+            Some(libc::EMFILE | libc::ENFILE) => Self::Descriptors,
+            Some(libc::EINVAL) => Self::TooOld {
+                tier,
+                lacks: match tier {
+                    Tier::Base => "a completion queue of its own size",
+                    Tier::Rings => "cooperative task running",
+                    Tier::TaskRun => "deferred task running",
+                },
+            },
+            _ => Self::Failed { tier, error },
+        }
+    }
+}
+
+fn disabled_setting() -> Option<u8> {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+/// Finds the best tier by using it; or tries the forced one, and that one only.
+pub fn probe(forced: Option<Tier>) -> Result<Probe, Unavailable> {
+    if let Some(tier) = forced {
+        return attempt(tier);
+    }
+    let mut refused = None;
+    for tier in Tier::ALL {
+        match attempt(tier) {
+            Ok(probe) => return Ok(probe),
+            Err(cause) => refused = Some(cause),
+        }
+    }
+    // The last refusal is that of the lowest tier: what it lacks, everything lacks.
+    Err(refused.unwrap_or(Unavailable::Missing))
+}
+
+/// What a new ring can do beyond its tier; refuses one that lacks what the tier needs.
+pub(super) fn examine(tier: Tier, ring: &Ring) -> Result<Probe, Unavailable> {
+    let too_old = |lacks| Unavailable::TooOld { tier, lacks };
+    let params = ring.params();
+    if !params.is_feature_ext_arg() {
+        return Err(too_old("waiting with a timeout (EXT_ARG)"));
+    }
+    if !params.is_feature_nodrop() {
+        return Err(too_old("a completion queue that loses nothing (NODROP)"));
+    }
+    if !params.is_feature_submit_stable() {
+        return Err(too_old("stable submission (SUBMIT_STABLE)"));
+    }
+    if !params.is_feature_fast_poll() {
+        return Err(too_old("polling inside the ring (FAST_POLL)"));
+    }
+    let mut known = io_uring::Probe::new();
+    ring.submitter()
+        .register_probe(&mut known)
+        .map_err(|_| too_old("a list of its operations (REGISTER_PROBE)"))?;
+    let has = |code| known.is_supported(code);
+    for (code, lacks) in [
+        (opcode::Accept::CODE, "accepting connections"),
+        (opcode::Recv::CODE, "receiving"),
+        (opcode::Send::CODE, "sending"),
+        (opcode::SendMsg::CODE, "vectored sending"),
+        (opcode::PollAdd::CODE, "polling"),
+        (opcode::Read::CODE, "reading"),
+        (opcode::AsyncCancel::CODE, "cancelling"),
+        (opcode::Timeout::CODE, "timeouts"),
+    ] {
+        if !has(code) {
+            return Err(too_old(lacks));
+        }
+    }
+    let above_base = tier > Tier::Base;
+    Ok(Probe {
+        tier,
+        ring_to_ring: above_base && has(opcode::MsgRingData::CODE),
+        zero_copy: above_base && has(opcode::SendZc::CODE) && has(opcode::SendMsgZc::CODE),
+    })
+}
+
+/// Makes a small reactor of this tier and lets it receive something.
+fn attempt(tier: Tier) -> Result<Probe, Unavailable> {
+    let failed = |error: io::Error| Unavailable::Failed { tier, error };
+    let options = Options {
+        tier: Some(tier),
+        chunk_bytes: 4096,
+        chunks: 2,
+        entries: 8,
+        ..Options::default()
+    };
+    let mut reactor = Reactor::new(&options)?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| failed(errno.into()))?;
+    rustix::io::write(&theirs, b"?").map_err(|errno| failed(errno.into()))?;
+    let socket = reactor.adopt(ours, ZeroCopy::Never);
+    reactor.read(socket);
+    let mut events = Vec::new();
+    for _ in 0..TRIAL_TURNS_MAX {
+        reactor.turn(Wait::For(TRIAL_WAIT), &mut events).map_err(failed)?;
+        if !events.is_empty() {
+            break;
+        }
+    }
+    match events.pop() {
+        Some(Event::Received { chunk, .. }) => reactor.recycle(chunk),
+        Some(Event::Ended { error: Some(error), .. }) => {
+            return Err(match error.raw_os_error() {
+                Some(libc::EINVAL) => Unavailable::TooOld { tier, lacks: "multishot receive" },
+                _ => failed(error),
+            });
+        }
+        _ => return Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+    Ok(reactor.capabilities())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tier_is_called_what_the_option_says() {
+        for tier in Tier::ALL {
+            assert_eq!(tier.to_string().parse(), Ok(tier));
+        }
+        assert!("newest".parse::<Tier>().is_err());
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_with_a_remedy() {
+        let of = |errno| Unavailable::at_setup(Tier::Rings, io::Error::from_raw_os_error(errno));
+        for (errno, remedy) in [
+            (libc::ENOSYS, "seccomp profile"),
+            (libc::ENOMEM, "LimitMEMLOCK"),
+            (libc::EMFILE, "LimitNOFILE"),
+            (libc::EINVAL, "run Linux 6.0 or later"),
+            (libc::EIO, "lower --uring-tier"),
+        ] {
+            let sentence = of(errno).to_string();
+            assert!(sentence.contains(remedy), "{sentence}");
+            assert!(!sentence.contains('\n'), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn the_best_tier_is_found_by_trying_and_a_lower_one_can_be_forced() {
+        let best = probe(None).unwrap().tier;
+        for tier in Tier::ALL.into_iter().filter(|tier| *tier <= best) {
+            assert_eq!(probe(Some(tier)).unwrap().tier, tier);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Input: who is read from, into which chunks, in which order.
+//!
+//! A socket whose receive is to be started waits in the queue of the hungry, which is fed at the
+//! start of each turn, before the kernel works for sockets that are already being read. As long
+//! as there were chunks for everybody, each receive goes on until it is stopped. When there were
+//! not, each gets one chunk, in the order in which they came to wait: nobody takes it all.
+
+use std::io;
+
+use io_uring::cqueue;
+
+use super::probe::Tier;
+use super::socket::{Cancel, Receive, SocketId};
+use super::token::Kind;
+use super::{Event, Reactor, op};
+
+impl Reactor {
+    /// Reads from now on, until [`Reactor::pause`] or [`Event::Ended`].
+    pub fn read(&mut self, socket: SocketId) {
+        if let Some(slot) = self.sockets.get_mut(socket).filter(|slot| slot.is_open()) {
+            slot.wanted = true;
+            self.settle_receive(socket);
+        }
+    }
+
+    /// Stops reading. What has been received already may still be reported.
+    pub fn pause(&mut self, socket: SocketId) {
+        if let Some(slot) = self.sockets.get_mut(socket).filter(|slot| slot.is_open()) {
+            slot.wanted = false;
+            self.settle_receive(socket);
+        }
+    }
+
+    /// Starts receives for those that wait, as far as there are chunks.
+    pub(super) fn feed_the_hungry(&mut self) {
+        let mut chunks = self.pool.available();
+        if chunks == 0 || self.hungry.is_empty() {
+            return;
+        }
+        let is_scarce = std::mem::take(&mut self.is_scarce) && self.hungry.len() > 1;
+        let with_own_chunk = self.can.tier == Tier::Base;
+        if !is_scarce && !with_own_chunk {
+            // Whoever is started first may take all chunks there are: let it be another each time.
+            let first = self.turns % self.hungry.len();
+            self.hungry.rotate_left(first);
+        }
+        while chunks > 0
+            && let Some(socket) = self.hungry.pop_front()
+        {
+            if !self.is_to_be_fed(socket) {
+                continue;
+            }
+            if with_own_chunk {
+                self.start_receive_into(socket);
+            } else {
+                self.start_receive(socket, is_scarce);
+            }
+            if is_scarce || with_own_chunk {
+                chunks -= 1;
+            }
+        }
+    }
+
+    /// Brings what the kernel does in line with what the caller wants.
+    pub(super) fn settle_receive(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        if !slot.is_open() || slot.ended {
+            return;
+        }
+        match (slot.receive, slot.wanted) {
+            // A poll that nobody wants does no harm: it takes no chunk.
+            (Receive::Selecting, false) => self.cancel_receive(socket),
+            (Receive::Idle, true) if slot.cancel != Cancel::Asked && !slot.hungry => {
+                if self.can.tier == Tier::Base {
+                    self.start_poll(socket);
+                } else {
+                    self.make_hungry(socket);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Stops the receive, unless that is already under way.
+    pub(super) fn cancel_receive(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        let Some(kind) = slot.receive_kind().filter(|_| slot.cancel == Cancel::No) else {
+            return;
+        };
+        slot.cancel = Cancel::Asked;
+        slot.ops += 1;
+        let op = op::cancel(socket.token(Kind::CancelReceive), socket.token(kind));
+        // SAFETY: the operation names no memory.
+        unsafe { self.ring.push(op) };
+    }
+
+    pub(super) fn on_receive_cancelled(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.cancel = if slot.receive == Receive::Idle { Cancel::No } else { Cancel::Answered };
+        self.settle_receive(socket);
+    }
+
+    pub(super) fn on_poll(&mut self, socket: SocketId, result: io::Result<u32>) {
+        self.receive_is_over(socket);
+        let slot = self.sockets.at(socket.slot);
+        if !slot.is_open() || slot.ended {
+            return;
+        }
+        match result {
+            Ok(_) if slot.wanted => self.make_hungry(socket),
+            Err(error) if !is_passing(&error) => self.end(socket, Some(error)),
+            _ => self.settle_receive(socket),
+        }
+    }
+
+    pub(super) fn on_receive(&mut self, socket: SocketId, result: io::Result<u32>, flags: u32) {
+        let chunk = match self.sockets.at(socket.slot).receive {
+            Receive::Into(index) => {
+                self.pool.take_from_receive(index);
+                Some(index)
+            }
+            _ => cqueue::buffer_select(flags).inspect(|index| self.pool.take_from_ring(*index)),
+        };
+        if !cqueue::more(flags) {
+            self.receive_is_over(socket);
+        } else if self.sockets.at(socket.slot).cancel == Cancel::Answered {
+            // It goes on although it was told to stop: it was just running then. Tell it again.
+            self.sockets.at(socket.slot).cancel = Cancel::No;
+        }
+        let slot = self.sockets.at(socket.slot);
+        let is_heard = slot.is_open() && !slot.ended;
+        match (result, chunk) {
+            (Ok(len @ 1..), Some(index)) if is_heard => {
+                let chunk = self.pool.lend(index, len);
+                self.late.push(Event::Received { socket, chunk });
+            }
+            (result, chunk) => {
+                if let Some(index) = chunk {
+                    self.pool.put_back(index);
+                }
+                if is_heard {
+                    self.on_no_bytes(socket, result);
+                }
+            }
+        }
+        if self.sockets.at(socket.slot).is_open() {
+            self.settle_receive(socket);
+        } else {
+            self.cancel_receive(socket);
+        }
+    }
+
+    fn on_no_bytes(&mut self, socket: SocketId, result: io::Result<u32>) {
+        match result {
+            Ok(_) => self.end(socket, None),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.is_scarce = true,
+            Err(error) if is_passing(&error) => {}
+            Err(error) => self.end(socket, Some(error)),
+        }
+    }
+
+    fn end(&mut self, socket: SocketId, error: Option<io::Error>) {
+        let slot = self.sockets.at(socket.slot);
+        slot.ended = true;
+        slot.wanted = false;
+        self.late.push(Event::Ended { socket, error });
+    }
+
+    fn receive_is_over(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.receive = Receive::Idle;
+        if slot.cancel == Cancel::Answered {
+            slot.cancel = Cancel::No;
+        }
+    }
+
+    fn make_hungry(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        if !slot.hungry {
+            slot.hungry = true;
+            self.hungry.push_back(socket);
+        }
+    }
+
+    /// Takes the socket out of the queue; says whether a receive is to be started for it.
+    fn is_to_be_fed(&mut self, socket: SocketId) -> bool {
+        let Some(slot) = self.sockets.get_mut(socket) else {
+            return false;
+        };
+        slot.hungry = false;
+        slot.is_open()
+            && slot.wanted
+            && !slot.ended
+            && slot.receive == Receive::Idle
+            && slot.cancel != Cancel::Asked
+    }
+
+    fn start_poll(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.receive = Receive::Polling;
+        slot.ops += 1;
+        let op = op::poll_readable(socket.token(Kind::Poll), slot.raw_fd());
+        // SAFETY: the operation names no memory.
+        unsafe { self.ring.push(op) };
+    }
+
+    fn start_receive(&mut self, socket: SocketId, once: bool) {
+        let slot = self.sockets.at(socket.slot);
+        slot.receive = Receive::Selecting;
+        slot.ops += 1;
+        let token = socket.token(Kind::Receive);
+        let op = if once {
+            op::receive_once(token, slot.raw_fd())
+        } else {
+            op::receive_many(token, slot.raw_fd())
+        };
+        // SAFETY: the operation names no memory but the buffer ring, whose chunks the pool does
+        // not touch and does not free before the ring is closed, see `Reactor::drop`.
+        unsafe { self.ring.push(op) };
+    }
+
+    fn start_receive_into(&mut self, socket: SocketId) {
+        let Some((index, buffer, len)) = self.pool.take_for_kernel() else {
+            self.make_hungry(socket);
+            return;
+        };
+        let slot = self.sockets.at(socket.slot);
+        slot.receive = Receive::Into(index);
+        slot.ops += 1;
+        let op = op::receive_now(socket.token(Kind::Receive), slot.raw_fd(), buffer, len);
+        // SAFETY: the pool has noted that the kernel holds this chunk, and neither touches nor
+        // lends it before `take_from_receive`, which only the completion calls.
+        unsafe { self.ring.push(op) };
+    }
+}
+
+/// Errors that leave the socket as it was.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ECANCELED | libc::EAGAIN | libc::EINTR))
+}

@@ -1,0 +1,167 @@
+//! The two queues shared with the kernel, and the one system call that serves both.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, squeue};
+
+use super::Wait;
+use super::probe::Tier;
+
+/// Completion entries per submission entry: a multishot operation answers many times.
+const COMPLETIONS_PER_SUBMISSION: u32 = 4;
+/// How often one turn may enter the kernel before what is left waits for the next turn.
+const ENTERS_MAX: usize = 8;
+
+/// An io_uring with room for every entry that is pushed.
+pub(super) struct Ring {
+    uring: IoUring,
+    /// Entries for which the kernel had no room yet, in order.
+    backlog: VecDeque<squeue::Entry>,
+    /// Operations whose last completion has not been seen.
+    in_flight: usize,
+}
+
+impl Ring {
+    /// A ring set up as `tier` says; fails as the kernel does.
+    pub(super) fn new(tier: Tier, entries: u32) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder
+            .dontfork()
+            .setup_clamp()
+            .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_SUBMISSION));
+        match tier {
+            Tier::Base => {}
+            Tier::Rings => {
+                builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+            }
+            Tier::TaskRun => {
+                builder
+                    .setup_submit_all()
+                    .setup_single_issuer()
+                    .setup_defer_taskrun()
+                    .setup_taskrun_flag();
+            }
+        }
+        let uring = builder.build(entries)?;
+        Ok(Self { uring, backlog: VecDeque::new(), in_flight: 0 })
+    }
+
+    /// What the kernel said about itself at setup.
+    pub(super) fn params(&self) -> &io_uring::Parameters {
+        self.uring.params()
+    }
+
+    pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {
+        self.uring.submitter()
+    }
+
+    /// A second descriptor of this ring, by which other rings can reach it.
+    pub(super) fn duplicate_fd(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the ring is open for as long as `self.uring` lives, which outlives this borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) };
+        fd.as_fd().try_clone_to_owned()
+    }
+
+    /// Operations that have not had their last completion.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Queues an operation for the next entry into the kernel; none is ever lost.
+    ///
+    /// # Safety
+    ///
+    /// All memory that `entry` names stays allocated and is not touched (for writes by the
+    /// kernel) or changed (for reads) until the operation's last completion has been reaped.
+    pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
+        self.in_flight += 1;
+        if !self.backlog.is_empty() || !self.try_push(&entry) {
+            self.backlog.push_back(entry);
+            self.flush();
+        }
+    }
+
+    /// Submits everything, waits as told, and returns when there may be completions.
+    pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let mut wait = wait;
+        for _ in 0..ENTERS_MAX {
+            self.shift_backlog();
+            let submission = self.uring.submission();
+            let queued = submission.len();
+            let kernel_has_work = submission.taskrun() || submission.cq_overflow();
+            drop(submission);
+            if queued == 0 && !kernel_has_work && matches!(wait, Wait::No) {
+                return Ok(());
+            }
+            match self.enter_once(queued, wait, EnterFlags::GETEVENTS) {
+                Ok(_) => {}
+                Err(error) if is_passing(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if self.backlog.is_empty() && self.uring.submission().is_empty() {
+                return Ok(());
+            }
+            wait = Wait::No;
+        }
+        Ok(())
+    }
+
+    /// Moves all completions into `into`.
+    pub(super) fn reap(&mut self, into: &mut Vec<cqueue::Entry>) {
+        into.extend(self.uring.completion());
+    }
+
+    /// An operation has had its last completion.
+    pub(super) fn retire(&mut self) {
+        debug_assert!(self.in_flight > 0, "more last completions than operations");
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// Makes room in the submission queue without waiting. What does not fit stays in the
+    /// backlog; an error shows again in the next turn, which can report it.
+    fn flush(&mut self) {
+        let queued = self.uring.submission().len();
+        if self.enter_once(queued, Wait::No, EnterFlags::empty()).is_ok() {
+            self.shift_backlog();
+        }
+    }
+
+    fn shift_backlog(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.try_push(&entry) {
+                self.backlog.push_front(entry);
+                return;
+            }
+        }
+    }
+
+    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: whoever called `push` with this entry promised that its memory stays as it is
+        // until the last completion, which cannot come before the entry is in the queue.
+        unsafe { self.uring.submission().push(entry) }.is_ok()
+    }
+
+    fn enter_once(&self, queued: usize, wait: Wait, flags: EnterFlags) -> io::Result<usize> {
+        let timeout;
+        let mut args = SubmitArgs::new();
+        if let Wait::For(duration) = wait {
+            timeout = Timespec::from(duration);
+            args = args.timespec(&timeout);
+        }
+        let min_complete = u32::from(!matches!(wait, Wait::No));
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+        let flags = (flags | EnterFlags::EXT_ARG).bits();
+        // SAFETY: `EXT_ARG` says that the argument is what `SubmitArgs` is, and both it and the
+        // timeout it points to outlive the call.
+        unsafe { self.uring.submitter().enter(queued, min_complete, flags, Some(&args)) }
+    }
+}
+
+/// Whether the turn just goes on: a signal, the timeout, or a kernel that first wants its
+/// completions reaped or a moment to find memory. What is queued stays queued.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN))
+}
