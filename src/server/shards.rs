@@ -35,10 +35,13 @@ struct Seed {
     control: Receiver<Control>,
     mesh: Mesh,
     listener: Option<OwnedFd>,
-    ready: Sender<(ShardId, Result<(Bell, Tier), StartError>)>,
+    ready: Sender<Ready>,
     parts: Receiver<SharedParts>,
     outcome: Sender<Outcome>,
 }
+
+/// A shard has its reactor, or cannot have one.
+type Ready = (ShardId, Result<(Bell, Tier), StartError>);
 
 /// What all shards get alike, once all reactors are there.
 #[derive(Clone)]
@@ -200,7 +203,7 @@ fn grow(seed: Seed) {
 
 /// Waits until every shard has its reactor.
 fn collect(
-    reports: &Receiver<(ShardId, Result<(Bell, Tier), StartError>)>,
+    reports: &Receiver<Ready>,
     count: usize,
 ) -> Result<(Vec<Bell>, Tier), StartError> {
     let mut bells = Vec::new();
