@@ -54,6 +54,15 @@ pub enum Control {
     Report(Sender<Report>),
 }
 
+/// What the control thread has to know of a shard's fate.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The last client is gone after the announcement that the server ends.
+    Drained,
+    /// The shard cannot go on.
+    Failed(String),
+}
+
 /// How things are on a shard.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
@@ -139,6 +148,8 @@ pub struct Parts {
     pub listener: Option<OwnedFd>,
     /// Seed of its random choices.
     pub seed: u64,
+    /// Where it says what it came to.
+    pub outcome: Sender<Outcome>,
 }
 
 /// One shard, on its own thread.
@@ -164,6 +175,9 @@ pub struct Shard {
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
     stop_by: Option<Instant>,
+    /// There while clients are sent away.
+    draining: bool,
+    outcome: Sender<Outcome>,
 }
 
 impl Shard {
@@ -191,6 +205,8 @@ impl Shard {
             last_cid: 0,
             sockets: 0,
             stop_by: None,
+            draining: false,
+            outcome: parts.outcome,
         }
     }
 
@@ -212,6 +228,7 @@ impl Shard {
             self.accept_if_rested();
             self.engine.end_turn();
             self.act();
+            self.report_drained();
             wait = self.publish(more);
         }
         Ok(())
@@ -306,17 +323,15 @@ impl Shard {
     /// Shows the other shards what was staged for them, and decides how long to wait for more.
     fn publish(&mut self, more_records: bool) -> Wait {
         let Self { mesh, engine, reactor, addresses, .. } = self;
-        let behind =
-            mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
+        let behind = mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
         if more_records || !self.inbox.is_empty() || !self.control.is_empty() {
             return Wait::No;
         }
         if !self.mesh.fall_asleep(&self.engine, behind) {
             return Wait::No;
         }
-        let engine_due = self.engine.next_deadline().map(|ns| {
-            self.started + Duration::from_nanos(ns)
-        });
+        let engine_due =
+            self.engine.next_deadline().map(|ns| self.started + Duration::from_nanos(ns));
         let due = [engine_due, self.accept_again, self.stop_by].into_iter().flatten().min();
         match due {
             Some(due) => Wait::For(due.saturating_duration_since(self.now)),
@@ -339,6 +354,7 @@ impl Shard {
                     self.stop_listening();
                     let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
                     self.engine.start_lame_duck(ns(grace), ns(spread));
+                    self.draining = true;
                 }
                 Control::Stop => {
                     self.stop_listening();
@@ -401,6 +417,14 @@ impl Shard {
             if let Some(listener) = self.listener {
                 self.reactor.accept(listener);
             }
+        }
+    }
+
+    fn report_drained(&mut self) {
+        if self.draining && self.seats.all() == 0 {
+            self.draining = false;
+            // The control thread may be about to end for another reason.
+            let _ = self.outcome.send(Outcome::Drained);
         }
     }
 

@@ -2,18 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+use std::any::TypeId;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{HttpOptions, Options, Secret, ShardCount, StartError, UringTier, User};
+use super::{Options, Secret, ShardCount, StartError, UringTier, User};
 use super::{duration, nearest};
-
-/// Tokens of a command line that are looked at; more is no command line.
-const ARGS_MAX: usize = 1024;
+use crate::engine::SHARDS_MAX;
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,8 +44,6 @@ pub struct Args {
     pid: Option<PathBuf>,
     #[arg(long = "ports_file_dir")]
     ports_file_dir: Option<PathBuf>,
-    #[arg(long = "http_port", alias = "m", value_parser = port)]
-    http_port: Option<u16>,
     /// The configuration file.
     #[arg(long, alias = "c")]
     pub config: Option<PathBuf>,
@@ -57,57 +54,46 @@ pub struct Args {
     log: Option<PathBuf>,
     #[arg(long = "log_size_limit")]
     log_size_limit: Option<u64>,
-    #[arg(long, alias = "T", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "T", value_parser = switch)]
     logtime: Option<bool>,
-    #[arg(long = "logtime_utc", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "logtime_utc", value_parser = switch)]
     logtime_utc: Option<bool>,
-    #[arg(long, alias = "D", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "D", value_parser = switch)]
     debug: Option<bool>,
-    #[arg(long, alias = "V", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "V", value_parser = switch)]
     trace: Option<bool>,
-    #[arg(long = "VV", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "VV", value_parser = switch)]
     trace_verbose: Option<bool>,
-    #[arg(long = "DV", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "DV", value_parser = switch)]
     debug_trace: Option<bool>,
-    #[arg(long = "DVV", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "DVV", value_parser = switch)]
     debug_trace_verbose: Option<bool>,
     #[arg(long = "max_traced_msg_len")]
     max_traced_msg_len: Option<usize>,
 
     #[arg(long)]
     user: Option<String>,
-    #[arg(long)]
-    pass: Option<String>,
-    #[arg(long)]
-    auth: Option<String>,
+    #[arg(long, value_parser = secret)]
+    pass: Option<Secret>,
+    #[arg(long, value_parser = secret)]
+    auth: Option<Secret>,
 
     #[arg(long, value_parser = shard_count)]
     shards: Option<ShardCount>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
     uring_tier: Option<UringTier>,
-    #[arg(long = "no-pin", alias = "no_pin", value_parser = switch, num_args = 0..=1,
-        require_equals = true, default_missing_value = "true")]
+    #[arg(long = "no-pin", alias = "no_pin", value_parser = switch)]
     no_pin: Option<bool>,
     #[arg(long, value_parser = spin_us)]
     spin: Option<u64>,
 
-    #[arg(long = "t", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long = "t", value_parser = switch)]
     test: Option<bool>,
     #[arg(long, alias = "sl")]
     signal: Option<String>,
-    #[arg(long, alias = "v", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "v", value_parser = switch)]
     version: Option<bool>,
-    #[arg(long, alias = "h", value_parser = switch, num_args = 0..=1, require_equals = true,
-        default_missing_value = "true")]
+    #[arg(long, alias = "h", value_parser = switch)]
     help: Option<bool>,
 
     /// Words that are no flags.
@@ -123,14 +109,15 @@ pub struct Args {
 struct Missing {
     names: &'static [&'static str],
     takes_value: bool,
-    /// Left out silently it would change who may do what, or whom messages reach.
+    /// Whoever gives it relies on it: access, reach or a port would not be what was asked for.
     matters: bool,
 }
 
 const MISSING: &[Missing] = &[
     Missing { names: &["tls", "tlsverify", "help_tls"], takes_value: false, matters: true },
     Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
-    Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
+    // Whoever asks for monitoring waits for its port to answer.
+    Missing { names: &["http_port", "m", "https_port", "ms"], takes_value: true, matters: true },
     Missing { names: &["syslog", "s"], takes_value: false, matters: true },
     Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
     Missing {
@@ -146,7 +133,7 @@ const MISSING: &[Missing] = &[
 
 /// Reads a command line, without the program's name.
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
-    let args: Vec<String> = args.into_iter().take(ARGS_MAX).collect();
+    let args: Vec<String> = args.into_iter().collect();
     let mut warnings = Vec::new();
     let uniform = uniform(&args, &mut warnings)?;
     let mut parsed = Args::command()
@@ -185,7 +172,7 @@ fn command(args: Args) -> Result<Command, StartError> {
     Ok(Command::Serve(Box::new(args)))
 }
 
-/// Rewrites every flag to `--name` or `--name=value`, the form clap agrees with.
+/// Rewrites every flag to `--name=value`, the form clap agrees with; a switch alone is true.
 ///
 /// As in nats-server, the word after a flag that takes a value is its value, whatever it looks
 /// like (`-p -1`), and flags end at the first other word or at `--`.
@@ -223,10 +210,7 @@ fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, S
                 return Err(StartError::new(reason));
             }
             Some(_) => warnings.push(format!("Flag {arg} is not supported yet and has no effect")),
-            None => uniform.push(match value {
-                Some(value) => format!("--{name}={value}"),
-                None => format!("--{name}"),
-            }),
+            None => uniform.push(format!("--{name}={}", value.as_deref().unwrap_or("true"))),
         }
     }
     uniform.extend(rest.cloned());
@@ -239,8 +223,7 @@ fn takes_value(clap: &clap::Command, name: &str) -> Result<bool, StartError> {
         arg.get_long() == Some(name) || aliases.contains(&name)
     });
     if let Some(arg) = known {
-        let is_switch = arg.is_require_equals_set();
-        return Ok(!is_switch && matches!(arg.get_action(), ArgAction::Set));
+        return Ok(arg.get_value_parser().type_id() != TypeId::of::<bool>());
     }
     let names = clap.get_arguments().filter_map(clap::Arg::get_long);
     let names = names.chain(MISSING.iter().flat_map(|missing| missing.names.iter().copied()));
@@ -281,10 +264,6 @@ impl Args {
         set_some(&mut options.pid_file, &self.pid);
         set_some(&mut options.ports_file_dir, &self.ports_file_dir);
         set_some(&mut options.client_advertise, &self.client_advertise);
-        if let Some(port) = self.http_port {
-            let host = options.http.take().and_then(|http| http.host);
-            options.http = Some(HttpOptions { host, port });
-        }
         self.apply_log(options);
         set(&mut options.runtime.shards, &self.shards);
         set(&mut options.runtime.uring_tier_max, &self.uring_tier);
@@ -319,11 +298,11 @@ impl Args {
             (None, None, None) => {}
             (None, None, Some(token)) => {
                 auth.users.clear();
-                auth.token = Some(Secret::new(token));
+                auth.token = Some(token.clone());
             }
             (Some(name), password, None) => {
                 auth.token = None;
-                let password = Secret::new(password.as_deref().unwrap_or_default());
+                let password = password.clone().unwrap_or_else(|| Secret::new(""));
                 auth.users = vec![User { name: name.clone(), password, permissions: None }];
             }
             (None, Some(_), _) => {
@@ -357,6 +336,10 @@ fn port(text: &str) -> Result<u16, String> {
     }
 }
 
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
 fn switch(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -364,9 +347,6 @@ fn switch(text: &str) -> Result<bool, String> {
         _ => Err("expected true or false".to_owned()),
     }
 }
-
-/// More shards than any machine has cores is a slip of the hand.
-pub const SHARDS_MAX: usize = 1024;
 
 fn shard_count(text: &str) -> Result<ShardCount, String> {
     match text.parse() {
@@ -403,7 +383,6 @@ Server Options:
         --server_name <name>         Server name (default: the server id)
     -P, --pid <file>                 File to store the process id
         --ports_file_dir <dir>       Directory for the ports file (<program>_<pid>.ports)
-    -m, --http_port <port>           Use port for http monitoring
     -c, --config <file>              Configuration file
     -t                               Test configuration and exit
     -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
@@ -513,8 +492,7 @@ mod tests {
 
     #[test]
     fn the_command_lines_of_client_harnesses_are_understood() {
-        let py = options("-p 4222 -m 8222 -a 127.0.0.1 --user u --pass p");
-        assert_eq!(py.http, Some(HttpOptions { host: None, port: 8222 }));
+        let py = options("-p 4222 -a 127.0.0.1 --user u --pass p");
         assert_eq!(py.auth.users[0].name, "u");
         assert!(py.auth.users[0].password.matches("p"));
 
@@ -570,13 +548,23 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
+        for line in
+            ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-m 1", "-ms 1"]
+        {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {
             options(line);
         }
         assert!(options("-js").warnings[0].contains("-js"));
+    }
+
+    #[test]
+    fn the_secrets_of_a_command_line_are_never_printed() {
+        for line in ["--user a --pass hush", "--auth hush"] {
+            let command = parse(line.split_whitespace().map(str::to_owned)).unwrap();
+            assert!(!format!("{command:?}").contains("hush"), "{line}");
+        }
     }
 
     #[test]

@@ -102,7 +102,8 @@ pub struct Permissions {
     pub publish: SubjectList,
     /// Subjects to subscribe to.
     pub subscribe: SubjectList,
-    /// Leave to answer requests whose reply subject `publish` does not allow (none).
+    /// Leave to answer requests whose reply subject `publish` does not allow (none). With it,
+    /// an empty `publish.allow` is nothing instead of everything.
     pub allow_responses: Option<Responses>,
 }
 

@@ -7,6 +7,7 @@ use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
 use super::{HttpOptions, Options, StartError};
+use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
 const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
@@ -316,22 +317,11 @@ fn subjects(v: &mut Field<'_>) -> Result<Vec<SubjectEntry>, StartError> {
 fn subject_entry(text: &str, value: &Value) -> Result<SubjectEntry, StartError> {
     let mut words = text.split_ascii_whitespace();
     match (words.next(), words.next(), words.next()) {
-        (Some(subject), queue, None) if is_subject(subject) => {
+        (Some(subject), queue, None) if is_valid_filter(subject.as_bytes()) => {
             Ok(SubjectEntry { subject: subject.to_owned(), queue: queue.map(str::to_owned) })
         }
         _ => Err(value.position.error(format!("\"{text}\" is not a valid subject"))),
     }
-}
-
-/// Whether `text`, which has no blanks, is a subject, with or without wildcards.
-fn is_subject(text: &str) -> bool {
-    let mut tokens = text.split('.').peekable();
-    while let Some(token) = tokens.next() {
-        if token.is_empty() || (token == ">" && tokens.peek().is_some()) {
-            return false;
-        }
-    }
-    true
 }
 
 const RESPONSES: &[Key<Responses>] = &[
@@ -390,4 +380,253 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         return refuse(format!("no_auth_user \"{name}\" is not one of the users; add it there"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::file;
+
+    fn outcome(text: &str) -> Result<Options, StartError> {
+        let mut options = Options::default();
+        bind(&file::parse(Path::new("c.conf"), text.as_bytes())?, &mut options)?;
+        check(&options)?;
+        Ok(options)
+    }
+
+    fn bound(text: &str) -> Options {
+        outcome(text).unwrap_or_else(|error| panic!("{text}\n{error}"))
+    }
+
+    fn refused(text: &str) -> String {
+        match outcome(text) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("{text} is accepted"),
+        }
+    }
+
+    fn entries(texts: &[&str]) -> Vec<SubjectEntry> {
+        let entry = |text: &&str| {
+            let mut words = text.split(' ').map(str::to_owned);
+            SubjectEntry { subject: words.next().unwrap(), queue: words.next() }
+        };
+        texts.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn an_empty_file_changes_nothing() {
+        assert_eq!(bound(""), Options::default());
+    }
+
+    #[test]
+    fn addresses_are_read_in_all_their_forms() {
+        let address = |text: &str| {
+            let options = bound(text);
+            (options.host, options.port)
+        };
+        let local = ("127.0.0.1".to_owned(), 4333);
+        for text in [
+            "listen: \"127.0.0.1:4333\"",
+            "listen: 127.0.0.1:4333",
+            "host: 127.0.0.1\nport: 4333",
+            "net = 127.0.0.1, port = 4333",
+            "HOST 127.0.0.1\nlisten 4333",
+        ] {
+            assert_eq!(address(text), local, "{text}");
+        }
+        assert_eq!(address("listen: \"[::1]:-1\""), ("::1".to_owned(), 0));
+        assert_eq!(address("listen: \":4\""), ("0.0.0.0".to_owned(), 4));
+        assert_eq!(address("port: -1").1, 0);
+        let http = bound("http: 127.0.0.1:-1").http.unwrap();
+        assert_eq!(http, HttpOptions { host: Some("127.0.0.1".to_owned()), port: 0 });
+        assert_eq!(bound("monitor_port: 8222").http, Some(HttpOptions { host: None, port: 8222 }));
+        for text in ["listen: \"127.0.0.1\"", "port: \"x\"", "port: 65536", "listen: \"h:x\""] {
+            assert!(refused(text).contains("port"), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_and_timers_have_units() {
+        let options = bound(
+            "max_payload: 128KB\nmax_pending: 1MB\nmax_control_line: 8KB\nmax_conn: 2\n\
+             max_subs: 3\nmax_sub_tokens: 4\nping_interval: \"100ms\"\nping_max: 5\n\
+             write_deadline: \"2s\"\nlame_duck_duration: \"30s\"\n\
+             lame_duck_grace_period: \"200ms\"",
+        );
+        let wanted = crate::config::Limits {
+            control_line_bytes_max: 8192,
+            payload_bytes_max: 131_072,
+            pending_bytes_max: 1 << 20,
+            connections_max: 2,
+            subscriptions_max: 3,
+            subscription_tokens_max: 4,
+        };
+        assert_eq!(options.limits, wanted);
+        assert_eq!((options.ping_interval_ms, options.ping_max), (100, 5));
+        assert_eq!(options.write_deadline_ms, 2000);
+        assert_eq!((options.lame_duck_duration_ms, options.lame_duck_grace_ms), (30_000, 200));
+    }
+
+    #[test]
+    fn no_connections_is_a_limit_and_a_negative_one_is_none() {
+        assert_eq!(bound("max_connections: 0").limits.connections_max, 0);
+        assert_eq!(bound("max_connections: -1").limits.connections_max, usize::MAX);
+        assert_eq!(bound("max_subscriptions: -1").limits.subscriptions_max, 0);
+    }
+
+    #[test]
+    fn a_number_as_a_duration_is_seconds_and_a_warning() {
+        let options = bound("ping_interval: 1");
+        assert_eq!(options.ping_interval_ms, 1000);
+        let warning = "c.conf:1:16: ping_interval is a duration; write \"1s\"";
+        assert_eq!(options.warnings, [warning]);
+    }
+
+    #[test]
+    fn a_single_user_a_token_and_a_list_of_users_are_read() {
+        let auth = bound("authorization { username: a, pass: 'b c', timeout: 0.4 }").auth;
+        assert_eq!((auth.users[0].name.as_str(), auth.timeout_ms), ("a", 400));
+        assert!(auth.users[0].password.matches("b c"));
+        assert!(bound("authorization { token: t }").auth.token.unwrap().matches("t"));
+        assert_eq!(bound("authorization { token: t, timeout: 1 }").auth.timeout_ms, 1000);
+        assert_eq!(bound("authorization { token: t, timeout: \"3s\" }").auth.timeout_ms, 3000);
+        let auth = bound(
+            "no_auth_user: guest\nauthorization { users = [ {user: guest, password: \"g\"}\n\
+             {username: \"cy@example.com\", pass: 'three'} ] }",
+        )
+        .auth;
+        assert_eq!(auth.users[1].name, "cy@example.com");
+        assert_eq!(auth.no_auth_user.as_deref(), Some("guest"));
+        assert!(auth.is_required() && auth.has_plaintext());
+    }
+
+    #[test]
+    fn permissions_have_synonyms_and_three_forms() {
+        let permissions = |text: &str| {
+            let text = format!(
+                "authorization {{ users: [{{user: u, password: p, permissions: {text}}}] }}"
+            );
+            bound(&text).auth.users.swap_remove(0).permissions.unwrap()
+        };
+        let wanted = Permissions {
+            publish: SubjectList { allow: entries(&["a.>"]), deny: entries(&[]) },
+            subscribe: SubjectList { allow: entries(&["b", "c q*"]), deny: entries(&["d"]) },
+            allow_responses: None,
+        };
+        for text in [
+            "{publish: \"a.>\", subscribe: {allow: [b, \"c q*\"], deny: d}}",
+            "{pub: [a.>], sub: {allow: [\"b\"\n 'c q*'], deny: [d]}}",
+            "{import: {allow: a.>}, export: {deny: d, allow: [b, \"c  q*\"]}}",
+        ] {
+            assert_eq!(permissions(text), wanted, "{text}");
+        }
+        let responses = |text: &str| permissions(text).allow_responses;
+        assert_eq!(responses("{allow_responses: true}"), Some(Responses::default()));
+        assert_eq!(responses("{allow_responses: false}"), None);
+        let some = Some(Responses { max: -1, expires_ms: 400 });
+        assert_eq!(responses("{allow_responses: {max: -1, expires: \"400ms\"}}"), some);
+        let synonyms = "{publish_allow_responses: {max_msgs: -1, ttl: \"400ms\"}}";
+        assert_eq!(responses(synonyms), some);
+    }
+
+    #[test]
+    fn a_block_of_permissions_can_be_a_variable() {
+        let auth = bound(
+            "authorization { PERM { publish: p }\n default_permissions: $PERM\n\
+             users: [{user: u, password: p, permission: $PERM}] }",
+        )
+        .auth;
+        assert_eq!(auth.users[0].permissions, auth.default_permissions);
+        assert!(auth.default_permissions.is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let cases = [
+            ("authorization { user: a, password: b, token: c }", "a token; keep one"),
+            ("authorization { user: a, users: [] }", "a users array; keep one"),
+            ("authorization { token: a, users: [] }", "a users array; keep one"),
+            ("authorization { password: a }", "needs a user"),
+            ("authorization { users: [{user: q},{user: q}] }", "duplicate user \"q\""),
+            ("authorization { users: [{password: q}] }", "needs a name"),
+            ("authorization { user: 123 }", "user is text; put it in quotes"),
+            ("authorization { token: t }\nno_auth_user: x", "no_auth_user \"x\""),
+            ("max_payload: 100\nmax_pending: 10", "cannot be higher than max_pending"),
+            ("lame_duck_duration: \"10s\"", "at least \"30s\""),
+            ("lame_duck_duration: \"30s\"\nlame_duck_grace_period: \"30s\"", "must be less than"),
+            ("server_name: \"a b\"", "cannot contain spaces"),
+            ("max_subscription_tokens: 256", "a number from 0 to 255"),
+            ("max_control_line: 3GB", "a number from 0 to"),
+            ("max_payload: -1", "a number from 0 to"),
+            ("debug: \"true\"", "true or false, without quotes"),
+            ("write_deadline: \"-3s\"", "cannot be negative"),
+            ("ping_interval: \"3\"", "expected a unit"),
+            ("authorization: 3", "a block"),
+            ("write_timeout: sometimes", "default, close or retry"),
+        ];
+        for (text, reason) in cases {
+            let error = refused(text);
+            assert!(error.contains(reason), "{text}\n{error}");
+        }
+        for subject in ["a..b", ".a", "a.", ">.a", "", "a b c"] {
+            let text = format!("authorization {{ permissions: {{publish: \"{subject}\"}} }}");
+            assert!(refused(&text).contains("is not a valid subject"), "{subject}");
+        }
+        let queue = refused("authorization { permissions: {publish: \"a q\"} }");
+        assert!(queue.contains("has no queue"), "{queue}");
+    }
+
+    #[test]
+    fn no_error_and_no_warning_names_a_secret() {
+        for text in ["authorization { password: 98765, user: a }", "authorization { token: 98765 }"]
+        {
+            assert!(!refused(text).contains("98765"));
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one() {
+        let error = refused("port: 1\nmax_paylod: 3");
+        assert_eq!(
+            error,
+            "c.conf:2:1: unknown field \"max_paylod\"; did you mean \"max_payload\"?"
+        );
+        assert_eq!(refused("zzz: 1"), "c.conf:1:1: unknown field \"zzz\"");
+        assert!(refused("authorization { usr: 1 }").contains("did you mean \"user\"?"));
+        bound("zzz: 4222\nport: $zzz");
+    }
+
+    #[test]
+    fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
+        for text in
+            ["tls {}", "accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"]
+        {
+            assert!(refused(text).contains("is not supported yet"), "{text}");
+        }
+        for user in ["{nkey: UABC}", "{user: a, allowed_connection_types: [WEBSOCKET]}"] {
+            let text = format!("authorization {{ users: [{user}] }}");
+            assert!(refused(&text).contains("not supported yet"), "{text}");
+        }
+        bound("authorization { users: [{user: a, allowed_connection_types: [STANDARD, MQTT]}] }");
+        for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
+            let warnings = bound(text).warnings;
+            assert!(warnings[0].contains("has no effect"), "{text}");
+        }
+        let nats_js = "host: 127.0.0.1\nport: -1\nhttp: 127.0.0.1:-1\nserver_tags: [a, b:c]\n\
+             websocket {port: -1, no_tls: true}\nports_file_dir: /tmp";
+        assert_eq!(bound(nats_js).server_tags, ["a", "b:c"]);
+    }
+
+    #[test]
+    fn no_key_is_in_two_rows() {
+        let mut seen = std::collections::HashSet::new();
+        for Key(names, _) in [NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS].into_iter().flatten() {
+            for name in *names {
+                assert!(seen.insert(*name), "{name}");
+                assert_eq!(name.to_ascii_lowercase(), *name);
+            }
+        }
+    }
 }

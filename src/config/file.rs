@@ -570,3 +570,263 @@ fn factor(suffix: &str) -> Option<i64> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn environment(name: &str) -> Option<String> {
+        let value = match name {
+            "PORT" => "4333",
+            "NAMES" => "[a, 'b c']",
+            "LOOP" => "$LOOP",
+            "EMPTY" => "",
+            "TWO" => "a b",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    }
+
+    fn parsed(text: &str) -> Map {
+        parse_with(Path::new("c.conf"), text.as_bytes(), &environment)
+            .unwrap_or_else(|error| panic!("{text}\n{error}"))
+    }
+
+    fn refused(text: &str) -> String {
+        match parse_with(Path::new("c.conf"), text.as_bytes(), &environment) {
+            Err(error) => error.to_string(),
+            Ok(map) => panic!("{text}\n{map:?}"),
+        }
+    }
+
+    fn kind(map: &Map, key: &str) -> Kind {
+        map.entries().find(|entry| entry.key == key).unwrap().value.kind.clone()
+    }
+
+    fn text(text: &str) -> Kind {
+        Kind::Text(text.to_owned())
+    }
+
+    fn texts(map: &Map, key: &str) -> Vec<String> {
+        let Kind::List(values) = kind(map, key) else { panic!("{key} is no list") };
+        let text = |value: Value| match value.kind {
+            Kind::Text(text) => text,
+            other => panic!("{other:?}"),
+        };
+        values.into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_key_and_its_value_are_parted_by_a_colon_an_equals_sign_or_a_blank() {
+        for line in ["k: v", "k = v", "k v", "k:v", "k=v", "\"k\" v", "'k': v", "{k: v}", "k\n: v"]
+        {
+            assert_eq!(kind(&parsed(line), "k"), text("v"), "{line}");
+        }
+        for line in ["k { a: 1 }", "k: {a: 1}", "k{a: 1}", "k = {\na 1\n}", "\"k\":{\"a\":1}"] {
+            let Kind::Map(map) = kind(&parsed(line), "k") else { panic!("{line}") };
+            assert_eq!(kind(&map, "a"), Kind::Integer(1), "{line}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_parted_by_a_new_line_a_comma_or_a_semicolon() {
+        for between in ["\n", ",", ";", ", ", ",\n", " # c\n", " // c\n", "\r\n"] {
+            let map = parsed(&format!("a: 1{between}b: 2"));
+            assert_eq!(kind(&map, "b"), Kind::Integer(2), "{between:?}");
+        }
+        assert!(refused("a: 1 b: 2").starts_with("c.conf:1:6: expected a new line or a comma"));
+    }
+
+    #[test]
+    fn comments_start_where_a_key_or_a_value_of_a_list_may_start() {
+        let map = parsed("# one\n// two\na: 1 # three\nl: [ # four\n x // five\n y ]\nu: a//b#c");
+        assert_eq!(texts(&map, "l"), ["x", "y"]);
+        assert_eq!(kind(&map, "u"), text("a//b#c"));
+    }
+
+    #[test]
+    fn lists_are_parted_by_commas_or_new_lines() {
+        let lists = ["l: [a, b]", "l [a,b,]", "l = [\na\nb\n]", "l [\n 'a' \n, \"b\"]", "l: [a;b]"];
+        for line in lists {
+            assert_eq!(texts(&parsed(line), "l"), ["a", "b"], "{line}");
+        }
+        assert_eq!(texts(&parsed("l: []"), "l"), [""; 0]);
+    }
+
+    #[test]
+    fn quotes_keep_blanks_and_double_quotes_know_escapes() {
+        assert_eq!(kind(&parsed("k: 'a\\t b'"), "k"), text("a\\t b"));
+        assert_eq!(kind(&parsed(r#"k: "a\t\n\r\"\\\x41""#), "k"), text("a\t\n\r\"\\A"));
+        assert_eq!(kind(&parsed("k: \"$PORT\""), "k"), text("$PORT"));
+        assert!(refused(r#"k: "a\q""#).starts_with("c.conf:1:7: expected one of t n r"));
+        assert!(refused("k: \"abc\n").starts_with("c.conf:1:4: this quote is never closed"));
+    }
+
+    #[test]
+    fn a_block_ends_at_a_parenthesis_alone_on_its_line() {
+        let map = parsed("k: (\n a (b)\n c )\n  )\nn: 1");
+        assert_eq!(kind(&map, "k"), text("\n a (b)\n c )\n"));
+        assert_eq!(kind(&map, "n"), Kind::Integer(1));
+        assert!(refused("k: ( a )").contains("expected ) alone on a line"));
+    }
+
+    #[test]
+    fn bare_words_are_booleans_numbers_or_text() {
+        let cases = [
+            ("true", Kind::Boolean(true)),
+            ("YES", Kind::Boolean(true)),
+            ("on", Kind::Boolean(true)),
+            ("False", Kind::Boolean(false)),
+            ("no", Kind::Boolean(false)),
+            ("off", Kind::Boolean(false)),
+            ("-12", Kind::Integer(-12)),
+            ("1k", Kind::Integer(1000)),
+            ("1KB", Kind::Integer(1024)),
+            ("2mib", Kind::Integer(2 << 20)),
+            ("1Gi", Kind::Integer(1 << 30)),
+            ("1M", Kind::Integer(1_000_000)),
+            ("1e", Kind::Integer(1_000_000_000_000_000_000)),
+            ("-5k", Kind::Integer(-5000)),
+            ("0.4", Kind::Float(0.4)),
+            ("-1.5", Kind::Float(-1.5)),
+            ("1.2.3.4", text("1.2.3.4")),
+            ("127.0.0.1:4222", text("127.0.0.1:4222")),
+            ("42h", text("42h")),
+            ("1kbb", text("1kbb")),
+            ("-", text("-")),
+            ("$2a$10$abc", text("$2a$10$abc")),
+            ("$2y$10$abc", text("$2y$10$abc")),
+            ("2020-01-01T00:00:00Z", text("2020-01-01T00:00:00Z")),
+        ];
+        for (word, wanted) in cases {
+            assert_eq!(kind(&parsed(&format!("k: {word}")), "k"), wanted, "{word}");
+        }
+        for word in ["99999999999999999999", "10e", "9999999999999g"] {
+            assert!(refused(&format!("k: {word}")).contains("is out of range"), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_equal_keys_counts() {
+        let map = parsed("a: 1\nb: 2\na: 3");
+        assert_eq!(kind(&map, "a"), Kind::Integer(3));
+        assert_eq!(map.entries().count(), 2);
+    }
+
+    #[test]
+    fn a_variable_is_a_key_of_an_enclosing_map_or_of_the_environment() {
+        let map = parsed("x: 7\nm { y: $x, x: 8, z: $x, l: [$x] }\nv: $x\np: $PORT");
+        let Kind::Map(inner) = kind(&map, "m") else { panic!() };
+        assert_eq!(kind(&inner, "y"), Kind::Integer(7));
+        assert_eq!(kind(&inner, "z"), Kind::Integer(8));
+        assert_eq!(kind(&map, "v"), Kind::Integer(7));
+        assert_eq!(kind(&map, "p"), Kind::Integer(4333));
+        assert_eq!(texts(&parsed("k: $NAMES"), "k"), ["a", "b c"]);
+        assert_eq!(kind(&parsed("k: $EMPTY"), "k"), text(""));
+        assert!(map.entries().find(|entry| entry.key == "x").unwrap().is_variable);
+        assert!(!map.entries().find(|entry| entry.key == "v").unwrap().is_variable);
+    }
+
+    #[test]
+    fn a_variable_that_is_nowhere_or_goes_in_circles_is_refused() {
+        let nowhere = "c.conf:1:4: variable $NO is neither a key above nor in the environment";
+        assert_eq!(refused("k: $NO"), nowhere);
+        assert!(refused("k: $k").contains("neither"));
+        assert!(refused("k: $LOOP").contains("refers to itself"));
+        assert!(refused("k: $TWO").starts_with("$TWO:1:3: "));
+    }
+
+    #[test]
+    fn included_files_are_looked_for_beside_the_including_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(dir.path().join("sub/a.conf"), "a: 1\ninclude b.conf\n").unwrap();
+        std::fs::write(dir.path().join("sub/b.conf"), "{ b: 2 }").unwrap();
+        let main = dir.path().join("main.conf");
+        let map =
+            parse(&main, b"include 'sub/a.conf'\nm { include \"sub/b.conf\" }\nc: $a").unwrap();
+        assert_eq!(kind(&map, "a"), Kind::Integer(1));
+        assert_eq!(kind(&map, "b"), Kind::Integer(2));
+        assert_eq!(kind(&map, "c"), Kind::Integer(1));
+        let Kind::Map(inner) = kind(&map, "m") else { panic!() };
+        assert_eq!(kind(&inner, "b"), Kind::Integer(2));
+    }
+
+    #[test]
+    fn an_include_that_includes_itself_ends_with_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.conf");
+        std::fs::write(&path, "include a.conf\ninclude a.conf\n").unwrap();
+        let error = parse(&path, &std::fs::read(&path).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("does it include itself?"), "{error}");
+        assert!(refused("include no/such").starts_with("c.conf:1:9: cannot read no/such"));
+        assert_eq!(kind(&parsed("include: 3"), "include"), Kind::Integer(3));
+    }
+
+    #[test]
+    fn every_complaint_says_where() {
+        let cases = [
+            ("a: 1\n  b", "c.conf:2:3: key \"b\" has no value"),
+            ("a:\nb: 1", "c.conf:1:1: key \"a\" has no value"),
+            ("a {\n b: 1\n", "c.conf:3:1: expected }, not the end of the file"),
+            ("a: [1", "c.conf:1:6: expected a value, not the end of the file"),
+            ("a: 1\n}", "c.conf:2:1: expected a key, not '}'"),
+            ("{ a: 1 }\nb: 2", "c.conf:2:1: expected the end of the file, not 'b'"),
+            ("a: ]", "c.conf:1:4: expected a value, not ']'"),
+            (
+                "max_payload: { this is wrong",
+                "c.conf:1:24: expected a new line or a comma, not 'w'",
+            ),
+        ];
+        for (text, complaint) in cases {
+            assert_eq!(refused(text), complaint, "{text}");
+        }
+        let error = parse(Path::new("c.conf"), b"a: 1\nb: \xff\n").unwrap_err().to_string();
+        assert_eq!(error, "c.conf:2:1: the file is not UTF-8 text");
+    }
+
+    #[test]
+    fn nesting_is_bounded_however_it_comes_about() {
+        for open in ["[", "{a:"] {
+            let text = format!("k: {}", open.repeat(100_000));
+            assert!(refused(&text).contains("within each other"), "{open}");
+        }
+        let mut chain = "x0: 1\n".to_owned();
+        for i in 1..1000 {
+            chain += &format!("x{i} {{ y: $x{} }}\n", i - 1);
+        }
+        assert!(refused(&chain).contains("makes the file too large"));
+    }
+
+    #[test]
+    fn variables_of_variables_cannot_fill_the_memory() {
+        let mut bomb = format!("x0: '{}'\n", "x".repeat(1000));
+        for i in 1..40 {
+            bomb += &format!("x{i}: [{}]\n", vec![format!("$x{}", i - 1); 10].join(","));
+        }
+        assert!(refused(&bomb).contains("makes the file too large"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = parse_with(Path::new("c.conf"), &bytes, &environment);
+        }
+
+        #[test]
+        fn no_soup_of_tokens_makes_the_parser_panic(
+            tokens in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "a", "k", ":", "=", " ", "\n", "{", "}", "[", "]", "(", ")", "\"", "'", "$a",
+                    "$PORT", "$LOOP", "#", "//", ",", ";", "1", "1k", "-", ".", "\\", "\\x4",
+                    "include", "é", "\r\n", "true", "$2a$",
+                ]),
+                0..64,
+            )
+        ) {
+            let _ = parse_with(Path::new("c.conf"), tokens.concat().as_bytes(), &environment);
+        }
+    }
+}

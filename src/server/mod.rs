@@ -1,4 +1,291 @@
-//! The process: arguments to exit code.
+//! The process: arguments to exit status.
+//!
+//! [`main`] reads the command line. [`run`] sets up the log, the listening socket, the shards and
+//! the files, and then the thread it is called on is the control thread: it waits for signals and
+//! for reports of shards, and does nothing else.
 
 #![forbid(unsafe_code)]
+
+pub mod files;
+pub mod listen;
+pub mod log;
+pub mod place;
+mod reload;
 pub mod shards;
+pub mod signals;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use core_affinity::CoreId;
+use crossbeam_channel::{Receiver, select};
+use nkeys::KeyPair;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::{error, info, warn};
+
+use crate::config::args::{self, Args, Command};
+use crate::config::{self, Options, StartError};
+use crate::engine;
+use crate::shard::Outcome;
+use files::PortsFile;
+use log::{FATAL, Log};
+use shards::Shards;
+use signals::Request;
+
+/// This program's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit it was built from, if the build said so.
+pub const GIT_COMMIT: Option<&str> = option_env!("SHARDCAST_GIT_COMMIT");
+/// Payloads above this deserve a warning.
+const PAYLOAD_BYTES_USUAL: usize = 8 * 1024 * 1024;
+
+/// Who this server is, for INFO, the monitoring and the banner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The program's name, as it was called.
+    pub program: String,
+    /// Public key of the server, 56 characters, new at each start.
+    pub id: String,
+    /// The configured name, else the id.
+    pub name: String,
+    /// The host as configured.
+    pub host: String,
+    /// The port that is listened on; never 0.
+    pub port: u16,
+}
+
+impl Identity {
+    fn of_engine(&self) -> engine::Identity {
+        engine::Identity { id: self.id.clone(), name: self.name.clone(), port: self.port }
+    }
+}
+
+/// What is in force, and where it comes from.
+struct Configured<'a> {
+    args: &'a Args,
+    options: Arc<Options>,
+}
+
+/// Does what the command line asks for.
+pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
+    let program = argv.next().unwrap_or_default();
+    let program = Path::new(&program).file_name().unwrap_or("shardcast".as_ref());
+    let program = program.to_string_lossy().into_owned();
+    let done = argv
+        .map(OsString::into_string)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|arg| StartError::new(format!("argument {} is not text", arg.display())))
+        .and_then(args::parse)
+        .and_then(|command| execute(command, &program));
+    done.unwrap_or_else(|error| {
+        say(&mut io::stderr(), &format!("{program}: {error}"));
+        ExitCode::FAILURE
+    })
+}
+
+fn execute(command: Command, program: &str) -> Result<ExitCode, StartError> {
+    match command {
+        Command::Help => say(&mut io::stdout(), &args::usage(program)),
+        Command::Version => say(&mut io::stdout(), &format!("{program}: v{VERSION}")),
+        Command::Signal(request) => signals::send(&request)?,
+        Command::TestConfig(args) => return test_config(&config::load(&args)?, program),
+        Command::Serve(args) => return run(&args, program.to_owned()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a line; if nobody reads it, that is that.
+fn say(to: &mut dyn Write, line: &str) {
+    let _ = writeln!(to, "{line}");
+}
+
+fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError> {
+    for warning in &options.warnings {
+        say(&mut io::stderr(), &format!("{program}: {warning}"));
+    }
+    if !options.warnings.is_empty() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let Some(source) = &options.source else {
+        return Err(StartError::new("there is no configuration file to check; give one with -c"));
+    };
+    let (path, sha256) = (source.path.display(), &source.sha256);
+    let line = format!("{program}: configuration file {path} is valid (sha256:{sha256})");
+    say(&mut io::stderr(), &line);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Is a server until a signal ends it.
+pub fn run(args: &Args, program: String) -> Result<ExitCode, StartError> {
+    let options = config::load(args)?;
+    let log = Log::start(&options.log)?;
+    let in_file = options.log.file.is_some();
+    let ended = serve(args, Arc::new(options), program, &log);
+    if let Err(error) = &ended {
+        error!(target: FATAL, "{error}");
+    }
+    let dropped_lines = log.dropped_lines();
+    if dropped_lines > 0 {
+        warn!("{dropped_lines} log lines were dropped because too many waited");
+    }
+    drop(log);
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Who started the server looks at standard error, not into the log file.
+        Err(error) if in_file => Err(error),
+        Err(_) => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Result<(), StartError> {
+    raise_open_files_limit();
+    let signals = signals::listen()?;
+    let listener = listen::bind(&options.host, options.port)?;
+    let identity = Arc::new(identify(&options, program, &listener)?);
+    let placement = place::shards(&options.runtime);
+
+    log_banner(&options, &identity, &placement);
+    let shards = Shards::start(&options, &identity.of_engine(), listener, &placement)?;
+    info!("  io_uring: {}", shards.tier());
+    log_remarks(&options);
+    if let Some(path) = &options.pid_file {
+        files::write_pid(path)?;
+    }
+    let directory = options.ports_file_dir.as_deref();
+    let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
+    let address = listen::host_port(&identity.host, identity.port);
+    info!("Listening for client connections on {address}");
+    info!("Server is ready");
+
+    let ended = control(&signals, &shards, log, &mut Configured { args, options });
+    info!("Initiating Shutdown...");
+    shards.stop();
+    drop(ports_file);
+    info!("Server Exiting..");
+    ended
+}
+
+fn identify(
+    options: &Options,
+    program: String,
+    listener: &std::net::TcpListener,
+) -> Result<Identity, StartError> {
+    let address = listener.local_addr();
+    let address = address
+        .map_err(|error| StartError::new(format!("cannot tell the client port: {error}")))?;
+    let id = KeyPair::new_server().public_key();
+    let name = options.server_name.clone().unwrap_or_else(|| id.clone());
+    Ok(Identity { program, id, name, host: options.host.clone(), port: address.port() })
+}
+
+fn log_banner(options: &Options, identity: &Identity, placement: &[Option<CoreId>]) {
+    info!("Starting shardcast");
+    info!("  Version:  {VERSION}");
+    if let Some(commit) = GIT_COMMIT {
+        info!("  Git:      [{commit}]");
+    }
+    info!("  Name:     {}", identity.name);
+    info!("  ID:       {}", identity.id);
+    let cores: Vec<String> = placement.iter().flatten().map(|core| core.id.to_string()).collect();
+    let count = placement.len();
+    if cores.is_empty() {
+        info!("  Shards:   {count}, not pinned");
+    } else {
+        info!("  Shards:   {count} on cores {}", cores.join(", "));
+    }
+    if options.runtime.spin_us > 0 {
+        info!("  Spin:     {} µs", options.runtime.spin_us);
+    }
+}
+
+fn log_remarks(options: &Options) {
+    if options.auth.has_plaintext() {
+        warn!("Plaintext passwords detected, use nkeys or bcrypt");
+    }
+    if options.limits.payload_bytes_max > PAYLOAD_BYTES_USUAL {
+        warn!("Maximum payloads over 8 MB are discouraged: they hold up everybody else's messages");
+    }
+    if options.http.is_some() {
+        warn!("Monitoring over http is not supported yet and has no effect");
+    }
+    for warning in &options.warnings {
+        warn!("{warning}");
+    }
+    if let Some(source) = &options.source {
+        let path = source.path.display();
+        info!("Using configuration file: {path} (sha256:{})", source.sha256);
+    }
+}
+
+impl Configured<'_> {
+    /// Reads the configuration again and puts it in force, all of it or nothing.
+    fn reload(&mut self, shards: &Shards) -> Result<(), String> {
+        let options = config::load(self.args).map_err(|error| error.to_string())?;
+        let changes = reload::changes(&self.options, &options)?;
+        let options = Arc::new(options);
+        shards.reload(&options);
+        self.options = options;
+        for warning in &self.options.warnings {
+            warn!("{warning}");
+        }
+        for change in changes {
+            info!("Reloaded: {change}");
+        }
+        match &self.options.source {
+            Some(source) => info!("Reloaded server configuration (sha256:{})", source.sha256),
+            None => info!("Reloaded server configuration"),
+        }
+        Ok(())
+    }
+}
+
+/// Waits for what ends the server.
+fn control(
+    signals: &Receiver<Request>,
+    shards: &Shards,
+    log: &Log,
+    configured: &mut Configured<'_>,
+) -> Result<(), StartError> {
+    let mut is_lame_duck = false;
+    loop {
+        let request = select! {
+            recv(signals) -> request => request.unwrap_or(Request::Terminate),
+            recv(shards.outcomes()) -> outcome => match outcome {
+                Ok(Outcome::Drained) => return Ok(()),
+                Ok(Outcome::Failed(reason)) => return Err(StartError::new(reason)),
+                Err(_) => return Err(StartError::new("all shards have stopped; see the log above")),
+            },
+        };
+        info!("Trapped \"{}\" signal", request.signal_name());
+        match request {
+            Request::Reload => match configured.reload(shards) {
+                Ok(()) => {}
+                Err(reason) => error!("Failed to reload server configuration: {reason}"),
+            },
+            Request::ReopenLog => {
+                log.reopen();
+                info!("File log re-opened");
+            }
+            Request::LameDuck if is_lame_duck => {}
+            Request::LameDuck => {
+                is_lame_duck = true;
+                info!("Entering lame duck mode, stop accepting new clients");
+                shards.lame_duck();
+            }
+            Request::Terminate if is_lame_duck => {}
+            Request::Terminate | Request::Quit => return Ok(()),
+        }
+    }
+}
+
+/// Every connection is an open file: as many as we are allowed to have.
+fn raise_open_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!("Cannot raise the limit of open files: {error}");
+    }
+}

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,19 +11,20 @@ use std::time::{Duration, Instant};
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use super::place;
 use crate::config::{Options, StartError};
-use crate::engine::{Identity, ShardId};
+use crate::engine::{self, SHARDS_MAX, ShardId};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Parts, Report, Seats, Shard};
+use crate::shard::{Address, Control, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
 pub struct Shards {
     addresses: Vec<Address>,
     threads: Vec<JoinHandle<()>>,
-    /// Disconnected when the last shard has ended.
-    ended: Receiver<()>,
+    outcomes: Receiver<Outcome>,
     tier: Tier,
+    lame_duck: (Duration, Duration),
 }
 
 /// What a shard's thread is started with; it makes its reactor itself.
@@ -33,10 +35,13 @@ struct Seed {
     control: Receiver<Control>,
     mesh: Mesh,
     listener: Option<OwnedFd>,
-    ready: Sender<(ShardId, Result<(Bell, Tier), StartError>)>,
+    ready: Sender<Ready>,
     parts: Receiver<SharedParts>,
-    _alive: Sender<()>,
+    outcome: Sender<Outcome>,
 }
+
+/// A shard has its reactor, or cannot have one.
+type Ready = (ShardId, Result<(Bell, Tier), StartError>);
 
 /// What all shards get alike, once all reactors are there.
 #[derive(Clone)]
@@ -44,7 +49,7 @@ struct SharedParts {
     addresses: Vec<Address>,
     seats: Arc<Seats>,
     options: Arc<Options>,
-    identity: Identity,
+    identity: engine::Identity,
     memory_bytes_max: usize,
     started: Instant,
 }
@@ -54,14 +59,17 @@ impl Shards {
     /// accepts connections on `listener` for all.
     pub fn start(
         options: &Arc<Options>,
-        identity: &Identity,
-        listener: OwnedFd,
+        identity: &engine::Identity,
+        listener: TcpListener,
         cores: &[Option<CoreId>],
     ) -> Result<Self, StartError> {
         let count = u8::try_from(cores.len()).unwrap_or(u8::MAX);
+        if cores.len() > SHARDS_MAX {
+            return Err(StartError::new(format!("--shards can be at most {SHARDS_MAX}")));
+        }
         let (ready, reports) = unbounded();
-        let (alive, ended) = bounded(0);
-        let mut listener = Some(listener);
+        let (outcome, outcomes) = unbounded();
+        let mut listener = Some(OwnedFd::from(listener));
         let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for (mesh, (id, core)) in
             Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cores))
@@ -71,16 +79,13 @@ impl Shards {
             let seed = Seed {
                 id,
                 core: *core,
-                reactor: uring::Options {
-                    tier: forced_tier(options),
-                    ..uring::Options::default()
-                },
+                reactor: uring::Options { tier: forced_tier(options), ..uring::Options::default() },
                 control: controlled,
                 mesh,
                 listener: listener.take(),
                 ready: ready.clone(),
                 parts: parts_from,
-                _alive: alive.clone(),
+                outcome: outcome.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("shard-{}", id.0));
             let spawned = thread.spawn(move || grow(seed)).map_err(|error| {
@@ -108,7 +113,10 @@ impl Shards {
             // A shard that is gone by now has reported why.
             let _ = parts.send(shared.clone());
         }
-        Ok(Self { addresses, threads, ended, tier })
+        let grace = Duration::from_millis(options.lame_duck_grace_ms);
+        let all = Duration::from_millis(options.lame_duck_duration_ms);
+        let lame_duck = (grace, all.saturating_sub(grace));
+        Ok(Self { addresses, threads, outcomes, tier, lame_duck })
     }
 
     /// What of io_uring is used.
@@ -116,9 +124,9 @@ impl Shards {
         self.tier
     }
 
-    /// Becomes ready, by disconnection, when all shards have ended.
-    pub fn ended(&self) -> &Receiver<()> {
-        &self.ended
+    /// What the shards come to; disconnected when the last has ended.
+    pub fn outcomes(&self) -> &Receiver<Outcome> {
+        &self.outcomes
     }
 
     /// New options for all shards.
@@ -127,7 +135,8 @@ impl Shards {
     }
 
     /// Accepts no more connections and sends those that are there away.
-    pub fn lame_duck(&self, grace: Duration, spread: Duration) {
+    pub fn lame_duck(&self) {
+        let (grace, spread) = self.lame_duck;
         self.tell(|| Control::LameDuck { grace, spread });
     }
 
@@ -158,10 +167,8 @@ impl Shards {
 /// A shard's thread from its beginning to its end.
 fn grow(seed: Seed) {
     let id = seed.id;
-    if let Some(core) = seed.core
-        && !core_affinity::set_for_current(core)
-    {
-        tracing::warn!("Shard {} could not be pinned to core {}", id.0, core.id);
+    if !place::pin(seed.core) {
+        tracing::warn!("Shard {} could not be pinned to its core", id.0);
     }
     let reactor = match Reactor::new(&seed.reactor) {
         Ok(reactor) => reactor,
@@ -173,8 +180,10 @@ fn grow(seed: Seed) {
     let _ = seed.ready.send((id, Ok((reactor.bell(), reactor.tier()))));
     drop(seed.ready);
     let Ok(shared) = seed.parts.recv() else { return };
+    let outcome = seed.outcome;
     let parts = Parts {
         id,
+        outcome: outcome.clone(),
         addresses: shared.addresses,
         control: seed.control,
         mesh: seed.mesh,
@@ -187,13 +196,14 @@ fn grow(seed: Seed) {
         seed: fastrand::u64(..),
     };
     if let Err(error) = Shard::new(parts, reactor).run() {
-        tracing::error!("Shard {} has failed: {error}", id.0);
+        // The control thread may be about to end for another reason.
+        let _ = outcome.send(Outcome::Failed(format!("shard {} has failed: {error}", id.0)));
     }
 }
 
 /// Waits until every shard has its reactor.
 fn collect(
-    reports: &Receiver<(ShardId, Result<(Bell, Tier), StartError>)>,
+    reports: &Receiver<Ready>,
     count: usize,
 ) -> Result<(Vec<Bell>, Tier), StartError> {
     let mut bells = Vec::new();

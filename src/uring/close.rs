@@ -20,8 +20,10 @@ pub enum Closing {
 }
 
 impl Reactor {
-    /// Closes a socket. [`Event::Closed`] follows, and nothing else of this socket. A graceful
-    /// close may be followed by an abort; closing twice is closing once.
+    /// Closes a socket. No later turn tells of it anything but [`Event::Closed`]; what the last
+    /// turn told and the caller has not looked at yet is the caller's to skip, its chunks and
+    /// batches to take back. A graceful close may be followed by an abort; closing twice is
+    /// closing once.
     pub fn close(&mut self, socket: SocketId, how: Closing) {
         let Some(slot) = self.sockets.get_mut(socket) else {
             return;
@@ -32,7 +34,6 @@ impl Reactor {
             return;
         }
         slot.wanted = false;
-        self.withhold_events(socket);
         if how == Closing::Abort {
             self.abort(socket);
         } else {
@@ -152,17 +153,5 @@ impl Reactor {
         let batch = sending.map(|sending| self.take_home(sending));
         self.sockets.remove(socket.slot);
         self.early.push(Event::Closed { socket, batch });
-    }
-
-    /// Nothing of a closing socket is told, not even what is known already.
-    fn withhold_events(&mut self, socket: SocketId) {
-        let late = std::mem::take(&mut self.late);
-        for event in late {
-            match event {
-                Event::Received { socket: of, chunk } if of == socket => self.recycle(chunk),
-                Event::Ended { socket: of, .. } if of == socket => {}
-                other => self.late.push(other),
-            }
-        }
     }
 }

@@ -3,11 +3,11 @@
 //! The shard queues wishes (`read`, `send`, `close`, …) at no cost, then takes one
 //! [`Reactor::turn`]: one system call submits them all, waits, and brings back what happened.
 //!
-//! - [`ring`]: the two queues; every operation goes through [`ring::Ring::push`]
-//! - [`op`]: what is asked of the kernel, and [`token`]: what its answer is called
-//! - [`pool`]: the memory that the kernel receives into
-//! - [`socket`]: what is known about each socket; [`receive`], [`send`] and [`close`] change it
-//! - [`probe`]: which of all this the host can do
+//! - `ring`: the two queues; every operation goes through `Ring::push`
+//! - `op`: what is asked of the kernel, and `token`: what its answer is called
+//! - `pool`: the memory that the kernel receives into
+//! - `socket`: what is known about each socket; `receive`, `send` and `close` change it
+//! - `probe`: which of all this the host can do
 //!
 //! Memory shown to the kernel belongs to the reactor until the operation's *last* completion. A
 //! slot, with its descriptor and its batch, is given up when its last operation has completed;
@@ -107,7 +107,7 @@ pub enum ZeroCopy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ListenerId(u32);
 
-/// What happened. After [`Reactor::close`] nothing but [`Event::Closed`] is told of a socket.
+/// What happened. Turns after [`Reactor::close`] tell of a socket nothing but [`Event::Closed`].
 #[derive(Debug)]
 pub enum Event {
     /// Somebody connected.
@@ -321,13 +321,13 @@ impl Reactor {
     /// connections that were already there may still be reported.
     pub fn stop_listening(&mut self, listener: ListenerId) {
         let entry = &mut self.listeners[listener.0 as usize];
-        let Some(fd) = entry.fd.take_if(|_| !entry.stopping) else {
+        let Some(fd) = entry.fd.as_ref().filter(|_| !entry.stopping) else {
             return;
         };
         entry.stopping = true;
         // Refuses the next connection at once, and ends the accept if cancelling is too late.
-        let _ = rustix::net::shutdown(&fd, rustix::net::Shutdown::Both);
-        drop(fd);
+        // The descriptor stays: an accept that names it may still wait to be submitted.
+        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
         if entry.accepting {
             entry.cancels += 1;
             let target = Token::new(Kind::Accept, listener.0, 0);
@@ -480,8 +480,8 @@ impl Reactor {
     /// Reports a stopped listener once the kernel has let go of it.
     fn settle_listener(&mut self, slot: u32) {
         let entry = &mut self.listeners[slot as usize];
-        if entry.stopping && !entry.accepting && entry.cancels == 0 {
-            entry.stopping = false;
+        if entry.stopping && !entry.accepting && entry.cancels == 0 && entry.fd.is_some() {
+            entry.fd = None;
             self.late.push(Event::StoppedListening { listener: ListenerId(slot) });
         }
     }

@@ -534,6 +534,21 @@ fn a_port_is_free_as_soon_as_its_listener_has_stopped() {
 }
 
 #[test]
+fn a_listener_that_stops_before_its_accept_is_submitted_accepts_nothing_elsewhere() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let stopped = TcpListener::bind("127.0.0.1:0").unwrap();
+        let id = reactor.listen(OwnedFd::from(stopped));
+        reactor.stop_listening(id);
+        // Takes the lowest free descriptor: the stopped one's, if that were closed already.
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _peer = TcpStream::connect(other.local_addr().unwrap()).unwrap();
+        let events = events_until_quiet(&mut reactor);
+        assert!(matches!(events.as_slice(), [Event::StoppedListening { .. }]), "{events:?}");
+    });
+}
+
+#[test]
 fn a_send_to_a_peer_that_is_gone_fails_and_its_batch_comes_home() {
     on_every_tier(|options| {
         let mut reactor = Reactor::new(&options).unwrap();

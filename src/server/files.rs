@@ -1,0 +1,51 @@
+//! Files that tell others about this process: its id, and its ports.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::Identity;
+use super::listen::host_port;
+use crate::config::StartError;
+
+/// Writes this process's id, without a newline. The file stays, as nats-server's does.
+pub fn write_pid(path: &Path) -> Result<(), StartError> {
+    fs::write(path, std::process::id().to_string()).map_err(|error| {
+        StartError::new(format!("Could not write pidfile {}: {error}", path.display()))
+    })
+}
+
+/// `<program>_<pid>.ports`, removed when dropped.
+#[derive(Debug)]
+pub struct PortsFile(PathBuf);
+
+impl PortsFile {
+    /// Writes the file into `directory`: a JSON object with the URLs of each kind.
+    pub fn write(directory: &Path, identity: &Identity) -> Result<Self, StartError> {
+        let name = format!("{}_{}.ports", identity.program, std::process::id());
+        let path = directory.join(name);
+        // "Every address" is no address to connect to.
+        let host = match identity.host.as_str() {
+            "0.0.0.0" | "::" => "127.0.0.1",
+            host => host,
+        };
+        let url = format!("nats://{}", host_port(host, identity.port));
+        let content = json!({ "nats": [url] }).to_string();
+        // Under another name first: whoever waits for the file must not see half of it.
+        let unfinished = path.with_extension("ports.tmp");
+        fs::write(&unfinished, content).and_then(|()| fs::rename(&unfinished, &path)).map_err(
+            |error| StartError::new(format!("Could not write {}: {error}", path.display())),
+        )?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PortsFile {
+    fn drop(&mut self) {
+        // Somebody else may have tidied up before.
+        let _ = fs::remove_file(&self.0);
+    }
+}

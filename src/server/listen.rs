@@ -1,0 +1,130 @@
+//! The socket that clients connect to.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::config::StartError;
+
+/// Connections the kernel may hold for us; it takes no more than `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Listens on `host` (an address or a name) and `port`; port 0 is any free one.
+///
+/// As in nats-server, `0.0.0.0` and `::` both mean every address of both families, so peers may
+/// show up as `::ffff:127.0.0.1`; `IpAddr::to_canonical` undoes that.
+pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    let failed = |error: io::Error| {
+        let address = host_port(host, port);
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => "; stop what listens there or choose another port",
+            io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
+            io::ErrorKind::PermissionDenied => "; choose a port above 1023",
+            _ => "",
+        };
+        StartError::new(format!("Error listening on port: {address}, \"{error}\"{remedy}"))
+    };
+    let addresses = addresses(host, port).map_err(failed)?;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        match listener(address) {
+            Ok(listener) => return Ok(listener),
+            // Without IPv6 its address does not even exist: the next one may.
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// What to try, in order. Of a name only the first address counts, IPv4 before IPv6.
+fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let everywhere_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        if ip.is_unspecified() {
+            return Ok(vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), everywhere_v4]);
+        }
+        return Ok(vec![SocketAddr::from((ip, port))]);
+    }
+    let mut addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.truncate(1);
+    Ok(addresses)
+}
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // A restarted server can have its port back at once.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+    }
+    net::bind(&socket, &address)?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn port_zero_becomes_a_real_port_that_accepts() {
+        let listener = bind("127.0.0.1", 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_ne!(address.port(), 0);
+        TcpStream::connect(address).unwrap();
+    }
+
+    #[test]
+    fn every_address_includes_ipv4() {
+        let port = bind("0.0.0.0", 0).unwrap().local_addr().unwrap().port();
+        let listener = bind("0.0.0.0", port).unwrap();
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip().to_canonical(), Ipv4Addr::LOCALHOST);
+    }
+
+    #[test]
+    fn a_name_is_resolved_to_ipv4_first() {
+        let listener = bind("localhost", 0).unwrap();
+        assert_eq!(listener.local_addr().unwrap().ip(), Ipv4Addr::LOCALHOST);
+    }
+
+    #[test]
+    fn a_port_in_use_is_refused_with_address_and_remedy() {
+        let taken = bind("127.0.0.1", 0).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = bind("127.0.0.1", port).unwrap_err().to_string();
+        let start = format!("Error listening on port: 127.0.0.1:{port}, \"Address already in use");
+        assert!(error.starts_with(&start), "{error}");
+        assert!(error.contains("choose another port"), "{error}");
+    }
+
+    #[test]
+    fn a_port_can_be_had_back_although_a_connection_lingers() {
+        let listener = bind("127.0.0.1", 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        drop(listener.accept().unwrap()); // The server closes first, so the port is in TIME_WAIT.
+        drop(listener);
+        drop(client);
+        bind("127.0.0.1", address.port()).unwrap();
+    }
+
+    #[test]
+    fn ipv6_addresses_are_bracketed() {
+        assert_eq!(host_port("::1", 4222), "[::1]:4222");
+        assert_eq!(host_port("0.0.0.0", 4222), "0.0.0.0:4222");
+    }
+}

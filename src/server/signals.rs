@@ -1,0 +1,154 @@
+//! Signals: what the process does about those it gets, and sending them to another server.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+
+use crossbeam_channel::{Receiver, unbounded};
+use rustix::process::{Pid, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
+
+use crate::config::StartError;
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Read the configuration again.
+    Reload,
+    /// Open the log file again.
+    ReopenLog,
+    /// Stop accepting, and stop once the clients have gone.
+    LameDuck,
+    /// Stop now, whatever else is going on.
+    Quit,
+    /// Stop now, unless lame duck mode is going to do so anyway.
+    Terminate,
+}
+
+impl Request {
+    /// The signal's name, as logged.
+    pub fn signal_name(self) -> &'static str {
+        match self {
+            Self::Reload => "hangup",
+            Self::ReopenLog => "user defined signal 1",
+            Self::LameDuck => "user defined signal 2",
+            Self::Quit => "interrupt",
+            Self::Terminate => "terminated",
+        }
+    }
+}
+
+/// From here on signals arrive at the receiver instead of ending the process.
+pub fn listen() -> Result<Receiver<Request>, StartError> {
+    let failed = |error| StartError::new(format!("cannot handle signals: {error}"));
+    let handled = [SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2];
+    let mut signals = Signals::new(handled).map_err(failed)?;
+    // People send signals; the queue is as long as their patience.
+    let (sender, receiver) = unbounded();
+    let forward = move || {
+        for signal in signals.forever() {
+            let request = match signal {
+                SIGHUP => Request::Reload,
+                SIGUSR1 => Request::ReopenLog,
+                SIGUSR2 => Request::LameDuck,
+                SIGINT => Request::Quit,
+                _ => Request::Terminate,
+            };
+            if sender.send(request).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(forward).map_err(failed)?;
+    Ok(receiver)
+}
+
+/// Does what `--signal` asks for: `command`, `command=pid` or `command=pidfile`.
+pub fn send(request: &str) -> Result<(), StartError> {
+    let (command, to) = match request.split_once('=') {
+        Some((command, to)) => (command, Some(to)),
+        None => (request, None),
+    };
+    let signal = match command {
+        "stop" => Signal::KILL,
+        "quit" => Signal::INT,
+        "term" => Signal::TERM,
+        "reopen" => Signal::USR1,
+        "reload" => Signal::HUP,
+        "ldm" => Signal::USR2,
+        _ => {
+            let reason = format!(
+                "unknown signal \"{command}\"; it is one of ldm, stop, quit, term, reopen, reload"
+            );
+            return Err(StartError::new(reason));
+        }
+    };
+    let pid = match to {
+        Some(to) => pid_of(to)?,
+        None => only_server()?,
+    };
+    rustix::process::kill_process(pid, signal)
+        .map_err(|error| StartError::new(format!("signal \"{command}\" to {pid}: {error}")))
+}
+
+fn pid_of(text: &str) -> Result<Pid, StartError> {
+    let content = fs::read_to_string(text).unwrap_or_else(|_| text.to_owned());
+    // Neither 0 nor anything negative, which would mean whole groups of processes.
+    let pid = content.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw);
+    pid.ok_or_else(|| {
+        let reason = format!("invalid pid \"{text}\"; give a process id or the path of a pid file");
+        StartError::new(reason)
+    })
+}
+
+/// The one other process of this program's name.
+fn only_server() -> Result<Pid, StartError> {
+    let name_of = |process: &Path| fs::read_to_string(process.join("comm")).ok();
+    let own_name = name_of(Path::new("/proc/self")).unwrap_or_default();
+    let own_id = rustix::process::getpid();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids: Vec<Pid> = processes
+        .filter(|process| name_of(&process.path()).as_ref() == Some(&own_name))
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .filter_map(Pid::from_raw)
+        .filter(|pid| *pid != own_id)
+        .collect();
+    let name = own_name.trim();
+    match pids.as_slice() {
+        [pid] => Ok(*pid),
+        [] => Err(StartError::new(format!("no {name} processes running"))),
+        _ => {
+            let reason = format!("multiple {name} processes running; say which one, as in ldm=PID");
+            Err(StartError::new(reason))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_single_processes_can_be_named() {
+        for text in ["0", "-1", "-12", "", "x", "/nonexistent", "99999999999"] {
+            assert!(pid_of(text).is_err(), "{text}");
+        }
+        assert_eq!(pid_of("12").unwrap(), Pid::from_raw(12).unwrap());
+    }
+
+    #[test]
+    fn a_pid_file_stands_for_its_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        fs::write(&path, "34\n").unwrap();
+        assert_eq!(pid_of(path.to_str().unwrap()).unwrap(), Pid::from_raw(34).unwrap());
+    }
+
+    #[test]
+    fn an_unknown_command_is_refused_before_anybody_gets_a_signal() {
+        let error = send("nonsense=1").unwrap_err().to_string();
+        assert!(error.contains("one of ldm"), "{error}");
+    }
+}

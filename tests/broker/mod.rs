@@ -1,0 +1,247 @@
+//! The broker under test, started the way a user starts it, and told apart only by its log.
+//!
+//! `SHARDCAST_TEST_SERVER` names another server to test instead (nats-server, or another build);
+//! `SHARDCAST_TEST_TIER` forces a reactor tier on ours.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+#![expect(clippy::disallowed_methods, reason = "tests bound how long they wait for a process")]
+
+pub(crate) mod wire;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up on it. Never a measure of speed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running server process, killed when dropped.
+pub(crate) struct Broker {
+    child: Child,
+    log: Receiver<String>,
+    seen: Vec<String>,
+    port: u16,
+    shards: u32,
+    args: Vec<String>,
+    _dir: Option<TempDir>,
+}
+
+impl Broker {
+    /// Starts a server on a free port and waits until it says that it is ready.
+    pub(crate) fn start(shards: u32, args: &[&str]) -> Self {
+        let args = args.iter().map(ToString::to_string).collect();
+        Self::start_on("-1", shards, args, None, None)
+    }
+
+    /// The same with a configuration file of this text.
+    pub(crate) fn with_config(shards: u32, config: &str) -> Self {
+        Self::confined(shards, config, None)
+    }
+
+    /// The same with no more than this many open files.
+    pub(crate) fn with_few_files(shards: u32, config: &str, files_max: u32) -> Self {
+        Self::confined(shards, config, Some(files_max))
+    }
+
+    fn confined(shards: u32, config: &str, files_max: Option<u32>) -> Self {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let path = dir.path().join("broker.conf");
+        std::fs::write(&path, config).expect("the configuration is written");
+        let args = vec!["-c".to_owned(), path.display().to_string()];
+        Self::start_on("-1", shards, args, Some(dir), files_max)
+    }
+
+    fn start_on(
+        port: &str,
+        shards: u32,
+        args: Vec<String>,
+        dir: Option<TempDir>,
+        files_max: Option<u32>,
+    ) -> Self {
+        let mut command = confined_command(files_max);
+        command.args(["-a", "127.0.0.1", "-p", port]).args(&args);
+        if !is_nats_server() {
+            command.args(["--shards", &shards.to_string(), "--no-pin"]);
+            if let Ok(tier) = std::env::var("SHARDCAST_TEST_TIER") {
+                command.args(["--uring-tier", &tier]);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let log = follow(&mut child);
+        let seen = Vec::new();
+        let mut broker = Self { child, log, seen, port: 0, shards, args, _dir: dir };
+        let listening = broker.wait_for_line("Listening for client connections on ");
+        let port = listening.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
+        broker.port = port.unwrap_or_else(|| panic!("no port in {listening:?}"));
+        broker.wait_for_line("Server is ready");
+        broker
+    }
+
+    /// Kills the server without warning and starts it again on the same port.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let (port, args) = (self.port.to_string(), std::mem::take(&mut self.args));
+        let dir = self._dir.take();
+        *self = Self::start_on(&port, self.shards, args, dir, None);
+    }
+
+    /// Ends the process without a word to its clients.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().expect("a killed process can be waited for");
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("the server runs");
+    }
+
+    /// Waits until a line of the log contains `text`, and returns that line.
+    pub(crate) fn wait_for_line(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.log.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("{text:?} is not logged"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait();
+                    panic!("the server ended ({status:?}) before it logged {text:?}");
+                }
+            }
+        }
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.log.recv_timeout(left) {
+                Ok(line) => self.seen.push(line),
+                // The log ends with the process that writes it.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("the server does not end"),
+            }
+        }
+        self.child.wait().expect("the server can be waited for")
+    }
+
+    /// What has been logged and looked at: after the start all lines up to `Server is ready`.
+    pub(crate) fn banner(&self) -> String {
+        self.seen.join("\n")
+    }
+
+    /// The processor time that the process has used, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(path).expect("the server runs");
+        // The name, in brackets, may contain blanks; user and system time are 12 fields behind.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
+    }
+
+    /// The number of open files of the process.
+    pub(crate) fn open_files(&self) -> usize {
+        self.count_in_proc("fd")
+    }
+
+    /// The number of threads of the process.
+    pub(crate) fn threads(&self) -> usize {
+        self.count_in_proc("task")
+    }
+
+    /// The memory that the process holds, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("the server runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        number.and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    fn count_in_proc(&self, what: &str) -> usize {
+        let path = format!("/proc/{}/{what}", self.child.id());
+        std::fs::read_dir(path).expect("the server runs").count()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let rest = self.log.iter();
+            for line in self.seen.drain(..).chain(rest) {
+                eprintln!("server: {line}");
+            }
+        }
+    }
+}
+
+/// Runs `test` against a fresh server for each number of shards.
+pub(crate) async fn on_each_shard_count(args: &[&str], test: impl AsyncFn(&mut Broker)) {
+    for &shards in shard_counts() {
+        println!("with {shards} shards");
+        let mut broker = Broker::start(shards, args);
+        tokio::time::timeout(PATIENCE, test(&mut broker)).await.expect("the test ends");
+    }
+}
+
+/// The numbers of shards that matter: alone, a pair, and more than this machine may have cores.
+pub(crate) fn shard_counts() -> &'static [u32] {
+    if is_nats_server() { &[1] } else { &[1, 2, 4] }
+}
+
+/// Whether the server under test is the original, which has no flags of ours.
+pub(crate) fn is_nats_server() -> bool {
+    server_command().contains("nats-server")
+}
+
+/// The program under test.
+pub(crate) fn server_command() -> String {
+    std::env::var("SHARDCAST_TEST_SERVER")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_shardcast").to_owned())
+}
+
+/// The program under test, by way of a shell when it may not open many files.
+fn confined_command(files_max: Option<u32>) -> Command {
+    let Some(files_max) = files_max else {
+        return Command::new(server_command());
+    };
+    let mut shell = Command::new("sh");
+    let script = format!("ulimit -n {files_max} && exec \"$@\"");
+    shell.args(["-c", &script, "sh", &server_command()]);
+    shell
+}
+
+/// Reads the log to its end, so that the server never waits for its reader.
+fn follow(child: &mut Child) -> Receiver<String> {
+    let stderr = child.stderr.take().expect("stderr is piped");
+    let (lines, log) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if lines.send(line).is_err() {
+                break; // The test is over.
+            }
+        }
+    });
+    log
+}

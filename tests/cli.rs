@@ -1,0 +1,346 @@
+//! The executable as those who start it see it: arguments, streams, files, signals, exit status.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_shardcast");
+
+/// What a run that ends by itself leaves behind.
+fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = Command::new(PROGRAM).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// Asserts that a run fails with exactly one line on standard error, and returns it.
+fn refused(args: &[&str]) -> String {
+    let (code, stdout, stderr) = run(args);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(stdout, "");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr.trim_end().to_owned()
+}
+
+/// A server that logs to standard error. Killed when dropped, should a test fail.
+struct Server {
+    process: Child,
+    log: BufReader<ChildStderr>,
+    /// Everything logged so far.
+    lines: Vec<String>,
+}
+
+impl Server {
+    /// Starts on a free port of this machine and waits until the server is ready.
+    fn start(args: &[&str]) -> Self {
+        let mut server = Self::spawn(args);
+        server.wait_for("Server is ready");
+        server
+    }
+
+    fn spawn(args: &[&str]) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.args(["-a", "127.0.0.1", "-p", "-1"]).args(args).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap());
+        Self { process, log, lines: Vec::new() }
+    }
+
+    /// Reads the log up to a line that contains `text`, and returns that line.
+    fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            let mut line = String::new();
+            let length = self.log.read_line(&mut line).unwrap();
+            assert_ne!(length, 0, "the log ended without {text:?}: {:#?}", self.lines);
+            self.lines.push(line.trim_end().to_owned());
+            if line.contains(text) {
+                return line.trim_end().to_owned();
+            }
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn port(&self) -> u16 {
+        let line = self.lines.iter().find(|line| line.contains("client connections on")).unwrap();
+        line.rsplit_once(':').unwrap().1.parse().unwrap()
+    }
+
+    /// Waits for the end, and returns the exit status and the rest of the log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        (self.process.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended already unless the test has failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Waits for something that another process does, and fails if it takes too long.
+#[expect(clippy::disallowed_methods, reason = "there is nothing to block on")]
+fn wait_until(done: impl Fn() -> bool) {
+    const ATTEMPTS_MAX: usize = 2000;
+    for _ in 0..ATTEMPTS_MAX {
+        if done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("waited too long");
+}
+
+fn file(dir: &Path, content: &str) -> String {
+    let path = dir.join("c.conf");
+    fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_version_is_printed_by_flag_and_by_word() {
+    let wanted = format!("shardcast: v{}\n", env!("CARGO_PKG_VERSION"));
+    for arg in ["-v", "--version", "version"] {
+        assert_eq!(run(&[arg]), (Some(0), wanted.clone(), String::new()), "{arg}");
+    }
+}
+
+#[test]
+fn the_usage_page_goes_to_standard_output() {
+    for arg in ["-h", "--help", "help"] {
+        let (code, stdout, stderr) = run(&[arg]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{arg}");
+        assert!(stdout.contains("Usage: shardcast [options]"), "{stdout}");
+        assert!(stdout.contains("--shards"), "{stdout}");
+    }
+}
+
+#[test]
+fn a_mistake_on_the_command_line_is_one_line_and_exit_status_1() {
+    let hint = "shardcast: unknown flag --prot; did you mean --port? -h lists all flags";
+    assert_eq!(refused(&["--prot", "1"]), hint);
+    assert_eq!(refused(&["foo"]), "shardcast: unrecognized command: \"foo\"");
+    assert!(refused(&["-p", "x"]).starts_with("shardcast: invalid value \"x\" for --port"));
+    assert!(refused(&["--tls"]).contains("not supported yet"));
+    assert!(refused(&["-t"]).contains("--config"));
+}
+
+#[test]
+fn a_good_file_passes_the_check_with_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "max_payload: 1MB\n");
+    let (code, stdout, stderr) = run(&["-t", "-c", &path]);
+    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+    let start = format!("shardcast: configuration file {path} is valid (sha256:");
+    assert!(stderr.starts_with(&start), "{stderr}");
+}
+
+#[test]
+fn a_bad_file_is_refused_with_the_place_in_the_check_and_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for (content, place) in [
+        ("port: 1\n  nosuch: 1\n", ":2:3: unknown field \"nosuch\""),
+        ("port: 4222\nmax_payload: { this is wrong", ":2:24: expected a new line"),
+        ("cluster {}", ":1:1: cluster is not supported yet"),
+    ] {
+        let path = file(dir.path(), content);
+        for args in [&["-t", "-c", &path][..], &["-c", &path][..]] {
+            let line = refused(args);
+            assert!(line.starts_with(&format!("shardcast: {path}{place}")), "{line}");
+        }
+    }
+    assert!(refused(&["-c", "/nonexistent/c"]).contains("cannot read /nonexistent/c: No such"));
+}
+
+#[test]
+fn the_check_fails_for_warnings_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "ping_interval: 1\n");
+    assert!(refused(&["-t", "-c", &path]).contains("write \"1s\""));
+}
+
+#[test]
+fn a_port_in_use_is_fatal_and_said_on_standard_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let (code, _, stderr) = run(&["-a", "127.0.0.1", "-p", &port]);
+    assert_eq!(code, Some(1));
+    let wanted = format!("[FTL] Error listening on port: 127.0.0.1:{port}, \"Address already");
+    assert!(stderr.contains(&wanted), "{stderr}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let line = refused(&["-a", "127.0.0.1", "-p", &port, "-l", log.to_str().unwrap()]);
+    assert!(line.starts_with("shardcast: Error listening on port"), "{line}");
+    assert!(fs::read_to_string(log).unwrap().contains(&wanted));
+}
+
+#[test]
+fn a_host_that_does_not_exist_is_fatal() {
+    let (code, _, stderr) = run(&["-a", "no.such.host.invalid", "-p", "-1"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("[FTL] Error listening on port: no.such.host.invalid:0"), "{stderr}");
+}
+
+#[test]
+fn a_free_port_is_named_before_the_server_is_ready_and_accepts() {
+    let server = Server::start(&["-n", "emma"]);
+    TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    let log = server.lines.join("\n");
+    for text in ["Starting shardcast", "  Version:  ", "  Name:     emma", "  ID:       N"] {
+        assert!(log.contains(&format!("[INF] {text}")), "{text}\n{log}");
+    }
+    assert!(log.contains("  Shards:   "), "{log}");
+    assert!(log.contains("  io_uring: "), "{log}");
+    assert!(server.lines.last().unwrap().ends_with("[INF] Server is ready"), "{log}");
+}
+
+#[test]
+fn flags_win_over_the_file_which_is_named_with_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "port: 1\nserver_name: file\nauthorization { token: t }\n");
+    let server = Server::start(&["-c", &path, "-n", "flag"]);
+    assert_ne!(server.port(), 1);
+    let log = server.lines.join("\n");
+    assert!(log.contains("  Name:     flag"), "{log}");
+    assert!(log.contains("[WRN] Plaintext passwords detected, use nkeys or bcrypt"), "{log}");
+    assert!(log.contains(&format!("Using configuration file: {path} (sha256:")), "{log}");
+}
+
+#[test]
+fn log_lines_begin_with_the_process_id_and_the_time() {
+    let mut server = Server::start(&["--logtime_utc"]);
+    let line = server.lines.pop().unwrap();
+    let rest = line.strip_prefix(&format!("[{}] ", server.pid())).unwrap();
+    // 2026/11/21 08:05:53.928619 [INF] …
+    let (time, text) = rest.split_at("2026/11/21 08:05:53.928619".len());
+    let shape = time.replace(|c: char| c.is_ascii_digit(), "0");
+    assert_eq!(shape, "0000/00/00 00:00:00.000000");
+    assert_eq!(text, " [INF] Server is ready");
+}
+
+#[test]
+fn the_time_can_be_left_out() {
+    let server = Server::start(&["-T=false"]);
+    let wanted = format!("[{}] [INF] Server is ready", server.pid());
+    assert_eq!(server.lines.last(), Some(&wanted));
+}
+
+#[test]
+fn the_pid_file_stays_and_the_ports_file_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid_file = dir.path().join("pid");
+    let dir_arg = dir.path().to_str().unwrap();
+    let server = Server::start(&["-P", pid_file.to_str().unwrap(), "--ports_file_dir", dir_arg]);
+    assert_eq!(fs::read_to_string(&pid_file).unwrap(), server.pid().to_string());
+    let ports_file = dir.path().join(format!("shardcast_{}.ports", server.pid()));
+    let ports = fs::read_to_string(&ports_file).unwrap();
+    assert_eq!(ports, format!("{{\"nats\":[\"nats://127.0.0.1:{}\"]}}", server.port()));
+    server.signal(Signal::INT);
+    assert_eq!(server.end().0, Some(0));
+    assert!(pid_file.exists());
+    assert!(!ports_file.exists());
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_is_fatal() {
+    let (code, rest) = Server::spawn(&["-P", "/nonexistent/pid"]).end();
+    assert_eq!(code, Some(1));
+    assert!(rest.contains("[FTL] Could not write pidfile /nonexistent/pid"), "{rest}");
+}
+
+#[test]
+fn signals_stop_the_server_with_status_0() {
+    for (signal, name) in [(Signal::TERM, "terminated"), (Signal::INT, "interrupt")] {
+        let server = Server::start(&[]);
+        server.signal(signal);
+        let (code, rest) = server.end();
+        assert_eq!(code, Some(0), "{rest}");
+        let texts: Vec<&str> =
+            rest.lines().filter_map(|line| line.split_once("[INF] ")).map(|(_, t)| t).collect();
+        let trapped = format!("Trapped \"{name}\" signal");
+        assert_eq!(texts, [trapped.as_str(), "Initiating Shutdown...", "Server Exiting.."]);
+    }
+}
+
+#[test]
+fn lame_duck_mode_without_clients_ends_at_once_with_status_0() {
+    let server = Server::start(&[]);
+    let (code, _, stderr) = run(&["--signal", &format!("ldm={}", server.pid())]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let (code, rest) = server.end();
+    assert_eq!(code, Some(0), "{rest}");
+    assert!(rest.contains("Entering lame duck mode, stop accepting new clients"), "{rest}");
+}
+
+#[test]
+fn a_signal_finds_its_server_by_the_pid_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid_file = dir.path().join("pid");
+    let pid_file = pid_file.to_str().unwrap();
+    let server = Server::start(&["-P", pid_file]);
+    assert_eq!(run(&["-sl", &format!("quit={pid_file}")]).0, Some(0));
+    assert_eq!(server.end().0, Some(0));
+}
+
+#[test]
+fn the_log_file_is_opened_again_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, moved) = (dir.path().join("log"), dir.path().join("moved"));
+    let server = Server::spawn(&["-l", log.to_str().unwrap()]);
+    let contains = |text| fs::read_to_string(&log).unwrap_or_default().contains(text);
+    wait_until(|| contains("Server is ready"));
+    fs::rename(&log, &moved).unwrap();
+    server.signal(Signal::USR1);
+    wait_until(|| contains("File log re-opened"));
+    server.signal(Signal::TERM);
+    assert_eq!(server.end(), (Some(0), String::new()));
+    assert!(fs::read_to_string(&log).unwrap().ends_with("Server Exiting..\n"));
+    assert!(!fs::read_to_string(&moved).unwrap().contains("Server Exiting.."));
+}
+
+#[test]
+fn a_restarted_server_has_its_old_port_at_once() {
+    let server = Server::start(&[]);
+    let port = server.port().to_string();
+    let client = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().0, Some(0));
+    let again = Server::start(&["--port", &port]);
+    assert_eq!(again.port().to_string(), port);
+    drop(client);
+}
+
+#[test]
+fn what_has_no_effect_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "leafnodes { listen: 127.0.0.1:-1 }\n");
+    let server = Server::start(&["-js", "--store_dir", "/tmp", "-c", &path]);
+    let warnings = server.lines.iter().filter(|line| line.contains("[WRN]")).count();
+    assert_eq!(warnings, 3, "{:#?}", server.lines);
+}
+
+#[test]
+fn ipv6_can_be_listened_on() {
+    let mut server = Server::spawn(&["--addr", "::1"]);
+    let line = server.wait_for("client connections on");
+    assert!(line.contains("client connections on [::1]:"), "{line}");
+}

@@ -1,0 +1,123 @@
+//! Replays recorded dialogues with nats-server, byte for byte, against the broker.
+//!
+//! The corpus and `replay.py` live beside the repository in `../shared/conformance`; our own
+//! transcripts, in the same format, in `tests/transcripts`. Without Python or the corpus the tests
+//! say so and pass, except under `CI`, where nothing may be left out unseen.
+
+mod broker;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use broker::{is_nats_server, server_command};
+
+#[test]
+fn every_transcript_replays_with_one_shard_on_the_base_tier() {
+    replay(1, "base");
+}
+
+#[test]
+fn every_transcript_replays_with_two_shards_on_the_base_tier() {
+    replay(2, "base");
+}
+
+#[test]
+fn every_transcript_replays_with_four_shards_on_the_base_tier() {
+    replay(4, "base");
+}
+
+#[test]
+fn every_transcript_replays_with_one_shard_on_the_rings_tier() {
+    replay(1, "rings");
+}
+
+#[test]
+fn every_transcript_replays_with_two_shards_on_the_rings_tier() {
+    replay(2, "rings");
+}
+
+#[test]
+fn every_transcript_replays_with_four_shards_on_the_rings_tier() {
+    replay(4, "rings");
+}
+
+#[test]
+fn every_transcript_replays_with_one_shard_on_the_taskrun_tier() {
+    replay(1, "taskrun");
+}
+
+#[test]
+fn every_transcript_replays_with_two_shards_on_the_taskrun_tier() {
+    replay(2, "taskrun");
+}
+
+#[test]
+fn every_transcript_replays_with_four_shards_on_the_taskrun_tier() {
+    replay(4, "taskrun");
+}
+
+/// Replays both corpora; panics with what the replayer printed when a case differs.
+fn replay(shards: u32, tier: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = root.join("tests/transcripts");
+    let (replayer, corpus) = match corpus(root) {
+        Ok(found) => found,
+        Err(missing) => {
+            assert!(std::env::var_os("CI").is_none(), "{missing}, but CI requires conformance");
+            // Straight to the terminal: a passing test's own output is not shown.
+            std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("skipped: conformance, {shards} shards, tier {tier}: {missing}\n")
+                    .as_bytes(),
+            )
+            .ok();
+            return;
+        }
+    };
+    let mut spawn = format!("'{}' -a 127.0.0.1 -p {{port}} -c {{config}}", server_command());
+    if !is_nats_server() {
+        spawn += &format!(" --shards {shards} --uring-tier {tier}");
+    }
+    let output = Command::new("python3")
+        .arg(replayer)
+        .args(["--spawn", &spawn, "--jobs", "2", "--timeout", "5"])
+        .args([corpus, own])
+        .stdin(Stdio::null())
+        .output()
+        .expect("python3 was there a moment ago");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let passed = passed(&said);
+    println!("{shards} shards, tier {tier}: {passed} cases passed");
+    assert!(output.status.success() && passed > 0, "{said}{errors}");
+}
+
+/// Where the replayer and its corpus are, or what is missing.
+fn corpus(root: &Path) -> Result<(PathBuf, PathBuf), String> {
+    let python = Command::new("python3").arg("--version").output();
+    if !python.is_ok_and(|output| output.status.success()) {
+        return Err("python3 is not here".to_owned());
+    }
+    let shared = shared(root);
+    let (replayer, corpus) = (shared.join("replay.py"), shared.join("client"));
+    for path in [&replayer, &corpus] {
+        if !path.exists() {
+            return Err(format!("{} is not here", path.display()));
+        }
+    }
+    Ok((replayer, corpus))
+}
+
+/// Beside the repository, or where `SHARDCAST_CONFORMANCE` says.
+fn shared(root: &Path) -> PathBuf {
+    match std::env::var_os("SHARDCAST_CONFORMANCE") {
+        Some(path) => PathBuf::from(path),
+        None => root.join("../shared/conformance"),
+    }
+}
+
+/// The number in the replayer's last line, `N passed, N failed`.
+fn passed(said: &str) -> u32 {
+    let last = said.lines().last().unwrap_or_default();
+    last.split_once(" passed").and_then(|(number, _)| number.parse().ok()).unwrap_or(0)
+}

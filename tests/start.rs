@@ -1,0 +1,154 @@
+//! Starting and not starting: what an operator types, and what one line says when it cannot be.
+
+mod broker;
+
+use std::process::{Command, Output};
+
+use broker::wire::Wire;
+use broker::{Broker, is_nats_server, server_command, shard_counts};
+
+#[test]
+fn the_version_flag_prints_the_version_and_ends() {
+    for flag in ["-v", "--version", "-version"] {
+        let output = run(&[flag]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(": v") && said.lines().count() == 1, "{said:?}");
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn the_help_flag_prints_the_flags_and_ends() {
+    for flag in ["-h", "--help"] {
+        let output = run(&[flag]);
+        let said = [output.stdout, output.stderr].concat();
+        assert!(String::from_utf8_lossy(&said).contains("--port"));
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_flag_that_does_not_exist_is_named() {
+    let output = run(&["--no-such-flag"]);
+    assert!(errors(&output).contains("no-such-flag"), "{output:?}");
+    // The original exits with 0 here.
+    assert!(is_nats_server() || output.status.code() == Some(1), "{output:?}");
+}
+
+#[test]
+fn a_port_in_use_is_one_clear_line_and_exit_status_1() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(&["-a", "127.0.0.1", "-p", &port]);
+    let said = errors(&output);
+    let complaints = said.lines().filter(|line| line.contains("in use")).count();
+    assert_eq!(complaints, 1, "{said}");
+    assert!(!said.contains("Server is ready"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_mistake_in_the_configuration_is_shown_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wrong.conf");
+    for text in ["port: -1\nnosuch: 1\n", "port: -1\na: }\n", "a: {\n"] {
+        std::fs::write(&path, text).unwrap();
+        let output = run(&["-c", &path.display().to_string()]);
+        let said = errors(&output);
+        let place = said.contains("wrong.conf:2:") || said.contains("line 2:");
+        assert!(place && said.trim().lines().count() == 1, "{said}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+    let output = run(&["-c", "/no/such/file.conf"]);
+    assert!(errors(&output).contains("/no/such/file.conf"), "{output:?}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn the_pid_file_and_the_log_file_are_what_test_harnesses_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pid, log) = (dir.path().join("server.pid"), dir.path().join("server.log"));
+    let mut server = Command::new(server_command());
+    server.args(["-a", "127.0.0.1", "-p", "-1", "-P"]).arg(&pid).arg("-l").arg(&log);
+    let mut child = server.spawn().unwrap();
+    let ready = (0..1_000_000).any(|_| {
+        std::thread::yield_now();
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("Server is ready"))
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(ready, "{text}");
+    assert!(text.contains(" client connections on 127.0.0.1:"), "{text}");
+    assert_eq!(std::fs::read_to_string(&pid).unwrap(), child.id().to_string());
+}
+
+#[test]
+fn the_banner_names_what_the_server_is() {
+    for &shards in shard_counts() {
+        let broker = Broker::start(shards, &[]);
+        let banner = broker.banner();
+        for text in ["Starting ", "  Version:  ", "  Name:     ", "  ID:       N"] {
+            assert!(banner.contains(text), "{text:?} is not in\n{banner}");
+        }
+        if !is_nats_server() {
+            for text in ["tier", "shard"] {
+                assert!(banner.to_lowercase().contains(text), "{text:?} is not in\n{banner}");
+            }
+        }
+        let last = banner.lines().last().unwrap_or_default();
+        assert!(last.ends_with("[INF] Server is ready"), "{last}");
+    }
+}
+
+#[test]
+fn more_shards_than_any_machine_here_has_cores_work() {
+    let broker = Broker::start(if is_nats_server() { 1 } else { 32 }, &[]);
+    let mut wires: Vec<Wire> = (0..64).map(|_| Wire::connect(&broker)).collect();
+    for wire in &mut wires {
+        wire.send(b"SUB wide 1\r\n");
+        wire.sync();
+    }
+    for at in 0..64 {
+        wires[at].send(b"PUB wide 2\r\nhi\r\n");
+        for wire in &mut wires {
+            wire.expect(b"MSG wide 1 2\r\nhi\r\n");
+        }
+    }
+}
+
+#[test]
+fn without_files_left_connections_wait_their_turn_and_the_server_does_not_spin() {
+    for &shards in shard_counts() {
+        let config = "ping_interval: \"1s\"\nping_max: 100\n";
+        let mut broker = Broker::with_few_files(shards, config, 100);
+        let mut witness = Wire::connect(&broker);
+        // More than the server can have; the kernel holds the rest.
+        let crowd: Vec<_> = (0..150).map(|_| Wire::ungreeted(&broker)).collect();
+        witness.sync();
+        // The next PING of the server marks the time in which a spinning one would have spun.
+        let before = broker.cpu_ticks();
+        witness.expect(b"PING\r\n");
+        witness.send(b"PONG\r\n");
+        let spent = broker.cpu_ticks() - before;
+        assert!(spent < 50, "{spent} ticks of 10 ms in about a second with nothing to do");
+        // As the first leave, the last come in.
+        let mut last = crowd.into_iter().skip(100).collect::<Vec<_>>();
+        for wire in &mut last {
+            assert!(wire.line().starts_with("INFO {"));
+        }
+        drop(last);
+        broker.kill();
+    }
+}
+
+/// Runs the program to its end, which must come by itself.
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(server_command()).args(args);
+    command.output().expect("timeout(1) is there")
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
