@@ -61,7 +61,7 @@ pub(crate) enum Awaited {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closed {
     pub(crate) at: Step,
-    /// When the turn began in which that happened.
+    /// When the turn began from which on it may have been at its end.
     pub(crate) turn: Step,
     /// What was queued is lost.
     pub(crate) lossy: bool,

@@ -60,6 +60,8 @@ struct Socket {
     handed: usize,
     end_handed: bool,
     reading: bool,
+    /// The turn in which reading was paused; since then it may have been at its end.
+    paused_turn: Step,
     /// Chunks that had already arrived when reading was paused.
     grace: u32,
     batch: Option<Batch>,
@@ -523,15 +525,23 @@ impl World {
                 Action::Flush(id) | Action::Pause(id) | Action::Resume(id) => id,
                 Action::Close { conn, .. } => conn,
             };
-            let is_it = |s: &Socket| s.shard == shard && s.id == id && !s.gone && !s.closing;
+            let is_it = |s: &Socket| s.shard == shard && s.id == id && !s.gone;
             let Some(at) = self.sockets.iter().position(is_it) else {
                 panic!("{action:?} of shard {shard} is for nobody");
             };
             let socket = &mut self.sockets[at];
+            if socket.closing {
+                let late = matches!(action, Action::Flush(_) | Action::Pause(_));
+                assert!(late, "{action:?} of shard {shard} comes behind the close");
+                assert!(self.shards[shard].engine.take_batch(id).is_none(), "sent when closed");
+                continue;
+            }
             match action {
                 Action::Flush(_) => self.flush(at),
                 Action::Pause(_) => {
-                    socket.reading = false;
+                    if std::mem::replace(&mut socket.reading, false) {
+                        socket.paused_turn = began;
+                    }
                     socket.grace = self.rng.u32(..3);
                     self.outcome.pauses += 1;
                     tell!(self, "session {} is paused", self.sockets[at].session);
@@ -569,8 +579,9 @@ impl World {
             assert!(socket.batch.is_none(), "session {s} is closed over a batch in flight");
         }
         let session = &mut self.book.sessions[s];
-        session.closed = Some(Closed { at: self.book.step, turn: began, lossy: abort });
         let socket = &mut self.sockets[at];
+        let turn = if socket.reading { began } else { socket.paused_turn };
+        session.closed = Some(Closed { at: self.book.step, turn, lossy: abort });
         socket.closing = true;
         if abort {
             let kept = self.rng.usize(..=socket.to_client.len());
@@ -743,6 +754,7 @@ impl Socket {
             handed: 0,
             end_handed: false,
             reading: true,
+            paused_turn: 0,
             grace: 0,
             batch: None,
             taken_bytes: 0,
