@@ -286,9 +286,9 @@ impl Book {
         self.connect(
             s,
             Config {
-                verbose: flags % 4 == 0,
-                pedantic: flags / 4 % 4 == 0,
-                echo: flags / 16 % 2 == 0,
+                verbose: flags.is_multiple_of(4),
+                pedantic: (flags / 4).is_multiple_of(4),
+                echo: (flags / 16).is_multiple_of(2),
                 ..old
             },
         );
@@ -360,7 +360,7 @@ impl Book {
     fn pick(&self, s: usize, which: u8, only_unlimited: bool) -> Option<usize> {
         let open = |sub: &&usize| {
             let sub = &self.subs[**sub];
-            sub.end.is_none() && !(only_unlimited && !sub.limits.is_empty())
+            sub.end.is_none() && (!only_unlimited || sub.limits.is_empty())
         };
         let open: Vec<usize> = self.sessions[s].subs.iter().filter(open).copied().collect();
         (!open.is_empty()).then(|| open[usize::from(which) % open.len()])

@@ -111,7 +111,8 @@ impl Book {
     fn check_loop(&mut self, s: usize, ops: usize) {
         let session = &self.sessions[s];
         let mut looped = session.looped;
-        while let Some(&id) = session.messages.get(looped).filter(|id| self.messages[**id].op < ops) {
+        while let Some(&id) = session.messages.get(looped).filter(|id| self.messages[**id].op < ops)
+        {
             looped += 1;
             for sub in &session.subs {
                 let sub = &self.subs[*sub];

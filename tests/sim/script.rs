@@ -22,25 +22,47 @@ const OPS_MAX: usize = 400;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Op {
     /// To a filter, or with none to its own inboxes.
-    Sub { filter: Option<usize>, queue: Option<usize>, reuse: bool },
+    Sub {
+        filter: Option<usize>,
+        queue: Option<usize>,
+        reuse: bool,
+    },
     /// With a sid that is in use: without effect.
-    SubTwice { which: u8, filter: usize },
+    SubTwice {
+        which: u8,
+        filter: usize,
+    },
     /// With a filter that is none.
-    SubInvalid { filter: usize },
-    Unsub { which: u8 },
-    UnsubMax { which: u8, max: u64 },
+    SubInvalid {
+        filter: usize,
+    },
+    Unsub {
+        which: u8,
+    },
+    UnsubMax {
+        which: u8,
+        max: u64,
+    },
     UnsubUnknown,
-    Publish { subject: usize, shape: u8, count: u8 },
+    Publish {
+        subject: usize,
+        shape: u8,
+        count: u8,
+    },
     /// PING; goes on at once.
     Ping,
     /// PING; waits for the PONG.
     Barrier,
     /// Another CONNECT.
-    Connect { flags: u8 },
+    Connect {
+        flags: u8,
+    },
     /// An unexpected PONG.
     Pong,
     /// Waits until another client has got all its PONGs.
-    Meet { client: usize },
+    Meet {
+        client: usize,
+    },
     /// Its socket takes nothing any more.
     Stall,
     Unstall,
@@ -48,7 +70,9 @@ pub(crate) enum Op {
     HalfClose,
     Reset,
     /// Breaks the protocol.
-    Garbage { which: u8 },
+    Garbage {
+        which: u8,
+    },
 }
 
 /// How the server and its surroundings are.
@@ -131,8 +155,8 @@ fn flavour(first: u8, second: u8) -> Flavour {
             6 if !heavy => 12_000,
             _ => 4 * 1024 * 1024,
         },
-        write_deadline_ms: if second / 8 % 4 == 0 { 500 } else { 10_000 },
-        ping_interval_ms: if second / 32 % 4 == 0 { 1_000 } else { 120_000 },
+        write_deadline_ms: if (second / 8).is_multiple_of(4) { 500 } else { 10_000 },
+        ping_interval_ms: if (second / 32).is_multiple_of(4) { 1_000 } else { 120_000 },
     }
 }
 
@@ -165,14 +189,19 @@ fn op(bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
         }
         45..47 => Op::Ping,
         47..53 => Op::Barrier,
-        53..55 => Op::Connect { flags: bytes.next()? },
+        53 => Op::Connect { flags: bytes.next()? },
+        54 => Op::Barrier,
         55 => Op::Pong,
         56..59 => Op::Meet { client: usize::from(bytes.next()? % clients) },
         59 => Op::Stall,
         60 => Op::Unstall,
-        61 => Op::HalfClose,
-        62 => Op::Reset,
-        _ => Op::Garbage { which: bytes.next()? },
+        61 => Op::Barrier,
+        _ => match bytes.next()? {
+            0..80 => Op::HalfClose,
+            80..160 => Op::Reset,
+            160..200 => Op::Garbage { which: bytes.next()? },
+            _ => Op::Ping,
+        },
     };
     Some(op)
 }

@@ -128,9 +128,9 @@ impl Book {
         if !members.any(|sub| self.is_stable(sub, message)) {
             return;
         }
-        let lost_with_its_member = self.members(queue).any(|sub| {
-            !self.sessions[sub.session].is_complete() && self.is_possible(sub, message)
-        });
+        let lost_with_its_member = self
+            .members(queue)
+            .any(|sub| !self.sessions[sub.session].is_complete() && self.is_possible(sub, message));
         assert!(
             lost_with_its_member || self.placed.contains_key(&(id, queue)) || self.is_fuzzy(queue),
             "message {id} reached nobody in the group {:?}",
@@ -149,9 +149,8 @@ impl Book {
             return;
         }
         let told = sender.unanswered.contains(&id);
-        let reached = self.subs.iter().find(|sub| {
-            sub.limits.is_empty() && self.is_stable(sub, message)
-        });
+        let reached =
+            self.subs.iter().find(|sub| sub.limits.is_empty() && self.is_stable(sub, message));
         assert!(
             !told || reached.is_none(),
             "session {}: told that nobody got {id}, but {reached:?} did",

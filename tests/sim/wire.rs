@@ -25,7 +25,8 @@ pub(crate) struct Message<'a> {
 
 /// The first operation of `bytes` and its length; `None` while it is not whole.
 pub(crate) fn parse(bytes: &[u8]) -> Option<(Heard<'_>, usize)> {
-    let known = [&b"INFO {"[..], b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR '", b"MSG ", b"HMSG "];
+    let known =
+        [&b"INFO {"[..], b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR '", b"MSG ", b"HMSG "];
     let start = known.iter().find(|known| {
         let len = known.len().min(bytes.len());
         known[..len] == bytes[..len]

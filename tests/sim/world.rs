@@ -4,13 +4,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use shardcast::config::Options;
-use shardcast::engine::{
-    Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats,
-};
+use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats};
 use shardcast::segment::Piece;
 
 use super::book::{Book, Closed, Config, Step};
-use super::script::{Flavour, Op, Plan};
+use super::script::{FILTERS, Flavour, Op, Plan, QUEUES};
 
 /// Records that a lane holds.
 const LANE_RECORDS_MAX: usize = 2;
@@ -25,7 +23,8 @@ const NS_PER_MS: u64 = 1_000_000;
 pub(crate) struct Outcome {
     pub(crate) messages: usize,
     pub(crate) deliveries: u64,
-    pub(crate) pauses: u64,
+    /// Publishers that were held back and went on.
+    pub(crate) resumes: u64,
     pub(crate) cuts: u64,
     pub(crate) statuses: usize,
 }
@@ -34,7 +33,7 @@ impl std::ops::AddAssign for Outcome {
     fn add_assign(&mut self, other: Self) {
         self.messages += other.messages;
         self.deliveries += other.deliveries;
-        self.pauses += other.pauses;
+        self.resumes += other.resumes;
         self.cuts += other.cuts;
         self.statuses += other.statuses;
     }
@@ -353,6 +352,12 @@ impl World {
             tell!(self, "session {session} {config:?}");
             self.book.connect(session, config);
         }
+        for _ in 0..self.rng.u32(..4) {
+            let filter = self.rng.usize(..FILTERS.len());
+            let queue = (self.rng.u32(..3) == 0).then(|| self.rng.usize(..QUEUES.len()));
+            tell!(self, "session {session} subscribes to {}, {queue:?}", FILTERS[filter]);
+            self.book.sub(session, Some(filter), queue, false);
+        }
         self.drain_actions(shard);
         Some(session)
     }
@@ -543,12 +548,12 @@ impl World {
                         socket.paused_turn = began;
                     }
                     socket.grace = self.rng.u32(..3);
-                    self.outcome.pauses += 1;
                     tell!(self, "session {} is paused", self.sockets[at].session);
                 }
                 Action::Resume(_) => {
                     assert!(!socket.reading, "{id:?} goes on, but was not paused");
                     socket.reading = true;
+                    self.outcome.resumes += 1;
                     tell!(self, "session {} goes on", self.sockets[at].session);
                 }
                 Action::Close { abort, .. } => self.close(at, abort, began),
@@ -564,8 +569,7 @@ impl World {
         assert!(bytes > 0, "an empty batch would never complete");
         let limit = self.flavour.pending_bytes_max;
         assert!(bytes <= limit, "{bytes} bytes are pending, but {limit} are the limit");
-        socket.batch =
-            Some(Batch { pieces, piece: 0, offset: 0, unreported: 0, since: self.now });
+        socket.batch = Some(Batch { pieces, piece: 0, offset: 0, unreported: 0, since: self.now });
     }
 
     fn close(&mut self, at: usize, abort: bool, began: Step) {
