@@ -409,7 +409,7 @@ impl Engine {
         self.conns.get(id).is_some_and(super::Conn::is_open)
     }
 
-    /// Checks a publish. With `continues` its subject is that of the run, and thus harmless.
+    /// Checks a publish. With `continues` its subject is that of the run, which was found good.
     fn judge(
         &mut self,
         id: ConnId,
@@ -438,14 +438,15 @@ impl Engine {
             return Verdict::Refused;
         }
         let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
-        if pedantic && !subject::is_valid_publish(publish.subject) {
+        let invalid = pedantic && !continues && !subject::is_valid_publish(publish.subject);
+        if invalid {
             self.refuse(id, "Invalid Publish Subject");
         }
         if verbose {
             // The reply promises what was published before; this message follows it.
             self.confirm(id, encode::ok);
         }
-        if verbose || pedantic { Verdict::Alone } else { Verdict::Joins }
+        if verbose || invalid { Verdict::Alone } else { Verdict::Joins }
     }
 
     fn refuse_publish(&mut self, id: ConnId, error: &str) {

@@ -20,7 +20,7 @@ use crate::proto::{self, Op, Parsed, Publish, encode};
 /// to should stay in the second-level cache.
 pub(super) const RUN_BYTES_MAX: usize = 128 * 1024;
 /// A run that renders to less than this is copied to each subscriber; beyond, it is shared.
-const COPY_RUN_BYTES_MAX: usize = 4 * 1024;
+const COPY_RUN_BYTES_MAX: usize = 1024;
 /// A single payload from this size on is shared even in a short run.
 const COPY_PAYLOAD_BYTES_MAX: usize = 1536;
 
