@@ -167,6 +167,15 @@ impl Entry {
     }
 }
 
+/// A figure of a table: its name, and how to find it.
+type Figure = (&'static str, fn(&Entry) -> Option<Summary>);
+
+/// `1→10 16 KiB` as a part of a file name: `1-10-16-KiB`.
+fn slug(name: &str) -> String {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
+}
+
 /// One scenario on all servers.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
@@ -275,6 +284,16 @@ impl Comparison {
         self.rows.iter().flat_map(|row| &row.servers).all(Entry::is_valid)
     }
 
+    /// The latencies of each scenario on each server, with names fit for files.
+    pub(crate) fn latencies(&self) -> impl Iterator<Item = (String, &Histogram<u64>)> {
+        let entries = self.rows.iter().flat_map(|row| row.servers.iter().map(move |e| (row, e)));
+        let timed = entries.filter(|(_, entry)| !entry.latency.is_empty());
+        timed.map(|(row, entry)| {
+            let name = format!("{}.{}", slug(&row.scenario), slug(&entry.server));
+            (name, &entry.latency)
+        })
+    }
+
     /// The tables, in Markdown.
     pub(crate) fn text(&self) -> String {
         let latency = |row: &&Row| row.servers.iter().any(|e| e.latency_p50_us.is_some());
@@ -316,7 +335,7 @@ impl Comparison {
     }
 
     /// A table with, for each figure, one column per server and one with the ratio to the first.
-    fn table(&self, rows: &[&Row], figures: &[(&str, fn(&Entry) -> Option<Summary>)]) -> String {
+    fn table(&self, rows: &[&Row], figures: &[Figure]) -> String {
         let mut head = vec!["scenario".to_owned()];
         for (figure, _) in figures {
             let first = &self.commands[0].0;
