@@ -1,6 +1,6 @@
 //! Pictures: percentile curves of latencies, and bars of deliveries per CPU second.
 
-use crate::compare::{Comparison, Row};
+use crate::compare::{Comparison, Entry, Row};
 use crate::fault::{Fault, Outcome};
 use crate::report::human;
 use hdrhistogram::Histogram;
@@ -57,7 +57,9 @@ pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
         for (row, panel) in timed.iter().zip(rest.split_evenly((timed.len().max(1), 1))) {
             let curves: Vec<Curve<'_>> =
                 row.servers.iter().map(|e| (e.server.as_str(), &e.latency)).collect();
-            draw_curves(&panel, &row.scenario, &curves)?;
+            let valid = row.servers.iter().all(Entry::is_valid);
+            let flag = if valid { "" } else { " (INVALID: see the report)" };
+            draw_curves(&panel, &format!("{}{flag}", row.scenario), &curves)?;
         }
         area.present()
     });
@@ -89,6 +91,7 @@ fn draw_curves(area: &Area<'_>, title: &str, curves: &[Curve<'_>]) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 18))
         .margin(14)
+        .margin_right(34)
         .x_label_area_size(46)
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..NINES_MAX, (low..high).log_scale())?;
@@ -178,7 +181,8 @@ fn draw_bars(area: &Area<'_>, comparison: &Comparison, rows: &[&Row]) -> Drawn {
                 let corners = [(low, line + 0.08), (summary.median, line + 0.92)];
                 chart.draw_series([Rectangle::new(corners, color.filled())])?;
                 let (x, y) = chart.backend_coord(&(summary.median, line + 0.5));
-                let figure = human(summary.median);
+                let flag = if entry.is_valid() { "" } else { " INVALID" };
+                let figure = format!("{}{flag}", human(summary.median));
                 area.draw_text(&figure, &figure_style, (x - left + 5, y - top))?;
             }
             line += 1.0;
