@@ -175,6 +175,10 @@ pub struct Shard {
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
     stop_by: Option<Instant>,
+    /// How long it looks for work before it sleeps.
+    spin: Duration,
+    /// Until when it does.
+    busy_until: Instant,
     /// There while clients are sent away.
     draining: bool,
     outcome: Sender<Outcome>,
@@ -185,6 +189,7 @@ impl Shard {
     pub fn new(parts: Parts, mut reactor: Reactor) -> Self {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
+        let spin = Duration::from_micros(parts.options.runtime.spin_us);
         let listener = parts.listener.map(|listener| reactor.listen(listener));
         Self {
             id: parts.id,
@@ -205,6 +210,8 @@ impl Shard {
             last_cid: 0,
             sockets: 0,
             stop_by: None,
+            spin,
+            busy_until: parts.started,
             draining: false,
             outcome: parts.outcome,
         }
@@ -218,6 +225,9 @@ impl Shard {
             self.reactor.turn(wait, &mut events)?;
             self.mesh.wake();
             self.read_clock();
+            if !events.is_empty() {
+                self.busy_until = self.now + self.spin;
+            }
             for event in events.drain(..) {
                 self.on_event(event);
             }
@@ -294,10 +304,18 @@ impl Shard {
 
     fn take_records(&mut self) -> bool {
         let Self { mesh, engine, reactor, addresses, .. } = self;
-        mesh.drain(
-            |from, record| engine.on_record(from, record),
+        let mut any = false;
+        let more = mesh.drain(
+            |from, record| {
+                any = true;
+                engine.on_record(from, record);
+            },
             |to| reactor.ring_bell(&addresses[to.index()].bell),
-        )
+        );
+        if any {
+            self.busy_until = self.now + self.spin;
+        }
+        more
     }
 
     /// Carries out what the engine wants.
@@ -324,7 +342,8 @@ impl Shard {
     fn publish(&mut self, more_records: bool) -> Wait {
         let Self { mesh, engine, reactor, addresses, .. } = self;
         let behind = mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
-        if more_records || !self.inbox.is_empty() || !self.control.is_empty() {
+        let waiting = more_records || !self.inbox.is_empty() || !self.control.is_empty();
+        if waiting || self.now < self.busy_until {
             return Wait::No;
         }
         if !self.mesh.fall_asleep(&self.engine, behind) {

@@ -142,6 +142,23 @@ fn without_files_left_connections_wait_their_turn_and_the_server_does_not_spin()
     }
 }
 
+#[test]
+fn a_killed_server_is_followed_by_another_on_its_port_at_once() {
+    for &shards in shard_counts() {
+        let mut broker = Broker::start(shards, &[]);
+        let port = broker.port();
+        for _ in 0..10 {
+            // Connections with output in flight are what a dying ring has to give up.
+            let mut wires: Vec<Wire> = (0..20).map(|_| Wire::connect(&broker)).collect();
+            for wire in &mut wires {
+                wire.send(b"SUB a 1\r\nPUB a 1\r\nx\r\nPING\r\n");
+            }
+            broker.restart();
+            assert_eq!(broker.port(), port);
+        }
+    }
+}
+
 /// Runs the program to its end, which must come by itself.
 fn run(args: &[&str]) -> Output {
     let mut command = Command::new("timeout");

@@ -10,9 +10,10 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{Options, Secret, ShardCount, StartError, UringTier, User};
+use super::{Options, Secret, ShardCount, StartError, User};
 use super::{duration, nearest};
 use crate::engine::SHARDS_MAX;
+use crate::uring::Tier;
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +82,7 @@ pub struct Args {
     #[arg(long, value_parser = shard_count)]
     shards: Option<ShardCount>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
-    uring_tier: Option<UringTier>,
+    uring_tier: Option<Tier>,
     #[arg(long = "no-pin", alias = "no_pin", value_parser = switch)]
     no_pin: Option<bool>,
     #[arg(long, value_parser = spin_us)]
@@ -266,7 +267,7 @@ impl Args {
         set_some(&mut options.client_advertise, &self.client_advertise);
         self.apply_log(options);
         set(&mut options.runtime.shards, &self.shards);
-        set(&mut options.runtime.uring_tier_max, &self.uring_tier);
+        options.runtime.uring_tier = self.uring_tier.or(options.runtime.uring_tier);
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.spin_us, &self.spin);
         options.warnings.extend(self.warnings.iter().cloned());
@@ -356,11 +357,8 @@ fn shard_count(text: &str) -> Result<ShardCount, String> {
     }
 }
 
-fn uring_tier() -> impl TypedValueParser<Value = UringTier> {
-    PossibleValuesParser::new(UringTier::ALL.map(UringTier::name)).map(|name| {
-        let named = |tier: &UringTier| tier.name() == name;
-        UringTier::ALL.into_iter().find(named).unwrap_or(UringTier::Taskrun)
-    })
+fn uring_tier() -> impl TypedValueParser<Value = Tier> {
+    PossibleValuesParser::new(["base", "rings", "taskrun"]).try_map(|name| name.parse::<Tier>())
 }
 
 fn spin_us(text: &str) -> Result<u64, String> {
@@ -515,7 +513,7 @@ mod tests {
         let line = "--shards 3 --uring-tier base --no-pin --spin 50us";
         let wanted = RuntimeOptions {
             shards: ShardCount::Exactly(3),
-            uring_tier_max: UringTier::Base,
+            uring_tier: Some(Tier::Base),
             pin: false,
             spin_us: 50,
         };

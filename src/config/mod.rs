@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::uring::Tier;
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 
@@ -198,8 +199,8 @@ impl Default for LogOptions {
 pub struct RuntimeOptions {
     /// How many shards there are (`auto`).
     pub shards: ShardCount,
-    /// The highest io_uring tier that may be used (the best one the kernel has).
-    pub uring_tier_max: UringTier,
+    /// The io_uring tier to use (none: the best one that works here).
+    pub uring_tier: Option<Tier>,
     /// Keep each shard on one core (true).
     pub pin: bool,
     /// Microseconds a shard looks for work before it sleeps (0).
@@ -208,7 +209,7 @@ pub struct RuntimeOptions {
 
 impl Default for RuntimeOptions {
     fn default() -> Self {
-        Self { shards: ShardCount::Auto, uring_tier_max: UringTier::Taskrun, pin: true, spin_us: 0 }
+        Self { shards: ShardCount::Auto, uring_tier: None, pin: true, spin_us: 0 }
     }
 }
 
@@ -219,31 +220,6 @@ pub enum ShardCount {
     Auto,
     /// Exactly this many, at least one.
     Exactly(usize),
-}
-
-/// What io_uring is asked for; each tier includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum UringTier {
-    /// Linux 5.11: single-shot operations.
-    Base,
-    /// Linux 6.0: provided-buffer rings, multishot operations, zero-copy send.
-    Rings,
-    /// Linux 6.1: completions are run when the shard asks for them.
-    Taskrun,
-}
-
-impl UringTier {
-    /// Every tier, the lowest first.
-    pub const ALL: [Self; 3] = [Self::Base, Self::Rings, Self::Taskrun];
-
-    /// The tier's name, as `--uring-tier` takes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Base => "base",
-            Self::Rings => "rings",
-            Self::Taskrun => "taskrun",
-        }
-    }
 }
 
 /// The configuration file that was used.

@@ -41,6 +41,11 @@ pub use record::{InterestRecord, Record, RunRecord};
 pub use settings::{Identity, Settings};
 use timers::{NEVER, Timers};
 
+/// Every connection is looked at this often, whatever it waits for, in nanoseconds.
+const RECHECK_NS_MAX: u64 = 10_000_000_000;
+/// How long a client may take what is queued for it when the server ends, in nanoseconds.
+const FAREWELL_NS: u64 = 1_500_000_000;
+
 /// A shard of this server, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u8);
@@ -550,6 +555,8 @@ impl Engine {
             }
         };
         if due != NEVER {
+            // An entry of a connection that is gone must not stay for a whole ping interval.
+            let due = due.min(self.now.saturating_add(RECHECK_NS_MAX));
             self.timers.arm(id, due, &mut conn.timing.armed);
         }
     }
@@ -560,7 +567,16 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
-        conn.outbox.push(&mut self.spares, write);
+        if self.settings.trace {
+            let mut line = Vec::new();
+            write(&mut line);
+            // nats-server leaves the quotes of an error out.
+            let text = String::from_utf8_lossy(&line).trim_end().replace('\'', "");
+            tracing::trace!("{} - ->> [{text}]", conn.label());
+            conn.outbox.push(&mut self.spares, |out| out.extend_from_slice(&line));
+        } else {
+            conn.outbox.push(&mut self.spares, write);
+        }
         if conn.outbox.pending_bytes() > self.settings.limits.pending_bytes_max {
             self.doomed.push(id);
         }
@@ -591,13 +607,14 @@ impl Engine {
     }
 
     /// Ends a connection: its error, if any, and all that is queued is sent within
-    /// [`FLUSH_NS`]; nothing more is read.
+    /// [`FLUSH_NS`], or [`FAREWELL_NS`] when the server ends; nothing more is read.
     fn fail(&mut self, id: ConnId, error: Option<&str>, reason: Reason) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !conn.is_open() {
             return;
         }
-        let until = self.now.saturating_add(FLUSH_NS);
+        let patience = if reason == Reason::ServerShutdown { FAREWELL_NS } else { FLUSH_NS };
+        let until = self.now.saturating_add(patience);
         conn.phase = Phase::Flushing { until };
         conn.review();
         conn.partial = Vec::new();

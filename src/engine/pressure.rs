@@ -113,18 +113,20 @@ impl Engine {
     /// Asks the other shards to settle what replies are held back for.
     pub(super) fn send_barriers(&mut self) {
         let epoch = self.epoch;
-        let staged = self.lanes.iter().any(|lane| lane.staged_epoch == epoch);
+        let mut over = self.lanes.iter().any(|lane| lane.staged_epoch == epoch);
         if !self.held.is_empty() {
             for shard in self.others() {
                 let lane = &mut self.lanes[shard.index()];
                 if lane.barrier_epoch < lane.staged_epoch {
                     lane.barrier_epoch = epoch;
+                    over = true;
                     self.push_record(shard, Record::Barrier { epoch });
                 }
             }
             self.settle();
         }
-        if staged {
+        // What is staged behind a barrier belongs to a later epoch than the barrier.
+        if over {
             self.epoch += 1;
         }
     }
@@ -317,5 +319,65 @@ impl Engine {
             let id = conn.id;
             self.abort(id, super::Reason::SlowConsumerPending);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::engine::{Peer, Settings};
+
+    const OTHER: ShardId = ShardId(1);
+
+    /// A shard of two with connections in the first `conns` slots.
+    fn shard_with(conns: u32) -> (Engine, Vec<ConnId>) {
+        let settings = Settings::new(&Default::default(), &Default::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 2, Rc::new(settings), 1);
+        let ids: Vec<_> = (0..conns).map(|slot| ConnId { slot, generation: 0 }).collect();
+        for id in &ids {
+            engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+            engine.on_bytes(*id, b"CONNECT {\"verbose\":false}\r\n");
+        }
+        (engine, ids)
+    }
+
+    fn turn(engine: &mut Engine, id: ConnId, bytes: &[u8]) {
+        engine.on_bytes(id, bytes);
+        engine.end_turn();
+    }
+
+    /// Takes everything staged for the other shard and says which barriers were among it.
+    fn barriers(engine: &mut Engine) -> Vec<u64> {
+        let records = std::iter::from_fn(|| engine.pop_record(OTHER));
+        let epoch = |record| match record {
+            Record::Barrier { epoch } => Some(epoch),
+            _ => None,
+        };
+        records.filter_map(epoch).collect()
+    }
+
+    /// Everything a connection may be sent now.
+    fn output(engine: &mut Engine, id: ConnId) -> String {
+        let Some(batch) = engine.take_batch(id) else { return String::new() };
+        let bytes = batch.iter().flat_map(|piece| piece.bytes()).copied().collect::<Vec<_>>();
+        engine.on_sent(id, bytes.len(), Some(batch));
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_barrier_does_not_settle_what_was_staged_behind_it() {
+        let (mut engine, ids) = shard_with(2);
+        turn(&mut engine, ids[0], b"SUB a 1\r\n");
+        turn(&mut engine, ids[0], b"PING\r\n");
+        let [first] = barriers(&mut engine)[..] else { panic!("one barrier for one PING") };
+        turn(&mut engine, ids[1], b"SUB b 1\r\nPING\r\n");
+        engine.on_record(OTHER, Record::Settled { epoch: first });
+        assert!(output(&mut engine, ids[0]).ends_with("PONG\r\n"));
+        assert!(!output(&mut engine, ids[1]).ends_with("PONG\r\n"));
+        let [second] = barriers(&mut engine)[..] else { panic!("a barrier of its own") };
+        engine.on_record(OTHER, Record::Settled { epoch: second });
+        assert_eq!(output(&mut engine, ids[1]), "PONG\r\n");
     }
 }

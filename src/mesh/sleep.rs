@@ -6,9 +6,9 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(loom)]
+#[cfg(shardcast_loom)]
 use loom::sync::atomic::{AtomicU8, Ordering, fence};
-#[cfg(not(loom))]
+#[cfg(not(shardcast_loom))]
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 const AWAKE: u8 = 0;
@@ -19,7 +19,7 @@ const ASLEEP_BEHIND: u8 = 2;
 
 /// Whether one shard sleeps; shared by all.
 #[derive(Debug)]
-#[cfg_attr(not(loom), repr(align(128)))] // Two lines: neighbours are fetched in pairs.
+#[cfg_attr(not(shardcast_loom), repr(align(128)))] // Two lines: neighbours are fetched in pairs.
 pub struct Sleep {
     state: AtomicU8,
 }
@@ -63,21 +63,19 @@ impl Sleep {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, shardcast_loom))]
 mod tests {
-    use loom::sync::Arc;
-    use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::sync::{Arc, Notify};
     use loom::thread;
 
     use super::Sleep;
 
     /// A shard sleeps until it is rung; the model finds a deadlock if nobody rings.
-    fn sleep_until(sleep: &Sleep, behind: bool, bell: &AtomicBool, idle: impl Fn() -> bool) {
+    fn sleep_until(sleep: &Sleep, behind: bool, bell: &Notify, idle: impl Fn() -> bool) {
         while idle() {
             if sleep.fall_asleep(behind, &idle) {
-                while !bell.swap(false, Ordering::SeqCst) {
-                    thread::yield_now();
-                }
+                bell.wait();
                 sleep.wake();
             }
         }
@@ -87,13 +85,13 @@ mod tests {
     fn loom_a_published_record_always_wakes_the_sleeper() {
         loom::model(|| {
             let sleep = Arc::new(Sleep::default());
-            let (lane, bell) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+            let (lane, bell) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
             let sender = {
                 let (sleep, lane, bell) = (sleep.clone(), lane.clone(), bell.clone());
                 thread::spawn(move || {
                     lane.store(1, Ordering::Release);
                     if sleep.must_be_rung() {
-                        bell.store(true, Ordering::SeqCst);
+                        bell.notify();
                     }
                 })
             };
@@ -106,13 +104,13 @@ mod tests {
     fn loom_room_always_wakes_the_sender_that_waits_for_it() {
         loom::model(|| {
             let sleep = Arc::new(Sleep::default());
-            let (full, bell) = (Arc::new(AtomicUsize::new(1)), Arc::new(AtomicBool::new(false)));
+            let (full, bell) = (Arc::new(AtomicUsize::new(1)), Arc::new(Notify::new()));
             let receiver = {
                 let (sleep, full, bell) = (sleep.clone(), full.clone(), bell.clone());
                 thread::spawn(move || {
                     full.store(0, Ordering::Release);
                     if sleep.must_be_rung_for_room() {
-                        bell.store(true, Ordering::SeqCst);
+                        bell.notify();
                     }
                 })
             };

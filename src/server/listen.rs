@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::time::Duration;
 
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
@@ -11,6 +12,11 @@ use crate::config::StartError;
 
 /// Connections the kernel may hold for us; it takes no more than `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// How often a port in use is tried again, and how long after: half a second in all. The kernel
+/// frees the port of a killed server only when it has taken down that server's rings, a little
+/// after the process is gone.
+const BUSY_TRIES_MAX: usize = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Listens on `host` (an address or a name) and `port`; port 0 is any free one.
 ///
@@ -28,15 +34,18 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
         StartError::new(format!("Error listening on port: {address}, \"{error}\"{remedy}"))
     };
     let addresses = addresses(host, port).map_err(failed)?;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in addresses {
-        match listener(address) {
-            Ok(listener) => return Ok(listener),
-            // Without IPv6 its address does not even exist: the next one may.
-            Err(error) => last = error,
+    for _ in 0..BUSY_TRIES_MAX {
+        match first_listener(&addresses) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => pause(),
+            outcome => return outcome.map_err(failed),
         }
     }
-    Err(failed(last))
+    first_listener(&addresses).map_err(failed)
+}
+
+#[expect(clippy::disallowed_methods, reason = "before the first shard nobody else is kept waiting")]
+fn pause() {
+    std::thread::sleep(BUSY_PAUSE);
 }
 
 /// `host:port`, with brackets around an IPv6 address.
@@ -57,6 +66,18 @@ fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     addresses.sort_by_key(SocketAddr::is_ipv6);
     addresses.truncate(1);
     Ok(addresses)
+}
+
+fn first_listener(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        match listener(*address) {
+            Ok(listener) => return Ok(listener),
+            // Without IPv6 its address does not even exist: the next one may.
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {
@@ -109,6 +130,18 @@ mod tests {
         let start = format!("Error listening on port: 127.0.0.1:{port}, \"Address already in use");
         assert!(error.starts_with(&start), "{error}");
         assert!(error.contains("choose another port"), "{error}");
+    }
+
+    #[test]
+    fn a_port_that_is_about_to_be_free_is_waited_for() {
+        let taken = bind("127.0.0.1", 0).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let leaving = std::thread::spawn(move || {
+            pause();
+            drop(taken);
+        });
+        bind("127.0.0.1", port).unwrap();
+        leaving.join().unwrap();
     }
 
     #[test]

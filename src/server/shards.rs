@@ -79,7 +79,10 @@ impl Shards {
             let seed = Seed {
                 id,
                 core: *core,
-                reactor: uring::Options { tier: forced_tier(options), ..uring::Options::default() },
+                reactor: uring::Options {
+                    tier: options.runtime.uring_tier,
+                    ..uring::Options::default()
+                },
                 control: controlled,
                 mesh,
                 listener: listener.take(),
@@ -202,10 +205,7 @@ fn grow(seed: Seed) {
 }
 
 /// Waits until every shard has its reactor.
-fn collect(
-    reports: &Receiver<Ready>,
-    count: usize,
-) -> Result<(Vec<Bell>, Tier), StartError> {
+fn collect(reports: &Receiver<Ready>, count: usize) -> Result<(Vec<Bell>, Tier), StartError> {
     let mut bells = Vec::new();
     let mut tier = Tier::TaskRun;
     for _ in 0..count {
@@ -230,12 +230,4 @@ fn memory_bytes_max() -> usize {
 #[expect(clippy::disallowed_methods, reason = "the control thread may look at the clock")]
 fn now() -> Instant {
     Instant::now()
-}
-
-fn forced_tier(options: &Options) -> Option<Tier> {
-    match options.runtime.uring_tier_max {
-        crate::config::UringTier::Base => Some(Tier::Base),
-        crate::config::UringTier::Rings => Some(Tier::Rings),
-        crate::config::UringTier::Taskrun => None,
-    }
 }

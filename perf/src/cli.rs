@@ -1,0 +1,345 @@
+//! The command line: every option with its default and unit.
+
+use crate::client::{Identity, Target};
+use crate::clock::{parse_bytes, parse_duration};
+use crate::fault::{Fault, Outcome};
+use crate::load::{Pace, Plan, Workload};
+use crate::server::Started;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Measures latency under load, throughput and CPU of any NATS server.
+#[derive(Debug, Parser)]
+#[command(name = "shardcast-perf", version, about)]
+pub(crate) struct Cli {
+    /// What to measure.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The measurements.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish as fast as the server delivers; rates, CPU, verified counts.
+    Throughput(OneLoad<ThroughputArgs>),
+    /// Publish at a fixed rate, whatever the server does; latency from the intended send time.
+    Latency(OneLoad<LatencyArgs>),
+    /// Compare servers: each scenario on each server in turn, several times.
+    Compare(CompareArgs),
+}
+
+/// A measurement of one server.
+#[derive(Debug, Args)]
+pub(crate) struct OneLoad<T: Args> {
+    /// The server.
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// What to do to it.
+    #[command(flatten)]
+    pub(crate) load: T,
+    /// Where the results go.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Which server, and as whom.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// nats://user:pass@host:port, or a list with commas
+    #[arg(long, default_value = "nats://127.0.0.1:4222", conflicts_with = "server")]
+    url: String,
+    /// Start this server and stop it at the end: 'COMMAND with {port}'
+    #[arg(long, value_name = "COMMAND")]
+    server: Option<String>,
+    /// Process id of the server, for its CPU and memory
+    #[arg(long, conflicts_with = "server")]
+    pid: Option<u32>,
+    /// Credentials of the user
+    #[command(flatten)]
+    identity: IdentityArgs,
+}
+
+/// Credentials.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct IdentityArgs {
+    /// Credentials file (JWT and seed)
+    #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
+    creds: Option<String>,
+    /// File with the user's nkey seed
+    #[arg(long, value_name = "FILE")]
+    nkey: Option<String>,
+}
+
+impl IdentityArgs {
+    /// Reads the files.
+    pub(crate) fn load(&self) -> Outcome<Identity> {
+        Identity::load(self.creds.as_deref(), self.nkey.as_deref())
+    }
+}
+
+/// A server that can be measured now. It ends with this value, if this program started it.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// How to reach it.
+    pub(crate) target: Target,
+    /// Its process, when it is known.
+    pub(crate) pid: Option<u32>,
+    _started: Option<Started>,
+}
+
+impl TargetArgs {
+    /// Starts the server if that was asked for.
+    pub(crate) fn prepare(&self) -> Outcome<Subject> {
+        let identity = self.identity.load()?;
+        if let Some(command) = &self.server {
+            return start(command, identity);
+        }
+        if let Some(pid) = self.pid
+            && !PathBuf::from(format!("/proc/{pid}/stat")).exists()
+        {
+            let cause = format!("there is no process {pid}");
+            return Err(Fault::new(cause, "give --pid of the running server"));
+        }
+        let target = Target::parse(&self.url, identity)?;
+        Ok(Subject { target, pid: self.pid, _started: None })
+    }
+}
+
+/// Starts `command`, which listens on `{port}`.
+pub(crate) fn start(command: &str, identity: Identity) -> Outcome<Subject> {
+    let started = Started::start(command)?;
+    let target = Target::local(started.port(), identity);
+    Ok(Subject { target, pid: Some(started.pid()), _started: Some(started) })
+}
+
+/// Where results go besides the terminal.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OutputArgs {
+    /// Write all figures as JSON here ('-': standard output, without the text)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write HdrHistogram percentile files (milliseconds) here; a name is put before '.hgrm'
+    /// when there are several
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hgrm: Option<PathBuf>,
+    /// Draw the percentile curves, or deliveries per CPU second, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// Who publishes what to whom, and for how long.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// Publishing connections
+    #[arg(long, default_value_t = 1)]
+    pubs: usize,
+    /// Subscribing connections
+    #[arg(long, default_value_t = 1)]
+    subs: usize,
+    /// Distinct subjects, published to in a random order
+    #[arg(long, default_value_t = 1)]
+    subjects: usize,
+    /// Connections that subscribe to each subject [default: all; 1 when there are several subjects]
+    #[arg(long)]
+    fanout: Option<usize>,
+    /// Subscribe to one wildcard on each connection in place of the subjects
+    #[arg(long, conflicts_with = "fanout")]
+    wildcard: bool,
+    /// Deal the subscribers to so many queue groups; 0: none
+    #[arg(long, default_value_t = 0)]
+    queue_groups: usize,
+    /// First token of all subjects
+    #[arg(long, default_value = "perf")]
+    subject: String,
+    /// Payload in bytes (128, 16KiB, …)
+    #[arg(long, default_value = "128", value_parser = parse_bytes)]
+    payload: usize,
+    /// Header block in bytes; 0: no headers
+    #[arg(long, default_value = "0", value_parser = parse_bytes)]
+    headers: usize,
+    /// Check that each subscriber gets each publisher's messages in order
+    #[arg(long)]
+    verify: bool,
+    /// Time before the measured window
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    warmup: Duration,
+    /// Length of the measured window
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    duration: Duration,
+    /// Threads for the publishing connections
+    #[arg(long, default_value_t = 1)]
+    pub_threads: usize,
+    /// Threads for the subscribing connections
+    #[arg(long, default_value_t = 1)]
+    sub_threads: usize,
+    /// Read buffer of a subscribing connection in bytes; 0: 16 to 256 KiB by their number
+    #[arg(long, default_value = "0", value_parser = parse_bytes)]
+    read_buffer: usize,
+}
+
+impl LoadArgs {
+    fn plan(&self, pace: Pace) -> Outcome<Plan> {
+        if self.pub_threads == 0 || self.sub_threads == 0 || self.duration.is_zero() {
+            return Err(Fault::new("no thread or no time to run", "give more than 0"));
+        }
+        let bad = |c: char| c.is_whitespace() || matches!(c, '*' | '>');
+        if self.subject.is_empty() || self.subject.contains(bad) {
+            let cause = format!("'{}' is no first token of a subject", self.subject);
+            return Err(Fault::new(cause, "give --subject a word without blanks and wildcards"));
+        }
+        let whole = self.subjects == 1 || self.queue_groups > 0 || self.wildcard;
+        let usual = if whole { self.subs } else { self.subs.min(1) };
+        let workload = Workload {
+            pubs: self.pubs,
+            subs: self.subs,
+            subjects: self.subjects,
+            fanout: self.fanout.unwrap_or(usual),
+            wildcard: self.wildcard,
+            queue_groups: self.queue_groups,
+            prefix: self.subject.clone(),
+            payload_bytes: self.payload,
+            header_bytes: self.headers,
+            verify: self.verify,
+        };
+        workload.check(matches!(pace, Pace::Open { .. }))?;
+        Ok(Plan {
+            workload,
+            pace,
+            warmup: self.warmup,
+            duration: self.duration,
+            pub_threads: self.pub_threads,
+            sub_threads: self.sub_threads,
+            read_buffer_bytes: self.read_buffer,
+        })
+    }
+}
+
+/// A load that this program can run.
+pub(crate) trait Load {
+    /// What to run.
+    fn plan(&self) -> Outcome<Plan>;
+    /// How late the generator may be at its 99th percentile, in microseconds.
+    fn lag_max_us(&self) -> f64;
+}
+
+/// Options of `throughput`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ThroughputArgs {
+    /// The load.
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Bytes that publishers may be ahead of the slowest subscriber (less when the copies of all
+    /// subscribers exceed 256 MiB)
+    #[arg(long, default_value = "4MiB", value_parser = parse_bytes)]
+    window: usize,
+}
+
+impl Load for ThroughputArgs {
+    fn plan(&self) -> Outcome<Plan> {
+        self.load.plan(Pace::Closed { window_bytes: self.window as u64 })
+    }
+
+    fn lag_max_us(&self) -> f64 {
+        f64::INFINITY
+    }
+}
+
+/// Options of `latency`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LatencyArgs {
+    /// The load.
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Messages published per second, by all publishers together
+    #[arg(long, default_value_t = 10_000.0)]
+    rate: f64,
+    /// How late the generator itself may be (99th percentile) before the run is invalid
+    #[arg(long, default_value = "1ms", value_parser = parse_duration)]
+    lag_max: Duration,
+}
+
+impl Load for LatencyArgs {
+    fn plan(&self) -> Outcome<Plan> {
+        if !self.rate.is_finite() || self.rate <= 0.0 {
+            return Err(Fault::new("the rate is not positive", "give --rate above 0"));
+        }
+        self.load.plan(Pace::Open { rate: self.rate })
+    }
+
+    fn lag_max_us(&self) -> f64 {
+        self.lag_max.as_secs_f64() * 1e6
+    }
+}
+
+/// Options of `compare`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// A server: 'NAME=COMMAND with {port}'; give it once for each server, the yardstick first
+    #[arg(long, value_name = "NAME=COMMAND", required = true)]
+    pub(crate) server: Vec<String>,
+    /// A built-in set of scenarios
+    #[arg(long, value_enum)]
+    pub(crate) suite: Vec<crate::compare::Suite>,
+    /// Runs of each scenario on each server
+    #[arg(long, default_value_t = 3)]
+    pub(crate) runs: usize,
+    /// Measured window of each run of a suite
+    #[arg(long, value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Options for every scenario, before its own
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub(crate) with: Option<String>,
+    /// Credentials of the user
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+    /// Where the results go.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// A scenario: '[NAME:] throughput …' or '[NAME:] latency …', with their options
+    #[arg(value_name = "SCENARIO")]
+    pub(crate) scenarios: Vec<String>,
+}
+
+/// A scenario, read with the options of the commands it names.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true, args_override_self = true)]
+pub(crate) struct ScenarioCli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) load: ScenarioLoad,
+}
+
+/// The loads that can be compared.
+#[derive(Debug, Subcommand)]
+#[command(args_override_self = true)]
+pub(crate) enum ScenarioLoad {
+    /// See [`Command::Throughput`].
+    #[command(args_override_self = true)]
+    Throughput(ThroughputArgs),
+    /// See [`Command::Latency`].
+    #[command(args_override_self = true)]
+    Latency(LatencyArgs),
+}
+
+impl ScenarioLoad {
+    /// The load behind the name.
+    pub(crate) fn load(&self) -> &dyn Load {
+        match self {
+            Self::Throughput(args) => args,
+            Self::Latency(args) => args,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_options_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+        ScenarioCli::command().debug_assert();
+    }
+}

@@ -1,0 +1,390 @@
+//! Client connections on tokio-uring: connecting, the handshake, reading and writing.
+
+use crate::clock::Clock;
+use crate::fault::{Fault, Outcome};
+use crate::wire::{self, Scanner, ServerInfo};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio_uring::buf::BoundedBuf as _;
+use tokio_uring::net::TcpStream;
+
+/// Room for INFO and the answers of the handshake.
+const HANDSHAKE_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Where to connect, and as whom. Cheap to share between threads.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// The servers; connection `n` goes to server `n` modulo their number.
+    servers: Vec<Server>,
+    identity: Identity,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Server {
+    name: String,
+    address: SocketAddr,
+    login: Login,
+}
+
+/// What a URL says about the user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Login {
+    #[default]
+    None,
+    Token(String),
+    Password(String, String),
+}
+
+/// What signs the server's nonce.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity {
+    jwt: Option<String>,
+    seed: Option<String>,
+}
+
+impl Identity {
+    /// Reads a `.creds` file (JWT and seed) or a file with an nkey seed.
+    pub(crate) fn load(creds: Option<&str>, nkey: Option<&str>) -> Outcome<Self> {
+        let read = |path: &str| {
+            std::fs::read_to_string(path)
+                .map_err(|e| Fault::new(format!("{path}: {e}"), "check the path and its rights"))
+        };
+        if let Some(path) = creds {
+            let text = read(path)?;
+            let (jwt, seed) = (block(&text, "JWT"), block(&text, "SEED"));
+            if jwt.is_none() || seed.is_none() {
+                return Err(Fault::new(
+                    format!("{path} holds no user JWT and seed"),
+                    "make it with `nsc generate creds`, or give a bare seed with --nkey",
+                ));
+            }
+            return Ok(Self { jwt, seed });
+        }
+        let Some(path) = nkey else {
+            return Ok(Self::default());
+        };
+        let seed = read(path)?.lines().map(str::trim).find(|l| l.starts_with("SU")).map(Into::into);
+        if seed.is_none() {
+            let cause = format!("{path} holds no user seed (SU…)");
+            return Err(Fault::new(cause, "make one with `nk -gen user`"));
+        }
+        Ok(Self { jwt: None, seed })
+    }
+}
+
+/// The text between `-----BEGIN … KIND-----` and the next line of dashes.
+fn block(text: &str, kind: &str) -> Option<String> {
+    let mut lines = text.lines();
+    let ends = format!("{kind}-----");
+    lines.find(|line| line.starts_with("-----BEGIN") && line.ends_with(&ends))?;
+    lines.next().map(|line| line.trim().to_owned())
+}
+
+impl Target {
+    /// Reads one URL or a list with commas: `nats://user:pass@host:port`, `host:port`, `host`.
+    pub(crate) fn parse(urls: &str, identity: Identity) -> Outcome<Self> {
+        let servers: Vec<Server> = urls.split(',').map(parse_server).collect::<Outcome<_>>()?;
+        Ok(Self { servers, identity })
+    }
+
+    /// The server on this machine's `port`.
+    pub(crate) fn local(port: u16, identity: Identity) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let server = Server { name: address.to_string(), address, login: Login::None };
+        Self { servers: vec![server], identity }
+    }
+
+    /// The servers as the user wrote them, without passwords.
+    pub(crate) fn name(&self) -> String {
+        self.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    fn connect_line(&self, server: &Server, info: &ServerInfo) -> Outcome<String> {
+        let mut fields = serde_json::json!({
+            "verbose": false, "pedantic": false, "headers": info.headers, "protocol": 1,
+            "no_responders": info.headers, "name": "shardcast-perf", "lang": "rust",
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        match &server.login {
+            Login::None => {}
+            Login::Token(token) => fields["auth_token"] = token.as_str().into(),
+            Login::Password(user, pass) => {
+                fields["user"] = user.as_str().into();
+                fields["pass"] = pass.as_str().into();
+            }
+        }
+        if let Some(seed) = &self.identity.seed {
+            let unusable = |e: nkeys::error::Error| {
+                Fault::new(format!("the seed cannot be used: {e}"), "check --creds or --nkey")
+            };
+            let pair = nkeys::KeyPair::from_seed(seed).map_err(unusable)?;
+            let signature = pair.sign(info.nonce.as_bytes()).map_err(unusable)?;
+            use base64::Engine as _;
+            let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+            fields["sig"] = engine.encode(signature).into();
+            match &self.identity.jwt {
+                Some(jwt) => fields["jwt"] = jwt.as_str().into(),
+                None => fields["nkey"] = pair.public_key().into(),
+            }
+        }
+        Ok(format!("CONNECT {fields}\r\nPING\r\n"))
+    }
+}
+
+fn parse_server(url: &str) -> Outcome<Server> {
+    let bad = |why: &str| {
+        let cause = format!("the URL '{}' {why}", hide_login(url));
+        Fault::new(cause, "write it as nats://user:pass@host:port or host:port")
+    };
+    let rest = match url.trim().split_once("://") {
+        Some(("nats" | "tls", rest)) => rest,
+        Some(_) => return Err(bad("has another scheme than nats")),
+        None => url.trim(),
+    };
+    let (login, place) = match rest.trim_end_matches('/').rsplit_once('@') {
+        None => (Login::None, rest.trim_end_matches('/')),
+        Some((login, place)) => match login.split_once(':') {
+            None => (Login::Token(login.to_owned()), place),
+            Some((user, pass)) => (Login::Password(user.to_owned(), pass.to_owned()), place),
+        },
+    };
+    let has_port = place.rsplit_once(':').is_some_and(|(host, port)| {
+        port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+    });
+    let name = if has_port { place.to_owned() } else { format!("{place}:4222") };
+    let mut addresses = name.to_socket_addrs().map_err(|e| bad(&format!("is no address ({e})")))?;
+    let address = addresses.next().ok_or_else(|| bad("has no address"))?;
+    Ok(Server { name, address, login })
+}
+
+/// A URL without its password, for messages.
+fn hide_login(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
+        (None, Some((_, place))) => format!("…@{place}"),
+        (_, None) => url.to_owned(),
+    }
+}
+
+/// Bytes that have arrived and have not been used.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    held: Vec<u8>,
+}
+
+impl Inbox {
+    /// Room for `bytes`.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { held: Vec::with_capacity(bytes) }
+    }
+
+    /// What is there.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.held
+    }
+
+    /// Drops the first `used` bytes.
+    pub(crate) fn consume(&mut self, used: usize) {
+        self.held.drain(..used);
+    }
+}
+
+/// One connection. Clones are the same connection, so that one task reads and another writes.
+#[derive(Clone)]
+pub(crate) struct Conn {
+    stream: Rc<TcpStream>,
+    name: Rc<str>,
+}
+
+/// How long the steps of a connection took, in nanoseconds since the connect began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Steps {
+    /// The TCP connection stood.
+    pub(crate) connected_ns: u64,
+    /// The server answered CONNECT and PING.
+    pub(crate) ready_ns: u64,
+}
+
+impl Conn {
+    /// Connects as connection number `index`, says CONNECT and waits for the first PONG.
+    pub(crate) async fn open(target: &Target, index: usize) -> Outcome<(Self, ServerInfo, Steps)> {
+        let server = &target.servers[index % target.servers.len()];
+        let clock = Clock::start();
+        let stream = TcpStream::connect(server.address)
+            .await
+            .map_err(|e| unreachable(&e).at(&server.name))?;
+        let connected_ns = clock.now_ns();
+        stream.set_nodelay(true).map_err(|e| unreachable(&e).at(&server.name))?;
+        let conn = Self { stream: Rc::new(stream), name: server.name.as_str().into() };
+        let info = conn.handshake(target, server).await.map_err(|f| f.at(&server.name))?;
+        Ok((conn, info, Steps { connected_ns, ready_ns: clock.now_ns() }))
+    }
+
+    async fn handshake(&self, target: &Target, server: &Server) -> Outcome<ServerInfo> {
+        let mut inbox = Inbox::new(HANDSHAKE_BUFFER_BYTES);
+        let info = loop {
+            if let Some(end) = memchr::memchr(b'\n', inbox.bytes()) {
+                let info = wire::parse_info(&inbox.bytes()[..end])?;
+                inbox.consume(end + 1);
+                break info;
+            }
+            self.fill(&mut inbox).await?;
+        };
+        if info.tls_required {
+            return Err(Fault::new(
+                "the server wants TLS, which this tool does not speak yet",
+                "measure a port without TLS",
+            ));
+        }
+        if info.auth_required && server.login == Login::None && target.identity.seed.is_none() {
+            return Err(Fault::new(
+                "the server wants credentials",
+                "give --url nats://user:pass@host:port, --creds or --nkey",
+            ));
+        }
+        self.write(target.connect_line(server, &info)?.into_bytes()).await?;
+        self.await_pong(&mut inbox, &mut Scanner::new(0)).await?;
+        Ok(info)
+    }
+
+    /// Reads until a PONG has come, ignoring messages.
+    pub(crate) async fn await_pong(&self, inbox: &mut Inbox, scanner: &mut Scanner) -> Outcome<()> {
+        loop {
+            let seen = scanner.scan(inbox.bytes(), |_| {})?;
+            inbox.consume(seen.used);
+            if seen.pongs > 0 {
+                return Ok(());
+            }
+            self.fill(inbox).await?;
+        }
+    }
+
+    /// Reads once, behind what `inbox` holds. A closed connection is a failure.
+    pub(crate) async fn fill(&self, inbox: &mut Inbox) -> Outcome<usize> {
+        let held = std::mem::take(&mut inbox.held);
+        let start = held.len();
+        if start == held.capacity() {
+            return Err(Fault::new(
+                "the server sent a line longer than the read buffer",
+                "raise --read-buffer",
+            ));
+        }
+        let (read, slice) = self.stream.read(held.slice(start..)).await;
+        inbox.held = slice.into_inner();
+        match read {
+            Ok(0) => Err(closed("the server closed the connection").at(&self.name)),
+            Ok(bytes) => Ok(bytes),
+            Err(e) => Err(closed(&format!("reading failed ({e})")).at(&self.name)),
+        }
+    }
+
+    /// Writes everything and gives the buffer back.
+    pub(crate) async fn write(&self, bytes: Vec<u8>) -> Outcome<Vec<u8>> {
+        let (written, bytes) = self.stream.write_all(bytes).await;
+        match written {
+            Ok(()) => Ok(bytes),
+            Err(e) => Err(closed(&format!("writing failed ({e})")).at(&self.name)),
+        }
+    }
+
+    /// Answers the PINGs that were seen.
+    pub(crate) async fn answer(&self, pings: usize) -> Outcome<()> {
+        if pings > 0 {
+            self.write(b"PONG\r\n".repeat(pings)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends both directions; a read that waits comes back.
+    pub(crate) fn shut_down(&self) {
+        // It may have been closed by the other side, which is as good.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn unreachable(error: &io::Error) -> Fault {
+    let remedy = match error.raw_os_error() {
+        Some(24) => "raise the limit of open files (ulimit -n)",
+        Some(99) => "use fewer connections: the local ports are used up",
+        _ => "start the server, or name another one with --url or --server",
+    };
+    Fault::new(format!("cannot connect ({error})"), remedy)
+}
+
+fn closed(what: &str) -> Fault {
+    Fault::new(what, "look into the server's log (a slow consumer, a limit, or did it die?)")
+}
+
+/// Runs `work` on a tokio-uring runtime of its own, for about `conns` connections.
+pub(crate) fn with_ring<T>(conns: usize, work: impl Future<Output = T>) -> T {
+    let entries = u32::try_from((conns * 2).next_power_of_two()).unwrap_or(u32::MAX);
+    let mut ring = tokio_uring::uring_builder();
+    ring.setup_cqsize(entries.clamp(256, 4096) * 4);
+    tokio_uring::builder().entries(entries.clamp(256, 4096)).uring_builder(&ring).start(work)
+}
+
+/// Waits for a server to send INFO on `target`, for at most `patience`. Gives its INFO.
+pub(crate) fn await_server(
+    target: &Target,
+    patience: Duration,
+    mut still_there: impl FnMut() -> Outcome<()>,
+) -> Outcome<()> {
+    use std::io::Read as _;
+    let clock = Clock::start();
+    let server = &target.servers[0];
+    loop {
+        still_there()?;
+        let attempt = std::net::TcpStream::connect(server.address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            let mut start = [0; 5];
+            stream.read_exact(&mut start).map(|()| start)
+        });
+        match attempt {
+            Ok(start) if &start == b"INFO " => return Ok(()),
+            Ok(_) => {
+                let cause = format!("{} does not speak NATS", server.name);
+                return Err(Fault::new(cause, "check {port} in the server's command"));
+            }
+            Err(_) if clock.now_ns() < crate::clock::duration_ns(patience) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(e) => {
+                let cause = format!("the server does not answer on {} ({e})", server.name);
+                return Err(Fault::new(cause, "try its command by hand, with a port for {port}"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_with_and_without_user_and_port() {
+        let server = |url| parse_server(url).unwrap();
+        assert_eq!(server("127.0.0.1:4333").address.port(), 4333);
+        assert_eq!(server("127.0.0.1").address.port(), 4222);
+        assert_eq!(server("nats://[::1]:5000/").address, "[::1]:5000".parse().unwrap());
+        let login = server("nats://me:p@ss@127.0.0.1:1").login;
+        assert_eq!(login, Login::Password("me".into(), "p@ss".into()));
+        assert_eq!(server("nats://secret@127.0.0.1:1").login, Login::Token("secret".into()));
+        assert!(parse_server("http://127.0.0.1").is_err());
+    }
+
+    #[test]
+    fn a_message_about_a_url_hides_the_password() {
+        let fault = parse_server("http://me:secret@h:1").unwrap_err().to_string();
+        assert!(!fault.contains("secret"), "{fault}");
+    }
+
+    #[test]
+    fn credentials_are_found_in_a_creds_file() {
+        let text = "-----BEGIN NATS USER JWT-----\nabc.def\n------END NATS USER JWT------\n\n\
+            -----BEGIN USER NKEY SEED-----\nSUAXY\n------END USER NKEY SEED------\n";
+        assert_eq!(block(text, "JWT").as_deref(), Some("abc.def"));
+        assert_eq!(block(text, "SEED").as_deref(), Some("SUAXY"));
+    }
+}

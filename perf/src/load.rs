@@ -1,0 +1,922 @@
+//! Publishers and subscribers, as fast as the server goes or at a fixed rate, and what they saw.
+//!
+//! The caller's thread coordinates: it moves all others from phase to phase, and samples the
+//! counters and the server's CPU at both ends of the measured window. Publishers share one or
+//! more threads, subscribers one or more others, each thread with its own tokio-uring runtime.
+
+use crate::client::{Conn, Inbox, Target, with_ring};
+use crate::clock::{Clock, Ticker, duration_ns};
+use crate::fault::{Fault, Outcome};
+use crate::report::Progress;
+use crate::server::Usage;
+use crate::wire::{Renderer, Scanner, Stamp, push_sub};
+use hdrhistogram::Histogram;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a publisher writes at once, in bytes.
+const BATCH_BYTES: usize = 64 * 1024;
+/// All read buffers of a thread together, when the user gives no size.
+const READ_BUFFERS_BYTES: usize = 8 << 20;
+/// How often a publisher whose window is full looks again.
+const WINDOW_POLL_NS: u64 = 200_000;
+/// How often a thread looks whether the run is over, and measures its own lag.
+const HEARTBEAT_NS: u64 = 5_000_000;
+/// Deliveries that are under way at most, in bytes, so that no server runs out of memory.
+const UNDER_WAY_BYTES_MAX: u64 = 256 << 20;
+/// Without a delivery for so long, those that are missing are given up.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const SETUP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who publishes what to whom.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Workload {
+    /// Publishing connections.
+    pub(crate) pubs: usize,
+    /// Subscribing connections.
+    pub(crate) subs: usize,
+    /// Distinct subjects.
+    pub(crate) subjects: usize,
+    /// Connections that subscribe to each subject.
+    pub(crate) fanout: usize,
+    /// Whether each connection has one subscription, to `prefix.*`, in place of many.
+    pub(crate) wildcard: bool,
+    /// Queue groups that the connections are dealt to; 0: none.
+    pub(crate) queue_groups: usize,
+    /// The first token of all subjects.
+    pub(crate) prefix: String,
+    /// Payload of each message, in bytes.
+    pub(crate) payload_bytes: usize,
+    /// Header block of each message, in bytes; 0: no headers.
+    pub(crate) header_bytes: usize,
+    /// Whether subscribers check each publisher's order.
+    pub(crate) verify: bool,
+}
+
+impl Workload {
+    /// Deliveries that one message causes.
+    pub(crate) fn deliveries(&self) -> u64 {
+        let plain = if self.wildcard { self.subs } else { self.fanout };
+        let copies = if self.queue_groups > 0 { self.queue_groups.min(plain) } else { plain };
+        copies as u64
+    }
+
+    /// Whether every connection gets every message.
+    fn is_broadcast(&self) -> bool {
+        self.queue_groups == 0 && self.deliveries() == self.subs as u64
+    }
+
+    fn subject(&self, number: usize) -> String {
+        format!("{}.{number}", self.prefix)
+    }
+
+    /// Filters of subscribing connection `conn`. With queue groups, `fanout` is all connections.
+    fn filters(&self, conn: usize) -> Vec<String> {
+        if self.wildcard {
+            return vec![format!("{}.*", self.prefix)];
+        }
+        let mine = |subject: &usize| {
+            let first = subject * self.fanout % self.subs;
+            (conn + self.subs - first) % self.subs < self.fanout
+        };
+        (0..self.subjects).filter(mine).map(|subject| self.subject(subject)).collect()
+    }
+
+    fn queue(&self, conn: usize) -> Option<String> {
+        (self.queue_groups > 0).then(|| format!("q{}", conn % self.queue_groups))
+    }
+
+    /// All subjects in an order that is random, and the same in every run.
+    fn shuffled_subjects(&self) -> Vec<String> {
+        let mut subjects: Vec<String> = (0..self.subjects).map(|n| self.subject(n)).collect();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for at in (1..subjects.len()).rev() {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let other = usize::try_from(state % (at as u64 + 1)).unwrap_or(0);
+            subjects.swap(at, other);
+        }
+        subjects
+    }
+
+    /// Says which option to change when the options do not go together.
+    pub(crate) fn check(&self, timed: bool) -> Outcome<()> {
+        let refuse = |cause: &str, remedy: &str| Err(Fault::new(cause, remedy));
+        let stamp = if self.verify { Stamp::BYTES } else { Stamp::TIME_BYTES };
+        if (self.verify || timed) && self.payload_bytes < stamp {
+            return Err(Fault::new(
+                format!("a payload of {} bytes holds no stamp", self.payload_bytes),
+                format!("give --payload {stamp} or more"),
+            ));
+        }
+        if self.pubs == 0 || self.subjects == 0 {
+            return refuse("there is nothing to publish", "give --pubs and --subjects at least 1");
+        }
+        if timed && self.subs == 0 {
+            return refuse("nobody receives, so nothing can be timed", "give --subs 1 or more");
+        }
+        if self.subs > 0 && !(1..=self.subs).contains(&self.fanout) {
+            return refuse("the fan-out is not possible", "give --fanout from 1 to --subs");
+        }
+        if self.queue_groups > 0 && !self.wildcard && self.fanout != self.subs {
+            return refuse("queue groups need every subscriber", "leave --fanout out");
+        }
+        Ok(())
+    }
+}
+
+/// How fast to publish.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(crate) enum Pace {
+    /// As fast as the server delivers, at most so many bytes ahead of the slowest subscriber.
+    Closed {
+        /// Bytes published and not yet delivered everywhere.
+        window_bytes: u64,
+    },
+    /// So many messages a second in all, whatever the server does.
+    Open {
+        /// Messages a second of all publishers together.
+        rate: f64,
+    },
+}
+
+/// How to run a workload.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Plan {
+    /// Who publishes what to whom.
+    pub(crate) workload: Workload,
+    /// How fast.
+    pub(crate) pace: Pace,
+    /// Time before the measured window.
+    pub(crate) warmup: Duration,
+    /// Length of the measured window.
+    pub(crate) duration: Duration,
+    /// Threads for the publishing connections.
+    pub(crate) pub_threads: usize,
+    /// Threads for the subscribing connections.
+    pub(crate) sub_threads: usize,
+    /// Read buffer of each subscribing connection, in bytes; 0: chosen by their number.
+    pub(crate) read_buffer_bytes: usize,
+}
+
+/// What a run showed. Counts and times are of the measured window, if nothing else is said.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// The length of the window, in seconds.
+    pub(crate) window_s: f64,
+    /// Messages published.
+    pub(crate) published: u64,
+    /// Messages delivered.
+    pub(crate) delivered: u64,
+    /// What the server used, when its process is known.
+    pub(crate) server: Option<Usage>,
+    /// What this program used.
+    pub(crate) generator: Usage,
+    /// Deliveries that never came, of the whole run.
+    pub(crate) missing: u64,
+    /// Deliveries too many, of the whole run.
+    pub(crate) surplus: u64,
+    /// Deliveries out of a publisher's order, of the whole run; only with `verify`.
+    pub(crate) disordered: u64,
+    /// Nanoseconds from the intended send time to the arrival, of messages meant for the window.
+    pub(crate) latency: Histogram<u64>,
+    /// Nanoseconds by which publishers sent late for reasons of their own (open loop only).
+    pub(crate) send_lag: Histogram<u64>,
+    /// Nanoseconds by which the subscribers' threads woke late, probed every few milliseconds.
+    pub(crate) receive_lag: Histogram<u64>,
+    /// Whether the user ended the run early.
+    pub(crate) interrupted: bool,
+}
+
+/// A histogram that holds nanoseconds up to an hour with three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
+    const HOUR_NS: u64 = 3_600_000_000_000;
+    // The bounds are constants that the library accepts.
+    Histogram::new_with_bounds(1, HOUR_NS, 3).expect("valid bounds")
+}
+
+/// Counters of one connection, on a cache line of their own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicU64);
+
+const PREPARE: u8 = 0;
+const SEND: u8 = 1;
+const DRAIN: u8 = 2;
+const STOP: u8 = 3;
+
+/// Where a run stands, and its counters.
+struct Stage {
+    clock: Clock,
+    phase: AtomicU8,
+    ready: AtomicUsize,
+    publishers_done: AtomicUsize,
+    sent: Vec<Counter>,
+    delivered: Vec<Counter>,
+    /// When the schedule of an open loop begins, and its window, on the run's clock.
+    start_ns: AtomicU64,
+    window_ns: [AtomicU64; 2],
+    fault: Mutex<Option<Fault>>,
+}
+
+impl Stage {
+    fn new(workload: &Workload) -> Self {
+        let counters = |n: usize| std::iter::repeat_with(Counter::default).take(n).collect();
+        Self {
+            clock: Clock::start(),
+            phase: AtomicU8::new(PREPARE),
+            ready: AtomicUsize::new(0),
+            publishers_done: AtomicUsize::new(0),
+            sent: counters(workload.pubs),
+            delivered: counters(workload.subs),
+            start_ns: AtomicU64::new(0),
+            window_ns: [AtomicU64::new(0), AtomicU64::new(u64::MAX)],
+            fault: Mutex::new(None),
+        }
+    }
+
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::Acquire)
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.iter().map(|c| c.0.load(Ordering::Relaxed)).sum()
+    }
+
+    fn delivered(&self) -> u64 {
+        self.delivered.iter().map(|c| c.0.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Messages that have surely been delivered to everybody.
+    fn settled(&self, workload: &Workload) -> u64 {
+        if workload.is_broadcast() {
+            let counts = self.delivered.iter().map(|c| c.0.load(Ordering::Relaxed));
+            counts.min().unwrap_or(u64::MAX)
+        } else {
+            self.delivered() / workload.deliveries().max(1)
+        }
+    }
+
+    fn in_window(&self, at_ns: u64) -> bool {
+        let [from, to] = &self.window_ns;
+        (from.load(Ordering::Relaxed)..to.load(Ordering::Relaxed)).contains(&at_ns)
+    }
+
+    /// Keeps the first failure; failures while everybody goes home are none.
+    fn fail(&self, fault: Fault) {
+        if self.phase() < STOP {
+            let mut first = self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            first.get_or_insert(fault);
+        }
+    }
+
+    fn failed(&self) -> Option<Fault> {
+        self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+/// What the threads of a run share.
+struct Job {
+    plan: Plan,
+    target: Target,
+    stage: Stage,
+}
+
+/// What a thread brings home.
+struct Share {
+    latency: Histogram<u64>,
+    send_lag: Histogram<u64>,
+    receive_lag: Histogram<u64>,
+    disordered: u64,
+}
+
+impl Share {
+    fn new() -> Self {
+        Self {
+            latency: histogram(),
+            send_lag: histogram(),
+            receive_lag: histogram(),
+            disordered: 0,
+        }
+    }
+}
+
+/// Runs `plan` against `target`. `server_pid` is the process whose CPU is measured; `stop` ends
+/// the window early.
+pub(crate) fn run(
+    plan: &Plan,
+    target: &Target,
+    server_pid: Option<u32>,
+    stop: &AtomicBool,
+    progress: &mut Progress,
+) -> Outcome<Seen> {
+    plan.workload.check(matches!(plan.pace, Pace::Open { .. }))?;
+    let stage = Stage::new(&plan.workload);
+    let job = Arc::new(Job { plan: plan.clone(), target: target.clone(), stage });
+    let mut threads = Vec::new();
+    let mut spawn = |work: fn(&Arc<Job>, usize) -> Share, count: usize| {
+        threads.extend((0..count).map(|index| {
+            let job = Arc::clone(&job);
+            thread::spawn(move || work(&job, index))
+        }));
+    };
+    let coordinator = Coordinator { plan, stage: &job.stage, server_pid, stop };
+    let measured = (|| {
+        spawn(subscribers, plan.sub_threads.min(plan.workload.subs));
+        coordinator.await_ready(plan.workload.subs)?;
+        spawn(publishers, plan.pub_threads.min(plan.workload.pubs));
+        coordinator.await_ready(plan.workload.subs + plan.workload.pubs)?;
+        coordinator.measure(progress)
+    })();
+    progress.clear();
+    job.stage.phase.store(STOP, Ordering::Release);
+    let shares: Vec<Share> = threads.into_iter().filter_map(|t| t.join().ok()).collect();
+    let mut seen = measured?;
+    for share in shares {
+        // All have the same bounds, so adding cannot fail.
+        let _ = seen.latency.add(share.latency);
+        let _ = seen.send_lag.add(share.send_lag);
+        let _ = seen.receive_lag.add(share.receive_lag);
+        seen.disordered += share.disordered;
+    }
+    Ok(seen)
+}
+
+struct Coordinator<'a> {
+    plan: &'a Plan,
+    stage: &'a Stage,
+    server_pid: Option<u32>,
+    stop: &'a AtomicBool,
+}
+
+/// The counters at one end of the window.
+struct Sample {
+    at: Instant,
+    sent: u64,
+    delivered: u64,
+    server: Option<Usage>,
+    generator: Usage,
+}
+
+impl Coordinator<'_> {
+    fn await_ready(&self, wanted: usize) -> Outcome<()> {
+        let began = Instant::now();
+        loop {
+            let ready = self.stage.ready.load(Ordering::Acquire);
+            if ready == wanted {
+                return Ok(());
+            }
+            self.check()?;
+            if self.stop.load(Ordering::Relaxed) || began.elapsed() > SETUP_PATIENCE {
+                return Err(Fault::new(
+                    format!("only {ready} of {wanted} connections were ready in time"),
+                    "use fewer connections or subjects",
+                ));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn check(&self) -> Outcome<()> {
+        self.stage.failed().map_or(Ok(()), |fault| Err(self.name_missing(fault)))
+    }
+
+    /// Adds the count that is missing to what went wrong.
+    fn name_missing(&self, fault: Fault) -> Fault {
+        let expected = self.stage.sent() * self.plan.workload.deliveries();
+        let missing = expected.saturating_sub(self.stage.delivered());
+        if missing == 0 {
+            return fault;
+        }
+        fault.at(format!("{missing} of {expected} deliveries are missing"))
+    }
+
+    fn sample(&self) -> Sample {
+        Sample {
+            at: Instant::now(),
+            sent: self.stage.sent(),
+            delivered: self.stage.delivered(),
+            server: self.server_pid.and_then(Usage::of),
+            generator: Usage::of_self(),
+        }
+    }
+
+    fn measure(&self, progress: &mut Progress) -> Outcome<Seen> {
+        let stage = self.stage;
+        // Ahead of now, so that no publisher begins late.
+        let start_ns = stage.clock.now_ns() + 10_000_000;
+        let from_ns = start_ns + duration_ns(self.plan.warmup);
+        let to_ns = from_ns + duration_ns(self.plan.duration);
+        stage.start_ns.store(start_ns, Ordering::Relaxed);
+        stage.window_ns[0].store(from_ns, Ordering::Relaxed);
+        stage.window_ns[1].store(to_ns, Ordering::Relaxed);
+        stage.phase.store(SEND, Ordering::Release);
+        self.wait_until(from_ns, progress)?;
+        let before = self.sample();
+        self.wait_until(to_ns, progress)?;
+        let after = self.sample();
+        stage.phase.store(DRAIN, Ordering::Release);
+        let (missing, surplus) = self.drain()?;
+        Ok(Seen {
+            window_s: after.at.duration_since(before.at).as_secs_f64(),
+            published: after.sent - before.sent,
+            delivered: after.delivered - before.delivered,
+            server: after.server.zip(before.server).map(|(after, before)| after.since(before)),
+            generator: after.generator.since(before.generator),
+            missing,
+            surplus,
+            disordered: 0,
+            latency: histogram(),
+            send_lag: histogram(),
+            receive_lag: histogram(),
+            interrupted: self.stop.load(Ordering::Relaxed),
+        })
+    }
+
+    fn wait_until(&self, until_ns: u64, progress: &mut Progress) -> Outcome<()> {
+        loop {
+            let now_ns = self.stage.clock.now_ns();
+            if now_ns >= until_ns || self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.check()?;
+            let done = self.stage.delivered().max(self.stage.sent());
+            let end_ns = self.stage.window_ns[1].load(Ordering::Relaxed);
+            progress.show(now_ns, end_ns, done);
+            thread::sleep(Duration::from_nanos((until_ns - now_ns).min(50_000_000)));
+        }
+    }
+
+    /// Waits for the deliveries that are under way; gives how many are missing or too many.
+    fn drain(&self) -> Outcome<(u64, u64)> {
+        let (mut last, mut moved) = (0, Instant::now());
+        loop {
+            self.check()?;
+            let delivered = self.stage.delivered();
+            let quiet = self.stage.publishers_done.load(Ordering::Acquire);
+            let expected = self.stage.sent() * self.plan.workload.deliveries();
+            if quiet == self.plan.workload.pubs && delivered >= expected {
+                // Copies that nobody expects would come right behind.
+                thread::sleep(Duration::from_millis(5));
+                return Ok((0, self.stage.delivered() - expected));
+            }
+            if delivered != last {
+                (last, moved) = (delivered, Instant::now());
+            }
+            if moved.elapsed() > DRAIN_PATIENCE {
+                return Ok((expected.saturating_sub(delivered), 0));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// The connections of thread `index` of `threads`.
+fn dealt(conns: usize, threads: usize, index: usize) -> Vec<usize> {
+    (index..conns).step_by(threads).collect()
+}
+
+/// Keeps a thread's ring turning until the run stops, and records how late it woke.
+async fn heartbeat(stage: &Stage, mut late: impl FnMut(u64)) -> Outcome<()> {
+    let mut ticker = Ticker::new()?;
+    while stage.phase() < STOP {
+        let due_ns = stage.clock.now_ns() + HEARTBEAT_NS;
+        ticker.wait_ns(HEARTBEAT_NS).await?;
+        if stage.in_window(due_ns) {
+            late(stage.clock.now_ns().saturating_sub(due_ns));
+        }
+    }
+    Ok(())
+}
+
+/// Runs the subscribing connections of one thread.
+fn subscribers(job: &Arc<Job>, index: usize) -> Share {
+    let mine =
+        dealt(job.plan.workload.subs, job.plan.sub_threads.min(job.plan.workload.subs), index);
+    let buffer_bytes = match job.plan.read_buffer_bytes {
+        0 => (READ_BUFFERS_BYTES / mine.len().max(1)).clamp(16 << 10, 256 << 10),
+        given => given,
+    };
+    let share = Rc::new(RefCell::new(Share::new()));
+    let outcome = with_ring(mine.len(), async {
+        let (mut conns, mut tasks) = (Vec::new(), Vec::new());
+        for number in mine {
+            let subscriber = Subscriber::open(job, number, buffer_bytes, Rc::clone(&share)).await?;
+            conns.push(subscriber.conn.clone());
+            tasks.push(tokio_uring::spawn(subscriber.work()));
+            job.stage.ready.fetch_add(1, Ordering::Release);
+        }
+        let late = |ns| share.borrow_mut().receive_lag.saturating_record(ns);
+        heartbeat(&job.stage, late).await?;
+        go_home(&conns, tasks).await;
+        Ok(())
+    });
+    outcome.unwrap_or_else(|fault| job.stage.fail(fault));
+    share.replace(Share::new())
+}
+
+/// Ends a thread's connections and waits for their tasks.
+async fn go_home<T: 'static>(conns: &[Conn], tasks: Vec<impl Future<Output = T>>) {
+    conns.iter().for_each(Conn::shut_down);
+    for task in tasks {
+        task.await;
+    }
+}
+
+struct Subscriber {
+    job: Arc<Job>,
+    conn: Conn,
+    number: usize,
+    inbox: Inbox,
+    scanner: Scanner,
+    share: Rc<RefCell<Share>>,
+    /// The latest sequence number of each publisher.
+    latest: Vec<Option<u32>>,
+}
+
+impl Subscriber {
+    async fn open(
+        job: &Arc<Job>,
+        number: usize,
+        buffer_bytes: usize,
+        share: Rc<RefCell<Share>>,
+    ) -> Outcome<Self> {
+        let workload = &job.plan.workload;
+        let (conn, info, _) = Conn::open(&job.target, number).await?;
+        let wire_bytes = workload.payload_bytes + workload.header_bytes;
+        if workload.header_bytes > 0 && !info.headers {
+            return Err(Fault::new("the server has no headers", "leave --headers out"));
+        }
+        if info.max_payload > 0 && wire_bytes > info.max_payload {
+            return Err(Fault::new(
+                format!("{wire_bytes} bytes exceed max_payload {}", info.max_payload),
+                "lower --payload or raise the server's max_payload",
+            ));
+        }
+        let timed = matches!(job.plan.pace, Pace::Open { .. });
+        let prefix = match (workload.verify, timed) {
+            (true, _) => Stamp::BYTES,
+            (false, true) => Stamp::TIME_BYTES,
+            (false, false) => 0,
+        };
+        let queue = workload.queue(number);
+        let mut wire = Vec::new();
+        for (at, filter) in workload.filters(number).iter().enumerate() {
+            push_sub(filter, queue.as_deref(), at + 1, &mut wire);
+        }
+        wire.extend_from_slice(b"PING\r\n");
+        conn.write(wire).await?;
+        let (mut inbox, mut scanner) = (Inbox::new(buffer_bytes), Scanner::new(prefix));
+        conn.await_pong(&mut inbox, &mut scanner).await?;
+        let (job, latest) = (Arc::clone(job), vec![None; workload.pubs]);
+        Ok(Self { job, conn, number, inbox, scanner, share, latest })
+    }
+
+    async fn work(mut self) {
+        if let Err(fault) = self.receive().await {
+            self.job.stage.fail(fault);
+        }
+    }
+
+    async fn receive(&mut self) -> Outcome<()> {
+        let job = Arc::clone(&self.job);
+        let stage = &job.stage;
+        let timed = matches!(job.plan.pace, Pace::Open { .. });
+        let verify = job.plan.workload.verify;
+        let broadcast = job.plan.workload.is_broadcast();
+        let mut count = 0;
+        loop {
+            self.conn.fill(&mut self.inbox).await?;
+            let now_ns = if timed { stage.clock.now_ns() } else { 0 };
+            let seen = if timed || verify {
+                let share = &mut *self.share.borrow_mut();
+                let latest = &mut self.latest;
+                self.scanner.scan(self.inbox.bytes(), |message| {
+                    count += 1;
+                    let stamp = Stamp::from_prefix(message.prefix);
+                    if timed && stage.in_window(stamp.intended_ns) {
+                        share.latency.saturating_record(now_ns.saturating_sub(stamp.intended_ns));
+                    }
+                    if verify && !in_order(latest, stamp, broadcast) {
+                        share.disordered += 1;
+                    }
+                })?
+            } else {
+                self.scanner.scan(self.inbox.bytes(), |_| count += 1)?
+            };
+            self.inbox.consume(seen.used);
+            stage.delivered[self.number].0.store(count, Ordering::Relaxed);
+            self.conn.answer(seen.pings).await?;
+        }
+    }
+}
+
+/// Whether `stamp` follows its publisher's latest one: directly, when every message comes here.
+fn in_order(latest: &mut [Option<u32>], stamp: Stamp, broadcast: bool) -> bool {
+    let Some(latest) = latest.get_mut(stamp.publisher as usize) else {
+        return false;
+    };
+    let follows = match *latest {
+        None => !broadcast || stamp.sequence == 0,
+        Some(before) => {
+            let step = stamp.sequence.wrapping_sub(before);
+            if broadcast { step == 1 } else { (1..1 << 31).contains(&step) }
+        }
+    };
+    *latest = Some(stamp.sequence);
+    follows
+}
+
+/// Runs the publishing connections of one thread.
+fn publishers(job: &Arc<Job>, index: usize) -> Share {
+    let mine =
+        dealt(job.plan.workload.pubs, job.plan.pub_threads.min(job.plan.workload.pubs), index);
+    let share = Rc::new(RefCell::new(Share::new()));
+    let outcome = with_ring(mine.len() * 2, async {
+        let (mut conns, mut readers, mut writers) = (Vec::new(), Vec::new(), Vec::new());
+        for number in mine {
+            let (conn, ..) = Conn::open(&job.target, number).await?;
+            let pongs = Rc::new(Cell::new(0));
+            let reader = listen(Arc::clone(job), conn.clone(), Rc::clone(&pongs));
+            readers.push(tokio_uring::spawn(reader));
+            conns.push(conn.clone());
+            let publisher = Publisher::new(job, conn, number, pongs, Rc::clone(&share))?;
+            writers.push(tokio_uring::spawn(publisher.work()));
+            job.stage.ready.fetch_add(1, Ordering::Release);
+        }
+        heartbeat(&job.stage, |_| {}).await?;
+        go_home(&conns, readers).await;
+        go_home(&conns, writers).await;
+        Ok(())
+    });
+    outcome.unwrap_or_else(|fault| job.stage.fail(fault));
+    share.replace(Share::new())
+}
+
+/// Reads what a publisher is sent: PONGs to its PINGs, PINGs, errors.
+async fn listen(job: Arc<Job>, conn: Conn, pongs: Rc<Cell<u64>>) {
+    let (mut inbox, mut scanner) = (Inbox::new(16 << 10), Scanner::new(0));
+    let outcome: Outcome<()> = async {
+        loop {
+            conn.fill(&mut inbox).await?;
+            let seen = scanner.scan(inbox.bytes(), |_| {})?;
+            inbox.consume(seen.used);
+            pongs.set(pongs.get() + seen.pongs as u64);
+            conn.answer(seen.pings).await?;
+        }
+    }
+    .await;
+    outcome.unwrap_or_else(|fault| job.stage.fail(fault));
+}
+
+struct Publisher {
+    job: Arc<Job>,
+    conn: Conn,
+    number: usize,
+    renderer: Renderer,
+    ticker: Ticker,
+    sent: u64,
+    pings: u64,
+    pongs: Rc<Cell<u64>>,
+    share: Rc<RefCell<Share>>,
+}
+
+impl Publisher {
+    fn new(
+        job: &Arc<Job>,
+        conn: Conn,
+        number: usize,
+        pongs: Rc<Cell<u64>>,
+        share: Rc<RefCell<Share>>,
+    ) -> Outcome<Self> {
+        let workload = &job.plan.workload;
+        let subjects = workload.shuffled_subjects();
+        let renderer = Renderer::new(&subjects, workload.payload_bytes, workload.header_bytes);
+        let (job, ticker) = (Arc::clone(job), Ticker::new()?);
+        Ok(Self { job, conn, number, renderer, ticker, sent: 0, pings: 0, pongs, share })
+    }
+
+    async fn work(mut self) {
+        let job = Arc::clone(&self.job);
+        let outcome: Outcome<()> = async {
+            while job.stage.phase() < SEND {
+                self.ticker.wait_ns(1_000_000).await?;
+            }
+            match job.plan.pace {
+                Pace::Closed { window_bytes } => self.publish_closed(window_bytes).await?,
+                Pace::Open { rate } => self.publish_open(rate).await?,
+            }
+            // What was written has been taken once the PONG is here.
+            self.conn.write(b"PING\r\n".to_vec()).await?;
+            self.pings += 1;
+            while self.pongs.get() < self.pings && job.stage.phase() < STOP {
+                self.ticker.wait_ns(1_000_000).await?;
+            }
+            job.stage.publishers_done.fetch_add(1, Ordering::Release);
+            Ok(())
+        }
+        .await;
+        outcome.unwrap_or_else(|fault| job.stage.fail(fault));
+    }
+
+    fn push(&mut self, intended_ns: u64, batch: &mut Vec<u8>) {
+        let publisher = u32::try_from(self.number).unwrap_or(u32::MAX);
+        // The sequence is modulo 2^32 by definition.
+        let sequence = (self.sent & u64::from(u32::MAX)).try_into().unwrap_or(0);
+        self.renderer.push(Stamp { intended_ns, publisher, sequence }, batch);
+        self.sent += 1;
+    }
+
+    fn count_sent(&self) {
+        self.job.stage.sent[self.number].0.store(self.sent, Ordering::Relaxed);
+    }
+
+    async fn publish_closed(&mut self, window_bytes: u64) -> Outcome<()> {
+        let job = Arc::clone(&self.job);
+        let workload = &job.plan.workload;
+        let message_bytes = self.renderer.message_bytes() as u64;
+        let window = window_messages(window_bytes, message_bytes, workload.deliveries());
+        let per_batch = (BATCH_BYTES as u64 / message_bytes).clamp(1, (window / 4).max(1));
+        let unheard = workload.subs == 0;
+        let same_bytes = self.renderer.is_uniform() && !workload.verify;
+        let mut batch = Vec::with_capacity(BATCH_BYTES * 2);
+        while job.stage.phase() == SEND {
+            let (sent, settled) = if unheard {
+                (self.pings * per_batch, self.pongs.get() * per_batch)
+            } else {
+                (job.stage.sent(), job.stage.settled(workload))
+            };
+            if sent + per_batch > settled + window && sent > settled {
+                self.ticker.wait_ns(WINDOW_POLL_NS).await?;
+                continue;
+            }
+            if same_bytes && !batch.is_empty() {
+                self.sent += per_batch;
+            } else {
+                batch.clear();
+                for _ in 0..per_batch {
+                    self.push(0, &mut batch);
+                }
+                if unheard {
+                    batch.extend_from_slice(b"PING\r\n");
+                }
+            }
+            batch = self.conn.write(batch).await?;
+            self.pings += u64::from(unheard);
+            self.count_sent();
+        }
+        Ok(())
+    }
+
+    async fn publish_open(&mut self, rate: f64) -> Outcome<()> {
+        let job = Arc::clone(&self.job);
+        let stage = &job.stage;
+        let schedule = Schedule {
+            start_ns: stage.start_ns.load(Ordering::Relaxed),
+            rate,
+            publishers: job.plan.workload.pubs as u64,
+            publisher: self.number as u64,
+        };
+        let end_ns = stage.window_ns[1].load(Ordering::Relaxed);
+        let mut batch = Vec::with_capacity(BATCH_BYTES * 2);
+        // Until then the server kept this connection from sending; that is not our lag.
+        let mut free_ns = schedule.start_ns;
+        loop {
+            let due_ns = schedule.intended_ns(self.sent);
+            if due_ns >= end_ns || stage.phase() != SEND {
+                return Ok(());
+            }
+            let now_ns = stage.clock.now_ns();
+            if due_ns > now_ns {
+                self.ticker.wait_ns((due_ns - now_ns).min(HEARTBEAT_NS)).await?;
+                continue;
+            }
+            batch.clear();
+            let mut next_ns = due_ns;
+            while next_ns <= now_ns && next_ns < end_ns && batch.len() < BATCH_BYTES {
+                self.push(next_ns, &mut batch);
+                next_ns = schedule.intended_ns(self.sent);
+            }
+            if stage.in_window(due_ns) {
+                let lag_ns = now_ns.saturating_sub(due_ns.max(free_ns));
+                self.share.borrow_mut().send_lag.saturating_record(lag_ns);
+            }
+            batch = self.conn.write(batch).await?;
+            free_ns = stage.clock.now_ns();
+            self.count_sent();
+        }
+    }
+}
+
+/// Messages that may be under way: `window_bytes` of them, unless their copies would fill memory.
+fn window_messages(window_bytes: u64, message_bytes: u64, deliveries: u64) -> u64 {
+    let memory = UNDER_WAY_BYTES_MAX / deliveries.max(1);
+    (window_bytes.min(memory) / message_bytes).max(1)
+}
+
+/// When each message of an open loop is meant to be sent: decided before the first one, so that
+/// a server that stalls cannot change it.
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    start_ns: u64,
+    /// Messages a second of all publishers together.
+    rate: f64,
+    publishers: u64,
+    publisher: u64,
+}
+
+impl Schedule {
+    /// The time of this publisher's message `number`, on the run's clock.
+    fn intended_ns(self, number: u64) -> u64 {
+        let before = number * self.publishers + self.publisher;
+        // Exact to a nanosecond for years at any rate worth measuring.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a positive time far below 2^63"
+        )]
+        let offset_ns = (before as f64 * 1e9 / self.rate) as u64;
+        self.start_ns + offset_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(subs: usize, subjects: usize, fanout: usize) -> Workload {
+        Workload {
+            pubs: 1,
+            subs,
+            subjects,
+            fanout,
+            wildcard: false,
+            queue_groups: 0,
+            prefix: "perf".into(),
+            payload_bytes: 16,
+            header_bytes: 0,
+            verify: false,
+        }
+    }
+
+    #[test]
+    fn each_subject_has_as_many_subscribers_as_the_fanout_says() {
+        for (subs, subjects, fanout) in [(1, 1, 1), (10, 1, 10), (10, 37, 3), (3, 100, 2)] {
+            let load = workload(subs, subjects, fanout);
+            let all: Vec<String> = (0..subs).flat_map(|conn| load.filters(conn)).collect();
+            for subject in load.shuffled_subjects() {
+                let copies = all.iter().filter(|filter| **filter == subject).count();
+                assert_eq!(copies, fanout, "{subject} of {subs}, {subjects}, {fanout}");
+            }
+        }
+    }
+
+    #[test]
+    fn queue_groups_and_wildcards_change_the_number_of_deliveries() {
+        let plain = workload(10, 5, 3);
+        assert_eq!(plain.deliveries(), 3);
+        assert_eq!(Workload { wildcard: true, ..plain.clone() }.deliveries(), 10);
+        assert_eq!(Workload { queue_groups: 2, ..plain.clone() }.deliveries(), 2);
+        assert_eq!(Workload { subs: 0, fanout: 0, ..plain }.deliveries(), 0);
+    }
+
+    #[test]
+    fn the_publishers_of_a_schedule_take_turns() {
+        let schedule = |publisher| Schedule { start_ns: 5, rate: 1000.0, publishers: 2, publisher };
+        let times: Vec<u64> =
+            (0..3).flat_map(|n| [schedule(0).intended_ns(n), schedule(1).intended_ns(n)]).collect();
+        let expected: Vec<u64> = (0..6).map(|n| 5 + n * 1_000_000).collect();
+        assert_eq!(times, expected);
+    }
+
+    #[test]
+    fn a_schedule_does_not_drift() {
+        let schedule = Schedule { start_ns: 0, rate: 300_000.0, publishers: 1, publisher: 0 };
+        assert_eq!(schedule.intended_ns(300_000 * 3600), 3_600_000_000_000);
+    }
+
+    #[test]
+    fn the_window_keeps_the_copies_of_a_large_fanout_in_memory() {
+        assert_eq!(window_messages(4 << 20, 1024, 1), 4096);
+        assert_eq!(window_messages(4 << 20, 16384, 1000), 16);
+        assert_eq!(window_messages(1, 16384, 1000), 1);
+    }
+
+    #[test]
+    fn order_means_the_next_number_when_every_message_comes() {
+        let stamp = |sequence| Stamp { intended_ns: 0, publisher: 0, sequence };
+        let mut latest = vec![None];
+        assert!(in_order(&mut latest, stamp(0), true));
+        assert!(in_order(&mut latest, stamp(1), true));
+        assert!(!in_order(&mut latest, stamp(3), true));
+        assert!(in_order(&mut latest, stamp(9), false));
+        assert!(!in_order(&mut latest, stamp(8), false));
+        let elsewhere = Stamp { publisher: 1, ..stamp(0) };
+        assert!(!in_order(&mut latest, elsewhere, false));
+    }
+}

@@ -1,0 +1,248 @@
+//! The server's process: starting and stopping it, and what it used.
+
+use crate::client::{Identity, Target, await_server};
+use crate::fault::{Fault, Outcome};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a server may take until it answers, and until it is gone.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// The unit of /proc/PID/stat on Linux (USER_HZ), in ticks per second.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A server that this program started; it ends with this value.
+#[derive(Debug)]
+pub(crate) struct Started {
+    child: Child,
+    port: u16,
+}
+
+impl Started {
+    /// Starts `command` with a free port in place of `{port}` and waits for its INFO.
+    pub(crate) fn start(command: &str) -> Outcome<Self> {
+        if !command.contains("{port}") {
+            let cause = format!("the server's command '{command}' has no {{port}}");
+            return Err(Fault::new(cause, "write it like 'nats-server -p {port}'"));
+        }
+        let port = free_port()?;
+        let words = split_words(&command.replace("{port}", &port.to_string()));
+        let (program, arguments) = words
+            .split_first()
+            .ok_or_else(|| Fault::new("the server's command is empty", "name a program"))?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0) // Ctrl-C is for this program, which then stops the server.
+            .spawn()
+            .map_err(|e| {
+                Fault::new(format!("cannot start '{program}' ({e})"), "build it or fix its path")
+            })?;
+        let mut started = Self { child, port };
+        let target = Target::local(port, Identity::default());
+        await_server(&target, START_PATIENCE, || started.check()).map_err(|f| f.at(command))?;
+        Ok(started)
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The port it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn check(&mut self) -> Outcome<()> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => Err(Fault::new(
+                format!("the server ended at once ({status})"),
+                "try its command by hand, with a port for {port}",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // It may have died; then there is nothing to stop.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let began = Instant::now();
+        while began.elapsed() < STOP_PATIENCE {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> Outcome<u16> {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(|e| Fault::new(format!("no free port ({e})"), "close other programs"))
+}
+
+/// Splits a command as a shell would, quotes included, without expanding anything.
+fn split_words(command: &str) -> Vec<String> {
+    let (mut words, mut word, mut open) = (Vec::new(), String::new(), None);
+    let mut started = false;
+    for c in command.chars() {
+        match (open, c) {
+            (Some(quote), c) if c == quote => open = None,
+            (None, '\'' | '"') => (open, started) = (Some(c), true),
+            (None, c) if c.is_whitespace() => {
+                if started {
+                    words.push(std::mem::take(&mut word));
+                }
+                started = false;
+            }
+            (_, c) => {
+                word.push(c);
+                started = true;
+            }
+        }
+    }
+    if started {
+        words.push(word);
+    }
+    words
+}
+
+/// What a process and its children have used since they started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub(crate) struct Usage {
+    /// Seconds of CPU outside of the kernel.
+    pub(crate) user_s: f64,
+    /// Seconds of CPU in the kernel.
+    pub(crate) system_s: f64,
+    /// Times a thread gave up its CPU by itself, and times it was taken away.
+    pub(crate) switches_voluntary: u64,
+    /// See `switches_voluntary`.
+    pub(crate) switches_forced: u64,
+    /// Resident memory now, in bytes (not a difference).
+    pub(crate) rss_bytes: u64,
+}
+
+impl Usage {
+    /// Reads what `pid` and its descendants have used; nothing when there is no such process.
+    pub(crate) fn of(pid: u32) -> Option<Self> {
+        let mut usage = Self::default();
+        usage.add_process(pid)?;
+        for child in children(pid) {
+            usage.add_tree(child);
+        }
+        Some(usage)
+    }
+
+    /// This program's own usage.
+    pub(crate) fn of_self() -> Self {
+        let mut usage = Self::default();
+        // Without /proc all figures stay zero, and the CPU is reported as unknown.
+        let _ = usage.add_process(std::process::id());
+        usage
+    }
+
+    fn add_tree(&mut self, pid: u32) {
+        if self.add_process(pid).is_some() {
+            for child in children(pid) {
+                self.add_tree(child);
+            }
+        }
+    }
+
+    fn add_process(&mut self, pid: u32) -> Option<()> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (user_s, system_s) = cpu_seconds(&stat)?;
+        self.user_s += user_s;
+        self.system_s += system_s;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        self.rss_bytes += field(&status, "VmRSS:") * 1024;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+            // A thread may end while its neighbours are read.
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            self.switches_voluntary += field(&status, "voluntary_ctxt_switches:");
+            self.switches_forced += field(&status, "nonvoluntary_ctxt_switches:");
+        }
+        Some(())
+    }
+
+    /// What was used since `before`; memory is as it is now.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            user_s: self.user_s - before.user_s,
+            system_s: self.system_s - before.system_s,
+            switches_voluntary: self.switches_voluntary.saturating_sub(before.switches_voluntary),
+            switches_forced: self.switches_forced.saturating_sub(before.switches_forced),
+            rss_bytes: self.rss_bytes,
+        }
+    }
+
+    /// Seconds of CPU, in and out of the kernel.
+    pub(crate) fn cpu_s(self) -> f64 {
+        self.user_s + self.system_s
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// User and system seconds from the text of /proc/PID/stat, whose second field may hold blanks.
+fn cpu_seconds(stat: &str) -> Option<(f64, f64)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user / TICKS_PER_SECOND, system / TICKS_PER_SECOND))
+}
+
+fn field(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_split_as_a_shell_does() {
+        assert_eq!(split_words("a -c 'b c' \"\" d"), ["a", "-c", "b c", "", "d"]);
+        assert_eq!(split_words("  "), Vec::<String>::new());
+    }
+
+    #[test]
+    fn cpu_time_is_found_behind_a_name_with_blanks_and_parentheses() {
+        let stat = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 150 250 0 0 20 0 1 0";
+        assert_eq!(cpu_seconds(stat), Some((1.5, 2.5)));
+    }
+
+    #[test]
+    fn fields_of_status_are_not_mixed_up() {
+        let status = "VmRSS:\t  12 kB\nvoluntary_ctxt_switches:\t3\nnonvoluntary_ctxt_switches:\t4";
+        assert_eq!(field(status, "VmRSS:"), 12);
+        assert_eq!(field(status, "voluntary_ctxt_switches:"), 3);
+        assert_eq!(field(status, "nonvoluntary_ctxt_switches:"), 4);
+    }
+
+    #[test]
+    fn a_command_without_a_port_is_refused() {
+        let fault = Started::start("nats-server").unwrap_err();
+        assert!(fault.to_string().contains("{port}"), "{fault}");
+    }
+}

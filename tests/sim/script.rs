@@ -1,0 +1,207 @@
+//! What clients do, decoded from bytes: any bytes are a script, so that a fuzzer can write them.
+
+use std::collections::VecDeque;
+
+/// What is published to. `*` and `>` are ordinary here, and an empty token reaches nobody.
+pub(crate) const SUBJECTS: [&str; 12] =
+    ["a", "b", "a.b", "a.c", "b.c", "a.b.c", "c.b.a", "x.y", "a.*", "b.>", "a..b", ".a"];
+/// What is subscribed to.
+pub(crate) const FILTERS: [&str; 14] = [
+    "a", "b", "a.b", "a.*", "*.b", "*.*", "a.>", ">", "*", "a.b.c", "a.*.c", "*.b.>", "b.c", "x.y",
+];
+/// What cannot be subscribed to.
+pub(crate) const BAD_FILTERS: [&str; 4] = ["a..b", "a.>.b", ".", "a."];
+/// Queue groups; their names know upper and lower case.
+pub(crate) const QUEUES: [&str; 3] = ["q", "Q", "workers"];
+
+const CLIENTS_MAX: u8 = 8;
+const SHARDS_MAX: u8 = 4;
+const OPS_MAX: usize = 400;
+
+/// One thing a client does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Op {
+    /// To a filter, or with none to its own inboxes.
+    Sub {
+        filter: Option<usize>,
+        queue: Option<usize>,
+        reuse: bool,
+    },
+    /// With a sid that is in use: without effect.
+    SubTwice {
+        which: u8,
+        filter: usize,
+    },
+    /// With a filter that is none.
+    SubInvalid {
+        filter: usize,
+    },
+    Unsub {
+        which: u8,
+    },
+    UnsubMax {
+        which: u8,
+        max: u64,
+    },
+    UnsubUnknown,
+    Publish {
+        subject: usize,
+        shape: u8,
+        count: u8,
+    },
+    /// PING; goes on at once.
+    Ping,
+    /// PING; waits for the PONG.
+    Barrier,
+    /// Another CONNECT.
+    Connect {
+        flags: u8,
+    },
+    /// An unexpected PONG.
+    Pong,
+    /// Waits until another client has got all its PONGs.
+    Meet {
+        client: usize,
+    },
+    /// Its socket takes nothing any more.
+    Stall,
+    Unstall,
+    /// Sends no more, but still reads.
+    HalfClose,
+    Reset,
+    /// Breaks the protocol.
+    Garbage {
+        which: u8,
+    },
+}
+
+/// How the server and its surroundings are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flavour {
+    /// Large payloads: lanes and outboxes fill up.
+    pub(crate) heavy: bool,
+    /// How bytes are cut: 0 single ones, 1 anything, 2 rarely.
+    pub(crate) cuts: u8,
+    pub(crate) pending_bytes_max: usize,
+    pub(crate) write_deadline_ms: u64,
+    pub(crate) ping_interval_ms: u64,
+}
+
+/// A whole run.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Decides everything that the script leaves open.
+    pub(crate) schedule: u64,
+    pub(crate) shards: u8,
+    pub(crate) flavour: Flavour,
+    /// What each client does, in phases: between two of them everything comes to rest.
+    pub(crate) phases: Vec<Vec<VecDeque<Op>>>,
+}
+
+/// The script of a seed.
+#[allow(dead_code, reason = "the fuzz target comes with bytes of its own")]
+pub(crate) fn bytes_of(seed: u64) -> Vec<u8> {
+    let mut rng = fastrand::Rng::with_seed(seed ^ 0x5aa5_0ff0_1234_9876);
+    let len = rng.usize(60..500);
+    (0..len).map(|_| rng.u8(..)).collect()
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn next(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn or_zero(&mut self) -> u8 {
+        self.next().unwrap_or(0)
+    }
+}
+
+impl Plan {
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        let mut bytes = Bytes(bytes);
+        let schedule = u64::from_le_bytes(std::array::from_fn(|_| bytes.or_zero()));
+        let shards = bytes.or_zero() % SHARDS_MAX + 1;
+        let clients = bytes.or_zero() % (CLIENTS_MAX - 1) + 2;
+        let flavour = flavour(bytes.or_zero(), bytes.or_zero());
+        let new_phase = || vec![VecDeque::new(); usize::from(clients)];
+        let mut phases = vec![new_phase()];
+        for _ in 0..OPS_MAX {
+            let Some(client) = bytes.next() else { break };
+            if client >= 252 {
+                phases.push(new_phase());
+                continue;
+            }
+            let Some(op) = op(&mut bytes, clients) else { break };
+            if let Some(phase) = phases.last_mut() {
+                phase[usize::from(client % clients)].push_back(op);
+            }
+        }
+        Self { schedule, shards, flavour, phases }
+    }
+}
+
+fn flavour(first: u8, second: u8) -> Flavour {
+    let heavy = first % 16 == 15;
+    Flavour {
+        heavy,
+        cuts: if heavy { 2 } else { first / 16 % 3 },
+        pending_bytes_max: match second % 8 {
+            0..4 => 64 * 1024 * 1024,
+            4 | 5 if !heavy => 3_000,
+            6 if !heavy => 12_000,
+            _ => 4 * 1024 * 1024,
+        },
+        write_deadline_ms: if (second / 8).is_multiple_of(4) { 500 } else { 10_000 },
+        ping_interval_ms: if (second / 32).is_multiple_of(4) { 1_000 } else { 120_000 },
+    }
+}
+
+fn op(bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
+    let kind = bytes.next()?;
+    let op = match kind % 64 {
+        0..13 => {
+            let (first, second) = (bytes.next()?, bytes.next()?);
+            let queue = (first % 8 >= 5).then(|| usize::from(first / 8) % QUEUES.len());
+            let filter = usize::from(second) % (FILTERS.len() + 4);
+            let inbox = filter >= FILTERS.len();
+            Op::Sub {
+                filter: (!inbox).then_some(filter),
+                queue: queue.filter(|_| !inbox),
+                reuse: first / 64 == 3,
+            }
+        }
+        13 => {
+            let filter = usize::from(bytes.next()?) % FILTERS.len();
+            Op::SubTwice { which: bytes.next()?, filter }
+        }
+        14 => Op::SubInvalid { filter: usize::from(bytes.next()?) % BAD_FILTERS.len() },
+        15..19 => Op::Unsub { which: bytes.next()? },
+        19..22 => Op::UnsubMax { which: bytes.next()?, max: u64::from(bytes.next()?) % 8 + 1 },
+        22 => Op::UnsubUnknown,
+        23..45 => {
+            let (subject, shape, count) = (bytes.next()?, bytes.next()?, bytes.next()?);
+            let subject = usize::from(subject) % SUBJECTS.len();
+            Op::Publish { subject, shape, count: if count < 128 { 1 } else { count % 12 + 1 } }
+        }
+        45..47 => Op::Ping,
+        47..53 => Op::Barrier,
+        53 => Op::Connect { flags: bytes.next()? },
+        54 => Op::Barrier,
+        55 => Op::Pong,
+        56..59 => Op::Meet { client: usize::from(bytes.next()? % clients) },
+        59 => Op::Stall,
+        60 => Op::Unstall,
+        61 => Op::Barrier,
+        _ => match bytes.next()? {
+            0..80 => Op::HalfClose,
+            80..160 => Op::Reset,
+            160..200 => Op::Garbage { which: bytes.next()? },
+            _ => Op::Ping,
+        },
+    };
+    Some(op)
+}

@@ -1,0 +1,173 @@
+//! What must have arrived once everything is at rest.
+
+use super::book::{Book, Publication, Subscription};
+use super::script::QUEUES;
+
+impl Book {
+    /// Whether a publisher surely gets this message back itself, and at once.
+    pub(crate) fn loops_back(&self, id: usize, sub: &Subscription) -> bool {
+        let message = &self.messages[id];
+        let sender = &self.sessions[message.session];
+        sub.session == message.session
+            && sub.queue.is_none()
+            && sub.limits.is_empty()
+            && was_there(sub, message)
+            && sender.config_at(message.op).echo
+            && self.matches(sub.filter, message.subject)
+    }
+
+    /// Whether a message has surely been handled by its publisher's shard.
+    fn is_handled(&self, message: &Publication) -> bool {
+        let sender = &self.sessions[message.session];
+        if sender.last_op.is_some_and(|last| last < message.op) {
+            return false;
+        }
+        let op = &sender.ops[message.op];
+        let ended_well = sender.over && sender.last_op.is_some() && sender.is_complete();
+        let in_time = |handed| sender.closed.is_none_or(|closed| handed < closed.turn);
+        ended_well || op.confirmed.is_some() || (!sender.stale && op.handed.is_some_and(in_time))
+    }
+
+    /// Whether the subscription was in force for the whole way of the message. Of a queue group
+    /// only one that never ended counts: its messages may change their way.
+    fn is_stable(&self, sub: &Subscription, message: &Publication) -> bool {
+        let receiver = &self.sessions[sub.session];
+        let sender = &self.sessions[message.session];
+        if !self.matches(sub.filter, message.subject) || !receiver.is_complete() {
+            return false;
+        }
+        if message.session == sub.session {
+            let lasts = sub.queue.is_none() || sub.end.is_none();
+            return lasts && was_there(sub, message) && receiver.config_at(message.op).echo;
+        }
+        let settled = sender.confirmed(message.op);
+        receiver.confirmed(sub.op).is_some_and(|confirmed| confirmed < message.written)
+            && sub.end.is_none_or(|end| {
+                let ended = receiver.ops[end].written;
+                sub.queue.is_none() && settled.is_some_and(|settled| settled < ended)
+            })
+    }
+
+    /// Whether the subscription can have been in force at any point of the message's way.
+    fn is_possible(&self, sub: &Subscription, message: &Publication) -> bool {
+        let receiver = &self.sessions[sub.session];
+        let sender = &self.sessions[message.session];
+        if !self.matches(sub.filter, message.subject) {
+            return false;
+        }
+        if message.session == sub.session && sub.queue.is_none() {
+            return was_there(sub, message) && receiver.config_at(message.op).echo;
+        }
+        let own_silent = message.session == sub.session && !receiver.config_at(message.op).echo;
+        let settled = sender.confirmed(message.op);
+        let too_late = settled.is_some_and(|settled| settled < sub.written);
+        let ended = sub.end.and_then(|end| receiver.confirmed(end));
+        let too_early = ended.is_some_and(|ended| ended < message.written)
+            || receiver.closed.is_some_and(|c| self.rested_between(c.at, message.written));
+        !own_silent && !too_late && !too_early
+    }
+
+    /// Checks that everything has arrived; nothing is under way any more.
+    pub(crate) fn judge(&self) {
+        for (s, session) in self.sessions.iter().enumerate() {
+            let settled = session.over || session.reset || session.awaited.is_empty();
+            assert!(settled, "session {s}: {:?} never came", session.awaited.front());
+        }
+        let handled: Vec<usize> =
+            (0..self.messages.len()).filter(|id| self.is_handled(&self.messages[*id])).collect();
+        for sub in self.subs.iter().filter(|sub| sub.queue.is_none()) {
+            self.judge_plain(sub, &handled);
+        }
+        for id in handled {
+            for queue in 0..QUEUES.len() {
+                self.judge_group(queue, id);
+            }
+            self.judge_status(id);
+        }
+    }
+
+    fn judge_plain(&self, sub: &Subscription, handled: &[usize]) {
+        let (s, sid) = (sub.session, sub.sid);
+        let session = &self.sessions[s];
+        let due = handled.iter().copied().filter(|id| self.is_stable(sub, &self.messages[*id]));
+        let Some(limit) = sub.limits.iter().map(|limit| limit.max).min() else {
+            for id in due {
+                assert!(
+                    session.got.contains(&(sid, id)),
+                    "session {s}: message {id} never came for sid {sid}"
+                );
+            }
+            return;
+        };
+        let mut missing: Option<(usize, usize)> = None;
+        let mut count = 0;
+        for id in due {
+            count += 1;
+            let publisher = self.messages[id].session;
+            let came = session.got.contains(&(sid, id));
+            let gap = missing.filter(|(_, of)| *of == publisher && came);
+            assert!(gap.is_none(), "session {s}: {gap:?} is missing, but {id} came for sid {sid}");
+            if !came {
+                missing.get_or_insert((id, publisher));
+            }
+        }
+        assert!(
+            sub.fuzzy || sub.received >= limit.min(count),
+            "session {s}: sid {sid} got {} of {count} messages, its limit is {limit}",
+            sub.received
+        );
+    }
+
+    fn members(&self, queue: usize) -> impl Iterator<Item = &Subscription> {
+        self.subs.iter().filter(move |sub| sub.queue == Some(queue))
+    }
+
+    fn judge_group(&self, queue: usize, id: usize) {
+        let message = &self.messages[id];
+        let mut members = self.members(queue).filter(|sub| sub.limits.is_empty());
+        if !members.any(|sub| self.is_stable(sub, message)) {
+            return;
+        }
+        let lost_with_its_member = self
+            .members(queue)
+            .any(|sub| !self.sessions[sub.session].is_complete() && self.is_possible(sub, message));
+        assert!(
+            lost_with_its_member || self.placed.contains_key(&(id, queue)) || self.is_fuzzy(queue),
+            "message {id} reached nobody in the group {:?}",
+            QUEUES[queue]
+        );
+    }
+
+    fn is_fuzzy(&self, queue: usize) -> bool {
+        self.members(queue).any(|sub| sub.fuzzy)
+    }
+
+    fn judge_status(&self, id: usize) {
+        let message = &self.messages[id];
+        let sender = &self.sessions[message.session];
+        if message.reply.is_none() || !sender.is_complete() {
+            return;
+        }
+        let told = sender.unanswered.contains(&id);
+        let reached =
+            self.subs.iter().find(|sub| sub.limits.is_empty() && self.is_stable(sub, message));
+        assert!(
+            !told || reached.is_none(),
+            "session {}: told that nobody got {id}, but {reached:?} did",
+            message.session
+        );
+        let waits = sender.config_at(message.op).no_responders
+            && self.subs.iter().any(|s| s.limits.is_empty() && self.takes_replies(s, message));
+        let nobody = !self.subs.iter().any(|sub| self.is_possible(sub, message));
+        assert!(
+            told || !waits || !nobody,
+            "session {}: nobody got {id}, and its publisher was not told",
+            message.session
+        );
+    }
+}
+
+/// Whether the publisher's own subscription was in force when it published.
+fn was_there(sub: &Subscription, message: &Publication) -> bool {
+    sub.op < message.op && sub.end.is_none_or(|end| end > message.op)
+}
