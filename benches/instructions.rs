@@ -59,13 +59,19 @@ fn all_scenarios() -> Vec<Scenario> {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).filter(|text| text != "--bench").collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let is_bench = arguments.iter().any(|argument| argument == "--bench");
+    let texts = arguments.iter().map(String::as_str).filter(|text| *text != "--bench");
+    let texts: Vec<&str> = texts.collect();
+    match texts[..] {
         ["--run", name] => with_scenario(name, |scenario| {
             measured(&mut World::new(scenario));
             Ok(())
         }),
+        _ if !is_bench => {
+            println!("instructions: not counted; run `cargo bench --bench instructions`");
+            ExitCode::SUCCESS
+        }
         _ if !has_valgrind() => {
             println!("instructions: not counted, because valgrind is not installed");
             ExitCode::SUCCESS
@@ -113,7 +119,8 @@ fn list(part: &str) -> ExitCode {
     println!("{:<32} {:>14} {:>12}", "scenario", "instructions", "each");
     for scenario in all_scenarios().iter().filter(|scenario| scenario.name().contains(part)) {
         match count(scenario) {
-            Ok((instructions, _)) => {
+            Ok((instructions, profile)) => {
+                let _ = fs::remove_file(profile); // Only `--top` shows it.
                 let each = instructions as f64 / scenario.elements(CHUNKS) as f64;
                 println!("{:<32} {instructions:>14} {each:>12.1}", scenario.name());
             }
