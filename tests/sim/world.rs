@@ -17,6 +17,8 @@ const ROUNDS_MAX: usize = 200_000;
 /// Times the clock may have to be advanced for that.
 const JUMPS_MAX: usize = 300;
 const NS_PER_MS: u64 = 1_000_000;
+/// How long a publisher may be held back when everything else is at rest.
+const PAUSE_NS_MAX: u64 = 2_500 * NS_PER_MS;
 
 /// What a run amounted to.
 #[derive(Debug, Default, Clone, Copy)]
@@ -61,11 +63,12 @@ struct Socket {
     reading: bool,
     /// The turn in which reading was paused; since then it may have been at its end.
     paused_turn: Step,
+    paused_ns: u64,
     /// Chunks that had already arrived when reading was paused.
     grace: u32,
     batch: Option<Batch>,
     taken_bytes: usize,
-    to_client: VecDeque<u8>,
+    to_client: Vec<u8>,
     stalled: bool,
     /// The server has closed it; the engine has not been told.
     closing: bool,
@@ -219,7 +222,7 @@ impl World {
     /// Lets everybody act until nothing happens any more.
     fn settle(&mut self) {
         tell!(self, "settling");
-        let mut jumps = 0;
+        let (mut jumps, began_ns) = (0, self.now);
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
             for client in 0..self.clients.len() {
@@ -242,11 +245,26 @@ impl World {
                 panic!("nothing happens any more, but {unrest}");
             };
             jumps += 1;
+            self.check_pauses(began_ns);
             assert!(due > self.now, "a deadline of the past is never met");
             tell!(self, "waiting until {due} because {unrest}");
             self.now = due;
         }
         panic!("it never comes to rest");
+    }
+
+    /// Nobody is held back for long, whoever reads and whoever does not.
+    fn check_pauses(&self, began_ns: u64) {
+        for socket in &self.sockets {
+            let session = &self.book.sessions[socket.session];
+            let is_open = !socket.gone && !socket.closing && session.speaks() && !session.stale;
+            let since = socket.paused_ns.max(began_ns);
+            assert!(
+                !is_open || socket.reading || self.now - since <= PAUSE_NS_MAX,
+                "session {} is held back and never goes on",
+                socket.session
+            );
+        }
     }
 
     fn at_rest(&mut self) {
@@ -372,6 +390,7 @@ impl World {
             Op::UnsubMax { which, max } => self.book.unsub_max(s, which, max),
             Op::UnsubUnknown => self.book.unsub_unknown(s),
             Op::Publish { subject, shape, count } => {
+                let count = if self.flavour.heavy { 2 * count } else { count };
                 for _ in 0..count {
                     let filler = self.filler();
                     self.book.publish(s, subject, shape, filler);
@@ -421,7 +440,8 @@ impl World {
         let len = socket.to_client.len();
         let len = if all || len == 0 { len } else { self.rng.usize(..=len) };
         if len > 0 {
-            let bytes: Vec<u8> = socket.to_client.drain(..len).collect();
+            let rest = socket.to_client.split_off(len);
+            let bytes = std::mem::replace(&mut socket.to_client, rest);
             tell!(self, "session {session} reads {}", super::wire::show(&bytes));
             let heeded = self.book.hear(session, &bytes);
             if self.book.sessions[session].last_op.is_none() {
@@ -467,7 +487,7 @@ impl World {
         {
             let rest = &piece.bytes()[batch.offset..];
             let len = rest.len().min(left);
-            socket.to_client.extend(&rest[..len]);
+            socket.to_client.extend_from_slice(&rest[..len]);
             (taken, left, batch.offset) = (taken + len, left - len, batch.offset + len);
             if len == rest.len() {
                 (batch.piece, batch.offset) = (batch.piece + 1, 0);
@@ -545,7 +565,7 @@ impl World {
                 Action::Flush(_) => self.flush(at),
                 Action::Pause(_) => {
                     if std::mem::replace(&mut socket.reading, false) {
-                        socket.paused_turn = began;
+                        (socket.paused_turn, socket.paused_ns) = (began, self.now);
                     }
                     socket.grace = self.rng.u32(..3);
                     tell!(self, "session {} is paused", self.sockets[at].session);
@@ -682,7 +702,10 @@ impl World {
             socket.handed = end;
             if socket.pongs.iter().any(|pong| *pong <= end) {
                 socket.pongs.retain(|pong| *pong > end);
-                socket.pong_handed_ns = self.now;
+                // Behind its end the engine hears nothing any more.
+                if socket.reading {
+                    socket.pong_handed_ns = self.now;
+                }
             }
             let session = socket.session;
             self.book.handed(session, end);
@@ -759,10 +782,11 @@ impl Socket {
             end_handed: false,
             reading: true,
             paused_turn: 0,
+            paused_ns: 0,
             grace: 0,
             batch: None,
             taken_bytes: 0,
-            to_client: VecDeque::new(),
+            to_client: Vec::new(),
             stalled: false,
             closing: false,
             gone: false,
