@@ -392,8 +392,8 @@ Performance Options:
         --shards <n>                 Shards, one thread each (default: auto, one per core)
         --no-pin                     Do not keep each shard on one core
         --spin <duration>            Look for work this long before sleeping (default: 0)
-        --uring-tier <tier>          Use no more of io_uring than base, rings or taskrun
-                                     (default: the best tier the kernel has)
+        --uring-tier <tier>          Use this much of io_uring: base, rings or taskrun
+                                     (default: the best tier that works here)
 
 Logging Options:
     -l, --log <file>                 File to redirect log output

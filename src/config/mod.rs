@@ -1,7 +1,7 @@
 //! Every option of the server: its default, its unit, and the two ways to set it.
 //!
-//! [`args`] reads the command line, [`file`] turns the configuration file into a tree of values
-//! that know their position, and [`bind`] turns that tree into [`Options`]. Flags win over the
+//! [`args`] reads the command line, [`mod@file`] turns the configuration file into a tree of values
+//! that know their position, and `bind` turns that tree into [`Options`]. Flags win over the
 //! file. To add an option: a field here, a row in `bind`, and a flag in `args` if it has one.
 
 #![forbid(unsafe_code)]

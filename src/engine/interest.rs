@@ -152,7 +152,7 @@ impl Targets {
 pub(super) struct Interest {
     table: Table<Filter>,
     cache: HashMap<Box<[u8]>, Rc<Targets>, RandomState>,
-    /// What was cached since the cache was last empty, in bytes.
+    /// What was cached since the cache was last cleared, in bytes: at least what it holds.
     cached_bytes: usize,
 }
 
@@ -244,6 +244,7 @@ impl Interest {
     /// Forgets what was resolved: a connection has changed how it takes messages.
     pub(super) fn forget_all(&mut self) {
         self.cache.clear();
+        self.cached_bytes = 0;
     }
 
     /// What `subject` resolves to. `takes_headers` tells that of a connection's slot.

@@ -81,8 +81,14 @@ impl Record {
     /// What it costs to keep, in bytes.
     pub fn cost_bytes(&self) -> usize {
         let rest = match self {
-            Self::Run(run) => run.wire.len() + 128,
-            Self::Interest(interest) => interest.filter.len() + 128,
+            Self::Run(run) => {
+                let picks = run.picks.iter().map(|pick| pick.group.len() + 4 * pick.messages.len());
+                size_of::<RunRecord>() + run.wire.len() + picks.sum::<usize>()
+            }
+            Self::Interest(interest) => {
+                let queue = interest.queue.as_ref().map_or(0, |queue| queue.len());
+                size_of::<InterestRecord>() + interest.filter.len() + queue
+            }
             _ => 0,
         };
         size_of::<Self>() + rest

@@ -274,6 +274,7 @@ fn control(
                 is_lame_duck = true;
                 info!("Entering lame duck mode, stop accepting new clients");
                 shards.lame_duck();
+                info!("Closing existing clients");
             }
             Request::Terminate if is_lame_duck => {}
             Request::Terminate | Request::Quit => return Ok(()),

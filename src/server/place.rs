@@ -32,6 +32,22 @@ pub fn pin(core: Option<CoreId>) -> bool {
     core.is_none_or(core_affinity::set_for_current)
 }
 
+/// Bytes of memory this process may use: the machine's, or less if its cgroup says so.
+pub fn memory_bytes() -> usize {
+    let info = rustix::system::sysinfo();
+    let machine = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let files = [
+        format!("/sys/fs/cgroup{own}/memory.max"),
+        "/sys/fs/cgroup/memory.max".to_owned(),
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned(),
+    ];
+    let limit = |file: &String| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let bytes = files.iter().filter_map(limit).fold(machine, u64::min);
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 /// A CPU as the kernel counts them, and the core it is a hyperthread of.
 #[derive(Debug, Clone, Copy)]
 struct Cpu {

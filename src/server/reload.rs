@@ -13,7 +13,9 @@ pub(super) fn changes(old: &Options, new: &Options) -> Result<Vec<String>, Strin
     refuse("HTTP", &old.http, &new.http)?;
     refuse("PidFile", &old.pid_file, &new.pid_file)?;
     refuse("PortsFileDir", &old.ports_file_dir, &new.ports_file_dir)?;
-    refuse("Log", &old.log, &new.log)?;
+    if old.log != new.log {
+        return Err("config reload not supported for log settings: restart to change them".into());
+    }
     refuse("Shards", &old.runtime, &new.runtime)?;
     refuse("LameDuckDuration", &old.lame_duck_duration_ms, &new.lame_duck_duration_ms)?;
     refuse("LameDuckGracePeriod", &old.lame_duck_grace_ms, &new.lame_duck_grace_ms)?;

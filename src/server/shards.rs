@@ -109,7 +109,8 @@ impl Shards {
             seats: Arc::new(Seats::new(cores.len())),
             options: Arc::clone(options),
             identity: identity.clone(),
-            memory_bytes_max: memory_bytes_max() / cores.len().max(1),
+            // Half of what there is, for the output of all connections.
+            memory_bytes_max: place::memory_bytes() / 2 / cores.len().max(1),
             started: now(),
         };
         for parts in parts {
@@ -218,13 +219,6 @@ fn collect(reports: &Receiver<Ready>, count: usize) -> Result<(Vec<Bell>, Tier),
     }
     bells.sort_by_key(|(id, _)| *id);
     Ok((bells.into_iter().map(|(_, bell)| bell).collect(), tier))
-}
-
-/// Half of the machine's memory, for the output of all connections.
-fn memory_bytes_max() -> usize {
-    let info = rustix::system::sysinfo();
-    let bytes = u64::from(info.mem_unit).saturating_mul(info.totalram);
-    usize::try_from(bytes / 2).unwrap_or(usize::MAX)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the control thread may look at the clock")]
