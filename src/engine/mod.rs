@@ -36,6 +36,7 @@ pub use conn::{Peer, Traffic};
 use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
 use pressure::{Lane, Wait};
+use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
 pub use settings::{Identity, Settings};
@@ -236,6 +237,8 @@ pub struct Engine {
     ended: Vec<SubKey>,
     /// Connections that went over `max_pending` in the run being delivered.
     doomed: Vec<ConnId>,
+    /// Memory for the next run.
+    spare_run: Run<'static>,
     lanes: Vec<Lane>,
     /// Counts the turns that staged something for another shard; the current one included.
     epoch: u64,
@@ -278,6 +281,7 @@ impl Engine {
             actions: VecDeque::new(),
             ended: Vec::new(),
             doomed: Vec::new(),
+            spare_run: Run::default(),
             lanes: (0..shards).map(|_| Lane::default()).collect(),
             epoch: 1,
             settled_epoch: 0,

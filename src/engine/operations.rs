@@ -70,14 +70,20 @@ impl Engine {
     /// Handles all whole operations. Returns how many bytes they took; all of them when the
     /// connection is at its end.
     fn consume(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
+        let used = self.consume_with(&mut run, id, bytes);
+        self.spare_run = Run::reusing(run);
+        used
+    }
+
+    fn consume_with<'a>(&mut self, run: &mut Run<'a>, id: ConnId, bytes: &'a [u8]) -> usize {
         let mut at = 0;
-        let mut run = Run::default();
         while at < bytes.len() {
             let Some(limits) = self.parse_limits(id, bytes[at]) else {
                 return bytes.len();
             };
-            at += self.consume_while(id, &bytes[at..], &limits, &mut run);
-            self.flush_run(id, &mut run);
+            at += self.consume_while(id, &bytes[at..], &limits, run);
+            self.flush_run(id, run);
             let Some(conn) = self.conns.get_mut(id) else { return bytes.len() };
             if !conn.is_open() {
                 return bytes.len();

@@ -23,21 +23,29 @@ const BATCH_PIECES_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Spares {
     buffers: Vec<Vec<u8>>,
+    /// Capacity of all `buffers`.
+    buffers_bytes: usize,
     segments: Vec<Segment>,
+    /// Capacity of all `segments`.
+    segments_bytes: usize,
     batches: Vec<Vec<Piece>>,
     /// Memory of all output that is not spare.
     held_bytes: usize,
 }
 
-/// How many own buffers, segments and batches are kept for reuse.
-const SPARES_MAX: usize = 64;
+/// Own buffers and segments are kept for reuse up to this many bytes, of each kind.
+const SPARES_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A buffer that grew beyond this is freed rather than kept.
 const SPARE_BYTES_MAX: usize = 1024 * 1024;
+/// How many lists of pieces are kept for reuse.
+const SPARE_BATCHES_MAX: usize = 4096;
 
 impl Spares {
     /// An empty buffer for own bytes.
     pub(super) fn buffer(&mut self) -> Vec<u8> {
-        self.buffers.pop().unwrap_or_default()
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.buffers_bytes -= buffer.capacity();
+        buffer
     }
 
     /// Bytes of output that are queued or in flight; a segment counts once.
@@ -53,8 +61,10 @@ impl Spares {
 
     fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
         self.held_bytes -= buffer.len();
-        if self.buffers.len() < SPARES_MAX && (1..=SPARE_BYTES_MAX).contains(&buffer.capacity()) {
+        let bytes = buffer.capacity();
+        if self.buffers_bytes < SPARES_BYTES_MAX && (1..=SPARE_BYTES_MAX).contains(&bytes) {
             buffer.clear();
+            self.buffers_bytes += bytes;
             self.buffers.push(buffer);
         }
     }
@@ -64,6 +74,7 @@ impl Spares {
         let mut segment = self.segments.pop().unwrap_or_default();
         match Segment::get_mut(&mut segment) {
             Some(bytes) => {
+                self.segments_bytes -= bytes.capacity();
                 bytes.clear();
                 fill(bytes);
                 self.held_bytes += bytes.len();
@@ -83,7 +94,7 @@ impl Spares {
         for piece in batch.drain(..) {
             self.keep_piece(piece);
         }
-        if self.batches.len() < SPARES_MAX && batch.capacity() > 0 {
+        if self.batches.len() < SPARE_BATCHES_MAX && batch.capacity() > 0 {
             self.batches.push(batch);
         }
     }
@@ -99,7 +110,9 @@ impl Spares {
     pub(super) fn keep_segment(&mut self, mut segment: Segment) {
         if let Some(bytes) = Segment::get_mut(&mut segment) {
             self.held_bytes -= bytes.len();
-            if self.segments.len() < SPARES_MAX && bytes.capacity() <= SPARE_BYTES_MAX {
+            let capacity = bytes.capacity();
+            if self.segments_bytes < SPARES_BYTES_MAX && capacity <= SPARE_BYTES_MAX {
+                self.segments_bytes += capacity;
                 self.segments.push(segment);
             }
         }

@@ -38,7 +38,7 @@ pub(super) struct Message<'a> {
 /// Consecutive publishes of one connection to one subject.
 #[derive(Debug, Default)]
 pub(super) struct Run<'a> {
-    messages: SmallVec<[Message<'a>; 4]>,
+    messages: Vec<Message<'a>>,
     wire_bytes: usize,
     payload_bytes: usize,
     header_bytes: usize,
@@ -71,10 +71,20 @@ impl<'a> Run<'a> {
         self.messages.clear();
     }
 
-    fn of_one(message: Message<'a>) -> Self {
-        let mut run = Self::default();
-        run.push(message.publish, message.wire);
-        run
+    /// An empty run that uses the memory of an older one.
+    pub(super) fn reusing(spare: Run<'_>) -> Self {
+        let mut messages = spare.messages;
+        messages.clear();
+        // Only the lifetime changes: the standard library collects in place.
+        let messages = messages.into_iter().map(|_| unreachable!("it is empty")).collect();
+        Self { messages, ..Self::default() }
+    }
+
+    /// Makes it a run of one message.
+    fn only(&mut self, message: &Message<'a>) -> &Self {
+        self.clear();
+        self.push(message.publish, message.wire);
+        self
     }
 
     fn len(&self) -> usize {
@@ -97,8 +107,18 @@ impl<'a> Run<'a> {
         self.messages[..count].iter().map(bytes_of).sum()
     }
 
+    fn concat(&self) -> Bytes {
+        let mut wire = Vec::with_capacity(self.wire_bytes);
+        self.messages.iter().for_each(|message| wire.extend_from_slice(message.wire));
+        Bytes::from(wire)
+    }
+
     /// Renders the first `count` messages for subscriptions with `sid`.
     fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
+        if let [message] = &self.messages[..count] {
+            encode::msg(out, &message.publish, sid, headers);
+            return;
+        }
         out.reserve(self.wire_bytes + count * (sid.len() + 4));
         let start = out.len();
         encode::msg_prefix(out, false, self.subject(), sid);
@@ -149,14 +169,14 @@ impl Engine {
         let wants_status = conn.connect.no_responders && run.has_reply;
         let targets = self.targets(account, run.subject());
         if wants_status && !self.is_certain(&targets) {
+            let mut one = Run::default();
             for message in &run.messages {
-                let one = Run::of_one(*message);
-                if !self.deliver(source, &one, &targets, true) {
+                if !self.deliver(source, one.only(message), &targets) {
                     self.no_responders(from, &message.publish);
                 }
             }
         } else if !targets.is_empty() {
-            self.deliver(source, run, &targets, true);
+            self.deliver(source, run, &targets);
         }
         self.settle_deliveries();
     }
@@ -168,7 +188,7 @@ impl Engine {
             payload_bytes_max: usize::MAX,
             headers: true,
         };
-        let mut run = Run::default();
+        let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         let mut rest: &[u8] = &record.wire;
         while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
             run.push(publish, &rest[..used]);
@@ -181,17 +201,19 @@ impl Engine {
         if record.plain {
             self.deliver_plain(source, &run, &targets);
         }
+        let mut one = Run::default();
         for pick in &record.picks {
             let group = targets.queues.iter().find(|group| *group.name == *pick.group);
             for &at in &pick.messages {
-                let one = Run::of_one(run.messages[at as usize]);
-                let placed = group.is_some_and(|group| self.deliver_to_one(source, &one, group));
+                let one = one.only(&run.messages[at as usize]);
+                let placed = group.is_some_and(|group| self.deliver_to_one(source, one, group));
                 if !placed {
-                    self.forward(source, &one, group);
+                    self.forward(source, one, group);
                 }
             }
         }
         self.settle_deliveries();
+        self.spare_run = Run::reusing(run);
     }
 
     fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
@@ -211,13 +233,13 @@ impl Engine {
     }
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
-    fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets, stage: bool) -> bool {
+    fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
         let mut reached = self.deliver_plain(source, run, targets);
         let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
         for group in &targets.queues {
             reached |= self.deliver_to_group(source, run, group, &mut picks);
         }
-        if stage && (!targets.shards.is_empty() || !picks.is_empty()) {
+        if !targets.shards.is_empty() || !picks.is_empty() {
             reached = true;
             self.stage_run(source, run, targets.shards, picks);
         }
@@ -366,11 +388,12 @@ impl Engine {
     ) -> bool {
         let mut reached = false;
         let remote: u64 = group.remote.iter().map(|(_, members)| u64::from(*members)).sum();
+        let mut one = Run::default();
         for (at, message) in run.messages.iter().enumerate() {
             let all = group.local.len() as u64 + remote;
             let pick = self.rng.u64(..all.max(1));
             let local = pick < group.local.len() as u64
-                && self.deliver_to_one(source, &Run::of_one(*message), group);
+                && self.deliver_to_one(source, one.only(message), group);
             if local {
                 reached = true;
             } else if remote > 0 {
@@ -452,7 +475,7 @@ impl Engine {
         let Source { account, publisher, echo, visited } = source;
         let mut whole: Option<Bytes> = None;
         for shard in plain.iter() {
-            let wire = whole.get_or_insert_with(|| concat(run.messages.iter())).clone();
+            let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
             let record = RunRecord { account, publisher, echo, visited, wire, plain: true, picks };
@@ -560,12 +583,6 @@ fn render_tails(run: &Run<'_>, headers: bool, spares: &mut Spares) -> (Segment, 
         }
     });
     (segment, ranges)
-}
-
-fn concat<'m, 'a: 'm>(messages: impl Iterator<Item = &'m Message<'a>>) -> Bytes {
-    let mut wire = Vec::new();
-    messages.for_each(|message| wire.extend_from_slice(message.wire));
-    Bytes::from(wire)
 }
 
 fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: usize) {
