@@ -2,15 +2,18 @@
 //!
 //! A message's way from bytes in to bytes out, in six hops:
 //!
-//! 1. [`uring::Reactor::turn`]: a completion becomes `Event::Received { conn, chunk }`
-//! 2. [`shard`]: hands the chunk to the engine
-//! 3. [`proto::Parser`]: `&[u8]` becomes `Op<'_>`, borrowed, nothing copied
-//! 4. [`engine::Engine::on_bytes`]: decides; a run of publishes is matched once
-//! 5. [`engine::outbox`]: the run is rendered once per sid and shared by its subscribers
+//! 1. [`uring::Reactor::turn`]: a completion becomes [`uring::Event::Received`]
+//! 2. [`shard::Shard::run`]: takes a bounded amount of input and hands each chunk to the engine
+//! 3. [`proto::parse()`]: `&[u8]` becomes [`proto::Op`], borrowed, nothing copied
+//! 4. [`engine::Engine::on_bytes`]: decides; a run of publishes to one subject is matched once
+//! 5. `engine::outbox`: the run is rendered once per sid and shared by its subscribers
 //! 6. [`uring::Reactor::send`]: once per connection that has bytes, once per turn
 //!
-//! To another shard: 4' the run is staged on a [`mesh`] lane, and `Engine::on_record` goes on
-//! there with its own interest (no second publish), then 5 and 6.
+//! To another shard: 4' the run is staged on a lane of the [`mesh`], and there
+//! [`engine::Engine::on_record`] goes on with that shard's own interest (nothing is published a
+//! second time), then 5 and 6.
+//!
+//! `ARCHITECTURE.md` has the whole picture.
 
 pub mod config;
 pub mod engine;
@@ -20,7 +23,7 @@ pub mod segment;
 pub mod server;
 pub mod shard;
 pub mod subject;
+pub mod uring;
 
 /// The nats-server release whose behaviour clients may count on; they test features by it.
 pub const NATS_VERSION: &str = "2.14.5";
-pub mod uring;

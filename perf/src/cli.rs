@@ -4,6 +4,7 @@ use crate::client::{Identity, Target};
 use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan, Workload};
+use crate::probe::{RoundTrips, Storm};
 use crate::server::Started;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -22,22 +23,28 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Publish as fast as the server delivers; rates, CPU, verified counts.
-    Throughput(OneLoad<ThroughputArgs>),
+    Throughput(One<ThroughputArgs>),
     /// Publish at a fixed rate, whatever the server does; latency from the intended send time.
-    Latency(OneLoad<LatencyArgs>),
+    Latency(One<LatencyArgs>),
+    /// Request and reply, one request at a time on each connection
+    Rtt(One<RttArgs>),
+    /// Open many connections at once; rate, and time until each is ready
+    Connect(One<ConnectArgs>),
+    /// Hold many idle connections; the server's memory for each
+    Idle(One<IdleArgs>),
     /// Compare servers: each scenario on each server in turn, several times.
     Compare(CompareArgs),
 }
 
 /// A measurement of one server.
 #[derive(Debug, Args)]
-pub(crate) struct OneLoad<T: Args> {
+pub(crate) struct One<T: Args> {
     /// The server.
     #[command(flatten)]
     pub(crate) target: TargetArgs,
     /// What to do to it.
     #[command(flatten)]
-    pub(crate) load: T,
+    pub(crate) work: T,
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -269,6 +276,83 @@ impl Load for LatencyArgs {
 
     fn lag_max_us(&self) -> f64 {
         self.lag_max.as_secs_f64() * 1e6
+    }
+}
+
+/// Options of `rtt`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RttArgs {
+    /// Connections that ask
+    #[arg(long, default_value_t = 1)]
+    requesters: usize,
+    /// Connections that answer, in one queue group; 0: the server answers PINGs
+    #[arg(long, default_value_t = 1)]
+    responders: usize,
+    /// Payload of request and reply in bytes
+    #[arg(long, default_value = "128", value_parser = parse_bytes)]
+    payload: usize,
+    /// Requests per second of all connections together [default: as soon as the reply is there]
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Time before the measured window
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    warmup: Duration,
+    /// Length of the measured window
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    duration: Duration,
+}
+
+impl RttArgs {
+    /// What to do.
+    pub(crate) fn plan(&self) -> Outcome<RoundTrips> {
+        if self.rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
+            return Err(Fault::new("the rate is not positive", "give --rate above 0"));
+        }
+        Ok(RoundTrips {
+            requesters: self.requesters,
+            responders: self.responders,
+            payload_bytes: self.payload,
+            rate: self.rate,
+            warmup: self.warmup,
+            duration: self.duration,
+        })
+    }
+}
+
+/// Options of `connect`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Connections to open
+    #[arg(long, default_value_t = 1000)]
+    conns: usize,
+    /// Connections that are being opened at the same time
+    #[arg(long, default_value_t = 64)]
+    concurrency: usize,
+}
+
+/// Options of `idle`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct IdleArgs {
+    /// The connections.
+    #[command(flatten)]
+    connect: ConnectArgs,
+    /// How long the connections stay idle before the server's memory is read
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    settle: Duration,
+}
+
+impl ConnectArgs {
+    /// What to do.
+    pub(crate) fn plan(&self) -> Storm {
+        let (conns, concurrency) = (self.conns, self.concurrency);
+        Storm { conns, concurrency, settle: Duration::ZERO }
+    }
+}
+
+impl IdleArgs {
+    /// What to do.
+    pub(crate) fn plan(&self) -> Storm {
+        Storm { settle: self.settle, ..self.connect.plan() }
     }
 }
 

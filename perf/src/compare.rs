@@ -120,6 +120,8 @@ pub(crate) struct Entry {
     pub(crate) server: String,
     /// Deliveries per second of the server's CPU.
     pub(crate) per_server_cpu_s: Option<Summary>,
+    /// This program's own CPU per delivery, in nanoseconds.
+    pub(crate) generator_ns_each: Option<Summary>,
     /// Deliveries per second.
     pub(crate) delivered_per_s: Option<Summary>,
     /// The median latency, in microseconds.
@@ -140,6 +142,7 @@ impl Entry {
         Self {
             server: server.name.clone(),
             per_server_cpu_s: None,
+            generator_ns_each: None,
             delivered_per_s: None,
             latency_p50_us: None,
             latency_p99_us: None,
@@ -156,15 +159,26 @@ impl Entry {
         let runs = || self.runs.iter();
         self.per_server_cpu_s = Summary::of(runs().filter_map(|run| run.per_server_cpu_s));
         self.delivered_per_s = Summary::of(runs().map(|run| run.delivered_per_s));
+        self.generator_ns_each = Summary::of(runs().map(|run| run.generator_ns_each));
         let latencies = || runs().filter_map(|run| run.latency_us);
         self.latency_p50_us = Summary::of(latencies().map(|q| q.p50));
         self.latency_p99_us = Summary::of(latencies().map(|q| q.p99));
         self.latency_p999_us = Summary::of(latencies().map(|q| q.p999));
     }
 
-    fn is_valid(&self) -> bool {
+    /// Whether its figures may be used.
+    pub(crate) fn is_valid(&self) -> bool {
         self.runs.iter().all(|run| run.invalid.is_empty())
     }
+}
+
+/// A figure of a table: its name, and how to find it.
+type Figure = (&'static str, fn(&Entry) -> Option<Summary>);
+
+/// `1→10 16 KiB` as a part of a file name: `1-10-16-KiB`.
+fn slug(name: &str) -> String {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
 }
 
 /// One scenario on all servers.
@@ -275,54 +289,82 @@ impl Comparison {
         self.rows.iter().flat_map(|row| &row.servers).all(Entry::is_valid)
     }
 
+    /// The latencies of each scenario on each server, with names fit for files.
+    pub(crate) fn latencies(&self) -> impl Iterator<Item = (String, &Histogram<u64>)> {
+        let entries = self.rows.iter().flat_map(|row| row.servers.iter().map(move |e| (row, e)));
+        let timed = entries.filter(|(_, entry)| !entry.latency.is_empty());
+        timed.map(|(row, entry)| {
+            let name = format!("{}.{}", slug(&row.scenario), slug(&entry.server));
+            (name, &entry.latency)
+        })
+    }
+
     /// The tables, in Markdown.
     pub(crate) fn text(&self) -> String {
-        let latency = |row: &&Row| row.servers.iter().any(|e| e.latency_p50_us.is_some());
-        let (timed, loads): (Vec<&Row>, Vec<&Row>) = self.rows.iter().partition(latency);
-        let mut out = String::new();
-        if !loads.is_empty() {
-            out.push_str(
-                "Deliveries per second of the server's CPU (median ± half the spread)\n\n",
-            );
-            out.push_str(&self.table(&loads, &[("", |entry| entry.per_server_cpu_s)]));
-            out.push_str("\nDeliveries per second\n\n");
-            out.push_str(&self.table(&loads, &[("", |entry| entry.delivered_per_s)]));
-        }
-        if !timed.is_empty() {
-            out.push_str("\nLatency in µs from the intended send time (median of the runs)\n\n");
-            out.push_str(&self.table(
+        let timed = |row: &&Row| row.servers.iter().any(|e| e.latency_p50_us.is_some());
+        let (timed, loads): (Vec<&Row>, Vec<&Row>) = self.rows.iter().partition(timed);
+        let tables: [(&str, &[&Row], &[Figure]); 4] = [
+            (
+                "Deliveries per second of the server's CPU",
+                &loads,
+                &[("", |entry| entry.per_server_cpu_s)],
+            ),
+            ("Deliveries per second", &loads, &[("", |entry| entry.delivered_per_s)]),
+            (
+                "CPU of the load generator itself per delivery, in ns",
+                &loads,
+                &[("", |entry| entry.generator_ns_each)],
+            ),
+            (
+                "Latency from the intended send time, in µs",
                 &timed,
                 &[
                     (" p50", |entry| entry.latency_p50_us),
                     (" p99", |entry| entry.latency_p99_us),
                     (" p99.9", |entry| entry.latency_p999_us),
                 ],
-            ));
+            ),
+        ];
+        let mut out = String::new();
+        for (title, rows, figures) in tables.iter().filter(|(_, rows, _)| !rows.is_empty()) {
+            out.push_str(&format!("{title} (median of the runs ± half their spread)\n\n"));
+            out.push_str(&self.table(rows, figures));
+            out.push('\n');
         }
-        for row in &self.rows {
-            for entry in &row.servers {
-                for fault in entry.runs.iter().flat_map(|run| &run.invalid) {
-                    out.push_str(&format!(
-                        "\nINVALID {} on {}: {fault}\n",
-                        row.scenario, entry.server
-                    ));
-                }
-            }
-        }
+        out.push_str(&self.faults());
         if self.interrupted {
-            out.push_str("\nended early by the user\n");
+            out.push_str("ended early by the user\n");
+        }
+        out
+    }
+
+    /// One line for each server and scenario whose figures must not be used.
+    fn faults(&self) -> String {
+        let mut out = String::new();
+        for row in &self.rows {
+            for entry in row.servers.iter().filter(|entry| !entry.is_valid()) {
+                let bad = || entry.runs.iter().filter(|run| !run.invalid.is_empty());
+                let first = bad().flat_map(|run| &run.invalid).next().map_or("", String::as_str);
+                out.push_str(&format!(
+                    "INVALID {} on {}, {} of {} runs: {first}\n",
+                    row.scenario,
+                    entry.server,
+                    bad().count(),
+                    entry.runs.len()
+                ));
+            }
         }
         out
     }
 
     /// A table with, for each figure, one column per server and one with the ratio to the first.
-    fn table(&self, rows: &[&Row], figures: &[(&str, fn(&Entry) -> Option<Summary>)]) -> String {
+    fn table(&self, rows: &[&Row], figures: &[Figure]) -> String {
         let mut head = vec!["scenario".to_owned()];
+        let first = &self.commands[0].0;
         for (figure, _) in figures {
-            let first = &self.commands[0].0;
             head.push(format!("{first}{figure}"));
             for (name, _) in &self.commands[1..] {
-                head.extend([format!("{name}{figure}"), format!("{name}/{first}")]);
+                head.extend([format!("{name}{figure}"), format!("×{first}")]);
             }
         }
         let mut cells = vec![head];

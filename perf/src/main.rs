@@ -7,14 +7,18 @@ mod clock;
 mod compare;
 mod fault;
 mod load;
+mod plot;
+mod probe;
 mod report;
 mod server;
 mod stats;
 mod wire;
 
 use clap::Parser as _;
-use cli::{Cli, Command, Load, OneLoad};
+use cli::{Cli, Command, Load, One, OutputArgs};
 use fault::{Fault, Outcome};
+use hdrhistogram::Histogram;
+use probe::Site;
 use report::{LoadReport, Progress};
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,6 +35,9 @@ fn main() -> ExitCode {
     let outcome = interruption().and_then(|stop| match &cli.command {
         Command::Throughput(one) => run_load("throughput", one, &stop),
         Command::Latency(one) => run_load("latency", one, &stop),
+        Command::Rtt(one) => run_rtt(one, &stop),
+        Command::Connect(one) => run_storm("connect", one, &one.work.plan(), &stop),
+        Command::Idle(one) => run_storm("idle", one, &one.work.plan(), &stop),
         Command::Compare(args) => run_compare(args, &stop),
     });
     outcome.unwrap_or_else(|fault| {
@@ -52,21 +59,80 @@ fn interruption() -> Outcome<Arc<AtomicBool>> {
 
 fn run_load<T: Load + clap::Args>(
     label: &str,
-    one: &OneLoad<T>,
+    one: &One<T>,
     stop: &AtomicBool,
 ) -> Outcome<ExitCode> {
-    let plan = one.load.plan()?;
+    let plan = one.work.plan()?;
     let subject = one.target.prepare()?;
     let mut progress = Progress::new(format!("{label} {}", subject.target.name()));
     let seen = load::run(&plan, &subject.target, subject.pid, stop, &mut progress)?;
-    let report = LoadReport::new(&plan, &seen, one.load.lag_max_us());
+    let report = LoadReport::new(&plan, &seen, one.work.lag_max_us());
     publish(&report, &report.text(), one.output.json.as_deref())?;
+    keep_times(&one.output, label, &seen.latency)?;
     Ok(exit_code(report.invalid.is_empty(), report.interrupted))
+}
+
+fn run_rtt(one: &One<cli::RttArgs>, stop: &AtomicBool) -> Outcome<ExitCode> {
+    let plan = one.work.plan()?;
+    let subject = one.target.prepare()?;
+    let site = Site { target: &subject.target, pid: subject.pid, stop };
+    let report = probe::rtt(&site, &plan, &mut Progress::new("rtt"))?;
+    publish(&report, &report.text(), one.output.json.as_deref())?;
+    keep_times(&one.output, "round trip", &report.histogram)?;
+    Ok(exit_code(report.missing == 0, report.interrupted))
+}
+
+fn run_storm<T: clap::Args>(
+    label: &str,
+    one: &One<T>,
+    plan: &probe::Storm,
+    stop: &AtomicBool,
+) -> Outcome<ExitCode> {
+    let subject = one.target.prepare()?;
+    if !plan.settle.is_zero() && subject.pid.is_none() {
+        return Err(Fault::new(
+            "the memory of an unknown process cannot be read",
+            "give --pid of the server, or --server to start it",
+        ));
+    }
+    let site = Site { target: &subject.target, pid: subject.pid, stop };
+    let report = probe::storm(&site, plan, &mut Progress::new(label))?;
+    publish(&report, &report.text(), one.output.json.as_deref())?;
+    keep_times(&one.output, "time to ready", &report.histogram)?;
+    Ok(exit_code(true, report.interrupted))
+}
+
+/// Writes the percentile file and the picture of one measurement, when they were asked for.
+fn keep_times(output: &OutputArgs, title: &str, times: &Histogram<u64>) -> Outcome<()> {
+    if let (true, Some(path)) = (times.is_empty(), output.hgrm.as_ref().or(output.plot.as_ref())) {
+        return Err(Fault::new(
+            format!("there are no latencies for {}", path.display()),
+            "leave --hgrm and --plot out, or use latency, rtt, connect or compare",
+        ));
+    }
+    if let Some(path) = &output.hgrm {
+        write_file(path, report::hgrm(times).as_bytes())?;
+    }
+    if let Some(path) = &output.plot {
+        write_file(path, plot::latency(title, &[(title, times)])?.as_bytes())?;
+    }
+    Ok(())
 }
 
 fn run_compare(args: &cli::CompareArgs, stop: &AtomicBool) -> Outcome<ExitCode> {
     let comparison = compare::run(args, stop)?;
     publish(&comparison, &comparison.text(), args.output.json.as_deref())?;
+    if let Some(path) = &args.output.hgrm {
+        for (name, times) in comparison.latencies() {
+            write_file(
+                &path.with_extension(format!("{name}.hgrm")),
+                report::hgrm(times).as_bytes(),
+            )?;
+        }
+    }
+    if let Some(path) = &args.output.plot {
+        write_file(path, plot::comparison(&comparison)?.as_bytes())?;
+    }
     Ok(exit_code(comparison.is_valid(), comparison.interrupted))
 }
 

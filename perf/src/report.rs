@@ -277,3 +277,77 @@ pub(crate) fn usage_text(usage: &Usage) -> String {
         usage.rss_bytes as f64 / f64::from(1 << 20)
     )
 }
+
+/// A histogram of nanoseconds in HdrHistogram's percentile format, in milliseconds.
+pub(crate) fn hgrm(histogram: &Histogram<u64>) -> String {
+    const TICKS_PER_HALF_DISTANCE: u32 = 5;
+    let ms = |ns: f64| ns / 1e6;
+    // Writing to a String cannot fail.
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "{:>12} {:>14} {:>10} {:>14}\n",
+        "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
+    );
+    let mut total = 0;
+    for step in histogram.iter_quantiles(TICKS_PER_HALF_DISTANCE) {
+        total += step.count_since_last_iteration();
+        let quantile = step.quantile_iterated_to();
+        let value = ms(step.value_iterated_to() as f64);
+        let _ = write!(out, "{value:>12.6} {quantile:>2.12} {total:>10}");
+        // The last line has no such factor: it would be infinite.
+        let _ = match quantile {
+            1.0 => writeln!(out),
+            _ => writeln!(out, " {:>14.2}", 1.0 / (1.0 - quantile)),
+        };
+    }
+    let (mean, deviation) = (ms(histogram.mean()), ms(histogram.stdev()));
+    let (max, count) = (ms(histogram.max() as f64), histogram.len());
+    let _ = writeln!(out, "#[Mean    = {mean:>12.6}, StdDeviation   = {deviation:>12.6}]");
+    let _ = writeln!(out, "#[Max     = {max:>12.6}, Total count    = {count:>12}]");
+    let _ =
+        writeln!(out, "#[Buckets = {:>12}, SubBuckets     = {:>12}]", histogram.buckets(), 1 << 11);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::histogram;
+
+    #[test]
+    fn numbers_have_three_digits_and_a_prefix() {
+        assert_eq!(human(1_234_567.0), "1.23 M");
+        assert_eq!(human(23_456.0), "23.5 k");
+        assert_eq!(human(9_999.0), "9999");
+        assert_eq!(human(4.2e9), "4.20 G");
+    }
+
+    #[test]
+    fn percentiles_are_those_of_the_recorded_times() {
+        let mut times = histogram();
+        (1..=10_000).for_each(|us| times.record(us * 1000).unwrap());
+        let q = Quantiles::of(&times).unwrap();
+        let near = |value: f64, wanted: f64| assert!((value / wanted - 1.0).abs() < 0.002);
+        near(q.p50, 5_000.0);
+        near(q.p90, 9_000.0);
+        near(q.p99, 9_900.0);
+        near(q.p999, 9_990.0);
+        near(q.p9999, 9_999.0);
+        near(q.max, 10_000.0);
+        near(q.mean, 5_000.5);
+        assert_eq!(Quantiles::of(&histogram()), None);
+    }
+
+    #[test]
+    fn a_percentile_file_ends_with_everything_counted() {
+        let mut times = histogram();
+        (1..=1000).for_each(|us| times.record(us * 1000).unwrap());
+        let text = hgrm(&times);
+        assert!(text.trim_start().starts_with("Value     Percentile TotalCount"));
+        let last = text.lines().rfind(|line| !line.starts_with('#')).unwrap();
+        let fields: Vec<&str> = last.split_whitespace().collect();
+        assert_eq!(fields[1..], ["1.000000000000", "1000"]);
+        assert!(text.contains("#[Max     ="), "{text}");
+    }
+}

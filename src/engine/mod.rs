@@ -567,7 +567,16 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
-        conn.outbox.push(&mut self.spares, write);
+        if self.settings.trace {
+            let mut line = Vec::new();
+            write(&mut line);
+            // nats-server leaves the quotes of an error out.
+            let text = String::from_utf8_lossy(&line).trim_end().replace('\'', "");
+            tracing::trace!("{} - ->> [{text}]", conn.label());
+            conn.outbox.push(&mut self.spares, |out| out.extend_from_slice(&line));
+        } else {
+            conn.outbox.push(&mut self.spares, write);
+        }
         if conn.outbox.pending_bytes() > self.settings.limits.pending_bytes_max {
             self.doomed.push(id);
         }

@@ -428,13 +428,13 @@ impl Engine {
         if reserved || !may_publish(conn, publish.subject, self.now) {
             let subject = encode::go_quoted(publish.subject);
             tracing::error!("{} - Publish Violation - Subject {subject}", conn.label());
-            self.refuse_publish(id, &encode::publish_violation(publish.subject));
+            self.refuse(id, &encode::publish_violation(publish.subject));
             return Verdict::Refused;
         }
         if let Some(reply) = publish.reply.filter(|reply| is_reserved_reply(reply)) {
             let text = encode::go_quoted(reply);
             tracing::error!("{} - Publish Violation - Reply {text}", conn.label());
-            self.refuse_publish(id, &encode::reply_violation(reply));
+            self.refuse(id, &encode::reply_violation(reply));
             return Verdict::Refused;
         }
         let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
@@ -447,10 +447,6 @@ impl Engine {
             self.confirm(id, encode::ok);
         }
         if verbose || invalid { Verdict::Alone } else { Verdict::Joins }
-    }
-
-    fn refuse_publish(&mut self, id: ConnId, error: &str) {
-        self.reply(id, |out| encode::err(out, error));
     }
 
     fn flush_run(&mut self, id: ConnId, run: &mut Run<'_>) {

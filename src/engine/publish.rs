@@ -6,15 +6,18 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
+use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
 use crate::proto::{self, Op, Parsed, Publish, encode};
+use crate::segment::Segment;
 
 /// A run is handled at this many wire bytes even if more of its kind follow: what it renders
 /// to should stay in the second-level cache.
@@ -226,10 +229,14 @@ impl Engine {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
         };
+        let mut tails = Tails { wanted: targets.groups.len() > 1, ..Tails::default() };
         let mut reached = false;
         for group in &targets.groups {
-            reached |= self.deliver_to_sid(source, run, group, &mut backlog);
+            reached |= self.deliver_to_sid(source, run, group, &mut tails, &mut backlog);
         }
+        tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
+            self.spares.keep_segment(segment);
+        });
         if backlog.behind * 2 > backlog.members {
             let members = targets.groups.iter().flat_map(|group| &group.members);
             self.wait_for(source.publisher, members, backlog.level_bytes);
@@ -237,45 +244,47 @@ impl Engine {
         reached
     }
 
-    /// Renders the run once and gives it to every member, by reference or as a copy.
+    /// Gives the run to every member of a group, in the way that costs least.
     fn deliver_to_sid(
         &mut self,
         source: Source,
         run: &Run<'_>,
         group: &SidGroup,
+        tails: &mut Tails,
         backlog: &mut Backlog,
     ) -> bool {
-        let all = run.len();
-        let mut rendered = Rendered::default();
-        let share = group.members.len() > 1
-            && (run.wire_bytes >= COPY_RUN_BYTES_MAX
-                || run.payload_bytes_max >= COPY_PAYLOAD_BYTES_MAX);
+        let SidGroup { sid, headers, members } = group;
+        let way = Way::of(run, members.len(), tails.wanted);
+        let mut rendered: Option<Segment> = None;
         let mut reached = false;
-        for &member in &group.members {
+        for &member in members {
             let count = self.takes(source, run, member);
             if count == 0 {
                 continue;
             }
             reached = true;
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
-            if count < all || group.members.len() == 1 {
-                conn.outbox.push(&mut self.spares, |out| {
-                    run.render(count, &group.sid, group.headers, out);
-                });
-            } else {
-                let segment = rendered.get_or_render(&mut self.spares, |out| {
-                    run.render(all, &group.sid, group.headers, out);
-                });
-                if share {
-                    conn.outbox.push_shared(segment, 0..segment.len());
-                } else {
-                    conn.outbox.push(&mut self.spares, |out| out.extend_from_slice(segment));
+            let spares = &mut self.spares;
+            match if count < run.len() { Way::Render } else { way } {
+                Way::Render => {
+                    conn.outbox.push(spares, |out| run.render(count, sid, *headers, out));
+                }
+                Way::Tails => tails.push(run, sid, *headers, &mut conn.outbox, spares),
+                way => {
+                    let segment = rendered.get_or_insert_with(|| {
+                        spares.segment(|out| run.render(count, sid, *headers, out))
+                    });
+                    if way == Way::Share {
+                        conn.outbox.push_shared(segment, 0..segment.len());
+                    } else {
+                        conn.outbox.push(spares, |out| out.extend_from_slice(segment));
+                    }
                 }
             }
-            self.account_for(member, count, run.delivered_bytes(count, group.headers));
+            self.account_for(member, run, count, *headers);
             self.observe(member, backlog);
         }
-        if let Some(segment) = rendered.segment {
+        if let Some(segment) = rendered {
             self.spares.keep_segment(segment);
         }
         reached
@@ -312,7 +321,11 @@ impl Engine {
     }
 
     /// Books a delivery that is in the member's outbox.
-    fn account_for(&mut self, member: Member, count: usize, payload_bytes: usize) {
+    fn account_for(&mut self, member: Member, run: &Run<'_>, count: usize, headers: bool) {
+        if self.settings.trace {
+            self.trace_deliveries(member, run, count);
+        }
+        let payload_bytes = run.delivered_bytes(count, headers);
         let Some(conn) = self.conns.at_mut(member.conn) else { return };
         let sub = &mut self.subs[member.sub as usize];
         sub.delivered += count as u64;
@@ -329,6 +342,17 @@ impl Engine {
         if !conn.dirty {
             conn.dirty = true;
             self.actions.push_back(Action::Flush(conn.id));
+        }
+    }
+
+    fn trace_deliveries(&self, member: Member, run: &Run<'_>, count: usize) {
+        let Some(conn) = self.conns.at(member.conn) else { return };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let sid = text(&self.subs[member.sub as usize].sid);
+        for Message { publish, .. } in &run.messages[..count] {
+            let reply = publish.reply.map_or(String::new(), |reply| format!("{} ", text(reply)));
+            let (subject, size) = (text(publish.subject), text(publish.size_text));
+            tracing::trace!("{} - ->> [MSG {subject} {sid} {reply}{size}]", conn.label());
         }
     }
 
@@ -375,7 +399,7 @@ impl Engine {
             let headers = conn.connect.headers;
             let sub = &self.subs[member.sub as usize];
             conn.outbox.push(&mut self.spares, |out| one.render(1, &sub.sid, headers, out));
-            self.account_for(member, 1, one.delivered_bytes(1, headers));
+            self.account_for(member, one, 1, headers);
             let level_bytes = self.backlog_level_bytes(group.local.len());
             let mut backlog = Backlog { level_bytes, ..Backlog::default() };
             self.observe(member, &mut backlog);
@@ -467,20 +491,75 @@ impl Engine {
     }
 }
 
-/// A run rendered for one group, if anybody has needed it yet.
-#[derive(Debug, Default)]
-struct Rendered {
-    segment: Option<crate::segment::Segment>,
+/// How a run gets into an outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It is rendered right there.
+    Render,
+    /// It was rendered once and is copied.
+    Copy,
+    /// It was rendered once and is referred to.
+    Share,
+    /// Only the beginnings of the messages are rendered there; the rest is referred to.
+    Tails,
 }
 
-impl Rendered {
-    fn get_or_render(
-        &mut self,
-        spares: &mut super::outbox::Spares,
-        render: impl FnOnce(&mut Vec<u8>),
-    ) -> &crate::segment::Segment {
-        self.segment.get_or_insert_with(|| spares.segment(render))
+impl Way {
+    /// The cheapest way for `members` subscriptions with one sid; `others` says whether there
+    /// are some with other sids.
+    fn of(run: &Run<'_>, members: usize, others: bool) -> Self {
+        let big = run.payload_bytes_max >= COPY_PAYLOAD_BYTES_MAX;
+        match members {
+            1 if big && others => Self::Tails,
+            1 => Self::Render,
+            _ if big || run.wire_bytes >= COPY_RUN_BYTES_MAX => Self::Share,
+            _ => Self::Copy,
+        }
     }
+}
+
+/// What follows the sid in each message of a run: the same for all sids.
+#[derive(Debug, Default)]
+struct Tails {
+    wanted: bool,
+    /// For receivers without headers, and with. The ranges are those of the messages.
+    rendered: [Option<(Segment, Vec<Range<usize>>)>; 2],
+}
+
+impl Tails {
+    fn push(
+        &mut self,
+        run: &Run<'_>,
+        sid: &[u8],
+        headers: bool,
+        outbox: &mut Outbox,
+        spares: &mut Spares,
+    ) {
+        let rendered = &mut self.rendered[usize::from(headers)];
+        let (segment, ranges) = rendered.get_or_insert_with(|| render_tails(run, headers, spares));
+        for (message, range) in run.messages.iter().zip(ranges) {
+            let headers = headers && message.publish.header.is_some();
+            let subject = message.publish.subject;
+            outbox.push(spares, |out| encode::msg_prefix(out, headers, subject, sid));
+            outbox.push_shared(segment, range.clone());
+        }
+    }
+}
+
+fn render_tails(run: &Run<'_>, headers: bool, spares: &mut Spares) -> (Segment, Vec<Range<usize>>) {
+    let mut ranges = Vec::with_capacity(run.len());
+    let segment = spares.segment(|out| {
+        for Message { publish, .. } in &run.messages {
+            // The beginning, with an empty sid, stays behind.
+            let start = out.len();
+            encode::msg_prefix(out, headers && publish.header.is_some(), publish.subject, b"");
+            let tail = out.len();
+            out.truncate(start);
+            encode::msg(out, publish, b"", headers);
+            ranges.push(tail..out.len());
+        }
+    });
+    (segment, ranges)
 }
 
 fn concat<'m, 'a: 'm>(messages: impl Iterator<Item = &'m Message<'a>>) -> Bytes {

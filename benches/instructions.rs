@@ -1,0 +1,174 @@
+//! How many instructions a delivery takes between the reactor and the reactor, counted by
+//! callgrind: the same on a busy machine and an idle one.
+//!
+//! ```text
+//! cargo bench --bench instructions                 all scenarios, a line each
+//! cargo bench --bench instructions -- 1to100       those whose names contain this
+//! cargo bench --bench instructions -- --top NAME   where the instructions of one scenario are
+//! ```
+//!
+//! The program runs itself under valgrind, which counts only inside [`measured`]: everybody is
+//! connected and subscribed before, and everything that is cached has been seen once.
+
+#![forbid(unsafe_code)]
+
+mod scenarios;
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use scenarios::{Scenario, Sids, World};
+
+/// Chunks of 64 KiB over which is counted.
+const CHUNKS: usize = 4;
+/// Lines of callgrind's list that are shown.
+const TOP_LINES: usize = 70;
+
+fn all_scenarios() -> Vec<Scenario> {
+    let fanout = |subscribers, payload_bytes, sids, shards| Scenario::Fanout {
+        subscribers,
+        payload_bytes,
+        sids,
+        shards,
+    };
+    let count = 100_000;
+    let payload_bytes = 128;
+    vec![
+        fanout(1, 16, Sids::Equal, 1),
+        fanout(1, 128, Sids::Equal, 1),
+        fanout(1, 1024, Sids::Equal, 1),
+        fanout(10, 128, Sids::Equal, 1),
+        fanout(10, 128, Sids::Distinct, 1),
+        fanout(100, 16, Sids::Equal, 1),
+        fanout(100, 128, Sids::Equal, 1),
+        fanout(100, 128, Sids::Distinct, 1),
+        fanout(1000, 128, Sids::Equal, 1),
+        fanout(1, 128, Sids::Equal, 2),
+        fanout(100, 128, Sids::Equal, 2),
+        Scenario::Headers { payload_bytes },
+        Scenario::Queue { members: 4, payload_bytes },
+        Scenario::Requests { subjects: 4, payload_bytes: 16 },
+        Scenario::Subjects { count, payload_bytes, wildcard: false },
+        Scenario::Subjects { count, payload_bytes, wildcard: true },
+        Scenario::Churn { wildcard: false, shards: 1 },
+        Scenario::Churn { wildcard: true, shards: 1 },
+        Scenario::Churn { wildcard: false, shards: 2 },
+    ]
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let is_bench = arguments.iter().any(|argument| argument == "--bench");
+    let texts = arguments.iter().map(String::as_str).filter(|text| *text != "--bench");
+    let texts: Vec<&str> = texts.collect();
+    match texts[..] {
+        ["--run", name] => with_scenario(name, |scenario| {
+            measured(&mut World::new(scenario));
+            Ok(())
+        }),
+        _ if !is_bench => {
+            println!("instructions: not counted; run `cargo bench --bench instructions`");
+            ExitCode::SUCCESS
+        }
+        _ if !has_valgrind() => {
+            println!("instructions: not counted, because valgrind is not installed");
+            ExitCode::SUCCESS
+        }
+        ["--top", name] => with_scenario(name, |scenario| {
+            let (_, profile) = count(scenario)?;
+            show_top(&profile)
+        }),
+        [] => list(""),
+        [part] => list(part),
+        _ => {
+            eprintln!("instructions: [PART OF A NAME | --top NAME]");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is counted: callgrind looks for this name.
+#[inline(never)]
+fn measured(world: &mut World) {
+    (0..CHUNKS).for_each(|_| world.step());
+}
+
+fn with_scenario(name: &str, act: impl Fn(&Scenario) -> Result<(), String>) -> ExitCode {
+    let scenarios = all_scenarios();
+    let Some(scenario) = scenarios.iter().find(|scenario| scenario.name() == name) else {
+        eprintln!("instructions: no scenario is called {name}");
+        return ExitCode::FAILURE;
+    };
+    exit_code(act(scenario))
+}
+
+fn exit_code(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("instructions: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Counts all scenarios whose names contain `part`.
+fn list(part: &str) -> ExitCode {
+    println!("{:<32} {:>14} {:>12}", "scenario", "instructions", "each");
+    for scenario in all_scenarios().iter().filter(|scenario| scenario.name().contains(part)) {
+        match count(scenario) {
+            Ok((instructions, profile)) => {
+                let _ = fs::remove_file(profile); // Only `--top` shows it.
+                let each = instructions as f64 / scenario.elements(CHUNKS) as f64;
+                println!("{:<32} {instructions:>14} {each:>12.1}", scenario.name());
+            }
+            Err(problem) => return exit_code(Err(problem)),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn has_valgrind() -> bool {
+    let mut version = Command::new("valgrind");
+    version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    version.status().is_ok_and(|status| status.success())
+}
+
+/// Runs a scenario under callgrind. Returns the instructions in [`measured`] and the profile.
+fn count(scenario: &Scenario) -> Result<(u64, PathBuf), String> {
+    let name = scenario.name();
+    let profile =
+        env::temp_dir().join(format!("shardcast-{}-{name}.callgrind", std::process::id()));
+    let program = env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--toggle-collect=*measured*", "--compress-strings=no"])
+        .arg(format!("--callgrind-out-file={}", profile.display()))
+        .arg(program)
+        .args(["--run", &name])
+        .output()
+        .map_err(|error| format!("valgrind does not start: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{name}: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    let text = fs::read_to_string(&profile).map_err(|error| error.to_string())?;
+    let totals = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    let instructions = totals.and_then(|totals| totals.trim().parse().ok());
+    match instructions {
+        Some(0) | None => Err(format!("{name}: callgrind has counted nothing")),
+        Some(instructions) => Ok((instructions, profile)),
+    }
+}
+
+fn show_top(profile: &PathBuf) -> Result<(), String> {
+    let output = Command::new("callgrind_annotate")
+        .args(["--auto=no", "--threshold=99"])
+        .arg(profile)
+        .output()
+        .map_err(|error| format!("callgrind_annotate does not start: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().take(TOP_LINES).for_each(|line| println!("{line}"));
+    println!("\nall of it: {}", profile.display());
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! What each step of a message's way costs: parsing, matching, and all of it without the kernel.
+//!
+//! `cargo bench --bench steps [-- FILTER]`. Times are CPU times of the thread, so that others on
+//! the machine disturb as little as can be.
+
+#![forbid(unsafe_code)]
+
+mod scenarios;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{BenchmarkId, Criterion, Throughput};
+use rustix::time::{ClockId, clock_gettime};
+use shardcast::proto::{Limits, Parsed, parse};
+use shardcast::subject::Table;
+
+use scenarios::{Scenario, Sids, World, publish_with_header};
+
+/// The thread's CPU time in nanoseconds, shown as criterion shows time.
+struct ThreadTime;
+
+impl Measurement for ThreadTime {
+    type Intermediate = u64;
+    type Value = u64;
+
+    fn start(&self) -> u64 {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+    }
+
+    fn end(&self, start: u64) -> u64 {
+        self.start() - start
+    }
+
+    fn add(&self, a: &u64, b: &u64) -> u64 {
+        a + b
+    }
+
+    fn zero(&self) -> u64 {
+        0
+    }
+
+    fn to_f64(&self, value: &u64) -> f64 {
+        *value as f64
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+const PAYLOADS: [usize; 3] = [16, 128, 1024];
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .with_measurement(ThreadTime)
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(500))
+        .configure_from_args();
+    parsing(&mut criterion);
+    matching(&mut criterion);
+    fanning_out(&mut criterion);
+    the_rest(&mut criterion);
+    criterion.final_summary();
+}
+
+/// Each operation as often as a chunk of the reactor holds it.
+fn parsing(criterion: &mut Criterion<ThreadTime>) {
+    let publish = |payload: usize| {
+        format!("PUB bench.fan.out {payload}\r\n{}\r\n", "x".repeat(payload)).into_bytes()
+    };
+    let mut operations = Vec::from(PAYLOADS.map(|n| (format!("PUB {n} B"), publish(n))));
+    operations.push(("HPUB 128 B".to_owned(), publish_with_header(128)));
+    operations.push(("SUB".to_owned(), b"SUB bench.fan.out 1234\r\n".to_vec()));
+    let limits =
+        Limits { control_line_bytes_max: 4096, payload_bytes_max: 1024 * 1024, headers: true };
+    let mut group = criterion.benchmark_group("parse");
+    for (name, operation) in operations {
+        let count = (64 * 1024) / operation.len();
+        let chunk = operation.repeat(count);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let mut rest = chunk.as_slice();
+                while let Ok(Parsed::Op { op, used }) = parse(rest, &limits) {
+                    black_box(op);
+                    rest = &rest[used..];
+                }
+                assert!(rest.is_empty(), "all operations are whole");
+            });
+        });
+    }
+}
+
+fn matching(criterion: &mut Criterion<ThreadTime>) {
+    let mut group = criterion.benchmark_group("match");
+    let literal = |number: usize| format!("bench.{}.subject.{number}", number % 10);
+    let wild = |number: usize| match number % 4 {
+        0 => format!("bench.*.subject.{number}"),
+        1 => format!("bench.{}.>", number % 1000),
+        2 => format!("*.{}.*.{number}", number % 10),
+        _ => literal(number),
+    };
+    let tables: [(&str, Vec<String>); 2] = [
+        ("literal among 100 k", (0..100_000).map(literal).collect()),
+        ("wildcards among 10 k", (0..10_000).map(wild).collect()),
+    ];
+    for (name, filters) in tables {
+        let mut table = Table::<u64>::with_seed(1);
+        for filter in &filters {
+            *table.entry(filter.as_bytes()) += 1;
+        }
+        let mut rng = fastrand::Rng::with_seed(1);
+        let subjects: Vec<String> =
+            (0..1000).map(|_| literal(rng.usize(..filters.len()))).collect();
+        group.throughput(Throughput::Elements(subjects.len() as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let mut found = 0;
+                for subject in &subjects {
+                    table.for_each_match(subject.as_bytes(), |value| found += value);
+                }
+                black_box(found)
+            });
+        });
+    }
+}
+
+/// One publisher, one subject: deliveries a second for each number of subscribers.
+fn fanning_out(criterion: &mut Criterion<ThreadTime>) {
+    for (group, sids, shards) in [
+        ("equal sids", Sids::Equal, 1),
+        ("distinct sids", Sids::Distinct, 1),
+        ("equal sids, across shards", Sids::Equal, 2),
+    ] {
+        for subscribers in [1, 10, 100, 1000] {
+            if subscribers == 1 && sids == Sids::Distinct {
+                continue; // The same as with equal ones.
+            }
+            for payload_bytes in PAYLOADS {
+                let scenario = Scenario::Fanout { subscribers, payload_bytes, sids, shards };
+                measure(criterion, group, &scenario);
+            }
+        }
+    }
+}
+
+fn the_rest(criterion: &mut Criterion<ThreadTime>) {
+    let payload_bytes = 128;
+    let count = 100_000;
+    for scenario in [
+        Scenario::Headers { payload_bytes },
+        Scenario::Queue { members: 4, payload_bytes },
+        Scenario::Requests { subjects: 4, payload_bytes: 16 },
+        Scenario::Subjects { count, payload_bytes, wildcard: false },
+        Scenario::Subjects { count, payload_bytes, wildcard: true },
+        Scenario::Churn { wildcard: false, shards: 1 },
+        Scenario::Churn { wildcard: true, shards: 1 },
+        Scenario::Churn { wildcard: false, shards: 2 },
+    ] {
+        measure(criterion, "other", &scenario);
+    }
+}
+
+/// One iteration is one chunk of 64 KiB; elements are deliveries, or operations of a churn.
+fn measure(criterion: &mut Criterion<ThreadTime>, group: &str, scenario: &Scenario) {
+    let mut group = criterion.benchmark_group(group);
+    // Made when needed: a filter may leave this one out.
+    let mut world = None;
+    let id = BenchmarkId::from_parameter(scenario.name());
+    group.throughput(Throughput::Elements(scenario.elements(1)));
+    group.bench_function(id, |bencher| {
+        let world = world.get_or_insert_with(|| World::new(scenario));
+        bencher.iter(|| world.step());
+    });
+    group.finish();
+}

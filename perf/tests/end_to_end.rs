@@ -1,0 +1,307 @@
+//! The program as its users run it: against fake servers that misbehave on purpose, and against a
+//! real one when there is one.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
+
+use serde_json::Value;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const INFO: &[u8] = b"INFO {\"version\":\"0\",\"headers\":true,\"max_payload\":1048576} \r\n";
+
+/// How a fake server misbehaves.
+#[derive(Clone, Copy, Default)]
+struct Manners {
+    /// Stops reading for so long, once, at this publish.
+    stall: Option<(u64, Duration)>,
+    /// Closes the connection at this publish.
+    dies_at: Option<u64>,
+    /// Forgets this publish.
+    forgets: Option<u64>,
+    /// Says this and closes, when CONNECT comes.
+    refuses: Option<&'static str>,
+}
+
+/// Starts a server that passes every publish on to every subscription; gives its port.
+fn fake_server(manners: Manners) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Small, and inherited: a server that does not read is soon felt by who writes.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 64 << 10).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let subscribers: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let subscribers = Arc::clone(&subscribers);
+            // A client that goes away ends its thread with an error, as it should.
+            thread::spawn(move || serve(stream, &subscribers, manners));
+        }
+    });
+    port
+}
+
+fn serve(
+    stream: TcpStream,
+    subscribers: &Mutex<Vec<TcpStream>>,
+    manners: Manners,
+) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut writer = stream.try_clone()?;
+    writer.write_all(INFO)?;
+    let mut reader = BufReader::new(stream);
+    let (mut line, mut published) = (String::new(), 0);
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        if let (Some(text), true) = (manners.refuses, line.starts_with("CONNECT")) {
+            return writer.write_all(format!("-ERR '{text}'\r\n").as_bytes());
+        }
+        if line.starts_with("PING") {
+            writer.write_all(b"PONG\r\n")?;
+        } else if line.starts_with("SUB ") {
+            subscribers.lock().unwrap().push(writer.try_clone()?);
+        } else if line.starts_with("PUB ") {
+            let size: usize = line.split_whitespace().last().unwrap().parse().unwrap();
+            let mut payload = vec![0; size + 2];
+            reader.read_exact(&mut payload)?;
+            published += 1;
+            if manners.dies_at == Some(published) {
+                return stream_end(&writer, subscribers);
+            }
+            if let Some((at, length)) = manners.stall
+                && at == published
+            {
+                thread::sleep(length);
+            }
+            if manners.forgets == Some(published) {
+                continue;
+            }
+            let message = [format!("MSG perf.0 1 {size}\r\n").as_bytes(), &payload].concat();
+            for mut subscriber in subscribers.lock().unwrap().iter() {
+                subscriber.write_all(&message)?;
+            }
+        }
+    }
+}
+
+fn stream_end(publisher: &TcpStream, subscribers: &Mutex<Vec<TcpStream>>) -> std::io::Result<()> {
+    for stream in subscribers.lock().unwrap().iter().chain([publisher]) {
+        stream.shutdown(std::net::Shutdown::Both)?;
+    }
+    Ok(())
+}
+
+fn perf(arguments: &str) -> Output {
+    let program = env!("CARGO_BIN_EXE_shardcast-perf");
+    Command::new(program).args(arguments.split_whitespace()).output().unwrap()
+}
+
+fn error_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
+        panic!("{e}: {} {}", String::from_utf8_lossy(&output.stdout), error_of(output))
+    })
+}
+
+/// One second at 1000/s; the server stops reading for 200 ms in the middle. The 200 messages that
+/// were meant for the stall wait between 0 and 200 ms, so the slowest 20 % spread evenly over that.
+fn assert_a_stall_shows(payload: &str) {
+    let port = fake_server(Manners {
+        stall: Some((500, Duration::from_millis(200))),
+        ..Manners::default()
+    });
+    let output = perf(&format!(
+        "latency --url 127.0.0.1:{port} --rate 1000 --warmup 100ms --duration 1s \
+         --lag-max 1s --verify --json - --payload {payload}"
+    ));
+    let report = json_of(&output);
+    let latency = |name: &str| report["latency_us"][name].as_f64().unwrap() / 1e3;
+    assert_eq!(report["latency_us"]["count"], 1000);
+    assert_eq!(report["missing"], 0);
+    assert!(latency("p50") < 50.0, "{report}");
+    assert!((60.0..180.0).contains(&latency("p90")), "{report}");
+    assert!((150.0..300.0).contains(&latency("p99")), "{report}");
+    assert!((180.0..400.0).contains(&latency("max")), "{report}");
+    assert!(output.status.success(), "{}", error_of(&output));
+}
+
+#[test]
+fn a_server_that_stalls_for_200_ms_shows_at_the_right_percentiles() {
+    assert_a_stall_shows("128");
+}
+
+#[test]
+fn a_stall_that_blocks_the_publisher_shows_just_the_same() {
+    // 13 MB are meant for the stall, which is more than the sockets hold: the publisher cannot
+    // write, and a tool that counts from the real send time would see nothing of that.
+    assert_a_stall_shows("64KiB");
+}
+
+#[test]
+fn a_message_that_is_lost_makes_the_run_invalid_and_is_counted() {
+    let port = fake_server(Manners { forgets: Some(150), ..Manners::default() });
+    let output = perf(&format!(
+        "latency --url 127.0.0.1:{port} --rate 1000 --warmup 50ms --duration 300ms \
+         --lag-max 1s --verify --json -"
+    ));
+    let report = json_of(&output);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(report["missing"], 1);
+    let faults = report["invalid"].to_string();
+    assert!(faults.contains("1 deliveries are missing"), "{faults}");
+    assert!(faults.contains("1 deliveries were out of order"), "{faults}");
+}
+
+#[test]
+fn a_server_that_dies_is_told_in_one_line_with_the_missing_count() {
+    let port = fake_server(Manners { dies_at: Some(100), ..Manners::default() });
+    let output = perf(&format!("latency --url 127.0.0.1:{port} --rate 1000 --duration 2s"));
+    let error = error_of(&output);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.contains("deliveries are missing"), "{error}");
+    assert!(error.contains("the server's log"), "{error}");
+}
+
+#[test]
+fn an_error_from_the_server_is_told_with_what_to_do() {
+    let port =
+        fake_server(Manners { refuses: Some("Authorization Violation"), ..Manners::default() });
+    let output = perf(&format!("throughput --url 127.0.0.1:{port}"));
+    let error = error_of(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("Authorization Violation") && error.contains("--creds"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for command in ["throughput", "latency", "rtt", "connect"] {
+        let output = perf(&format!("{command} --url nats://127.0.0.1:{port}"));
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        assert!(error.contains(&port.to_string()) && error.contains("--server"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn options_that_do_not_go_together_are_refused_before_anything_starts() {
+    for (arguments, remedy) in [
+        ("latency --payload 4", "--payload 8"),
+        ("throughput --subs 2 --fanout 3", "--fanout"),
+        ("latency --rate 0", "--rate"),
+        ("compare --server nats-server", "{port}"),
+        ("throughput --subject a.*", "--subject"),
+        ("rtt --requesters 0", "--requesters"),
+    ] {
+        let output = perf(arguments);
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments}");
+        assert!(error.contains(remedy), "{arguments}: {error}");
+    }
+}
+
+/// The server to try everything with: the command in `SHARDCAST_PERF_SERVER`, else nats-server
+/// when it is installed.
+fn real_server() -> Option<String> {
+    std::env::var("SHARDCAST_PERF_SERVER").ok().or_else(|| {
+        let found = Command::new("nats-server").arg("--version").output();
+        found.is_ok_and(|o| o.status.success()).then(|| "nats-server -p {port}".to_owned())
+    })
+}
+
+#[test]
+fn the_smoke_suite_runs_on_a_real_server_and_writes_its_files() {
+    let Some(server) = real_server() else {
+        eprintln!("skipped: install nats-server or set SHARDCAST_PERF_SERVER");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let output = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))
+        .args(["compare", "--suite", "smoke", "--runs", "1"])
+        .args(["--server", &format!("a={server}"), "--server", &format!("b={server}")])
+        .arg("--json")
+        .arg(file("out.json"))
+        .arg("--hgrm")
+        .arg(file("out.hgrm"))
+        .arg("--plot")
+        .arg(file("out.svg"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text} {}", error_of(&output));
+    assert!(output.stderr.is_empty(), "no progress in a pipe: {}", error_of(&output));
+    let report: Value = serde_json::from_slice(&std::fs::read(file("out.json")).unwrap()).unwrap();
+    for row in report["rows"].as_array().unwrap() {
+        for entry in row["servers"].as_array().unwrap() {
+            assert!(entry["delivered_per_s"]["median"].as_f64().unwrap() > 0.0, "{row}");
+            assert_eq!(entry["runs"][0]["missing"], 0, "{row}");
+        }
+    }
+    let hgrm = std::fs::read_to_string(file("out.1-2-2-k-s.a.hgrm")).unwrap();
+    assert!(hgrm.contains("1.000000000000") && hgrm.contains("#[Max"), "{hgrm}");
+    assert!(std::fs::read_to_string(file("out.svg")).unwrap().contains("<svg"));
+}
+
+#[test]
+fn round_trips_and_storms_run_on_a_real_server() {
+    let Some(server) = real_server() else {
+        eprintln!("skipped: install nats-server or set SHARDCAST_PERF_SERVER");
+        return;
+    };
+    let run = |arguments: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))
+            .args(arguments.split_whitespace())
+            .args(["--json", "-", "--server", &server])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments}: {}", error_of(&output));
+        json_of(&output)
+    };
+    for how in ["", "--responders 0", "--requesters 3 --rate 900"] {
+        let report = run(&format!("rtt --warmup 50ms --duration 300ms {how}"));
+        assert!(report["rtt_us"]["count"].as_u64().unwrap() > 20, "{how}: {report}");
+    }
+    assert_eq!(run("connect --conns 200")["ready_us"]["count"], 200);
+    let idle = run("idle --conns 200 --settle 100ms");
+    assert!(idle["server_bytes_each"].as_f64().unwrap() > 0.0, "{idle}");
+}
+
+#[test]
+fn ctrl_c_prints_what_there_is_and_stops_the_server() {
+    let Some(server) = real_server() else {
+        eprintln!("skipped: install nats-server or set SHARDCAST_PERF_SERVER");
+        return;
+    };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))
+        .args(["throughput", "--warmup", "100ms", "--duration", "60s", "--json", "-"])
+        .args(["--server", &server])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    thread::sleep(Duration::from_millis(1500));
+    let pid = rustix::process::Pid::from_child(&child);
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let server = std::fs::read_to_string(children).unwrap().trim().to_owned();
+    assert!(!server.is_empty());
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(!std::path::Path::new(&format!("/proc/{server}")).exists(), "it runs on");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["interrupted"], true);
+    assert!(report["delivered"].as_u64().unwrap() > 0, "{report}");
+}
