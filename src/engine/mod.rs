@@ -242,6 +242,8 @@ pub struct Engine {
     lanes: Vec<Lane>,
     /// Counts the turns that staged something for another shard; the current one included.
     epoch: u64,
+    /// The last epoch in which a change of interest was announced.
+    announced_epoch: u64,
     /// Every other shard has consumed what was staged up to this epoch.
     settled_epoch: u64,
     /// Connections with output that waits for an epoch to be settled.
@@ -284,6 +286,7 @@ impl Engine {
             spare_run: Run::default(),
             lanes: (0..shards).map(|_| Lane::default()).collect(),
             epoch: 1,
+            announced_epoch: 0,
             settled_epoch: 0,
             held: Vec::new(),
             waits: HashMap::with_hasher(hasher.clone()),
@@ -695,6 +698,7 @@ impl Engine {
                 members: announce.members,
             };
             self.push_record(shard, Record::Interest(Box::new(record)));
+            self.announced_epoch = self.epoch;
             self.mark_staged(id, shard);
         }
     }

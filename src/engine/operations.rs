@@ -335,8 +335,10 @@ impl Engine {
         let (subs, hasher) = (&self.subs, &self.hasher);
         conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
         let announce = self.accounts[account.index()].add(key, &mut self.subs);
-        if let Some(announce) = announce {
-            self.announce(id, account, (subject, queue), announce);
+        match announce {
+            Some(announce) => self.announce(id, account, (subject, queue), announce),
+            // What another connection has announced need not be in force yet.
+            None => conn.staged_epoch = conn.staged_epoch.max(self.announced_epoch),
         }
     }
 

@@ -380,4 +380,14 @@ mod tests {
         engine.on_record(OTHER, Record::Settled { epoch: second });
         assert_eq!(output(&mut engine, ids[1]), "PONG\r\n");
     }
+    #[test]
+    fn the_second_subscriber_of_a_filter_waits_for_what_the_first_one_announced() {
+        let (mut engine, ids) = shard_with(2);
+        turn(&mut engine, ids[0], b"SUB a 1\r\n");
+        turn(&mut engine, ids[1], b"SUB a 1\r\nPING\r\n");
+        assert!(!output(&mut engine, ids[1]).ends_with("PONG\r\n"));
+        let [epoch] = barriers(&mut engine)[..] else { panic!("one barrier for one PING") };
+        engine.on_record(OTHER, Record::Settled { epoch });
+        assert_eq!(output(&mut engine, ids[1]), "PONG\r\n");
+    }
 }

@@ -67,7 +67,8 @@ struct Socket {
     /// Chunks that had already arrived when reading was paused.
     grace: u32,
     batch: Option<Batch>,
-    taken_bytes: usize,
+    /// Taken, as far as the engine knows.
+    reported_bytes: usize,
     to_client: Vec<u8>,
     stalled: bool,
     /// The server has closed it; the engine has not been told.
@@ -494,7 +495,6 @@ impl World {
             }
         }
         batch.unreported += taken;
-        socket.taken_bytes += taken;
         taken > 0
     }
 
@@ -622,7 +622,7 @@ impl World {
         }
         let deadline = self.flavour.write_deadline_ms * NS_PER_MS;
         let late = socket.batch.as_ref().is_some_and(|batch| batch.since + deadline <= self.now);
-        let pending = self.book.owed_bytes_max(socket.session) - socket.taken_bytes;
+        let pending = self.book.owed_bytes_max(socket.session) - socket.reported_bytes;
         let silence = self.now - socket.pong_handed_ns;
         let stale = silence >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
         assert!(
@@ -655,6 +655,7 @@ impl World {
             return true;
         }
         let taken = std::mem::take(&mut batch.unreported);
+        socket.reported_bytes += taken;
         if batch.piece == batch.pieces.len() {
             let batch = socket.batch.take().map(|batch| batch.pieces);
             shard.engine.on_sent(socket.id, taken, batch);
@@ -785,7 +786,7 @@ impl Socket {
             paused_ns: 0,
             grace: 0,
             batch: None,
-            taken_bytes: 0,
+            reported_bytes: 0,
             to_client: Vec::new(),
             stalled: false,
             closing: false,
