@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::config;
-use crate::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardId, Stats};
+use crate::engine::{
+    Action, ConnId, ConnSnapshot, Engine, Identity, Page, Peer, Settings, ShardId, Stats,
+    SubSnapshot,
+};
 use crate::mesh::Mesh;
 use crate::uring::{Bell, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
 
@@ -52,6 +55,20 @@ pub enum Control {
     Stop,
     /// Say how things are.
     Report(Sender<Report>),
+    /// Show a page of the open connections.
+    Conns {
+        /// The slot it begins at.
+        from: u32,
+        /// Where it goes.
+        to: Sender<Page<ConnSnapshot>>,
+    },
+    /// Show a page of the subscriptions.
+    Subs {
+        /// The slot it begins at.
+        from: u32,
+        /// Where it goes.
+        to: Sender<Page<SubSnapshot>>,
+    },
 }
 
 /// What the control thread has to know of a shard's fate.
@@ -70,10 +87,14 @@ pub struct Report {
     pub shard: ShardId,
     /// Its counters.
     pub stats: Stats,
+    /// Connections it has accepted, for itself and others.
+    pub accepted: u64,
     /// Open connections.
     pub conns: usize,
     /// Subscriptions of its connections.
     pub subscriptions: usize,
+    /// Subjects whose receivers it remembers.
+    pub cached_subjects: usize,
 }
 
 /// How many connections each shard has: where the next one goes.
@@ -380,17 +401,22 @@ impl Shard {
                     self.engine.shut_down();
                     self.stop_by = Some(self.now + STOP_MAX);
                 }
-                Control::Report(to) => {
-                    let report = Report {
-                        shard: self.id,
-                        stats: self.engine.stats(),
-                        conns: self.engine.open_conns(),
-                        subscriptions: self.engine.subscriptions(),
-                    };
-                    // Whoever asked may have given up.
-                    let _ = to.try_send(report);
-                }
+                // Whoever asked may have given up.
+                Control::Report(to) => drop(to.try_send(self.report())),
+                Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
+                Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
             }
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            shard: self.id,
+            stats: self.engine.stats(),
+            accepted: self.last_cid,
+            conns: self.engine.open_conns(),
+            subscriptions: self.engine.subscriptions(),
+            cached_subjects: self.engine.cached_subjects(),
         }
     }
 

@@ -10,7 +10,7 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{Options, Secret, ShardCount, StartError, User};
+use super::{HttpOptions, Options, Secret, ShardCount, StartError, User};
 use super::{duration, nearest};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
@@ -39,6 +39,8 @@ pub struct Args {
     addr: Option<String>,
     #[arg(long, alias = "p", value_parser = port)]
     port: Option<u16>,
+    #[arg(long = "http_port", alias = "m", value_parser = port)]
+    http_port: Option<u16>,
     #[arg(long = "server_name", aliases = ["name", "n"])]
     server_name: Option<String>,
     #[arg(long, alias = "P")]
@@ -118,7 +120,7 @@ const MISSING: &[Missing] = &[
     Missing { names: &["tls", "tlsverify", "help_tls"], takes_value: false, matters: true },
     Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
     // Whoever asks for monitoring waits for its port to answer.
-    Missing { names: &["http_port", "m", "https_port", "ms"], takes_value: true, matters: true },
+    Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
     Missing { names: &["syslog", "s"], takes_value: false, matters: true },
     Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
     Missing {
@@ -261,6 +263,10 @@ impl Args {
     pub fn apply(&self, options: &mut Options) -> Result<(), StartError> {
         set(&mut options.host, &self.addr);
         set(&mut options.port, &self.port);
+        if let Some(port) = self.http_port {
+            let host = options.http.take().and_then(|http| http.host);
+            options.http = Some(HttpOptions { host, port });
+        }
         set_some(&mut options.server_name, &self.server_name);
         set_some(&mut options.pid_file, &self.pid);
         set_some(&mut options.ports_file_dir, &self.ports_file_dir);
@@ -377,6 +383,7 @@ All flags may have one dash or two, and a blank or = before the value. They win 
 Server Options:
     -a, --addr, --net <host>         Bind to host address (default: 0.0.0.0)
     -p, --port <port>                Use port for clients (default: 4222; -1: any free port)
+    -m, --http_port <port>           Use port for http monitoring (default: none; -1: any free port)
     -n, --name
         --server_name <name>         Server name (default: the server id)
     -P, --pid <file>                 File to store the process id

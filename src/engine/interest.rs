@@ -163,6 +163,11 @@ impl Interest {
         Self { table: Table::with_seed(seed), cache: HashMap::with_hasher(hasher), cached_bytes: 0 }
     }
 
+    /// Subjects that are cached.
+    pub(super) fn cached_subjects(&self) -> usize {
+        self.cache.len()
+    }
+
     pub(super) fn filters(&self) -> usize {
         self.table.len()
     }

@@ -21,6 +21,7 @@ mod pressure;
 mod publish;
 mod record;
 mod settings;
+mod snapshot;
 mod timers;
 
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +41,7 @@ use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
 pub use settings::{Identity, Settings};
+pub use snapshot::{ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
@@ -482,6 +484,11 @@ impl Engine {
     /// Local subscriptions.
     pub fn subscriptions(&self) -> usize {
         self.subs.len()
+    }
+
+    /// Subjects whose receivers are remembered, over all accounts.
+    pub fn cached_subjects(&self) -> usize {
+        self.accounts.iter().map(Interest::cached_subjects).sum()
     }
 
     /// Filters in which any shard is interested, over all accounts.

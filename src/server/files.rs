@@ -27,13 +27,11 @@ impl PortsFile {
     pub fn write(directory: &Path, identity: &Identity) -> Result<Self, StartError> {
         let name = format!("{}_{}.ports", identity.program, std::process::id());
         let path = directory.join(name);
-        // "Every address" is no address to connect to.
-        let host = match identity.host.as_str() {
-            "0.0.0.0" | "::" => "127.0.0.1",
-            host => host,
-        };
-        let url = format!("nats://{}", host_port(host, identity.port));
-        let content = json!({ "nats": [url] }).to_string();
+        let mut content = json!({ "nats": [url("nats", &identity.host, identity.port)] });
+        if let Some(http) = &identity.http {
+            content["monitoring"] = json!([url("http", &http.host, http.port)]);
+        }
+        let content = content.to_string();
         // Under another name first: whoever waits for the file must not see half of it.
         let unfinished = path.with_extension("ports.tmp");
         fs::write(&unfinished, content).and_then(|()| fs::rename(&unfinished, &path)).map_err(
@@ -41,6 +39,15 @@ impl PortsFile {
         )?;
         Ok(Self(path))
     }
+}
+
+fn url(scheme: &str, host: &str, port: u16) -> String {
+    // "Every address" is no address to connect to.
+    let host = match host {
+        "0.0.0.0" | "::" => "127.0.0.1",
+        host => host,
+    };
+    format!("{scheme}://{}", host_port(host, port))
 }
 
 impl Drop for PortsFile {

@@ -23,6 +23,15 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// As in nats-server, `0.0.0.0` and `::` both mean every address of both families, so peers may
 /// show up as `::ffff:127.0.0.1`; `IpAddr::to_canonical` undoes that.
 pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    listen(host, port, "Error listening on port")
+}
+
+/// The same for the monitoring.
+pub fn bind_monitor(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    listen(host, port, "Can't start monitoring: can't listen to the monitor port")
+}
+
+fn listen(host: &str, port: u16, complaint: &str) -> Result<TcpListener, StartError> {
     let failed = |error: io::Error| {
         let address = host_port(host, port);
         let remedy = match error.kind() {
@@ -31,7 +40,7 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
             io::ErrorKind::PermissionDenied => "; choose a port above 1023",
             _ => "",
         };
-        StartError::new(format!("Error listening on port: {address}, \"{error}\"{remedy}"))
+        StartError::new(format!("{complaint}: {address}, \"{error}\"{remedy}"))
     };
     let addresses = addresses(host, port).map_err(failed)?;
     for _ in 0..BUSY_TRIES_MAX {

@@ -2,13 +2,14 @@
 //!
 //! [`main`] reads the command line. [`run`] sets up the log, the listening socket, the shards and
 //! the files, and then the thread it is called on is the control thread: it waits for signals and
-//! for reports of shards, and does nothing else.
+//! for reports of shards, and does nothing else. Monitoring has a thread of its own.
 
 #![forbid(unsafe_code)]
 
 pub mod files;
 pub mod listen;
 pub mod log;
+mod monitor;
 pub mod place;
 mod reload;
 pub mod shards;
@@ -16,6 +17,7 @@ pub mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use crate::engine;
 use crate::shard::Outcome;
 use files::PortsFile;
 use log::{FATAL, Log};
+use monitor::{Change, Monitor};
 use shards::Shards;
 use signals::Request;
 
@@ -54,6 +57,17 @@ pub struct Identity {
     /// The host as configured.
     pub host: String,
     /// The port that is listened on; never 0.
+    pub port: u16,
+    /// Where the monitoring listens.
+    pub http: Option<Endpoint>,
+}
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The host as configured.
+    pub host: String,
+    /// The port; never 0.
     pub port: u16,
 }
 
@@ -144,7 +158,8 @@ fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Resu
     raise_open_files_limit();
     let signals = signals::listen()?;
     let listener = listen::bind(&options.host, options.port)?;
-    let identity = Arc::new(identify(&options, program, &listener)?);
+    let http_listener = bind_monitor(&options)?;
+    let identity = Arc::new(identify(&options, program, &listener, http_listener.as_ref())?);
     let placement = place::shards(&options.runtime);
 
     log_banner(&options, &identity, &placement);
@@ -154,14 +169,17 @@ fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Resu
     if let Some(path) = &options.pid_file {
         files::write_pid(path)?;
     }
+    let monitor = start_monitor(http_listener, &identity, &options, &shards)?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let address = listen::host_port(&identity.host, identity.port);
     info!("Listening for client connections on {address}");
     info!("Server is ready");
 
-    let ended = control(&signals, &shards, log, &mut Configured { args, options });
+    let mut configured = Configured { args, options };
+    let ended = control(&signals, &shards, monitor.as_ref(), log, &mut configured);
     info!("Initiating Shutdown...");
+    drop(monitor);
     shards.stop();
     drop(ports_file);
     info!("Server Exiting..");
@@ -171,14 +189,40 @@ fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Resu
 fn identify(
     options: &Options,
     program: String,
-    listener: &std::net::TcpListener,
+    listener: &TcpListener,
+    http_listener: Option<&TcpListener>,
 ) -> Result<Identity, StartError> {
-    let address = listener.local_addr();
-    let address = address
-        .map_err(|error| StartError::new(format!("cannot tell the client port: {error}")))?;
+    let port_of = |listener: &TcpListener| match listener.local_addr() {
+        Ok(address) => Ok(address.port()),
+        Err(error) => Err(StartError::new(format!("cannot tell the port: {error}"))),
+    };
+    let port = port_of(listener)?;
+    let http = http_listener.map(port_of).transpose()?;
+    let http = http.map(|port| Endpoint { host: http_host(options).to_owned(), port });
     let id = KeyPair::new_server().public_key();
     let name = options.server_name.clone().unwrap_or_else(|| id.clone());
-    Ok(Identity { program, id, name, host: options.host.clone(), port: address.port() })
+    Ok(Identity { program, id, name, host: options.host.clone(), port, http })
+}
+
+/// The monitoring's host; unless it has its own, that of the clients.
+fn http_host(options: &Options) -> &str {
+    options.http.as_ref().and_then(|http| http.host.as_deref()).unwrap_or(&options.host)
+}
+
+fn bind_monitor(options: &Options) -> Result<Option<TcpListener>, StartError> {
+    let Some(http) = &options.http else { return Ok(None) };
+    listen::bind_monitor(http_host(options), http.port).map(Some)
+}
+
+fn start_monitor(
+    listener: Option<TcpListener>,
+    identity: &Arc<Identity>,
+    options: &Arc<Options>,
+    shards: &Shards,
+) -> Result<Option<Monitor>, StartError> {
+    let (Some(listener), Some(http)) = (listener, &identity.http) else { return Ok(None) };
+    info!("Starting http monitor on {}", listen::host_port(&http.host, http.port));
+    Monitor::start(listener, identity, options, shards.reporter()).map(Some)
 }
 
 fn log_banner(options: &Options, identity: &Identity, placement: &[Option<CoreId>]) {
@@ -208,9 +252,6 @@ fn log_remarks(options: &Options) {
     if options.limits.payload_bytes_max > PAYLOAD_BYTES_USUAL {
         warn!("Maximum payloads over 8 MB are discouraged: they hold up everybody else's messages");
     }
-    if options.http.is_some() {
-        warn!("Monitoring over http is not supported yet and has no effect");
-    }
     for warning in &options.warnings {
         warn!("{warning}");
     }
@@ -222,11 +263,14 @@ fn log_remarks(options: &Options) {
 
 impl Configured<'_> {
     /// Reads the configuration again and puts it in force, all of it or nothing.
-    fn reload(&mut self, shards: &Shards) -> Result<(), String> {
+    fn reload(&mut self, shards: &Shards, monitor: Option<&Monitor>) -> Result<(), String> {
         let options = config::load(self.args).map_err(|error| error.to_string())?;
         let changes = reload::changes(&self.options, &options)?;
         let options = Arc::new(options);
         shards.reload(&options);
+        if let Some(monitor) = monitor {
+            monitor.note(Change::Options(Arc::clone(&options)));
+        }
         self.options = options;
         for warning in &self.options.warnings {
             warn!("{warning}");
@@ -246,6 +290,7 @@ impl Configured<'_> {
 fn control(
     signals: &Receiver<Request>,
     shards: &Shards,
+    monitor: Option<&Monitor>,
     log: &Log,
     configured: &mut Configured<'_>,
 ) -> Result<(), StartError> {
@@ -261,7 +306,7 @@ fn control(
         };
         info!("Trapped \"{}\" signal", request.signal_name());
         match request {
-            Request::Reload => match configured.reload(shards) {
+            Request::Reload => match configured.reload(shards, monitor) {
                 Ok(()) => {}
                 Err(reason) => error!("Failed to reload server configuration: {reason}"),
             },
@@ -275,6 +320,9 @@ fn control(
                 info!("Entering lame duck mode, stop accepting new clients");
                 shards.lame_duck();
                 info!("Closing existing clients");
+                if let Some(monitor) = monitor {
+                    monitor.note(Change::LameDuck);
+                }
             }
             Request::Terminate if is_lame_duck => {}
             Request::Terminate | Request::Quit => return Ok(()),

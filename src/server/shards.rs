@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::place;
 use crate::config::{Options, StartError};
-use crate::engine::{self, SHARDS_MAX, ShardId};
+use crate::engine::{self, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{Address, Control, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
@@ -23,9 +24,20 @@ pub struct Shards {
     addresses: Vec<Address>,
     threads: Vec<JoinHandle<()>>,
     outcomes: Receiver<Outcome>,
+    started_at: DateTime<Utc>,
     tier: Tier,
     lame_duck: (Duration, Duration),
 }
+
+/// Asks the shards how they are, from any thread; see [`Shards::reporter`].
+#[derive(Clone)]
+pub struct Reporter {
+    addresses: Vec<Address>,
+    started_at: DateTime<Utc>,
+}
+
+/// How long a shard may take to answer; one that hangs is left out.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// What a shard's thread is started with; it makes its reactor itself.
 struct Seed {
@@ -104,6 +116,7 @@ impl Shards {
             .zip(bells)
             .map(|(control, bell)| Address { control, bell })
             .collect();
+        let started_at = Utc::now();
         let shared = SharedParts {
             addresses: addresses.clone(),
             seats: Arc::new(Seats::new(cores.len())),
@@ -120,7 +133,7 @@ impl Shards {
         let grace = Duration::from_millis(options.lame_duck_grace_ms);
         let all = Duration::from_millis(options.lame_duck_duration_ms);
         let lame_duck = (grace, all.saturating_sub(grace));
-        Ok(Self { addresses, threads, outcomes, tier, lame_duck })
+        Ok(Self { addresses, threads, outcomes, started_at, tier, lame_duck })
     }
 
     /// What of io_uring is used.
@@ -144,14 +157,9 @@ impl Shards {
         self.tell(|| Control::LameDuck { grace, spread });
     }
 
-    /// How things are on each shard, as far as they answer in time.
-    pub fn report(&self) -> Vec<Report> {
-        const ANSWER_MAX: Duration = Duration::from_secs(1);
-        let (to, reports) = bounded(self.addresses.len());
-        self.tell(|| Control::Report(to.clone()));
-        drop(to);
-        let by = now() + ANSWER_MAX;
-        std::iter::from_fn(|| reports.recv_deadline(by).ok()).collect()
+    /// Whoever has it can ask how the shards are.
+    pub fn reporter(&self) -> Reporter {
+        Reporter { addresses: self.addresses.clone(), started_at: self.started_at }
     }
 
     /// Lets clients take what is queued for them, within bounds, and ends.
@@ -165,6 +173,55 @@ impl Shards {
 
     fn tell(&self, control: impl Fn() -> Control) {
         self.addresses.iter().for_each(|address| address.send(control()));
+    }
+}
+
+impl Reporter {
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// The zero of the times that shards tell.
+    pub fn started_at(&self) -> DateTime<Utc> {
+        self.started_at
+    }
+
+    /// How things are on each shard, as far as they answer in time.
+    pub fn report(&self) -> Vec<Report> {
+        let (to, reports) = bounded(self.addresses.len());
+        for address in &self.addresses {
+            address.send(Control::Report(to.clone()));
+        }
+        drop(to);
+        let by = now() + ANSWER_MAX;
+        std::iter::from_fn(|| reports.recv_deadline(by).ok()).collect()
+    }
+
+    /// The open connections, in no order.
+    pub fn conns(&self) -> Vec<ConnSnapshot> {
+        let mut conns = Vec::new();
+        self.pages(|from, to| Control::Conns { from, to }, |conn| conns.push(conn));
+        conns
+    }
+
+    /// Shows each subscription.
+    pub fn subs(&self, show: impl FnMut(SubSnapshot)) {
+        self.pages(|from, to| Control::Subs { from, to }, show);
+    }
+
+    /// Fetches a table of each shard, page by page, so that the shard can work between them.
+    fn pages<T>(&self, ask: impl Fn(u32, Sender<Page<T>>) -> Control, mut show: impl FnMut(T)) {
+        for address in &self.addresses {
+            let mut from = Some(0);
+            while let Some(slot) = from {
+                let (to, page) = bounded(1);
+                address.send(ask(slot, to));
+                let Ok(page) = page.recv_timeout(ANSWER_MAX) else { break };
+                page.entries.into_iter().for_each(&mut show);
+                from = page.next;
+            }
+        }
     }
 }
 

@@ -1,0 +1,276 @@
+//! `/varz`: what the server is, what it allows, and what it has done.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{State, text};
+use crate::shard::Report;
+
+/// The body. Fields that only a nats-server has something for are zero or empty.
+#[derive(Serialize)]
+pub(super) struct Varz<'a> {
+    #[serde(flatten)]
+    identity: Identity<'a>,
+    #[serde(flatten)]
+    limits: Limits<'a>,
+    #[serde(flatten)]
+    missing: Missing,
+    tls_timeout: f64,
+    write_deadline: u64,
+    #[serde(flatten)]
+    process: Process,
+    #[serde(flatten)]
+    traffic: Traffic,
+    http_req_stats: &'a BTreeMap<&'static str, u64>,
+    config_load_time: String,
+    config_digest: String,
+    feature_flags: Map<String, Value>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    tags: &'a [String],
+    slow_consumer_stats: ByKind,
+    stale_connection_stats: ByKind,
+    disk_io_wait_stats: DiskWaits,
+}
+
+#[derive(Serialize)]
+struct Identity<'a> {
+    server_id: &'a str,
+    server_name: &'a str,
+    version: &'static str,
+    proto: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    git_commit: Option<&'static str>,
+    go: &'static str,
+    host: &'a str,
+    port: u16,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    auth_required: bool,
+}
+
+#[derive(Serialize)]
+struct Limits<'a> {
+    max_connections: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    max_subscriptions: usize,
+    ping_interval: u64,
+    ping_max: u32,
+    http_host: &'a str,
+    http_port: u16,
+    http_base_path: &'static str,
+    https_port: u16,
+    auth_timeout: f64,
+    max_control_line: usize,
+    max_payload: usize,
+    max_pending: usize,
+}
+
+/// Subsystems that this server does not have.
+#[derive(Serialize, Default)]
+struct Missing {
+    cluster: Map<String, Value>,
+    gateway: Map<String, Value>,
+    leaf: Map<String, Value>,
+    mqtt: Map<String, Value>,
+    websocket: Map<String, Value>,
+    jetstream: Map<String, Value>,
+}
+
+#[derive(Serialize)]
+struct Process {
+    start: String,
+    now: String,
+    uptime: String,
+    mem: u64,
+    cores: usize,
+    gomaxprocs: usize,
+    cpu: f64,
+}
+
+#[derive(Serialize, Default)]
+struct Traffic {
+    connections: usize,
+    total_connections: u64,
+    routes: usize,
+    remotes: usize,
+    leafnodes: usize,
+    in_msgs: u64,
+    in_bytes: u64,
+    in_client_msgs: u64,
+    in_client_bytes: u64,
+    out_msgs: u64,
+    out_bytes: u64,
+    out_client_msgs: u64,
+    out_client_bytes: u64,
+    slow_consumers: u64,
+    stale_connections: u64,
+    stalled_clients: u64,
+    subscriptions: usize,
+}
+
+#[derive(Serialize, Default)]
+struct ByKind {
+    clients: u64,
+    routes: u64,
+    gateways: u64,
+    leafs: u64,
+}
+
+#[derive(Serialize, Default)]
+struct DiskWaits {
+    waiters: u64,
+    waits: u64,
+    wait_time: u64,
+    max_wait_time: u64,
+}
+
+const NS_PER_MS: u64 = 1_000_000;
+
+impl<'a> Varz<'a> {
+    pub(super) fn new(state: &'a State, reports: &[Report], cpu: f64) -> Self {
+        let options = &state.options;
+        let traffic = Traffic::new(reports);
+        let digest = options.source.as_ref().map(|source| format!("sha256:{}", source.sha256));
+        let clients = |clients| ByKind { clients, ..ByKind::default() };
+        Self {
+            identity: Identity::new(state),
+            limits: Limits::new(state),
+            missing: Missing::default(),
+            tls_timeout: 2.0,
+            write_deadline: options.write_deadline_ms.saturating_mul(NS_PER_MS),
+            process: Process::new(state, cpu),
+            http_req_stats: &state.requests,
+            config_load_time: text::time(state.configured_at),
+            config_digest: digest.unwrap_or_default(),
+            feature_flags: Map::new(),
+            tags: &options.server_tags,
+            slow_consumer_stats: clients(traffic.slow_consumers),
+            stale_connection_stats: clients(traffic.stale_connections),
+            disk_io_wait_stats: DiskWaits::default(),
+            traffic,
+        }
+    }
+}
+
+impl<'a> Identity<'a> {
+    fn new(state: &'a State) -> Self {
+        let auth = &state.options.auth;
+        Self {
+            server_id: &state.identity.id,
+            server_name: &state.identity.name,
+            version: crate::NATS_VERSION,
+            proto: 1,
+            git_commit: crate::server::GIT_COMMIT,
+            go: "",
+            host: &state.identity.host,
+            port: state.identity.port,
+            auth_required: auth.is_required() && auth.no_auth_user.is_none(),
+        }
+    }
+}
+
+impl<'a> Limits<'a> {
+    fn new(state: &'a State) -> Self {
+        let options = &state.options;
+        let http = state.identity.http.as_ref();
+        Self {
+            max_connections: options.limits.connections_max,
+            max_subscriptions: options.limits.subscriptions_max,
+            ping_interval: options.ping_interval_ms.saturating_mul(NS_PER_MS),
+            ping_max: options.ping_max,
+            http_host: http.map_or("", |http| &http.host),
+            http_port: http.map_or(0, |http| http.port),
+            http_base_path: "",
+            https_port: 0,
+            auth_timeout: std::time::Duration::from_millis(options.auth.timeout_ms).as_secs_f64(),
+            max_control_line: options.limits.control_line_bytes_max,
+            max_payload: options.limits.payload_bytes_max,
+            max_pending: options.limits.pending_bytes_max,
+        }
+    }
+}
+
+impl Process {
+    fn new(state: &State, cpu: f64) -> Self {
+        let now = Utc::now();
+        Self {
+            start: text::time(state.started_at),
+            now: text::time(now),
+            uptime: text::between(state.started_at, now),
+            mem: resident_bytes(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            gomaxprocs: state.reporter.shards(),
+            cpu,
+        }
+    }
+}
+
+impl Traffic {
+    fn new(reports: &[Report]) -> Self {
+        let mut all = Self::default();
+        for report in reports {
+            all.connections += report.conns;
+            all.total_connections += report.accepted;
+            all.subscriptions += report.subscriptions;
+            all.in_msgs += report.stats.in_msgs;
+            all.in_bytes += report.stats.in_bytes;
+            all.out_msgs += report.stats.out_msgs;
+            all.out_bytes += report.stats.out_bytes;
+            all.slow_consumers += report.stats.slow_consumers;
+            all.stale_connections += report.stats.stale_connections;
+        }
+        // There is nobody but clients.
+        (all.in_client_msgs, all.in_client_bytes) = (all.in_msgs, all.in_bytes);
+        (all.out_client_msgs, all.out_client_bytes) = (all.out_msgs, all.out_bytes);
+        all
+    }
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// Memory that the process holds.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0).saturating_mul(rustix::param::page_size() as u64)
+}
+
+/// The share of one core that the process uses, in percent.
+pub(super) struct Cpu {
+    /// Since when, and what had been used by then, in seconds.
+    since: DateTime<Utc>,
+    used_s: f64,
+    percent: f64,
+}
+
+impl Cpu {
+    pub(super) fn new() -> Self {
+        Self { since: Utc::now(), used_s: used_s(), percent: 0.0 }
+    }
+
+    /// The share since it was last asked for, but not over less than a second.
+    pub(super) fn percent(&mut self) -> f64 {
+        const SPAN_S_MIN: f64 = 1.0;
+        let (now, used_s) = (Utc::now(), used_s());
+        let span_s = (now - self.since).as_seconds_f64();
+        if span_s >= SPAN_S_MIN {
+            self.percent = (100.0 * (used_s - self.used_s) / span_s).round();
+            (self.since, self.used_s) = (now, used_s);
+        }
+        self.percent
+    }
+}
+
+/// Processor time of the process.
+#[expect(clippy::cast_precision_loss, reason = "a share needs no more digits")]
+fn used_s() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
