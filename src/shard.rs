@@ -258,9 +258,11 @@ impl Shard {
             self.engine.tick();
             self.accept_if_rested();
             self.engine.end_turn();
+            // First, for room on a lane lets publishers go on.
+            let behind = self.publish();
             self.act();
             self.report_drained();
-            wait = self.publish(more);
+            wait = self.next_wait(more, behind);
         }
         Ok(())
     }
@@ -359,10 +361,14 @@ impl Shard {
         }
     }
 
-    /// Shows the other shards what was staged for them, and decides how long to wait for more.
-    fn publish(&mut self, more_records: bool) -> Wait {
+    /// Shows the other shards what was staged for them. True if not all of it had room.
+    fn publish(&mut self) -> bool {
         let Self { mesh, engine, reactor, addresses, .. } = self;
-        let behind = mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
+        mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell))
+    }
+
+    /// How long there may be nothing to do.
+    fn next_wait(&mut self, more_records: bool, behind: bool) -> Wait {
         let waiting = more_records || !self.inbox.is_empty() || !self.control.is_empty();
         if waiting || self.now < self.busy_until {
             return Wait::No;
