@@ -457,7 +457,7 @@ impl Engine {
     /// The server is about to end: everybody gets what is queued, then the end of the stream.
     pub fn shut_down(&mut self) {
         for id in self.conns.ids() {
-            self.fail(id, None, Reason::ServerShutdown);
+            self.send_away(id);
         }
     }
 
@@ -644,6 +644,17 @@ impl Engine {
         }
     }
 
+    /// Ends a connection that did nothing wrong: what is queued may take as long as any write.
+    fn send_away(&mut self, id: ConnId) {
+        self.fail(id, None, Reason::ServerShutdown);
+        let until = self.now.saturating_add(self.settings.write_deadline_ns);
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if matches!(conn.phase, Phase::Flushing { .. }) {
+            conn.phase = Phase::Flushing { until };
+            self.rearm(id);
+        }
+    }
+
     /// Ends a connection at once; what is queued is dropped.
     fn abort(&mut self, id: ConnId, reason: Reason) {
         let Some(conn) = self.conns.get_mut(id) else { return };
@@ -751,12 +762,38 @@ impl Engine {
         duck.next_close = self.now.saturating_add(duck.interval);
         let open = self.conns.iter_mut().find(|conn| conn.is_open()).map(|conn| conn.id);
         if let Some(id) = open {
-            self.fail(id, None, Reason::ServerShutdown);
+            self.send_away(id);
         }
     }
 
     fn others(&self) -> impl Iterator<Item = ShardId> + use<> {
         let (own, shards) = (self.shard, u8::try_from(self.lanes.len()).unwrap_or(u8::MAX));
         (0..shards).map(ShardId).filter(move |shard| *shard != own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Options;
+
+    #[test]
+    fn a_server_that_ends_leaves_slow_readers_the_time_that_a_write_may_take() {
+        let settings = Settings::new(&Options::default(), &Identity::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        let id = ConnId { slot: 0, generation: 0 };
+        engine.open(id, Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 }, true);
+        let batch = engine.take_batch(id).expect("the greeting is queued");
+        let bytes: usize = batch.iter().map(|piece| piece.bytes().len()).sum();
+        engine.shut_down();
+        let at = |engine: &mut Engine, ms: u64| {
+            engine.set_now(ms * 1_000_000);
+            engine.tick();
+            let closed = |action| matches!(action, Action::Close { .. });
+            std::iter::from_fn(|| engine.next_action()).any(closed)
+        };
+        assert!(!at(&mut engine, 5000), "what is queued is still being taken");
+        engine.on_sent(id, bytes, Some(batch));
+        assert!(at(&mut engine, 5001), "everything is taken");
     }
 }

@@ -164,7 +164,7 @@ fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Resu
 
     log_banner(&options, &identity, &placement);
     let shards = Shards::start(&options, &identity.of_engine(), listener, &placement)?;
-    info!("  io_uring: {}", shards.tier());
+    info!("  io_uring: tier {}", shards.tier());
     log_remarks(&options);
     if let Some(path) = &options.pid_file {
         files::write_pid(path)?;
