@@ -69,6 +69,8 @@ struct Socket {
     batch: Option<Batch>,
     /// Taken, as far as the engine knows.
     reported_bytes: usize,
+    /// `reported_bytes` when the turn began: all that the engine need have known in it.
+    reported_before: usize,
     to_client: Vec<u8>,
     stalled: bool,
     /// The server has closed it; the engine has not been told.
@@ -505,6 +507,11 @@ impl World {
         let mut reason = false;
         for at in 0..self.sockets.len() {
             if self.sockets[at].shard == shard && !self.sockets[at].gone {
+                self.sockets[at].reported_before = self.sockets[at].reported_bytes;
+            }
+        }
+        for at in 0..self.sockets.len() {
+            if self.sockets[at].shard == shard && !self.sockets[at].gone {
                 reason |= self.complete(at, eager);
                 reason |= self.hand_in(at, eager);
             }
@@ -622,7 +629,7 @@ impl World {
         }
         let deadline = self.flavour.write_deadline_ms * NS_PER_MS;
         let late = socket.batch.as_ref().is_some_and(|batch| batch.since + deadline <= self.now);
-        let pending = self.book.owed_bytes_max(socket.session) - socket.reported_bytes;
+        let pending = self.book.owed_bytes_max(socket.session) - socket.reported_before;
         let silence = self.now - socket.pong_handed_ns;
         let stale = silence >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
         assert!(
@@ -787,6 +794,7 @@ impl Socket {
             grace: 0,
             batch: None,
             reported_bytes: 0,
+            reported_before: 0,
             to_client: Vec::new(),
             stalled: false,
             closing: false,
