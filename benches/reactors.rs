@@ -1,7 +1,7 @@
 //! The same fan-out on three runtimes: ours, tokio-uring and glommio.
 //!
-//! `cargo bench --bench reactors [-- PART OF A NAME]`. One connection publishes messages of 128 bytes, N connections
-//! get them all. Each relay is a process of its own that does nothing but copy each message to
+//! `cargo bench --bench reactors [-- PART OF A NAME]`. One connection publishes messages of 128
+//! bytes, N connections get them all. Each relay is a process of its own that does nothing but copy each message to
 //! each subscriber and send; what counts is deliveries per second of its CPU time, kernel
 //! threads included. A plain blocking generator publishes and reads on another core.
 //!

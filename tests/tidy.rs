@@ -193,7 +193,8 @@ fn line_of(text: &str, at: usize) -> usize {
     text[..at].matches('\n').count() + 1
 }
 
-/// The part of `src/…` that names the module: `src/proto/parse.rs` and `src/proto.rs` are `proto`.
+/// The part of `src/…` that names the module: `src/proto/parse.rs` and `src/proto.rs` are
+/// `proto`.
 fn module_of(file: &str) -> &str {
     let below = file.strip_prefix("src/").unwrap_or(file);
     below.split('/').next().map_or(below, |part| part.strip_suffix(".rs").unwrap_or(part))

@@ -380,7 +380,7 @@ pub(crate) struct CompareArgs {
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// A scenario: 'NAME: throughput …' or 'NAME: latency …', with their options; a NAME is optional
+    /// A scenario: 'NAME: throughput …' or 'NAME: latency …', with options; NAME is optional
     #[arg(value_name = "SCENARIO")]
     pub(crate) scenarios: Vec<String>,
 }

@@ -553,9 +553,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in
-            ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-m 1", "-ms 1"]
-        {
+        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {

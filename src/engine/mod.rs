@@ -46,8 +46,6 @@ use timers::{NEVER, Timers};
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
 const RECHECK_NS_MAX: u64 = 10_000_000_000;
-/// How long a client may take what is queued for it when the server ends, in nanoseconds.
-const FAREWELL_NS: u64 = 1_500_000_000;
 
 /// A shard of this server, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -457,7 +455,7 @@ impl Engine {
     /// The server is about to end: everybody gets what is queued, then the end of the stream.
     pub fn shut_down(&mut self) {
         for id in self.conns.ids() {
-            self.send_away(id);
+            self.fail(id, None, Reason::ServerShutdown);
         }
     }
 
@@ -621,13 +619,16 @@ impl Engine {
     }
 
     /// Ends a connection: its error, if any, and all that is queued is sent within
-    /// [`FLUSH_NS`], or [`FAREWELL_NS`] when the server ends; nothing more is read.
+    /// [`FLUSH_NS`], or the write deadline when the server sends it away; nothing more is read.
     fn fail(&mut self, id: ConnId, error: Option<&str>, reason: Reason) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !conn.is_open() {
             return;
         }
-        let patience = if reason == Reason::ServerShutdown { FAREWELL_NS } else { FLUSH_NS };
+        let patience = match reason {
+            Reason::ServerShutdown => self.settings.write_deadline_ns,
+            _ => FLUSH_NS,
+        };
         let until = self.now.saturating_add(patience);
         conn.phase = Phase::Flushing { until };
         conn.review();
@@ -641,17 +642,6 @@ impl Engine {
         self.rearm(id);
         if self.conns.get(id).is_some_and(|conn| conn.outbox.is_empty()) {
             self.close(id, false);
-        }
-    }
-
-    /// Ends a connection that did nothing wrong: what is queued may take as long as any write.
-    fn send_away(&mut self, id: ConnId) {
-        self.fail(id, None, Reason::ServerShutdown);
-        let until = self.now.saturating_add(self.settings.write_deadline_ns);
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if matches!(conn.phase, Phase::Flushing { .. }) {
-            conn.phase = Phase::Flushing { until };
-            self.rearm(id);
         }
     }
 
@@ -762,7 +752,7 @@ impl Engine {
         duck.next_close = self.now.saturating_add(duck.interval);
         let open = self.conns.iter_mut().find(|conn| conn.is_open()).map(|conn| conn.id);
         if let Some(id) = open {
-            self.send_away(id);
+            self.fail(id, None, Reason::ServerShutdown);
         }
     }
 
