@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench reactors [-- PART OF A NAME]`. One connection publishes messages of 128
 //! bytes, N connections get them all. Each relay is a process of its own that does nothing but copy
-//! each message to each subscriber and send; what counts is deliveries per second of its CPU time, kernel
-//! threads included. A plain blocking generator publishes and reads on another core.
+//! each message to each subscriber and send; what counts is deliveries per second of its CPU time,
+//! kernel threads included. A plain blocking generator publishes and reads on another core.
 //!
 //! Two loads: *bulk*, as fast as the relay takes it, and *light*, eight messages at a time, the
 //! next ones when all subscribers have these.
