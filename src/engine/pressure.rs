@@ -390,4 +390,89 @@ mod tests {
         engine.on_record(OTHER, Record::Settled { epoch });
         assert_eq!(output(&mut engine, ids[1]), "PONG\r\n");
     }
+
+    /// One shard whose first connection publishes `a` to all others, which have subscribed.
+    fn fan_out(conns: u32, memory_bytes_max: usize) -> (Engine, Vec<ConnId>) {
+        let settings = Settings::new(&Default::default(), &Default::default(), memory_bytes_max);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        let ids: Vec<_> = (0..conns).map(|slot| ConnId { slot, generation: 0 }).collect();
+        for id in &ids {
+            engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+            engine.on_bytes(*id, b"CONNECT {\"verbose\":false,\"pedantic\":false}\r\n");
+        }
+        ids[1..].iter().for_each(|id| engine.on_bytes(*id, b"SUB a 1\r\n"));
+        ids.iter().for_each(|id| drop(output(&mut engine, *id)));
+        (engine, ids)
+    }
+
+    /// Publishes 600 kB, and says whether the publisher is paused or goes on, if either.
+    fn publish_much(engine: &mut Engine, publisher: ConnId) -> Option<bool> {
+        let mut wire = b"PUB a 600000\r\n".to_vec();
+        wire.resize(wire.len() + 600_000, b'x');
+        wire.extend_from_slice(b"\r\n");
+        turn(engine, publisher, &wire);
+        paused(engine, publisher)
+    }
+
+    fn paused(engine: &mut Engine, publisher: ConnId) -> Option<bool> {
+        let told = |action| match action {
+            Action::Pause(id) if id == publisher => Some(true),
+            Action::Resume(id) if id == publisher => Some(false),
+            _ => None,
+        };
+        std::iter::from_fn(|| engine.next_action()).filter_map(told).last()
+    }
+
+    #[test]
+    fn a_publisher_waits_while_most_subscribers_are_behind_but_not_for_one_of_them() {
+        let (mut engine, ids) = fan_out(4, usize::MAX);
+        // Two of three keep up.
+        for _ in 0..3 {
+            assert_eq!(publish_much(&mut engine, ids[0]), None);
+            output(&mut engine, ids[1]);
+            output(&mut engine, ids[2]);
+        }
+        publish_much(&mut engine, ids[0]);
+        assert_eq!(publish_much(&mut engine, ids[0]), Some(true), "all three are behind");
+        while !output(&mut engine, ids[1]).is_empty() {}
+        assert_eq!(paused(&mut engine, ids[0]), None, "two of three still are");
+        while !output(&mut engine, ids[2]).is_empty() {}
+        assert_eq!(paused(&mut engine, ids[0]), Some(false));
+    }
+
+    #[test]
+    fn a_subscriber_that_was_waited_for_in_vain_is_waited_for_no_more() {
+        let (mut engine, ids) = fan_out(2, usize::MAX);
+        publish_much(&mut engine, ids[0]);
+        assert_eq!(publish_much(&mut engine, ids[0]), Some(true));
+        engine.set_now(WAIT_NS_MAX - 1);
+        engine.tick();
+        assert_eq!(paused(&mut engine, ids[0]), None);
+        engine.set_now(WAIT_NS_MAX);
+        engine.tick();
+        assert_eq!(paused(&mut engine, ids[0]), Some(false), "it goes on after a second");
+        assert_eq!(publish_much(&mut engine, ids[0]), None, "and does not wait again");
+    }
+
+    #[test]
+    fn when_output_takes_too_much_memory_the_longest_backlog_is_cut() {
+        let (mut engine, ids) = fan_out(3, 2_900_000);
+        let cut = |engine: &mut Engine| {
+            let close = |action| match action {
+                Action::Close { conn, abort: true } => Some(conn),
+                _ => None,
+            };
+            std::iter::from_fn(|| engine.next_action()).find_map(close)
+        };
+        for _ in 0..4 {
+            publish_much(&mut engine, ids[0]);
+            assert_eq!(engine.stats().slow_consumers, 0);
+            output(&mut engine, ids[2]);
+        }
+        turn(&mut engine, ids[0], b"PUB a 500002\r\n");
+        turn(&mut engine, ids[0], &[b'x'; 500_002]);
+        turn(&mut engine, ids[0], b"\r\n");
+        assert_eq!(cut(&mut engine), Some(ids[1]), "what is shared counts once");
+        assert_eq!(engine.stats().slow_consumers, 1);
+    }
 }
