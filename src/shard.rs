@@ -111,19 +111,19 @@ impl Seats {
 
     /// Connections on all shards.
     pub fn all(&self) -> usize {
-        self.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).sum()
+        self.taken.iter().map(|taken| taken.load(Ordering::SeqCst)).sum()
     }
 
     /// Takes a seat on the shard with the fewest connections.
     fn take(&self) -> usize {
-        let fewest = self.taken.iter().enumerate().min_by_key(|(_, n)| n.load(Ordering::Relaxed));
+        let fewest = self.taken.iter().enumerate().min_by_key(|(_, n)| n.load(Ordering::SeqCst));
         let at = fewest.map_or(0, |(at, _)| at);
-        self.taken[at].fetch_add(1, Ordering::Relaxed);
+        self.taken[at].fetch_add(1, Ordering::SeqCst);
         at
     }
 
     fn leave(&self, shard: ShardId) {
-        self.taken[shard.index()].fetch_sub(1, Ordering::Relaxed);
+        self.taken[shard.index()].fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -427,6 +427,10 @@ impl Shard {
     }
 
     fn adopt(&mut self, socket: OwnedFd, peer: Peer, admitted: bool) {
+        if self.stop_by.is_some() {
+            self.seats.leave(self.id);
+            return;
+        }
         let socket = self.reactor.adopt(socket, ZeroCopy::Never);
         self.sockets += 1;
         self.engine.open(conn_id(socket), peer, admitted);

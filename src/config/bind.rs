@@ -113,15 +113,21 @@ const LIMITS: &[Key<Options>] = &[
         &["max_subscription_tokens", "max_sub_tokens"],
         Set(|o, v| v.size(255).map(|n| o.limits.subscription_tokens_max = n)),
     ),
-    Key(&["ping_interval"], Set(|o, v| v.duration_ms().map(|ms| o.ping_interval_ms = ms))),
+    Key(
+        &["ping_interval"],
+        Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.ping_interval_ms, ms))),
+    ),
     Key(
         &["ping_max"],
         Set(|o, v| {
-            o.ping_max = u32::try_from(v.size(SIZE_MAX)?).unwrap_or(SIZE_MAX);
+            set_unless_zero(&mut o.ping_max, u32::try_from(v.size(SIZE_MAX)?).unwrap_or(SIZE_MAX));
             Ok(())
         }),
     ),
-    Key(&["write_deadline"], Set(|o, v| v.duration_ms().map(|ms| o.write_deadline_ms = ms))),
+    Key(
+        &["write_deadline"],
+        Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.write_deadline_ms, ms))),
+    ),
     Key(&["write_timeout"], Set(write_timeout)),
     Key(
         &["lame_duck_duration"],
@@ -352,6 +358,13 @@ fn allow_responses(permissions: &mut Permissions, v: &mut Field<'_>) -> Result<(
         if responses.expires_ms == 0 { expires_ms } else { responses.expires_ms };
     permissions.allow_responses = given.then_some(responses);
     Ok(())
+}
+
+/// As in nats-server, zero is the default.
+fn set_unless_zero<T: Default + PartialEq>(option: &mut T, value: T) {
+    if value != T::default() {
+        *option = value;
+    }
 }
 
 /// What must hold between options, wherever they come from.

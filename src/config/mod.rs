@@ -27,9 +27,17 @@ pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, 
 pub struct StartError(String);
 
 impl StartError {
-    /// An error that reads `reason` after `shardcast: `.
+    /// An error that reads `reason` after `shardcast: `, on one line whatever it quotes.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self(reason.into())
+        let reason: String = reason.into();
+        if !reason.contains(char::is_control) {
+            return Self(reason);
+        }
+        let escape = |char: char| match char.is_control() {
+            true => char.escape_default().to_string(),
+            false => char.to_string(),
+        };
+        Self(reason.chars().map(escape).collect())
     }
 }
 

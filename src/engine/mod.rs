@@ -454,6 +454,9 @@ impl Engine {
 
     /// The server is about to end: everybody gets what is queued, then the end of the stream.
     pub fn shut_down(&mut self) {
+        // Other shards may be gone before they answer: a barrier promises nothing any more.
+        self.settled_epoch = u64::MAX;
+        self.settle();
         for id in self.conns.ids() {
             self.fail(id, None, Reason::ServerShutdown);
         }
@@ -533,14 +536,14 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let timing = &mut conn.timing;
         timing.ping_due = self.now.saturating_add(interval);
+        let active = timing.last_active.saturating_add(interval) > self.now;
+        if timing.first_ping_sent && active {
+            return;
+        }
         if timing.pings_out >= self.settings.ping_max {
             tracing::debug!("{} - Stale Client Connection - Closing", conn.label());
             self.stats.stale_connections += 1;
             self.fail(id, Some("Stale Connection"), Reason::Protocol("Stale Connection"));
-            return;
-        }
-        let active = timing.last_active.saturating_add(interval) > self.now;
-        if timing.first_ping_sent && active {
             return;
         }
         timing.first_ping_sent = true;
@@ -785,5 +788,166 @@ mod tests {
         assert!(!at(&mut engine, 5000), "what is queued is still being taken");
         engine.on_sent(id, bytes, Some(batch));
         assert!(at(&mut engine, 5001), "everything is taken");
+    }
+
+    fn engine_with(options: &Options, shards: usize, conns: u32) -> (Engine, Vec<ConnId>) {
+        let settings = Settings::new(options, &Identity::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), shards, Rc::new(settings), 1);
+        let ids: Vec<_> = (0..conns).map(|slot| ConnId { slot, generation: 0 }).collect();
+        for id in &ids {
+            engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+            engine.on_bytes(*id, b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n");
+            out(&mut engine, *id);
+        }
+        (engine, ids)
+    }
+
+    fn out(engine: &mut Engine, id: ConnId) -> String {
+        let mut all = Vec::new();
+        while let Some(batch) = engine.take_batch(id) {
+            let bytes: Vec<u8> = batch.iter().flat_map(|p| p.bytes()).copied().collect();
+            engine.on_sent(id, bytes.len(), Some(batch));
+            all.extend(bytes);
+        }
+        String::from_utf8(all).unwrap()
+    }
+
+    #[test]
+    fn an_error_follows_what_was_published_before_it_wherever_tcp_cuts() {
+        let run = |cut: bool| {
+            let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
+            engine.on_bytes(ids[0], b"SUB a 1\r\n");
+            let (one, two) = (&b"PUB a 1\r\nx\r\n"[..], &b"PUB a _R_.r 1\r\ny\r\n"[..]);
+            if cut {
+                engine.on_bytes(ids[0], one);
+                engine.on_bytes(ids[0], two);
+            } else {
+                engine.on_bytes(ids[0], &[one, two].concat());
+            }
+            engine.end_turn();
+            out(&mut engine, ids[0])
+        };
+        assert_eq!(run(true), run(false));
+    }
+
+    #[test]
+    fn an_active_client_is_not_stale() {
+        let options = Options { ping_interval_ms: 1000, ping_max: 1, ..Options::default() };
+        let (mut engine, ids) = engine_with(&options, 1, 1);
+        let mut text = String::new();
+        for ms in (0..5000u64).step_by(100) {
+            engine.set_now(ms * 1_000_000);
+            engine.on_bytes(ids[0], b"PUB a 0\r\n\r\n");
+            engine.tick();
+            engine.end_turn();
+            text += &out(&mut engine, ids[0]);
+        }
+        assert!(!text.contains("Stale"), "{text}");
+    }
+
+    #[test]
+    fn one_byte_of_an_operation_holds_little_memory() {
+        let (mut engine, ids) = engine_with(&Options::default(), 1, 3);
+        engine.on_bytes(ids[0], b"SUB a 1\r\n");
+        let mut wire = b"PUB a 900000\r\n".to_vec();
+        wire.extend(vec![b'x'; 900_000]);
+        wire.extend(b"\r\n");
+        engine.on_bytes(ids[1], &wire);
+        out(&mut engine, ids[0]);
+        engine.on_bytes(ids[2], b"P");
+        let cap = engine.conns.get(ids[2]).unwrap().partial.capacity();
+        assert!(cap < 65536, "{cap}");
+    }
+
+    #[test]
+    fn confirmations_held_for_one_epoch_are_one_piece() {
+        let (mut engine, ids) = engine_with(&Options::default(), 2, 1);
+        let record = InterestRecord {
+            account: AccountId::GLOBAL,
+            filter: b"a"[..].into(),
+            queue: None,
+            members: 1,
+        };
+        engine.on_record(ShardId(1), Record::Interest(Box::new(record)));
+        engine.on_bytes(ids[0], b"CONNECT {\"verbose\":true}\r\n");
+        let mut wire = Vec::new();
+        for _ in 0..10_000 {
+            wire.extend(b"PUB a 0\r\n\r\n");
+        }
+        engine.on_bytes(ids[0], &wire);
+        engine.end_turn();
+        let mut epoch = None;
+        while let Some(record) = engine.pop_record(ShardId(1)) {
+            if let Record::Barrier { epoch: e } = record {
+                epoch = Some(e);
+            }
+        }
+        engine.on_record(ShardId(1), Record::Settled { epoch: epoch.unwrap() });
+        let mut batches = 0;
+        let mut pieces = 0;
+        let mut cap = 0;
+        let mut bytes = 0;
+        while let Some(batch) = engine.take_batch(ids[0]) {
+            batches += 1;
+            pieces += batch.len();
+            for p in &batch {
+                if let Piece::Own(v) = p {
+                    cap += v.capacity();
+                    bytes += v.len();
+                }
+            }
+            let n = batch.iter().map(|p| p.bytes().len()).sum();
+            engine.on_sent(ids[0], n, Some(batch));
+        }
+        assert!(batches <= 2, "{batches} batches, {pieces} pieces, {bytes} bytes, {cap} capacity");
+    }
+
+    #[test]
+    fn only_those_who_hold_memory_are_cut_for_it() {
+        let settings = Settings::new(&Options::default(), &Identity::default(), 100_000);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        let ids: Vec<_> = (0..3).map(|slot| ConnId { slot, generation: 0 }).collect();
+        for id in &ids {
+            engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+            engine.on_bytes(*id, b"CONNECT {\"verbose\":false}\r\n");
+            out(&mut engine, *id);
+        }
+        engine.on_bytes(ids[0], b"SUB a 1\r\n");
+        let mut wire = b"PUB a 900000\r\n".to_vec();
+        wire.extend(vec![b'x'; 900_000]);
+        wire.extend(b"\r\n");
+        engine.on_bytes(ids[1], &wire);
+        let _in_flight = engine.take_batch(ids[0]);
+        for _ in 0..3 {
+            engine.end_turn();
+        }
+        let open: Vec<bool> =
+            ids.iter().map(|id| engine.conns.get(*id).unwrap().is_open()).collect();
+        assert_eq!(open, [false, true, true]);
+    }
+
+    #[test]
+    fn tiny_messages_beside_a_big_one_cost_what_they_weigh() {
+        let (mut engine, ids) = engine_with(&Options::default(), 1, 3);
+        engine.on_bytes(ids[0], b"SUB a 1\r\n");
+        engine.on_bytes(ids[1], b"SUB a 2\r\n");
+        let mut wire = b"PUB a 2000\r\n".to_vec();
+        wire.extend(vec![b'x'; 2000]);
+        wire.extend(b"\r\n");
+        for _ in 0..5000 {
+            wire.extend(b"PUB a 0\r\n\r\n");
+        }
+        engine.on_bytes(ids[2], &wire);
+        let mut pieces = 0;
+        let mut batches = 0;
+        let mut bytes = 0;
+        while let Some(batch) = engine.take_batch(ids[0]) {
+            batches += 1;
+            pieces += batch.len();
+            let n: usize = batch.iter().map(|p| p.bytes().len()).sum();
+            bytes += n;
+            engine.on_sent(ids[0], n, Some(batch));
+        }
+        assert!(batches < 4, "{bytes} bytes in {pieces} pieces, {batches} batches");
     }
 }

@@ -20,8 +20,10 @@ enum Verdict {
     Joins,
     /// It was answered by itself, and is delivered by itself.
     Alone,
-    /// It is not delivered.
-    Refused,
+    /// It is not delivered, and its publisher is told why.
+    Refused(String),
+    /// Nobody is there any more who could publish it.
+    Dropped,
 }
 
 impl Engine {
@@ -59,7 +61,7 @@ impl Engine {
             && conn.is_open()
             && used < bytes.len()
         {
-            conn.partial = self.spares.buffer();
+            conn.partial = Vec::new();
             // What is announced is reserved only as far as it is not the client's mere word.
             let reserve = conn.need_bytes.saturating_add(2).min(4 * (bytes.len() - used));
             conn.partial.reserve(reserve);
@@ -412,7 +414,12 @@ impl Engine {
                 run.push(publish, wire);
                 self.flush_run(id, run);
             }
-            Verdict::Refused => {}
+            Verdict::Refused(error) => {
+                // What was published before comes before the error.
+                self.flush_run(id, run);
+                self.refuse(id, &error);
+            }
+            Verdict::Dropped => {}
         }
         self.conns.get(id).is_some_and(super::Conn::is_open)
     }
@@ -429,21 +436,19 @@ impl Engine {
             self.trace_publish(id, wire);
         }
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
-            return Verdict::Refused;
+            return Verdict::Dropped;
         };
         conn.timing.last_active = self.now;
         let reserved = !continues && is_reserved_subject(publish.subject);
         if reserved || !may_publish(conn, publish.subject, self.now) {
             let subject = encode::go_quoted(publish.subject);
             tracing::error!("{} - Publish Violation - Subject {subject}", conn.label());
-            self.refuse(id, &encode::publish_violation(publish.subject));
-            return Verdict::Refused;
+            return Verdict::Refused(encode::publish_violation(publish.subject));
         }
         if let Some(reply) = publish.reply.filter(|reply| is_reserved_reply(reply)) {
             let text = encode::go_quoted(reply);
             tracing::error!("{} - Publish Violation - Reply {text}", conn.label());
-            self.refuse(id, &encode::reply_violation(reply));
-            return Verdict::Refused;
+            return Verdict::Refused(encode::reply_violation(reply));
         }
         let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
         let invalid = pedantic && !continues && !subject::is_valid_publish(publish.subject);

@@ -185,6 +185,10 @@ impl Outbox {
 
     /// What is appended from here on waits until `epoch` is settled.
     pub(super) fn hold(&mut self, epoch: u64) {
+        // What is behind the last hold waits for that one anyway.
+        if self.holds.back().is_some_and(|last| last.epoch >= epoch) {
+            return;
+        }
         self.seal();
         let at = self.taken + self.sealed.len() as u64;
         match self.holds.back_mut() {

@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Lets out the replies whose epoch every shard has settled.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let settled = |lane: &Lane| {
             if lane.staged_epoch <= lane.settled_epoch { u64::MAX } else { lane.settled_epoch }
         };
@@ -305,7 +305,7 @@ impl Engine {
         let longest = self
             .conns
             .iter_mut()
-            .filter(|conn| conn.is_open())
+            .filter(|conn| conn.is_open() && !conn.outbox.is_empty())
             .max_by_key(|conn| conn.outbox.pending_bytes());
         if let Some(conn) = longest {
             tracing::warn!(

@@ -533,7 +533,8 @@ impl Way {
     fn of(run: &Run<'_>, members: usize, others: bool) -> Self {
         let big = run.payload_bytes_max >= COPY_PAYLOAD_BYTES_MAX;
         match members {
-            1 if big && others => Self::Tails,
+            // Two pieces for each message: only where messages are big on the average.
+            1 if others && run.payload_bytes >= COPY_PAYLOAD_BYTES_MAX * run.len() => Self::Tails,
             1 => Self::Render,
             _ if big || run.wire_bytes >= COPY_RUN_BYTES_MAX => Self::Share,
             _ => Self::Copy,

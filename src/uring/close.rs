@@ -113,7 +113,28 @@ impl Reactor {
         slot.timed = false;
         let has_expired = result.is_err_and(|error| error.raw_os_error() == Some(libc::ETIME));
         if has_expired && slot.phase == Phase::Lingering {
-            self.abort(socket);
+            self.end_lingering(socket);
+        }
+    }
+
+    /// Closes a socket for which there is no more time: softly, if all is said.
+    pub(super) fn let_go(&mut self, socket: SocketId) {
+        if self.sockets.at(socket.slot).phase == Phase::Lingering {
+            self.end_lingering(socket);
+        } else {
+            self.close(socket, Closing::Abort);
+        }
+    }
+
+    /// Waits no more for the peer to close. The kernel still delivers what it has taken.
+    fn end_lingering(&mut self, socket: SocketId) {
+        let slot = self.sockets.at(socket.slot);
+        slot.phase = Phase::Ending;
+        let (lingers, timed) = (slot.lingers, slot.timed);
+        for (is_there, kind) in [(lingers, Kind::Linger), (timed, Kind::LingerTimer)] {
+            if is_there {
+                self.cancel(socket, kind);
+            }
         }
     }
 

@@ -513,7 +513,7 @@ impl Drop for Reactor {
         self.is_dropping = true;
         self.hungry.clear();
         for socket in self.sockets.occupied() {
-            self.close(socket, Closing::Abort);
+            self.let_go(socket);
         }
         for slot in 0..self.listeners.len() {
             self.stop_listening(ListenerId(u32::try_from(slot).unwrap_or(u32::MAX)));

@@ -598,3 +598,26 @@ fn a_dropped_reactor_takes_everything_back_from_the_kernel() {
 fn an_idle_socket_costs_next_to_nothing() {
     assert!(size_of::<socket::Slot>() <= 64);
 }
+
+#[test]
+fn a_graceful_close_leaves_the_kernel_what_it_has_taken() {
+    on_every_tier(|options| {
+        let options = Options { linger: Duration::from_millis(50), ..options };
+        let mut reactor = Reactor::new(&options).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 8192).unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&theirs, 8192).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&ours, 400_000).unwrap();
+        let socket = reactor.adopt(OwnedFd::from(ours), ZeroCopy::Never);
+        let last = pattern(5, 250_000);
+        reactor.send(socket, own(&last));
+        let events = events_of(&mut reactor);
+        assert!(matches!(&events[..], [Event::Sent { batch: Some(_), .. }]), "{events:?}");
+        reactor.close(socket, Closing::Graceful);
+        closed(&mut reactor, socket);
+        let (heard, ended_well) = hear_all(&theirs);
+        assert!(ended_well && heard == last, "{} of {}", heard.len(), last.len());
+    });
+}
