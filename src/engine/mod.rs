@@ -796,7 +796,10 @@ mod tests {
         let ids: Vec<_> = (0..conns).map(|slot| ConnId { slot, generation: 0 }).collect();
         for id in &ids {
             engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
-            engine.on_bytes(*id, b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n");
+            engine.on_bytes(
+                *id,
+                b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n",
+            );
             out(&mut engine, *id);
         }
         (engine, ids)
