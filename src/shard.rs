@@ -18,8 +18,8 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::config;
 use crate::engine::{
-    Action, ConnId, ConnSnapshot, Engine, Identity, Page, Peer, Settings, ShardId, Stats,
-    SubSnapshot,
+    Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats, Page, Peer,
+    Settings, ShardId, Stats, SubSnapshot,
 };
 use crate::mesh::Mesh;
 use crate::uring::{Bell, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
@@ -58,16 +58,23 @@ pub enum Control {
     /// Show a page of the open connections.
     Conns {
         /// The slot it begins at.
-        from: u32,
+        from: u64,
         /// Where it goes.
         to: Sender<Page<ConnSnapshot>>,
     },
     /// Show a page of the subscriptions.
     Subs {
         /// The slot it begins at.
-        from: u32,
+        from: u64,
         /// Where it goes.
         to: Sender<Page<SubSnapshot>>,
+    },
+    /// Show a page of the connections that have ended.
+    Closed {
+        /// How many ended before it begins.
+        from: u64,
+        /// Where it goes.
+        to: Sender<Page<ClosedConn>>,
     },
 }
 
@@ -95,6 +102,12 @@ pub struct Report {
     pub subscriptions: usize,
     /// Subjects whose receivers it remembers.
     pub cached_subjects: usize,
+    /// How they came, went and were looked up.
+    pub interest: InterestStats,
+    /// Bytes of output that are queued or with the kernel; what connections share counts once.
+    pub output_bytes: usize,
+    /// Records for other shards that have no room on the lanes.
+    pub waiting_records: usize,
 }
 
 /// How many connections each shard has: where the next one goes.
@@ -411,6 +424,7 @@ impl Shard {
                 Control::Report(to) => drop(to.try_send(self.report())),
                 Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
                 Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
+                Control::Closed { from, to } => drop(to.try_send(self.engine.closed_page(from))),
             }
         }
     }
@@ -423,6 +437,9 @@ impl Shard {
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
+            interest: self.engine.interest_stats(),
+            output_bytes: self.engine.output_bytes(),
+            waiting_records: self.engine.waiting_records(),
         }
     }
 

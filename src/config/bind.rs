@@ -58,6 +58,14 @@ const NETWORK: &[Key<Options>] = &[
             Ok(())
         }),
     ),
+    Key(&["http_base_path"], Set(|o, v| v.text().map(|path| o.http_base_path = path))),
+    Key(
+        &["max_closed_clients"],
+        Set(|o, v| {
+            set_unless_zero(&mut o.closed_conns_max, v.size(SIZE_MAX)?);
+            Ok(())
+        }),
+    ),
 ];
 
 const LOG: &[Key<Options>] = &[
@@ -172,7 +180,7 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["jetstream", "store_dir", "jetstream_store_dir", "default_js_domain"], Ignore),
     Key(&["leafnodes", "leaf", "gateway", "mqtt", "websocket", "ws"], Ignore),
     Key(&["allow_non_tls", "no_system_account", "no_system", "no_sys_acc"], Ignore),
-    Key(&["http_base_path", "max_closed_clients", "prof_port", "prof_block_rate"], Ignore),
+    Key(&["prof_port", "prof_block_rate"], Ignore),
     Key(&["syslog", "remote_syslog"], Refuse),
     Key(&["no_fast_producer_stall", "disable_sublist_cache", "server_metadata"], Ignore),
     Key(&["connect_error_reports", "reconnect_error_reports", "feature_flags"], Ignore),

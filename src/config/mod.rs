@@ -80,6 +80,10 @@ pub struct Options {
     pub auth: Auth,
     /// Where the monitoring listens (nowhere).
     pub http: Option<HttpOptions>,
+    /// Path before those of the monitoring's pages; slashes around it do not matter (empty).
+    pub http_base_path: String,
+    /// Connections that have ended and are still shown by the monitoring (10 000).
+    pub closed_conns_max: usize,
     /// What is logged, and where.
     pub log: LogOptions,
     /// File that receives the process id (none).
@@ -111,6 +115,8 @@ impl Default for Options {
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
             http: None,
+            http_base_path: String::new(),
+            closed_conns_max: 10_000,
             log: LogOptions::default(),
             pid_file: None,
             ports_file_dir: None,

@@ -96,6 +96,8 @@ pub(super) struct Conn {
     pub(super) slow: bool,
     pub(super) timing: Timing,
     pub(super) traffic: Traffic,
+    /// How often it was not read from because those who get its messages were behind.
+    pub(super) stalls: u64,
 }
 
 /// Why a connection is not read from.
@@ -121,7 +123,10 @@ pub(super) struct Timing {
     pub(super) armed: u64,
     pub(super) ping_due: u64,
     pub(super) auth_due: u64,
+    /// When it last sent something.
     pub(super) last_active: u64,
+    /// The turn in which it last was sent a message.
+    pub(super) last_delivered: u64,
     /// When the batch in flight was handed to the kernel.
     pub(super) send_started: u64,
     pub(super) pings_out: u32,
@@ -159,6 +164,7 @@ impl Conn {
                 ping_due: NEVER,
                 auth_due: NEVER,
                 last_active: now,
+                last_delivered: now,
                 send_started: 0,
                 pings_out: 0,
                 ping_sent: 0,
@@ -166,6 +172,7 @@ impl Conn {
                 first_ping_sent: false,
             },
             traffic: Traffic::default(),
+            stalls: 0,
         }
     }
 

@@ -151,6 +151,36 @@ impl Targets {
 pub(super) struct Interest {
     table: Table<Filter>,
     cache: Cache,
+    stats: InterestStats,
+}
+
+/// How often subscriptions of this shard came and went, and subjects were looked up here.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct InterestStats {
+    /// Subscriptions entered.
+    pub inserts: u64,
+    /// Subscriptions taken out.
+    pub removes: u64,
+    /// Subjects looked up, once for each run of messages.
+    pub lookups: u64,
+    /// Those that the cache knew.
+    pub cache_hits: u64,
+    /// Local subscriptions that the others resolved to, all together.
+    pub fanout_sum: u64,
+    /// The most that one of them resolved to.
+    pub fanout_max: u64,
+}
+
+impl InterestStats {
+    /// Adds those of another account or shard.
+    pub fn add(&mut self, other: &Self) {
+        self.inserts += other.inserts;
+        self.removes += other.removes;
+        self.lookups += other.lookups;
+        self.cache_hits += other.cache_hits;
+        self.fanout_sum += other.fanout_sum;
+        self.fanout_max = self.fanout_max.max(other.fanout_max);
+    }
 }
 
 /// What subjects were resolved to.
@@ -224,12 +254,17 @@ impl Interest {
     /// `seed` keys the hashes: subjects are chosen by clients.
     pub(super) fn new(seed: u64) -> Self {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
-        Self { table: Table::with_seed(seed), cache: Cache::new(hasher) }
+        let (table, stats) = (Table::with_seed(seed), InterestStats::default());
+        Self { table, cache: Cache::new(hasher), stats }
     }
 
     /// Subjects that are cached.
     pub(super) fn cached_subjects(&self) -> usize {
         self.cache.resolved.len()
+    }
+
+    pub(super) fn stats(&self) -> InterestStats {
+        self.stats
     }
 
     pub(super) fn filters(&self) -> usize {
@@ -238,6 +273,7 @@ impl Interest {
 
     /// Enters a local subscription. What it returns is to be announced to the other shards.
     pub(super) fn add(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> Option<Announce> {
+        self.stats.inserts += 1;
         let sub = &mut subs[key as usize];
         let filter = self.table.entry(&sub.subject);
         let announce = match &sub.queue {
@@ -259,6 +295,7 @@ impl Interest {
 
     /// Takes a local subscription out. What it returns is to be announced to the other shards.
     pub(super) fn remove(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> (Sub, Option<Announce>) {
+        self.stats.removes += 1;
         let sub = subs.remove(key as usize);
         let Some(filter) = self.table.get_mut(&sub.subject) else {
             unreachable!("a subscription is in the table from SUB to its end");
@@ -321,10 +358,16 @@ impl Interest {
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
     ) -> Rc<Targets> {
+        self.stats.lookups += 1;
         if let Some(targets) = self.cache.get(subject) {
+            self.stats.cache_hits += 1;
             return targets;
         }
         let targets = Rc::new(self.resolve(subject, subs, takes_headers));
+        let in_queues: usize = targets.queues.iter().map(|queue| queue.local.len()).sum();
+        let fanout = (targets.members + in_queues) as u64;
+        self.stats.fanout_sum += fanout;
+        self.stats.fanout_max = self.stats.fanout_max.max(fanout);
         self.cache.insert(subject, Rc::clone(&targets));
         targets
     }

@@ -34,6 +34,7 @@ use crate::proto::encode;
 use crate::segment::Piece;
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
+pub use interest::InterestStats;
 use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
 use pressure::{Lane, Wait};
@@ -41,7 +42,8 @@ use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
 pub use settings::{Identity, Settings};
-pub use snapshot::{ConnSnapshot, Page, SubSnapshot};
+use snapshot::Closed;
+pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
@@ -150,6 +152,8 @@ pub struct Stats {
     pub slow_consumers: u64,
     /// Clients closed because they did not answer PINGs.
     pub stale_connections: u64,
+    /// Times that a publisher was not read from because those who get its messages were behind.
+    pub stalls: u64,
     /// Queue messages for which no member was left when they arrived.
     pub queue_msgs_lost: u64,
 }
@@ -254,6 +258,7 @@ pub struct Engine {
     next_wait: u64,
     lame_duck: Option<LameDuck>,
     stats: Stats,
+    closed: Closed,
 }
 
 /// How the last clients are sent away.
@@ -296,6 +301,7 @@ impl Engine {
             next_wait: 0,
             lame_duck: None,
             stats: Stats::default(),
+            closed: Closed::default(),
         }
     }
 
@@ -497,6 +503,18 @@ impl Engine {
         self.accounts.iter().map(Interest::filters).sum()
     }
 
+    /// How often subscriptions came and went, and subjects were looked up, over all accounts.
+    pub fn interest_stats(&self) -> InterestStats {
+        let mut all = InterestStats::default();
+        self.accounts.iter().for_each(|account| all.add(&account.stats()));
+        all
+    }
+
+    /// Bytes of output that are queued or with the kernel; what connections share counts once.
+    pub fn output_bytes(&self) -> usize {
+        self.spares.held_bytes()
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> Stats {
         self.stats
@@ -640,6 +658,7 @@ impl Engine {
         if let Some(error) = error {
             self.reply(id, |out| encode::err(out, error));
         }
+        self.remember(id, reason);
         self.leave(id);
         self.actions.push_back(Action::Pause(id));
         self.rearm(id);
@@ -656,6 +675,7 @@ impl Engine {
         }
         if conn.is_open() {
             tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
+            self.remember(id, reason);
         }
         self.close(id, true);
         self.leave(id);

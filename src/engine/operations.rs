@@ -222,6 +222,9 @@ impl Engine {
             self.drop_subscriptions(id);
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
+        if !again {
+            conn.timing.rtt = self.now - conn.timing.opened;
+        }
         conn.user = self.settings.log_in(&conn.connect);
         let connect = &conn.connect;
         let (verbose, protocol) = (connect.verbose, connect.protocol);
@@ -245,7 +248,6 @@ impl Engine {
         conn.review();
         let account = conn.account;
         if !again {
-            conn.timing.rtt = self.now - conn.timing.opened;
             let first = self.settings.ping_interval_ns.min(FIRST_PING_NS);
             let jitter = self.rng.u64(..=first / 5);
             conn.timing.ping_due = self.now.saturating_add(first).saturating_add(jitter);

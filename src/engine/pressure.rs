@@ -73,6 +73,11 @@ impl Engine {
         !self.lanes[to.index()].queue.is_empty()
     }
 
+    /// Records that wait for room on the lanes to all other shards.
+    pub fn waiting_records(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.queue.len()).sum()
+    }
+
     /// Queues a record that no connection is to blame for.
     pub(super) fn push_record(&mut self, to: ShardId, record: Record) {
         let lane = &mut self.lanes[to.index()];
@@ -275,6 +280,8 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let moving = !conn.brakes.any();
         conn.brakes.behind.insert(shard);
+        conn.stalls += 1;
+        self.stats.stalls += 1;
         if moving {
             self.actions.push_back(Action::Pause(id));
         }

@@ -363,6 +363,7 @@ impl Engine {
         }
         if !conn.dirty {
             conn.dirty = true;
+            conn.timing.last_delivered = self.now;
             self.actions.push_back(Action::Flush(conn.id));
         }
     }

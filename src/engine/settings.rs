@@ -32,6 +32,8 @@ pub struct Settings {
     pub(super) auth_timeout_ns: u64,
     /// Bytes of output that all connections of the shard together may have queued.
     pub(super) memory_bytes_max: usize,
+    /// Connections that have ended and are remembered for the monitoring.
+    pub(super) closed_conns_max: usize,
     /// Log every operation.
     pub(super) trace: bool,
     users: HashMap<String, Login>,
@@ -80,6 +82,7 @@ impl Settings {
             write_deadline_ns: options.write_deadline_ms.saturating_mul(NS_PER_MS),
             auth_timeout_ns: auth.timeout_ms.saturating_mul(NS_PER_MS),
             memory_bytes_max,
+            closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             trace: options.log.trace,
             guest: guest.map(|login| Rc::clone(&login.user)),
             users,

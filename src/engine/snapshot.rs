@@ -5,25 +5,32 @@
 
 #![forbid(unsafe_code)]
 
-use super::Engine;
-use super::conn::Traffic;
-use super::interest::NO_MAX;
+use std::collections::VecDeque;
 
-/// Slots looked at for one page.
-const PAGE_SLOTS_MAX: usize = 512;
+use super::conn::{Conn, Traffic};
+use super::interest::{NO_MAX, Sub};
+use super::{ConnId, Engine, Reason};
+
+/// Entries looked at for one page.
+const PAGE_ENTRIES_MAX: u64 = 512;
 /// Text in a page, in bytes, after which it ends.
 const PAGE_TEXT_BYTES_MAX: usize = 128 * 1024;
+/// What a shard remembers of connections that have ended, in bytes.
+const CLOSED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Subscriptions remembered of one of them, and the bytes of their text after which it ends.
+const CLOSED_SUBS_MAX: usize = 256;
+const CLOSED_SUBS_BYTES_MAX: usize = 32 * 1024;
 
-/// Some entries of a table, in the order of their slots.
+/// Some entries of a table, in its order.
 #[derive(Debug)]
 pub struct Page<T> {
     /// The entries.
     pub entries: Vec<T>,
-    /// The slot at which the next page begins; `None` after the last.
-    pub next: Option<u32>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<u64>,
 }
 
-/// An open connection. Times are nanoseconds since the start of the process.
+/// A connection, open or as it was at its end. Times are nanoseconds since the start of the process.
 #[derive(Debug, Clone)]
 pub struct ConnSnapshot {
     /// Its number over the whole server.
@@ -34,7 +41,7 @@ pub struct ConnSnapshot {
     pub port: u16,
     /// When it was accepted.
     pub opened_ns: u64,
-    /// When the client last did something.
+    /// When the client last sent something, or was last sent a message.
     pub last_active_ns: u64,
     /// The last measured round trip, in nanoseconds; 0 before the first.
     pub rtt_ns: u64,
@@ -42,6 +49,8 @@ pub struct ConnSnapshot {
     pub pending_bytes: usize,
     /// What went through it.
     pub traffic: Traffic,
+    /// How often it was not read from because those who get its messages were behind.
+    pub stalls: u64,
     /// Its subscriptions.
     pub subscriptions: usize,
     /// From CONNECT; empty if not given.
@@ -50,11 +59,33 @@ pub struct ConnSnapshot {
     pub lang: Box<str>,
     /// From CONNECT; empty if not given.
     pub version: Box<str>,
-    /// Who it is, if users are told apart.
+    /// The user or key that it named, or the one it was taken for; of a token only that it was one.
     pub user: Option<Box<str>>,
 }
 
-/// A subscription of an open connection.
+/// A connection that has ended.
+#[derive(Debug, Clone)]
+pub struct ClosedConn {
+    /// As it was at its end; `subscriptions` counts all it had.
+    pub conn: ConnSnapshot,
+    /// When it ended, in nanoseconds since the start of the process.
+    pub stopped_ns: u64,
+    /// Why it ended.
+    pub reason: Reason,
+    /// What it had subscribed to; of very many not all.
+    pub subs: Vec<SubSnapshot>,
+}
+
+/// The connections that ended last, oldest first, in bounds of number and bytes.
+#[derive(Debug, Default)]
+pub(super) struct Closed {
+    conns: VecDeque<(ClosedConn, usize)>,
+    /// Those that ended before the first of these.
+    forgotten: u64,
+    bytes: usize,
+}
+
+/// A subscription of a connection.
 #[derive(Debug, Clone)]
 pub struct SubSnapshot {
     /// The number of its connection.
@@ -71,72 +102,136 @@ pub struct SubSnapshot {
     pub max: Option<u64>,
 }
 
+impl Closed {
+    fn push(&mut self, closed: ClosedConn, text_bytes: usize, conns_max: usize) {
+        let bytes = size_of::<ClosedConn>() + closed.subs.len() * size_of::<SubSnapshot>();
+        self.bytes += bytes + text_bytes;
+        self.conns.push_back((closed, bytes + text_bytes));
+        while self.conns.len() > conns_max || self.bytes > CLOSED_BYTES_MAX {
+            let Some((_, bytes)) = self.conns.pop_front() else { return };
+            self.bytes -= bytes;
+            self.forgotten += 1;
+        }
+    }
+}
+
 impl Engine {
     /// The open connections from slot `from` on, as far as one page goes.
-    pub fn conns_page(&self, from: u32) -> Page<ConnSnapshot> {
-        page(from, self.conns.0.len(), |slot| {
-            let conn = self.conns.at(slot).filter(|conn| conn.is_open())?;
-            let connect = &conn.connect;
-            let text: [&str; 3] = [&connect.name, &connect.lang, &connect.version];
-            let snapshot = ConnSnapshot {
-                cid: conn.peer.cid,
-                ip: conn.peer.ip.clone(),
-                port: conn.peer.port,
-                opened_ns: conn.timing.opened,
-                last_active_ns: conn.timing.last_active,
-                rtt_ns: conn.timing.rtt,
-                pending_bytes: conn.outbox.pending_bytes(),
-                traffic: conn.traffic,
-                subscriptions: conn.subs.len(),
-                name: text[0].into(),
-                lang: text[1].into(),
-                version: text[2].into(),
-                user: conn.user.as_ref().and_then(|user| user.name.clone()),
-            };
-            Some((snapshot, text.iter().map(|text| text.len()).sum()))
+    pub fn conns_page(&self, from: u64) -> Page<ConnSnapshot> {
+        page(from, self.conns.0.len() as u64, |slot| {
+            let conn = self.conns.at(u32::try_from(slot).ok()?).filter(|conn| conn.is_open())?;
+            Some(of_conn(conn))
         })
     }
 
     /// The subscriptions from slot `from` on, as far as one page goes.
-    pub fn subs_page(&self, from: u32) -> Page<SubSnapshot> {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
-        page(from, self.subs.capacity(), |slot| {
-            let sub = self.subs.get(slot as usize)?;
-            let conn = self.conns.at(sub.conn)?;
-            let snapshot = SubSnapshot {
-                cid: conn.peer.cid,
-                subject: text(&sub.subject),
-                queue: sub.queue.as_deref().map(text),
-                sid: text(&sub.sid),
-                msgs: sub.delivered,
-                max: (sub.max != NO_MAX).then_some(sub.max),
-            };
-            let queue_bytes = sub.queue.as_ref().map_or(0, |queue| queue.len());
-            Some((snapshot, sub.subject.len() + queue_bytes + sub.sid.len()))
+    pub fn subs_page(&self, from: u64) -> Page<SubSnapshot> {
+        page(from, self.subs.capacity() as u64, |slot| {
+            let sub = self.subs.get(usize::try_from(slot).ok()?)?;
+            Some(of_sub(self.conns.at(sub.conn)?, sub))
         })
+    }
+
+    /// The connections that have ended and are remembered, in the order of their ends, from the
+    /// one before which `from` had ended, as far as one page goes.
+    pub fn closed_page(&self, from: u64) -> Page<ClosedConn> {
+        let Closed { conns, forgotten, .. } = &self.closed;
+        page(from.max(*forgotten), forgotten + conns.len() as u64, |number| {
+            let (closed, bytes) = conns.get(usize::try_from(number - forgotten).ok()?)?;
+            Some((closed.clone(), *bytes))
+        })
+    }
+
+    /// Keeps what monitoring will show of a connection that ends now.
+    pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
+        let conns_max = self.settings.closed_conns_max;
+        let Some(conn) = self.conns.get(id).filter(|_| conns_max > 0) else { return };
+        let (snapshot, mut text_bytes) = of_conn(conn);
+        let mut subs = Vec::new();
+        for key in conn.subs.iter().take(CLOSED_SUBS_MAX) {
+            let (sub, sub_text_bytes) = of_sub(conn, &self.subs[*key as usize]);
+            subs.push(sub);
+            text_bytes += sub_text_bytes;
+            if text_bytes > CLOSED_SUBS_BYTES_MAX {
+                break;
+            }
+        }
+        let closed = ClosedConn { conn: snapshot, stopped_ns: self.now, reason, subs };
+        self.closed.push(closed, text_bytes, conns_max);
     }
 }
 
-/// Collects what `entry` makes of the slots from `from` on, with the bytes of its text.
-fn page<T>(from: u32, slots: usize, mut entry: impl FnMut(u32) -> Option<(T, usize)>) -> Page<T> {
+/// What is shown of a connection, and the bytes of its text.
+fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
+    let (connect, timing) = (&conn.connect, &conn.timing);
+    let snapshot = ConnSnapshot {
+        cid: conn.peer.cid,
+        ip: conn.peer.ip.clone(),
+        port: conn.peer.port,
+        opened_ns: timing.opened,
+        last_active_ns: timing.last_active.max(timing.last_delivered),
+        rtt_ns: timing.rtt,
+        pending_bytes: conn.outbox.pending_bytes(),
+        traffic: conn.traffic,
+        stalls: conn.stalls,
+        subscriptions: conn.subs.len(),
+        name: connect.name.as_str().into(),
+        lang: connect.lang.as_str().into(),
+        version: connect.version.as_str().into(),
+        user: user_of(conn),
+    };
+    let ConnSnapshot { name, lang, version, user, .. } = &snapshot;
+    let user_bytes = user.as_ref().map_or(0, |user| user.len());
+    let text_bytes = name.len() + lang.len() + version.len() + user_bytes;
+    (snapshot, text_bytes)
+}
+
+fn user_of(conn: &Conn) -> Option<Box<str>> {
+    let connect = &conn.connect;
+    let given = [&connect.nkey, &connect.user].into_iter().find(|text| !text.is_empty());
+    let guest = || conn.user.as_ref().and_then(|user| user.name.clone());
+    let token = || (!connect.auth_token.is_empty()).then(|| "[REDACTED]".into());
+    given.map(|text| text.as_str().into()).or_else(guest).or_else(token)
+}
+
+/// What is shown of a subscription, and the bytes of its text.
+fn of_sub(conn: &Conn, sub: &Sub) -> (SubSnapshot, usize) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
+    let snapshot = SubSnapshot {
+        cid: conn.peer.cid,
+        subject: text(&sub.subject),
+        queue: sub.queue.as_deref().map(text),
+        sid: text(&sub.sid),
+        msgs: sub.delivered,
+        max: (sub.max != NO_MAX).then_some(sub.max),
+    };
+    let queue_bytes = sub.queue.as_ref().map_or(0, |queue| queue.len());
+    (snapshot, sub.subject.len() + queue_bytes + sub.sid.len())
+}
+
+/// Collects what `entry` makes of the numbers from `from` up to `end`, with the bytes of its text.
+fn page<T>(from: u64, end: u64, mut entry: impl FnMut(u64) -> Option<(T, usize)>) -> Page<T> {
     let (mut entries, mut text_bytes) = (Vec::new(), 0);
-    let slots = u32::try_from(slots).unwrap_or(u32::MAX);
-    for slot in (from..slots).take(PAGE_SLOTS_MAX) {
-        if let Some((snapshot, bytes)) = entry(slot) {
+    let stop = end.min(from.saturating_add(PAGE_ENTRIES_MAX));
+    for number in from..stop {
+        if let Some((snapshot, bytes)) = entry(number) {
             entries.push(snapshot);
             text_bytes += bytes;
         }
         if text_bytes > PAGE_TEXT_BYTES_MAX {
-            return Page { entries, next: Some(slot + 1) };
+            return Page { entries, next: Some(number + 1) };
         }
     }
-    let next = from.saturating_add(u32::try_from(PAGE_SLOTS_MAX).unwrap_or(u32::MAX));
-    Page { entries, next: (next < slots).then_some(next) }
+    Page { entries, next: (stop < end).then_some(stop) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
+    use crate::config::{HttpOptions, Options};
+    use crate::engine::{Identity, Peer, Settings, ShardId};
 
     #[test]
     fn all_pages_together_are_the_table() {
@@ -145,11 +240,11 @@ mod tests {
             let mut from = Some(0);
             while let Some(at) = from {
                 let odd = page(at, slots, |slot| (slot % 2 == 1).then_some((slot, 1)));
-                assert!(odd.entries.len() <= PAGE_SLOTS_MAX);
+                assert!(odd.entries.len() as u64 <= PAGE_ENTRIES_MAX);
                 seen.extend(odd.entries);
                 from = odd.next;
             }
-            let wanted: Vec<u32> = (0..).take(slots).filter(|slot| slot % 2 == 1).collect();
+            let wanted: Vec<u64> = (0..slots).filter(|slot| slot % 2 == 1).collect();
             assert_eq!(seen, wanted, "{slots} slots");
         }
     }
@@ -161,5 +256,65 @@ mod tests {
         let last = page(99, 100, |slot| Some((slot, 2 * PAGE_TEXT_BYTES_MAX)));
         assert_eq!((last.entries.len(), last.next), (1, Some(100)));
         assert_eq!(page(100, 100, |slot| Some((slot, 1))).next, None);
+    }
+
+    /// An engine that remembers `closed_conns_max` ends, and one connection after the other
+    /// opened, told `wire`, and ended by its client.
+    fn ended(closed_conns_max: usize, conns: u64, wire: &[u8]) -> Engine {
+        let http = Some(HttpOptions { host: None, port: 0 });
+        let options = Options { http, closed_conns_max, ..Options::default() };
+        let settings = Settings::new(&options, &Identity::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        for cid in 0..conns {
+            let generation = u32::try_from(cid).unwrap();
+            let id = ConnId { slot: 0, generation };
+            engine.open(id, Peer { cid, ip: "127.0.0.1".into(), port: 1 }, true);
+            engine.on_bytes(id, wire);
+            engine.on_ended(id, false);
+            engine.end_turn();
+            let batch = engine.take_batch(id).unwrap();
+            let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+            engine.on_sent(id, bytes, Some(batch));
+            engine.on_closed(id);
+            while engine.next_action().is_some() {}
+        }
+        engine
+    }
+
+    fn remembered(engine: &Engine) -> Vec<ClosedConn> {
+        let (mut all, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let page = engine.closed_page(at);
+            all.extend(page.entries);
+            from = page.next;
+        }
+        all
+    }
+
+    #[test]
+    fn the_last_connections_that_ended_are_remembered_in_order() {
+        let engine = ended(1000, 1700, b"CONNECT {\"name\":\"n\",\"user\":\"u\"}\r\nSUB a q 1\r\n");
+        let closed = remembered(&engine);
+        let cids: Vec<u64> = closed.iter().map(|closed| closed.conn.cid).collect();
+        assert_eq!(cids, (700..1700).collect::<Vec<_>>());
+        let last = closed.last().unwrap();
+        assert_eq!((&*last.conn.name, last.conn.user.as_deref()), ("n", Some("u")));
+        assert_eq!((last.conn.subscriptions, last.reason), (1, Reason::ClientClosed));
+        assert_eq!((&*last.subs[0].subject, last.subs[0].queue.as_deref()), ("a", Some("q")));
+        assert!(remembered(&ended(0, 3, b"")).is_empty(), "nobody will ask");
+    }
+
+    #[test]
+    fn what_is_remembered_of_the_ended_has_a_bound_in_bytes() {
+        let mut wire = b"CONNECT {}\r\n".to_vec();
+        for sid in 0..40 {
+            wire.extend(format!("SUB {}.{sid} {sid}\r\n", "x".repeat(1000)).as_bytes());
+        }
+        let engine = ended(10_000, 400, &wire);
+        let closed = remembered(&engine);
+        assert_eq!(closed.last().unwrap().conn.cid, 399);
+        assert!(closed.iter().all(|closed| closed.conn.subscriptions == 40));
+        assert!((200..300).contains(&closed.len()), "{} of 400", closed.len());
+        assert!(engine.closed.bytes <= CLOSED_BYTES_MAX);
     }
 }

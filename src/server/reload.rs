@@ -11,6 +11,7 @@ pub(super) fn changes(old: &Options, new: &Options) -> Result<Vec<String>, Strin
     refuse("Port", &old.port, &new.port)?;
     refuse("ServerName", &old.server_name, &new.server_name)?;
     refuse("HTTP", &old.http, &new.http)?;
+    refuse("HTTPBasePath", &old.http_base_path, &new.http_base_path)?;
     refuse("PidFile", &old.pid_file, &new.pid_file)?;
     refuse("PortsFileDir", &old.ports_file_dir, &new.ports_file_dir)?;
     if old.log != new.log {
@@ -31,6 +32,7 @@ pub(super) fn changes(old: &Options, new: &Options) -> Result<Vec<String>, Strin
     note("max_payload", &was.payload_bytes_max, &is.payload_bytes_max);
     note("max_pending", &was.pending_bytes_max, &is.pending_bytes_max);
     note("max_connections", &was.connections_max, &is.connections_max);
+    note("max_closed_clients", &old.closed_conns_max, &new.closed_conns_max);
     note("max_subscriptions", &was.subscriptions_max, &is.subscriptions_max);
     let (was_tokens, is_tokens) = (was.subscription_tokens_max, is.subscription_tokens_max);
     note("max_subscription_tokens", &was_tokens, &is_tokens);

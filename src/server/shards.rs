@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::place;
 use crate::config::{Options, StartError};
-use crate::engine::{self, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
+use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{Address, Control, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
@@ -34,6 +34,7 @@ pub struct Shards {
 pub struct Reporter {
     addresses: Vec<Address>,
     started_at: DateTime<Utc>,
+    tier: Tier,
 }
 
 /// How long a shard may take to answer; one that hangs is left out.
@@ -159,7 +160,8 @@ impl Shards {
 
     /// Whoever has it can ask how the shards are.
     pub fn reporter(&self) -> Reporter {
-        Reporter { addresses: self.addresses.clone(), started_at: self.started_at }
+        let (addresses, started_at) = (self.addresses.clone(), self.started_at);
+        Reporter { addresses, started_at, tier: self.tier }
     }
 
     /// Lets clients take what is queued for them, within bounds, and ends.
@@ -180,6 +182,11 @@ impl Reporter {
     /// How many shards there are.
     pub fn shards(&self) -> usize {
         self.addresses.len()
+    }
+
+    /// What of io_uring they use.
+    pub fn tier(&self) -> Tier {
+        self.tier
     }
 
     /// The zero of the times that shards tell.
@@ -205,13 +212,20 @@ impl Reporter {
         conns
     }
 
+    /// The connections that have ended and are remembered, in no order.
+    pub fn closed(&self) -> Vec<ClosedConn> {
+        let mut all = Vec::new();
+        self.pages(|from, to| Control::Closed { from, to }, |closed| all.push(closed));
+        all
+    }
+
     /// Shows each subscription.
     pub fn subs(&self, show: impl FnMut(SubSnapshot)) {
         self.pages(|from, to| Control::Subs { from, to }, show);
     }
 
     /// Fetches a table of each shard, page by page, so that the shard can work between them.
-    fn pages<T>(&self, ask: impl Fn(u32, Sender<Page<T>>) -> Control, mut show: impl FnMut(T)) {
+    fn pages<T>(&self, ask: impl Fn(u64, Sender<Page<T>>) -> Control, mut show: impl FnMut(T)) {
         for address in &self.addresses {
             let mut from = Some(0);
             while let Some(slot) = from {

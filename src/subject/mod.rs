@@ -81,6 +81,25 @@ pub fn matches(filter: &[u8], subject: &[u8]) -> bool {
     filter.is_none() && subject.is_none()
 }
 
+/// Whether some subject matches both filters.
+pub fn overlap(one: &[u8], other: &[u8]) -> bool {
+    let (mut one, mut other) = (Some(one), Some(other));
+    while let (Some(left), Some(right)) = (one, other) {
+        let (left_token, left_rest) = split_first(left);
+        let (right_token, right_rest) = split_first(right);
+        let left_is_tail = left_token == b">" && left_rest.is_none();
+        let right_is_tail = right_token == b">" && right_rest.is_none();
+        if left_is_tail || right_is_tail {
+            return true;
+        }
+        if left_token != b"*" && right_token != b"*" && left_token != right_token {
+            return false;
+        }
+        (one, other) = (left_rest, right_rest);
+    }
+    one.is_none() && other.is_none()
+}
+
 /// The tokens, at least one.
 pub fn tokens(subject: &[u8]) -> impl Iterator<Item = &[u8]> {
     subject.split(|byte| *byte == b'.')
@@ -185,6 +204,18 @@ mod tests {
             for filter in [subject, ">", "*", "*.*", "*.>", "a.>", "a.*", "*.*.*"] {
                 assert!(!matches(filter.as_bytes(), subject.as_bytes()), "{filter} {subject}");
             }
+        }
+    }
+
+    #[test]
+    fn filters_overlap_if_a_subject_matches_both() {
+        for (one, other) in [("a", "a"), ("a.*", "*.b"), ("a.>", "*.b.c"), (">", "x"), ("*", ">")] {
+            assert!(overlap(one.as_bytes(), other.as_bytes()), "{one} {other}");
+            assert!(overlap(other.as_bytes(), one.as_bytes()), "{other} {one}");
+        }
+        for (one, other) in [("a", "b"), ("a.*", "a"), ("a.>", "a"), ("a.*", "b.>"), ("*.*", "a")] {
+            assert!(!overlap(one.as_bytes(), other.as_bytes()), "{one} {other}");
+            assert!(!overlap(other.as_bytes(), one.as_bytes()), "{other} {one}");
         }
     }
 }

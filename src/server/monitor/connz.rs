@@ -1,22 +1,22 @@
-//! `/connz` and `/subsz`: the connections and subscriptions one by one.
+//! `/connz`: the connections one by one, open and ended.
 
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::query::{Detail, Query, Refusal};
 use super::{State, text};
-use crate::engine::{ConnSnapshot, SubSnapshot};
+use crate::engine::{ClosedConn, ConnSnapshot, SubSnapshot};
 use crate::subject;
 
 /// Entries in an answer unless the request says otherwise.
-const LIMIT: usize = 1024;
+pub(super) const LIMIT: usize = 1024;
 /// The one account there is.
-const ACCOUNT: &str = "$G";
+pub(super) const ACCOUNT: &str = "$G";
 
 #[derive(Serialize)]
 pub(super) struct Connz<'a> {
@@ -39,6 +39,10 @@ struct Conn {
     port: u16,
     start: String,
     last_activity: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
     rtt: String,
     uptime: String,
     idle: String,
@@ -47,6 +51,8 @@ struct Conn {
     out_msgs: u64,
     in_bytes: u64,
     out_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    stalls: u64,
     subscriptions: usize,
     #[serde(skip_serializing_if = "str::is_empty")]
     name: Box<str>,
@@ -64,8 +70,9 @@ struct Conn {
     name_tag: Option<&'static str>,
 }
 
+/// A subscription as pages show it.
 #[derive(Serialize)]
-struct Sub {
+pub(super) struct Sub {
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +98,8 @@ pub(super) struct ConnRequest<'q> {
     state: ConnState,
     user: &'q str,
     account: &'q str,
+    mqtt_client: &'q str,
+    filter_subject: &'q str,
 }
 
 #[derive(PartialEq, Eq)]
@@ -98,6 +107,19 @@ enum ConnState {
     Open,
     Closed,
     Any,
+}
+
+/// A connection as it was found.
+struct Found {
+    conn: ConnSnapshot,
+    end: Option<End>,
+}
+
+/// How it ended.
+struct End {
+    at_ns: u64,
+    reason: &'static str,
+    subs: Vec<SubSnapshot>,
 }
 
 impl<'q> ConnRequest<'q> {
@@ -120,6 +142,8 @@ impl<'q> ConnRequest<'q> {
             },
             user: query.text("user"),
             account: query.text("acc"),
+            mqtt_client: query.text("mqtt_client"),
+            filter_subject: query.text("filter_subject"),
         })
     }
 
@@ -136,20 +160,30 @@ impl<'q> ConnRequest<'q> {
         }
     }
 
-    /// The largest, latest or, for `idle`, longest idle first, but the oldest connection.
-    fn order(&self, conns: &mut [ConnSnapshot]) {
-        conns.sort_unstable_by_key(|conn| conn.cid);
+    /// The largest, the latest, the longest idle or the shortest-lived first, but the oldest
+    /// connection; `now_ns` is on the clock of the snapshots.
+    fn order(&self, found: &mut [Found], now_ns: u64) {
+        let by_number = |found: &mut [Found], key: fn(&ConnSnapshot) -> u64| {
+            found.sort_by_key(|found| Reverse(key(&found.conn)));
+        };
+        found.sort_unstable_by_key(|found| found.conn.cid);
         match self.sort {
-            "subs" => conns.sort_by_key(|conn| Reverse(conn.subscriptions)),
-            "pending" => conns.sort_by_key(|conn| Reverse(conn.pending_bytes)),
-            "msgs_to" => conns.sort_by_key(|conn| Reverse(conn.traffic.out_msgs)),
-            "msgs_from" => conns.sort_by_key(|conn| Reverse(conn.traffic.in_msgs)),
-            "bytes_to" => conns.sort_by_key(|conn| Reverse(conn.traffic.out_bytes)),
-            "bytes_from" => conns.sort_by_key(|conn| Reverse(conn.traffic.in_bytes)),
-            "last" => conns.sort_by_key(|conn| Reverse(conn.last_active_ns)),
-            "idle" => conns.sort_by_key(|conn| conn.last_active_ns),
-            "uptime" => conns.sort_by_key(|conn| Reverse(conn.opened_ns)),
-            "rtt" => conns.sort_by_key(|conn| Reverse(conn.rtt_ns)),
+            "start" => found.sort_by_key(|found| found.conn.opened_ns),
+            "subs" => by_number(found, |conn| conn.subscriptions as u64),
+            "pending" => by_number(found, |conn| conn.pending_bytes as u64),
+            "msgs_to" => by_number(found, |conn| conn.traffic.out_msgs),
+            "msgs_from" => by_number(found, |conn| conn.traffic.in_msgs),
+            "bytes_to" => by_number(found, |conn| conn.traffic.out_bytes),
+            "bytes_from" => by_number(found, |conn| conn.traffic.in_bytes),
+            "last" => by_number(found, |conn| conn.last_active_ns),
+            "rtt" => by_number(found, |conn| conn.rtt_ns),
+            "idle" => found.sort_by_key(|found| found.conn.last_active_ns),
+            "uptime" => {
+                let until = |found: &Found| found.end.as_ref().map_or(now_ns, |end| end.at_ns);
+                found.sort_by_key(|found| until(found).saturating_sub(found.conn.opened_ns));
+            }
+            "stop" => found.sort_by_key(|found| Reverse(found.end.as_ref().map(|end| end.at_ns))),
+            "reason" => found.sort_by_key(|found| found.end.as_ref().map(|end| end.reason)),
             _ => {}
         }
     }
@@ -157,6 +191,57 @@ impl<'q> ConnRequest<'q> {
     fn wants(&self, conn: &ConnSnapshot) -> bool {
         (self.cid == 0 || self.cid == conn.cid)
             && (self.user.is_empty() || conn.user.as_deref() == Some(self.user))
+            // Nobody speaks MQTT here.
+            && self.mqtt_client.is_empty()
+    }
+
+    /// Whether a subscription to `filter` could receive what was asked for.
+    fn wants_filter(&self, filter: &str) -> bool {
+        subject::overlap(filter.as_bytes(), self.filter_subject.as_bytes())
+    }
+
+    /// Leaves those that have a subscription which could receive what was asked for.
+    fn retain_interested(&self, state: &State, found: &mut Vec<Found>) {
+        if self.filter_subject.is_empty() {
+            return;
+        }
+        let mut interested = HashSet::new();
+        if self.state != ConnState::Closed {
+            state.reporter.subs(|sub| {
+                if self.wants_filter(&sub.subject) {
+                    interested.insert(sub.cid);
+                }
+            });
+        }
+        found.retain(|Found { conn, end }| match end {
+            Some(end) => end.subs.iter().any(|sub| self.wants_filter(&sub.subject)),
+            None => interested.contains(&conn.cid),
+        });
+    }
+
+    fn find(&self, state: &State) -> Vec<Found> {
+        let mut found = Vec::new();
+        if self.state != ConnState::Open {
+            let mut closed = state.reporter.closed();
+            closed.sort_unstable_by_key(|closed| Reverse(closed.stopped_ns));
+            closed.truncate(state.options.closed_conns_max);
+            found.extend(closed.into_iter().map(Found::from));
+        }
+        if self.state != ConnState::Closed {
+            let open = state.reporter.conns().into_iter();
+            // Who ended meanwhile may be seen twice.
+            let ended: HashSet<u64> = found.iter().map(|found| found.conn.cid).collect();
+            let open = open.filter(|conn| !ended.contains(&conn.cid));
+            found.extend(open.map(|conn| Found { conn, end: None }));
+        }
+        found
+    }
+}
+
+impl From<ClosedConn> for Found {
+    fn from(closed: ClosedConn) -> Self {
+        let ClosedConn { conn, stopped_ns, reason, subs } = closed;
+        Self { conn, end: Some(End { at_ns: stopped_ns, reason: reason.text(), subs }) }
     }
 }
 
@@ -164,57 +249,71 @@ impl<'a> Connz<'a> {
     pub(super) fn new(state: &'a State, request: &ConnRequest<'_>) -> Result<Self, Refusal> {
         request.check_order()?;
         let now = Utc::now();
-        if !is_known(request.account) {
-            let (server_id, now) = ("", text::time(now));
-            let (limit, offset) = (request.limit, request.offset);
-            let (num_connections, total) = (0, 0);
-            return Ok(Self {
-                server_id,
-                now,
-                num_connections,
-                total,
-                offset,
-                limit,
-                connections: None,
-            });
-        }
-        let mut conns = match request.state {
-            ConnState::Closed => Vec::new(),
-            ConnState::Open | ConnState::Any => state.reporter.conns(),
-        };
-        let all = conns.len();
-        conns.retain(|conn| request.wants(conn));
-        let total = if request.user.is_empty() { all } else { conns.len() };
-        request.order(&mut conns);
         let limit = if request.cid == 0 { request.limit } else { 1 };
-        let shown = conns.into_iter().skip(request.offset).take(limit);
+        let mut connz = Self {
+            server_id: "",
+            now: text::time(now),
+            num_connections: 0,
+            total: 0,
+            offset: request.offset,
+            limit,
+            connections: None,
+        };
+        if !is_known(request.account) {
+            return Ok(connz);
+        }
+        connz.server_id = &state.identity.id;
         let origin = state.reporter.started_at();
+        let mut found = request.find(state);
+        connz.total = found.len();
+        found.retain(|found| request.wants(&found.conn));
+        request.retain_interested(state, &mut found);
+        request.order(&mut found, text::ns_between(origin, now));
+        let shown = found.into_iter().skip(request.offset).take(limit);
         let mut conns: Vec<Conn> =
-            shown.map(|conn| Conn::new(conn, request.auth, origin, now)).collect();
+            shown.map(|found| Conn::new(found, request, origin, now)).collect();
         if request.detail != Detail::None {
             add_subscriptions(state, &mut conns, request.detail);
         }
-        Ok(Self {
-            server_id: &state.identity.id,
-            now: text::time(now),
-            num_connections: conns.len(),
-            total,
-            offset: request.offset,
-            limit,
-            connections: Some(conns),
-        })
+        connz.num_connections = conns.len();
+        connz.connections = Some(conns);
+        Ok(connz)
     }
 }
 
 /// Whether there is an account of that name; none is all.
-fn is_known(account: &str) -> bool {
+pub(super) fn is_known(account: &str) -> bool {
     account.is_empty() || account == ACCOUNT
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl Conn {
-    fn new(conn: ConnSnapshot, auth: bool, origin: DateTime<Utc>, now: DateTime<Utc>) -> Self {
+    fn new(
+        found: Found,
+        request: &ConnRequest<'_>,
+        origin: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let Found { conn, end } = found;
         let opened = text::after(origin, conn.opened_ns);
         let last_active = text::after(origin, conn.last_active_ns);
+        let stop = end.as_ref().map(|end| text::after(origin, end.at_ns));
+        let until = stop.unwrap_or(now);
+        // As there, an account is only shown of those that are open.
+        let name_tag = (request.auth && end.is_none()).then_some(ACCOUNT);
+        let reason = end.as_ref().map(|end| end.reason);
+        let subs = end.map_or(Vec::new(), |end| end.subs);
+        let (mut subscriptions_list, mut subscriptions_list_detail) = (Vec::new(), Vec::new());
+        match request.detail {
+            Detail::None => {}
+            Detail::Subjects => subscriptions_list.extend(subs.into_iter().map(|sub| sub.subject)),
+            Detail::All => {
+                subscriptions_list_detail.extend(subs.into_iter().map(Sub::with_account));
+            }
+        }
         Self {
             cid: conn.cid,
             kind: "Client",
@@ -223,22 +322,25 @@ impl Conn {
             port: conn.port,
             start: text::time(opened),
             last_activity: text::time(last_active),
+            stop: stop.map(text::time),
+            reason,
             rtt: text::round_trip(conn.rtt_ns),
-            uptime: text::between(opened, now),
-            idle: text::between(last_active, now),
+            uptime: text::between(opened, until),
+            idle: text::between(last_active, until),
             pending_bytes: conn.pending_bytes,
             in_msgs: conn.traffic.in_msgs,
             out_msgs: conn.traffic.out_msgs,
             in_bytes: conn.traffic.in_bytes,
             out_bytes: conn.traffic.out_bytes,
+            stalls: conn.stalls,
             subscriptions: conn.subscriptions,
             name: conn.name,
             lang: conn.lang,
             version: conn.version,
-            authorized_user: conn.user.filter(|_| auth),
-            subscriptions_list: Vec::new(),
-            subscriptions_list_detail: Vec::new(),
-            name_tag: auth.then_some(ACCOUNT),
+            authorized_user: conn.user.filter(|_| request.auth),
+            subscriptions_list,
+            subscriptions_list_detail,
+            name_tag,
         }
     }
 }
@@ -256,11 +358,19 @@ impl Sub {
             cid: sub.cid,
         }
     }
+
+    pub(super) fn with_account(sub: SubSnapshot) -> Self {
+        Self { account: Some(ACCOUNT), account_tag: Some(ACCOUNT), ..Self::new(sub) }
+    }
 }
 
+/// Adds those of the open connections; the ended ones have theirs.
 fn add_subscriptions(state: &State, conns: &mut [Conn], detail: Detail) {
-    let mut by_cid: HashMap<u64, &mut Conn> =
-        conns.iter_mut().map(|conn| (conn.cid, conn)).collect();
+    let open = conns.iter_mut().filter(|conn| conn.stop.is_none());
+    let mut by_cid: HashMap<u64, &mut Conn> = open.map(|conn| (conn.cid, conn)).collect();
+    if by_cid.is_empty() {
+        return;
+    }
     state.reporter.subs(|sub| {
         let Some(conn) = by_cid.get_mut(&sub.cid) else { return };
         if detail == Detail::All {
@@ -269,65 +379,4 @@ fn add_subscriptions(state: &State, conns: &mut [Conn], detail: Detail) {
             conn.subscriptions_list.push(sub.subject);
         }
     });
-}
-
-#[derive(Serialize, Default)]
-pub(super) struct Subsz<'a> {
-    server_id: &'a str,
-    now: String,
-    num_subscriptions: usize,
-    num_cache: usize,
-    num_inserts: u64,
-    num_removes: u64,
-    num_matches: u64,
-    cache_hit_rate: f64,
-    max_fanout: u64,
-    avg_fanout: f64,
-    total: usize,
-    offset: usize,
-    limit: usize,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    subscriptions_list: Vec<Sub>,
-}
-
-impl<'a> Subsz<'a> {
-    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
-        let listed = query.boolean("subs")?;
-        let offset = query.count("offset")?;
-        let limit = Some(query.count("limit")?).filter(|limit| *limit > 0).unwrap_or(LIMIT);
-        let (test, account) = (query.text("test"), query.text("acc"));
-        if !test.is_empty() && !subject::is_valid_publish(test.as_bytes()) {
-            let reason = format!("invalid test subject, must be valid publish subject: {test}");
-            return Err(Refusal(reason));
-        }
-        let mut subsz = Self {
-            server_id: &state.identity.id,
-            now: text::time(Utc::now()),
-            offset,
-            limit,
-            ..Self::default()
-        };
-        if !is_known(account) {
-            return Ok(subsz);
-        }
-        for report in state.reporter.report() {
-            subsz.num_subscriptions += report.subscriptions;
-            subsz.num_cache += report.cached_subjects;
-        }
-        if listed {
-            state.reporter.subs(|sub| subsz.add(sub, test));
-        }
-        Ok(subsz)
-    }
-
-    fn add(&mut self, sub: SubSnapshot, test: &str) {
-        if !test.is_empty() && !subject::matches(sub.subject.as_bytes(), test.as_bytes()) {
-            return;
-        }
-        self.total += 1;
-        if self.total > self.offset && self.subscriptions_list.len() < self.limit {
-            let (account, account_tag) = (Some(ACCOUNT), Some(ACCOUNT));
-            self.subscriptions_list.push(Sub { account, account_tag, ..Sub::new(sub) });
-        }
-    }
 }

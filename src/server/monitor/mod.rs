@@ -6,8 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod absent;
+mod accounts;
 mod connz;
+mod healthz;
 mod query;
+mod subsz;
 mod text;
 mod varz;
 
@@ -25,13 +29,12 @@ use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::LocalSet;
@@ -39,8 +42,11 @@ use tokio::task::LocalSet;
 use super::Identity;
 use super::shards::Reporter;
 use crate::config::{Options, StartError};
-use connz::{ConnRequest, Connz, Subsz};
+use absent::{Gatewayz, Jsz, Leafz, Routez, ipqueuesz};
+use accounts::{Accountz, Accstatz};
+use connz::{ConnRequest, Connz};
 use query::{Query, Refusal};
+use subsz::Subsz;
 use varz::{Cpu, Varz};
 
 /// Connections at one time; more wait in the kernel. Each is a file that clients cannot have.
@@ -80,6 +86,8 @@ struct State {
     changes: Receiver<Change>,
     started_at: DateTime<Utc>,
     configured_at: DateTime<Utc>,
+    /// What comes before the pages' paths: nothing, or something that begins with a slash.
+    base_path: String,
     is_lame_duck: bool,
     /// Requests by path.
     requests: BTreeMap<&'static str, u64>,
@@ -181,6 +189,8 @@ impl State {
         changes: Receiver<Change>,
     ) -> Self {
         let now = Utc::now();
+        let parts = options.http_base_path.split('/').filter(|part| !part.is_empty());
+        let base_path = parts.map(|part| format!("/{part}")).collect();
         Self {
             identity,
             options,
@@ -188,6 +198,7 @@ impl State {
             changes,
             started_at: now,
             configured_at: now,
+            base_path,
             is_lame_duck: false,
             requests: BTreeMap::new(),
             cpu: Cpu::new(),
@@ -204,15 +215,45 @@ impl State {
             }
         }
         let query = Query::new(request.uri().query());
-        let answer = match request.uri().path() {
+        let path = request.uri().path().strip_prefix(&self.base_path);
+        let answer = match path.unwrap_or("elsewhere") {
             "/" => Ok(self.index()),
             "/varz" => Ok(self.varz()),
             "/connz" => self.connz(&query),
-            "/subsz" | "/subscriptionsz" => self.subsz(&query),
+            "/routez" => self.json("/routez", |state| Routez::new(state, &query)),
+            "/subsz" | "/subscriptionsz" => self.json("/subsz", |state| Subsz::new(state, &query)),
+            "/accountz" => self.json("/accountz", |state| Accountz::new(state, &query)),
+            "/accstatz" => self.json("/accstatz", |state| Accstatz::new(state, &query)),
+            "/leafz" => self.json("/leafz", |state| Leafz::new(state, &query)),
+            "/gatewayz" => self.json("/gatewayz", |state| Gatewayz::new(state, &query)),
+            "/jsz" => self.json("/jsz", |state| Jsz::new(state, &query)),
+            "/ipqueuesz" => self.json("/ipqueuesz", |_| ipqueuesz(&query)),
+            "/raftz" => Ok(plain(StatusCode::NOT_FOUND, "No Raft nodes registered".to_owned())),
             "/healthz" => self.healthz(&query),
+            "" => Ok(self.to_directory()),
             _ => Ok(plain(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
         };
         answer.unwrap_or_else(|Refusal(reason)| plain(StatusCode::BAD_REQUEST, reason))
+    }
+
+    /// Counts a request and answers it with a page in JSON.
+    fn json<'a, T: Serialize>(
+        &'a mut self,
+        path: &'static str,
+        page: impl FnOnce(&'a Self) -> Result<T, Refusal>,
+    ) -> Result<Answer, Refusal> {
+        self.count(path);
+        page(self).map(|page| indented(&page))
+    }
+
+    /// Sends who asks for the base path to the index below it, so that its relative links hold.
+    fn to_directory(&self) -> Answer {
+        let name = self.base_path.rsplit('/').next().unwrap_or_default();
+        let mut answer = plain(StatusCode::TEMPORARY_REDIRECT, String::new());
+        if let Ok(location) = HeaderValue::from_str(&format!("{name}/")) {
+            answer.headers_mut().insert(LOCATION, location);
+        }
+        answer
     }
 
     fn count(&mut self, path: &'static str) {
@@ -237,29 +278,10 @@ impl State {
         Connz::new(self, &request).map(|connz| indented(&connz))
     }
 
-    fn subsz(&mut self, query: &Query) -> Result<Answer, Refusal> {
-        self.count("/subsz");
-        Subsz::new(self, query).map(|subsz| indented(&subsz))
-    }
-
     fn healthz(&mut self, query: &Query) -> Result<Answer, Refusal> {
         self.count("/healthz");
-        for name in ["js-enabled", "js-enabled-only", "js-server-only", "js-meta-only"] {
-            query.boolean(name)?;
-        }
-        let in_detail = query.boolean("details")?;
-        if !self.is_lame_duck {
-            return Ok(in_json(StatusCode::OK, json!({ "status": "ok" }).to_string()));
-        }
-        let error = "failed to be ready for connections after 1ms: server";
-        tracing::warn!("Healthcheck failed: {error:?}");
-        // The fields have the order in which nats-server writes them.
-        let body = if in_detail {
-            format!(r#"{{"status":"error","errors":[{{"type":"CONNECTION","error":"{error}"}}]}}"#)
-        } else {
-            format!(r#"{{"status":"error","error":"{error}"}}"#)
-        };
-        Ok(in_json(StatusCode::INTERNAL_SERVER_ERROR, body))
+        let (status, body) = healthz::probe(query, self.is_lame_duck)?;
+        Ok(in_json(status, body))
     }
 }
 
@@ -271,6 +293,12 @@ const INDEX: &str = "\
     <p><a href=\"./varz\">General</a></p>
     <p><a href=\"./connz\">Connections</a></p>
     <p><a href=\"./subsz\">Subscriptions</a></p>
+    <p><a href=\"./accountz\">Accounts</a></p>
+    <p><a href=\"./accstatz\">Account statistics</a></p>
+    <p><a href=\"./routez\">Routes</a></p>
+    <p><a href=\"./leafz\">Leaf nodes</a></p>
+    <p><a href=\"./gatewayz\">Gateways</a></p>
+    <p><a href=\"./jsz\">JetStream</a></p>
     <p><a href=\"./healthz\">Health probe</a></p>
   </body>
 </html>

@@ -16,6 +16,11 @@ pub(super) fn after(start: DateTime<Utc>, ns: u64) -> DateTime<Utc> {
     start + TimeDelta::nanoseconds(i64::try_from(ns).unwrap_or(i64::MAX))
 }
 
+/// Nanoseconds from `start` to `at`.
+pub(super) fn ns_between(start: DateTime<Utc>, at: DateTime<Utc>) -> u64 {
+    (at - start).num_nanoseconds().and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0)
+}
+
 /// From `from` to `to`, as `1y2d3h4m5s` without leading parts that are 0.
 pub(super) fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> String {
     let seconds = (to - from).num_seconds().max(0);

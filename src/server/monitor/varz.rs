@@ -36,6 +36,7 @@ pub(super) struct Varz<'a> {
     slow_consumer_stats: ByKind,
     stale_connection_stats: ByKind,
     disk_io_wait_stats: DiskWaits,
+    shardcast: Shardcast,
 }
 
 #[derive(Serialize)]
@@ -62,7 +63,7 @@ struct Limits<'a> {
     ping_max: u32,
     http_host: &'a str,
     http_port: u16,
-    http_base_path: &'static str,
+    http_base_path: &'a str,
     https_port: u16,
     auth_timeout: f64,
     max_control_line: usize,
@@ -129,6 +130,33 @@ struct DiskWaits {
     max_wait_time: u64,
 }
 
+/// What nats-server has not.
+#[derive(Serialize)]
+struct Shardcast {
+    version: &'static str,
+    /// What of io_uring is used, and the release of the kernel.
+    tier: String,
+    kernel: String,
+    shards: Vec<Shard>,
+}
+
+#[derive(Serialize)]
+struct Shard {
+    shard: u8,
+    connections: usize,
+    subscriptions: usize,
+    in_msgs: u64,
+    in_bytes: u64,
+    out_msgs: u64,
+    out_bytes: u64,
+    /// Output that is queued or with the kernel; what connections share counts once.
+    pending_bytes: usize,
+    /// Records for other shards that have no room on the lanes.
+    waiting_records: usize,
+    slow_consumers: u64,
+    queue_msgs_lost: u64,
+}
+
 const NS_PER_MS: u64 = 1_000_000;
 
 impl<'a> Varz<'a> {
@@ -136,6 +164,7 @@ impl<'a> Varz<'a> {
         let options = &state.options;
         let traffic = Traffic::new(reports);
         let digest = options.source.as_ref().map(|source| format!("sha256:{}", source.sha256));
+        let shardcast = Shardcast::new(state, reports);
         let clients = |clients| ByKind { clients, ..ByKind::default() };
         Self {
             identity: Identity::new(state),
@@ -153,6 +182,7 @@ impl<'a> Varz<'a> {
             stale_connection_stats: clients(traffic.stale_connections),
             disk_io_wait_stats: DiskWaits::default(),
             traffic,
+            shardcast,
         }
     }
 }
@@ -185,7 +215,7 @@ impl<'a> Limits<'a> {
             ping_max: options.ping_max,
             http_host: http.map_or("", |http| &http.host),
             http_port: http.map_or(0, |http| http.port),
-            http_base_path: "",
+            http_base_path: &options.http_base_path,
             https_port: 0,
             auth_timeout: std::time::Duration::from_millis(options.auth.timeout_ms).as_secs_f64(),
             max_control_line: options.limits.control_line_bytes_max,
@@ -223,11 +253,44 @@ impl Traffic {
             all.out_bytes += report.stats.out_bytes;
             all.slow_consumers += report.stats.slow_consumers;
             all.stale_connections += report.stats.stale_connections;
+            all.stalled_clients += report.stats.stalls;
         }
         // There is nobody but clients.
         (all.in_client_msgs, all.in_client_bytes) = (all.in_msgs, all.in_bytes);
         (all.out_client_msgs, all.out_client_bytes) = (all.out_msgs, all.out_bytes);
         all
+    }
+}
+
+impl Shardcast {
+    fn new(state: &State, reports: &[Report]) -> Self {
+        let mut shards: Vec<Shard> = reports.iter().map(Shard::new).collect();
+        shards.sort_unstable_by_key(|shard| shard.shard);
+        Self {
+            version: crate::server::VERSION,
+            tier: state.reporter.tier().to_string(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            shards,
+        }
+    }
+}
+
+impl Shard {
+    fn new(report: &Report) -> Self {
+        let stats = &report.stats;
+        Self {
+            shard: report.shard.0,
+            connections: report.conns,
+            subscriptions: report.subscriptions,
+            in_msgs: stats.in_msgs,
+            in_bytes: stats.in_bytes,
+            out_msgs: stats.out_msgs,
+            out_bytes: stats.out_bytes,
+            pending_bytes: report.output_bytes,
+            waiting_records: report.waiting_records,
+            slow_consumers: stats.slow_consumers,
+            queue_msgs_lost: stats.queue_msgs_lost,
+        }
     }
 }
 

@@ -1,0 +1,103 @@
+//! `/subsz`: the subscriptions and how they are looked up.
+
+#![forbid(unsafe_code)]
+
+use chrono::Utc;
+use serde::Serialize;
+
+use super::connz::{LIMIT, Sub, is_known};
+use super::query::{Query, Refusal};
+use super::{State, text};
+use crate::engine::{InterestStats, SubSnapshot};
+use crate::shard::Report;
+use crate::subject;
+
+#[derive(Serialize)]
+pub(super) struct Subsz<'a> {
+    server_id: &'a str,
+    now: String,
+    #[serde(flatten)]
+    stats: SublistStats,
+    total: usize,
+    offset: usize,
+    limit: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    subscriptions_list: Vec<Sub>,
+}
+
+/// How subscriptions are looked up, over all shards: each counts its own lookups, and those of
+/// what other shards send it. Fan-outs are those of what was not in the cache.
+#[derive(Serialize, Default)]
+pub(super) struct SublistStats {
+    num_subscriptions: usize,
+    num_cache: usize,
+    num_inserts: u64,
+    num_removes: u64,
+    num_matches: u64,
+    cache_hit_rate: f64,
+    max_fanout: u64,
+    avg_fanout: f64,
+}
+
+impl SublistStats {
+    pub(super) fn new(reports: &[Report]) -> Self {
+        let (mut stats, mut sums) = (Self::default(), InterestStats::default());
+        for report in reports {
+            stats.num_subscriptions += report.subscriptions;
+            stats.num_cache += report.cached_subjects;
+            sums.add(&report.interest);
+        }
+        stats.num_inserts = sums.inserts;
+        stats.num_removes = sums.removes;
+        stats.num_matches = sums.lookups;
+        stats.cache_hit_rate = ratio(sums.cache_hits, sums.lookups);
+        stats.max_fanout = sums.fanout_max;
+        stats.avg_fanout = ratio(sums.fanout_sum, sums.lookups - sums.cache_hits);
+        stats
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio needs no more digits")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+impl<'a> Subsz<'a> {
+    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
+        let listed = query.boolean("subs")?;
+        let offset = query.count("offset")?;
+        let limit = Some(query.count("limit")?).filter(|limit| *limit > 0).unwrap_or(LIMIT);
+        let (test, account) = (query.text("test"), query.text("acc"));
+        if !test.is_empty() && !subject::is_valid_publish(test.as_bytes()) {
+            let reason = format!("invalid test subject, must be valid publish subject: {test}");
+            return Err(Refusal(reason));
+        }
+        let mut subsz = Self {
+            server_id: &state.identity.id,
+            now: text::time(Utc::now()),
+            stats: SublistStats::default(),
+            total: 0,
+            offset,
+            limit,
+            subscriptions_list: Vec::new(),
+        };
+        if !is_known(account) {
+            return Ok(subsz);
+        }
+        subsz.stats = SublistStats::new(&state.reporter.report());
+        if listed {
+            state.reporter.subs(|sub| subsz.add(sub, test));
+        }
+        Ok(subsz)
+    }
+
+    fn add(&mut self, sub: SubSnapshot, test: &str) {
+        if !test.is_empty() && !subject::matches(sub.subject.as_bytes(), test.as_bytes()) {
+            return;
+        }
+        self.total += 1;
+        if self.total > self.offset && self.subscriptions_list.len() < self.limit {
+            self.subscriptions_list.push(Sub::with_account(sub));
+        }
+    }
+}
