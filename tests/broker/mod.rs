@@ -19,6 +19,9 @@ use tempfile::TempDir;
 /// How long anything may take before a test gives up on it. Never a measure of speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The server whose behaviour ours follows.
+const ORIGINAL: &str = "nats-server";
+
 /// A running server process, killed when dropped.
 pub(crate) struct Broker {
     child: Child,
@@ -26,6 +29,7 @@ pub(crate) struct Broker {
     seen: Vec<String>,
     port: u16,
     shards: u32,
+    program: String,
     args: Vec<String>,
     _dir: Option<TempDir>,
 }
@@ -34,37 +38,43 @@ impl Broker {
     /// Starts a server on a free port and waits until it says that it is ready.
     pub(crate) fn start(shards: u32, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
-        Self::start_on("-1", shards, args, None, None)
+        Self::start_on(server_command(), "-1", shards, args, None, None)
     }
 
     /// The same with a configuration file of this text.
     pub(crate) fn with_config(shards: u32, config: &str) -> Self {
-        Self::confined(shards, config, None)
+        Self::confined(server_command(), shards, config, None)
+    }
+
+    /// The nats-server on the path, with a configuration file of this text.
+    pub(crate) fn original(config: &str) -> Self {
+        Self::confined(ORIGINAL.to_owned(), 1, config, None)
     }
 
     /// The same with no more than this many open files.
     pub(crate) fn with_few_files(shards: u32, config: &str, files_max: u32) -> Self {
-        Self::confined(shards, config, Some(files_max))
+        Self::confined(server_command(), shards, config, Some(files_max))
     }
 
-    fn confined(shards: u32, config: &str, files_max: Option<u32>) -> Self {
+    fn confined(program: String, shards: u32, config: &str, files_max: Option<u32>) -> Self {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let path = dir.path().join("broker.conf");
         std::fs::write(&path, config).expect("the configuration is written");
         let args = vec!["-c".to_owned(), path.display().to_string()];
-        Self::start_on("-1", shards, args, Some(dir), files_max)
+        Self::start_on(program, "-1", shards, args, Some(dir), files_max)
     }
 
     fn start_on(
+        program: String,
         port: &str,
         shards: u32,
         args: Vec<String>,
         dir: Option<TempDir>,
         files_max: Option<u32>,
     ) -> Self {
-        let mut command = confined_command(files_max);
+        let mut command = confined_command(&program, files_max);
         command.args(["-a", "127.0.0.1", "-p", port]).args(&args);
-        if !is_nats_server() {
+        if !program.contains(ORIGINAL) {
             command.args(["--shards", &shards.to_string(), "--no-pin"]);
             if let Ok(tier) = std::env::var("SHARDCAST_TEST_TIER") {
                 command.args(["--uring-tier", &tier]);
@@ -74,7 +84,7 @@ impl Broker {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let log = follow(&mut child);
         let seen = Vec::new();
-        let mut broker = Self { child, log, seen, port: 0, shards, args, _dir: dir };
+        let mut broker = Self { child, log, seen, port: 0, shards, program, args, _dir: dir };
         let listening = broker.wait_for_line("Listening for client connections on ");
         let port = listening.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
         broker.port = port.unwrap_or_else(|| panic!("no port in {listening:?}"));
@@ -87,7 +97,8 @@ impl Broker {
         self.kill();
         let (port, args) = (self.port.to_string(), std::mem::take(&mut self.args));
         let dir = self._dir.take();
-        *self = Self::start_on(&port, self.shards, args, dir, None);
+        let program = self.program.clone();
+        *self = Self::start_on(program, &port, self.shards, args, dir, None);
     }
 
     /// Ends the process without a word to its clients.
@@ -212,7 +223,14 @@ pub(crate) fn shard_counts() -> &'static [u32] {
 
 /// Whether the server under test is the original, which has no flags of ours.
 pub(crate) fn is_nats_server() -> bool {
-    server_command().contains("nats-server")
+    server_command().contains(ORIGINAL)
+}
+
+/// Whether the original can be run beside ours; where everything must hold it has to.
+pub(crate) fn has_original() -> bool {
+    let found = Command::new(ORIGINAL).arg("--version").output().is_ok();
+    assert!(found || std::env::var_os("CI").is_none(), "{ORIGINAL} is not on the path");
+    found
 }
 
 /// The program under test.
@@ -222,13 +240,13 @@ pub(crate) fn server_command() -> String {
 }
 
 /// The program under test, by way of a shell when it may not open many files.
-fn confined_command(files_max: Option<u32>) -> Command {
+fn confined_command(program: &str, files_max: Option<u32>) -> Command {
     let Some(files_max) = files_max else {
-        return Command::new(server_command());
+        return Command::new(program);
     };
     let mut shell = Command::new("sh");
     let script = format!("ulimit -n {files_max} && exec \"$@\"");
-    shell.args(["-c", &script, "sh", &server_command()]);
+    shell.args(["-c", &script, "sh", program]);
     shell
 }
 

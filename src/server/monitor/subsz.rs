@@ -34,8 +34,10 @@ pub(super) struct SublistStats {
     num_inserts: u64,
     num_removes: u64,
     num_matches: u64,
+    #[serde(serialize_with = "text::number")]
     cache_hit_rate: f64,
     max_fanout: u64,
+    #[serde(serialize_with = "text::number")]
     avg_fanout: f64,
 }
 

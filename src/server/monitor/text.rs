@@ -5,6 +5,17 @@
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::Serializer;
+
+/// A number; a whole one without a point.
+#[expect(clippy::cast_possible_truncation, reason = "only numbers are cast that are whole")]
+pub(super) fn number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if number.fract() == 0.0 && number.abs() < 1e15 {
+        serializer.serialize_i64(*number as i64)
+    } else {
+        serializer.serialize_f64(*number)
+    }
+}
 
 /// RFC 3339 with nanoseconds.
 pub(super) fn time(at: DateTime<Utc>) -> String {

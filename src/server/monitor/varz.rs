@@ -21,6 +21,7 @@ pub(super) struct Varz<'a> {
     limits: Limits<'a>,
     #[serde(flatten)]
     missing: Missing,
+    #[serde(serialize_with = "text::number")]
     tls_timeout: f64,
     write_deadline: u64,
     #[serde(flatten)]
@@ -65,6 +66,7 @@ struct Limits<'a> {
     http_port: u16,
     http_base_path: &'a str,
     https_port: u16,
+    #[serde(serialize_with = "text::number")]
     auth_timeout: f64,
     max_control_line: usize,
     max_payload: usize,
@@ -90,6 +92,7 @@ struct Process {
     mem: u64,
     cores: usize,
     gomaxprocs: usize,
+    #[serde(serialize_with = "text::number")]
     cpu: f64,
 }
 
