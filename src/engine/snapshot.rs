@@ -30,7 +30,7 @@ pub struct Page<T> {
     pub next: Option<u64>,
 }
 
-/// A connection, open or as it was at its end. Times are nanoseconds since the start of the process.
+/// A connection, open or as it was at its end. Times are nanoseconds since the process began.
 #[derive(Debug, Clone)]
 pub struct ConnSnapshot {
     /// Its number over the whole server.
@@ -59,7 +59,7 @@ pub struct ConnSnapshot {
     pub lang: Box<str>,
     /// From CONNECT; empty if not given.
     pub version: Box<str>,
-    /// The user or key that it named, or the one it was taken for; of a token only that it was one.
+    /// The user or key it named, or who it was taken for; of a token only that it was one.
     pub user: Option<Box<str>>,
 }
 
