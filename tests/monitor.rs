@@ -713,7 +713,7 @@ fn json(broker: &Broker, path: &str) -> Value {
 
 fn http_port(broker: &Broker) -> u16 {
     let banner = broker.banner();
-    let line = banner.lines().find(|line| line.contains("Starting http monitor on "));
+    let line = banner.lines().find(|line| line.contains(" monitor on "));
     let port = line.and_then(|line| line.rsplit(':').next()).and_then(|port| port.parse().ok());
     port.unwrap_or_else(|| panic!("no monitoring port in\n{banner}"))
 }
@@ -722,6 +722,63 @@ fn watch(broker: &Broker) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", http_port(broker))).unwrap();
     stream.set_read_timeout(Some(broker::PATIENCE)).unwrap();
     stream
+}
+
+#[test]
+fn monitoring_over_tls_shows_the_certificate_of_the_clients_and_asks_for_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (cert, key) =
+        (file("cert.pem", own.cert.pem()), file("key.pem", own.signing_key.serialize_pem()));
+    let tls = format!(
+        "tls {{ cert_file: {cert:?}, key_file: {key:?}, ca_file: {cert:?}, verify: true }}\n"
+    );
+    let broker = Broker::with_config(2, &format!("https: \"127.0.0.1:-1\"\n{tls}"));
+    assert!(broker.banner().contains("Starting https monitor on 127.0.0.1:"));
+    // Nonsense and silence in place of a handshake.
+    let _silent = watch(&broker);
+    let mut clear = watch(&broker);
+    clear.write_all(b"GET /varz HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = clear.read_to_end(&mut answer);
+    assert!(!answer.windows(9).any(|bytes| bytes == b"server_id"));
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(own.cert.der().clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = "localhost".try_into().unwrap();
+    let client = rustls::ClientConnection::new(std::sync::Arc::new(config), server).unwrap();
+    let mut stream = rustls::StreamOwned::new(client, watch(&broker));
+    stream.write_all(b"GET /varz HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
+    let varz: Value = serde_json::from_str(body).unwrap();
+    // There it is the port as configured.
+    assert!(is_nats_server() || varz["https_port"] == http_port(&broker));
+    assert_eq!(varz["http_port"], 0);
+
+    for (config, reason) in [
+        ("https: 127.0.0.1:-1\n".to_owned(), "ert"),
+        (format!("http: 127.0.0.1:-1\nhttps: 127.0.0.1:-1\n{tls}"), "both"),
+    ] {
+        let path = file("refused.conf", config);
+        let mut command = std::process::Command::new(broker::server_command());
+        let output = command.args(["-a", "127.0.0.1", "-p", "-1", "-c", &path]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(reason) && !output.status.success(), "{said}");
+    }
 }
 
 /// Status, head in lower case, and body of the answer to a GET.

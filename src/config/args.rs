@@ -10,7 +10,7 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{HttpOptions, Options, Secret, ShardCount, StartError, User};
+use super::{Options, Secret, ShardCount, StartError, User};
 use super::{duration, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
@@ -41,6 +41,8 @@ pub struct Args {
     port: Option<u16>,
     #[arg(long = "http_port", alias = "m", value_parser = port)]
     http_port: Option<u16>,
+    #[arg(long = "https_port", alias = "ms", value_parser = port)]
+    https_port: Option<u16>,
     #[arg(long = "server_name", aliases = ["name", "n"])]
     server_name: Option<String>,
     #[arg(long, alias = "P")]
@@ -129,8 +131,6 @@ struct Missing {
 
 const MISSING: &[Missing] = &[
     Missing { names: &["help_tls"], takes_value: false, matters: true },
-    // Whoever asks for monitoring waits for its port to answer.
-    Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
     Missing { names: &["syslog", "s"], takes_value: false, matters: true },
     Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
     Missing {
@@ -274,8 +274,10 @@ impl Args {
         set(&mut options.host, &self.addr);
         set(&mut options.port, &self.port);
         if let Some(port) = self.http_port {
-            let host = options.http.take().and_then(|http| http.host);
-            options.http = Some(HttpOptions { host, port });
+            options.listen_http(None, port, false)?;
+        }
+        if let Some(port) = self.https_port {
+            options.listen_http(None, port, true)?;
         }
         set_some(&mut options.server_name, &self.server_name);
         set_some(&mut options.pid_file, &self.pid);
@@ -413,6 +415,7 @@ Server Options:
     -a, --addr, --net <host>         Bind to host address (default: 0.0.0.0)
     -p, --port <port>                Use port for clients (default: 4222; -1: any free port)
     -m, --http_port <port>           Use port for http monitoring (default: none; -1: any free port)
+    -ms, --https_port <port>         Use port for https monitoring, with the certificate of TLS
     -n, --name
         --server_name <name>         Server name (default: the server id)
     -P, --pid <file>                 File to store the process id
@@ -582,7 +585,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
+        for line in ["--cluster nats://h:1", "-routes a,b", "-s"] {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1"] {

@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{HttpOptions, Options, StartError};
+use super::{Options, StartError};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -46,16 +46,28 @@ const NETWORK: &[Key<Options>] = &[
         &["http"],
         Set(|o, v| {
             let (host, port) = v.address()?;
-            o.http = Some(HttpOptions { host, port });
-            Ok(())
+            o.listen_http(host, port, false).map_err(|error| v.error(error))
         }),
     ),
     Key(
         &["http_port", "monitor_port"],
         Set(|o, v| {
-            let host = o.http.take().and_then(|http| http.host);
-            o.http = Some(HttpOptions { host, port: v.port()? });
-            Ok(())
+            let port = v.port()?;
+            o.listen_http(None, port, false).map_err(|error| v.error(error))
+        }),
+    ),
+    Key(
+        &["https"],
+        Set(|o, v| {
+            let (host, port) = v.address()?;
+            o.listen_http(host, port, true).map_err(|error| v.error(error))
+        }),
+    ),
+    Key(
+        &["https_port"],
+        Set(|o, v| {
+            let port = v.port()?;
+            o.listen_http(None, port, true).map_err(|error| v.error(error))
         }),
     ),
     Key(&["http_base_path"], Set(|o, v| v.text().map(|path| o.http_base_path = path))),
@@ -175,7 +187,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["resolver", "resolvers", "account_resolver", "account_resolvers"], Refuse),
     Key(&["resolver_preload", "resolver_tls", "resolver_pinned_accounts"], Refuse),
     Key(&["trusted_keys", "trusted", "mappings", "maps", "proxies", "proxy_protocol"], Refuse),
-    Key(&["ocsp", "ocsp_cache", "https", "https_port", "cluster"], Refuse),
+    Key(&["ocsp", "ocsp_cache", "cluster"], Refuse),
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
@@ -379,6 +391,10 @@ fn set_unless_zero<T: Default + PartialEq>(option: &mut T, value: T) {
 
 /// What must hold between options, wherever they come from.
 pub(super) fn check(options: &Options) -> Result<(), StartError> {
+    if options.http.as_ref().is_some_and(|http| http.is_tls) && options.tls.is_none() {
+        let reason = "https needs a certificate: name cert_file and key_file in a block tls";
+        return Err(StartError::new(reason));
+    }
     let refuse = |reason: String| Err(StartError::new(reason));
     if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
         return refuse(format!("server name \"{name}\" cannot contain spaces"));
@@ -410,6 +426,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::HttpOptions;
     use crate::config::file;
 
     fn outcome(text: &str) -> Result<Options, StartError> {
@@ -463,8 +480,14 @@ mod tests {
         assert_eq!(address("listen: \":4\""), ("0.0.0.0".to_owned(), 4));
         assert_eq!(address("port: -1").1, 0);
         let http = bound("http: 127.0.0.1:-1").http.unwrap();
-        assert_eq!(http, HttpOptions { host: Some("127.0.0.1".to_owned()), port: 0 });
-        assert_eq!(bound("monitor_port: 8222").http, Some(HttpOptions { host: None, port: 8222 }));
+        assert_eq!(
+            http,
+            HttpOptions { host: Some("127.0.0.1".to_owned()), port: 0, is_tls: false }
+        );
+        assert_eq!(
+            bound("monitor_port: 8222").http,
+            Some(HttpOptions { host: None, port: 8222, is_tls: false })
+        );
         for text in ["listen: \"127.0.0.1\"", "port: \"x\"", "port: 65536", "listen: \"h:x\""] {
             assert!(refused(text).contains("port"), "{text}");
         }

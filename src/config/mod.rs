@@ -135,6 +135,25 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Takes where the monitoring listens from another key or flag; what says the port alone
+    /// leaves the host.
+    fn listen_http(
+        &mut self,
+        host: Option<String>,
+        port: u16,
+        is_tls: bool,
+    ) -> Result<(), StartError> {
+        let before = self.http.take();
+        if before.as_ref().is_some_and(|http| http.is_tls != is_tls) {
+            return Err(StartError::new("the monitoring has http or https, not both; keep one"));
+        }
+        let host = host.or_else(|| before.and_then(|http| http.host));
+        self.http = Some(HttpOptions { host, port, is_tls });
+        Ok(())
+    }
+}
+
 /// What a client may use of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -172,6 +191,8 @@ pub struct HttpOptions {
     pub host: Option<String>,
     /// Port; 0 is any free port.
     pub port: u16,
+    /// Over TLS, with the certificate that clients see, and without asking for theirs.
+    pub is_tls: bool,
 }
 
 /// What is logged, and where.

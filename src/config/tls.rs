@@ -30,6 +30,8 @@ const FALLBACK_AUTO_MS: u64 = 50;
 pub struct Tls {
     /// What a handshake needs; shared by all connections, so that sessions can be resumed on any.
     pub server: Arc<ServerConfig>,
+    /// The same for the monitoring, which asks nobody for a certificate.
+    pub monitoring: Arc<ServerConfig>,
     /// Milliseconds a client has for its handshake (2000).
     pub timeout_ms: u64,
     /// Clients must show a certificate that `ca_file` vouches for (false).
@@ -220,6 +222,8 @@ impl Block {
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions)
             .map_err(|error| StartError::new(format!("tls: {error}")))?;
+        let monitoring = builder.clone().with_no_client_auth();
+        let monitoring = monitoring.with_single_cert(chain.clone(), key.clone_key());
         let builder = if self.verify {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let verifier = verifier.build().map_err(|error| {
@@ -229,9 +233,10 @@ impl Block {
         } else {
             builder.with_no_client_auth()
         };
-        let mut server = builder.with_single_cert(chain, key).map_err(|error| {
-            unusable(cert_file, &format!("{error}; does the key belong to it?"))
-        })?;
+        let mismatched =
+            |error| unusable(cert_file, &format!("{error}; does the key belong to it?"));
+        let monitoring = Arc::new(monitoring.map_err(mismatched)?);
+        let mut server = builder.with_single_cert(chain, key).map_err(mismatched)?;
         // The cheapest that is safe first, as nats-server does.
         server.ignore_client_order = true;
         // Clients keep their sessions themselves, encrypted: any shard can take one up again.
@@ -240,6 +245,7 @@ impl Block {
         server.ticketer = ticketer.map_err(|error| StartError::new(format!("tls: {error}")))?;
         Ok(Tls {
             server: Arc::new(server),
+            monitoring,
             timeout_ms: self.timeout_ms,
             verify: self.verify,
             map: self.map,

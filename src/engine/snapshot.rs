@@ -261,7 +261,7 @@ mod tests {
     /// An engine that remembers `closed_conns_max` ends, and one connection after the other
     /// opened, told `wire`, and ended by its client.
     fn ended(closed_conns_max: usize, conns: u64, wire: &[u8]) -> Engine {
-        let http = Some(HttpOptions { host: None, port: 0 });
+        let http = Some(HttpOptions { host: None, port: 0, is_tls: false });
         let options = Options { http, closed_conns_max, ..Options::default() };
         let settings = Settings::new(&options, &Identity::default(), usize::MAX);
         let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);

@@ -29,7 +29,8 @@ impl PortsFile {
         let path = directory.join(name);
         let mut content = json!({ "nats": [url("nats", &identity.host, identity.port)] });
         if let Some(http) = &identity.http {
-            content["monitoring"] = json!([url("http", &http.host, http.port)]);
+            let scheme = if http.is_tls { "https" } else { "http" };
+            content["monitoring"] = json!([url(scheme, &http.host, http.port)]);
         }
         let content = content.to_string();
         // Under another name first: whoever waits for the file must not see half of it.

@@ -69,6 +69,8 @@ pub struct Endpoint {
     pub host: String,
     /// The port; never 0.
     pub port: u16,
+    /// Over TLS.
+    pub is_tls: bool,
 }
 
 impl Identity {
@@ -198,7 +200,8 @@ fn identify(
     };
     let port = port_of(listener)?;
     let http = http_listener.map(port_of).transpose()?;
-    let http = http.map(|port| Endpoint { host: http_host(options).to_owned(), port });
+    let is_tls = options.http.as_ref().is_some_and(|http| http.is_tls);
+    let http = http.map(|port| Endpoint { host: http_host(options).to_owned(), port, is_tls });
     let id = KeyPair::new_server().public_key();
     let name = options.server_name.clone().unwrap_or_else(|| id.clone());
     Ok(Identity { program, id, name, host: options.host.clone(), port, http })
@@ -221,7 +224,8 @@ fn start_monitor(
     shards: &Shards,
 ) -> Result<Option<Monitor>, StartError> {
     let (Some(listener), Some(http)) = (listener, &identity.http) else { return Ok(None) };
-    info!("Starting http monitor on {}", listen::host_port(&http.host, http.port));
+    let scheme = if http.is_tls { "https" } else { "http" };
+    info!("Starting {scheme} monitor on {}", listen::host_port(&http.host, http.port));
     Monitor::start(listener, identity, options, shards.reporter()).map(Some)
 }
 

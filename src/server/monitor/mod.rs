@@ -35,9 +35,10 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::LocalSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::Identity;
 use super::shards::Reporter;
@@ -149,8 +150,19 @@ async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
         match listener.accept().await {
             Ok((socket, _)) => {
                 let state = Rc::clone(&state);
+                let acceptor = state.borrow_mut().acceptor();
                 tokio::task::spawn_local(async move {
-                    serve(socket, state).await;
+                    let Some(acceptor) = acceptor else {
+                        serve(socket, state).await;
+                        drop(seat);
+                        return;
+                    };
+                    let handshake = acceptor.accept(socket);
+                    // If it fails there is nobody to tell.
+                    let done = tokio::time::timeout(REQUEST_MAX, handshake).await;
+                    if let Ok(Ok(stream)) = done {
+                        serve(stream, state).await;
+                    }
                     drop(seat);
                 });
             }
@@ -163,7 +175,7 @@ async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
 }
 
 /// Answers the requests of one connection.
-async fn serve(socket: TcpStream, state: Rc<RefCell<State>>) {
+async fn serve(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, state: Rc<RefCell<State>>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = state.borrow_mut().answer(&request);
         async move { Ok::<_, Infallible>(answer) }
@@ -205,7 +217,15 @@ impl State {
         }
     }
 
-    fn answer(&mut self, request: &Request<Incoming>) -> Answer {
+    /// What does the handshakes of the next connections, if they are over TLS.
+    fn acceptor(&mut self) -> Option<TlsAcceptor> {
+        self.heed_changes();
+        let is_tls = self.options.http.as_ref().is_some_and(|http| http.is_tls);
+        let tls = self.options.tls.as_ref().filter(|_| is_tls)?;
+        Some(TlsAcceptor::from(Arc::clone(&tls.monitoring)))
+    }
+
+    fn heed_changes(&mut self) {
         while let Ok(change) = self.changes.try_recv() {
             match change {
                 Change::Options(options) => {
@@ -214,6 +234,10 @@ impl State {
                 Change::LameDuck => self.is_lame_duck = true,
             }
         }
+    }
+
+    fn answer(&mut self, request: &Request<Incoming>) -> Answer {
+        self.heed_changes();
         let query = Query::new(request.uri().query());
         let path = request.uri().path().strip_prefix(&self.base_path);
         let answer = match path.unwrap_or("elsewhere") {
