@@ -645,6 +645,37 @@ fn watchers_that_say_nothing_or_nonsense_or_never_read_disturb_nobody() {
 }
 
 #[test]
+fn large_answers_that_nobody_reads_do_not_pile_up() {
+    if is_nats_server() {
+        return;
+    }
+    let broker = Broker::start(2, ARGS);
+    let subscribers: Vec<Wire> = (0..40).map(|_| subscriber_of_much(&broker)).collect();
+    let ask = b"GET /connz?subs=detail HTTP/1.0\r\n\r\n";
+    let mut greedy: Vec<TcpStream> = (0..25).map(|_| watch(&broker)).collect();
+    for watcher in &mut greedy {
+        watcher.write_all(ask).unwrap();
+    }
+    // What is small is answered, and what is large when there is room again.
+    assert_eq!(get(&broker, "/varz").0, 200);
+    let mut answers = (0..25).map(|_| get(&broker, "/connz?subs=detail"));
+    let refused = answers.find(|(status, ..)| *status == 503).expect("there is a bound");
+    assert!(refused.2.contains("limit="), "{}", refused.2);
+    greedy.clear();
+    while get(&broker, "/connz?subs=detail").0 != 200 {}
+    drop(subscribers);
+}
+
+/// A client whose subscriptions take more than 100 kB to tell.
+fn subscriber_of_much(broker: &Broker) -> Wire {
+    let mut wire = Wire::connect(broker);
+    let subs = (0..100).map(|sid| format!("SUB {}.{sid} {sid}\r\n", "x".repeat(1500)));
+    wire.send(subs.collect::<String>().as_bytes());
+    wire.sync();
+    wire
+}
+
+#[test]
 fn many_watchers_wait_for_one_another_and_leave_clients_alone() {
     let broker = Broker::start(2, ARGS);
     let files_before = broker.open_files();

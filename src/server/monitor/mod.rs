@@ -22,6 +22,7 @@ use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -62,7 +63,12 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How long accepting rests after it failed, for instance for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
 
-type Answer = Response<Full<Bytes>>;
+/// Bytes of large answers that may wait for those who asked to read them; one may always.
+const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of an answer that is not large.
+const SMALL_BYTES_MAX: usize = 64 * 1024;
+
+type Answer = Response<Bytes>;
 
 /// What the control thread tells the monitoring.
 pub(super) enum Change {
@@ -92,6 +98,8 @@ struct State {
     is_lame_duck: bool,
     /// Requests by path.
     requests: BTreeMap<&'static str, u64>,
+    /// Bytes of large answers that are not wholly sent.
+    unread_bytes: Arc<AtomicUsize>,
     cpu: Cpu,
 }
 
@@ -177,8 +185,10 @@ async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
 /// Answers the requests of one connection.
 async fn serve(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, state: Rc<RefCell<State>>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = state.borrow_mut().answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
+        let mut state = state.borrow_mut();
+        let answer = state.answer(&request);
+        let answer = state.bound(answer);
+        async move { Ok::<_, Infallible>(answer.map(Full::new)) }
     });
     let conn = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -190,6 +200,24 @@ async fn serve(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, state: Rc<
     if tokio::time::timeout(CONN_MAX, conn.as_mut()).await.is_err() {
         conn.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(LAST_ANSWER_MAX, conn).await;
+    }
+}
+
+/// A large answer, counted until nobody needs it any more.
+struct Large {
+    body: Bytes,
+    unread_bytes: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Large {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        self.unread_bytes.fetch_sub(self.body.len(), Ordering::Relaxed);
     }
 }
 
@@ -213,6 +241,7 @@ impl State {
             base_path,
             is_lame_duck: false,
             requests: BTreeMap::new(),
+            unread_bytes: Arc::default(),
             cpu: Cpu::new(),
         }
     }
@@ -278,6 +307,22 @@ impl State {
             answer.headers_mut().insert(LOCATION, location);
         }
         answer
+    }
+
+    /// Sees to it that those who ask for much and do not read it cannot fill the memory.
+    fn bound(&self, answer: Answer) -> Answer {
+        let bytes = answer.body().len();
+        let unread = self.unread_bytes.load(Ordering::Relaxed);
+        if bytes <= SMALL_BYTES_MAX {
+            return answer;
+        }
+        if unread > 0 && unread + bytes > UNREAD_BYTES_MAX {
+            let reason = "too many large answers wait to be read; ask for less with limit=\n";
+            return plain(StatusCode::SERVICE_UNAVAILABLE, reason.to_owned());
+        }
+        self.unread_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let unread_bytes = Arc::clone(&self.unread_bytes);
+        answer.map(|body| Bytes::from_owner(Large { body, unread_bytes }))
     }
 
     fn count(&mut self, path: &'static str) {
@@ -347,7 +392,7 @@ fn plain(status: StatusCode, body: String) -> Answer {
 }
 
 fn answer(status: StatusCode, kind: HeaderValue, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    let mut answer = Response::new(Bytes::from(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer
