@@ -16,6 +16,7 @@
 //! `ARCHITECTURE.md` has the whole picture.
 
 pub mod config;
+pub mod doctor;
 pub mod engine;
 pub mod host;
 pub mod mesh;

@@ -29,6 +29,7 @@ use tracing::{error, info, warn};
 
 use crate::config::args::{self, Args, Command};
 use crate::config::{self, Options, StartError};
+use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
 use crate::shard::Outcome;
@@ -106,6 +107,7 @@ fn execute(command: Command, program: &str) -> Result<ExitCode, StartError> {
         Command::Help => say(&mut io::stdout(), &args::usage(program)),
         Command::Version => say(&mut io::stdout(), &format!("{program}: v{VERSION}")),
         Command::Signal(request) => signals::send(&request)?,
+        Command::Doctor(words) => return Ok(doctor::main(&words)),
         Command::TestConfig(args) => return test_config(&config::load(&args)?, program),
         Command::Serve(args) => return run(&args, program.to_owned()),
     }
