@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! Machines that lack one thing each, and what the doctor says to them.
 
 use super::snapshot::Host;
 use super::*;

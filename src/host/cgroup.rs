@@ -4,6 +4,9 @@ use std::fmt;
 
 use super::Tree;
 
+/// What is assumed where the machine's memory cannot be seen.
+const MEMORY_BYTES_UNKNOWN: u64 = 1 << 30;
+
 /// How much CPU time a control group may use: `time_us` in each `period_us`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
@@ -52,13 +55,14 @@ impl fmt::Display for Quota {
 
 /// Bytes of memory this process may use: the machine's, or less if its groups say so.
 pub fn memory_bytes(tree: &Tree) -> usize {
-    let machine = tree.field("proc/meminfo", "MemTotal");
-    let kib = machine.and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok());
+    let total = tree.field("proc/meminfo", "MemTotal");
+    let kib = total.and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok());
+    let machine = kib.map_or(MEMORY_BYTES_UNKNOWN, |kib| kib.saturating_mul(1024));
     let two = groups(tree, None).into_iter().map(|group| format!("{group}/memory.max"));
     let one = groups(tree, Some("memory"));
     let one = one.into_iter().map(|group| format!("{group}/memory.limit_in_bytes"));
     let limits = two.chain(one).filter_map(|file| tree.number(file));
-    let bytes = limits.fold(kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024)), u64::min);
+    let bytes = limits.fold(machine, u64::min);
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
@@ -157,5 +161,6 @@ mod tests {
             .with(&[("sys/fs/cgroup/memory.max", "max"), ("sys/fs/cgroup/a/memory.max", "4096")]);
         assert_eq!(memory_bytes(&limited.tree()), 4096);
         assert!(memory_bytes(&Tree::default()) > 1 << 20);
+        assert_eq!(memory_bytes(&Machine::new(1, 1, 1).tree()), 1 << 30);
     }
 }
