@@ -3,6 +3,7 @@
 use super::Finding;
 use super::advised::{Matters, Rule, SYSCTLS, Sysctl};
 use super::snapshot::{Card, Host};
+use crate::host::CpuSet;
 use crate::uring::Tier;
 
 /// What the queues of one shard count as locked memory (seen on Linux 6.18).
@@ -144,7 +145,7 @@ fn quota(host: &Host) -> Finding {
     };
     let allowed = host.topology.allowed();
     let whole = quota.whole_cpus().max(1);
-    let cpus: crate::host::CpuSet = allowed.iter().take(whole).collect();
+    let cpus: CpuSet = allowed.iter().take(whole).collect();
     Finding::new("CPU quota", format!("{quota} CPUs, of {} allowed", allowed.len())).warn(
         wanted,
         format!(
@@ -184,7 +185,7 @@ fn hyperthreads(host: &Host) -> Finding {
     let wanted = "whole cores";
     let allowed = host.topology.allowed();
     let siblings = || host.topology.cpus.iter().flat_map(|cpu| cpu.siblings.iter());
-    let strangers = siblings().collect::<crate::host::CpuSet>().without(&allowed);
+    let strangers = siblings().collect::<CpuSet>().without(&allowed);
     let strangers = strangers.and(&host.topology.online);
     let several = host.topology.cpus.iter().any(|cpu| cpu.siblings.len() > 1);
     if !several {
@@ -194,11 +195,12 @@ fn hyperthreads(host: &Host) -> Finding {
         let now = "several threads per core; auto takes one of each";
         return Finding::new("SMT", now).pass(wanted);
     }
-    let whole: crate::host::CpuSet = siblings().collect();
-    Finding::new("SMT", format!("CPUs {strangers} belong to the shards' cores, and to others")).warn(
+    let whole: CpuSet = siblings().collect();
+    let now = format!("CPUs {strangers} are of the shards' cores, and not for the broker");
+    Finding::new("SMT", now).warn(
         wanted,
         "whatever runs there takes caches and computing time from the shards",
-        format!("give whole cores: docker run --cpuset-cpus {whole}; CPUAffinity={whole} in the unit"),
+        format!("docker run --cpuset-cpus {whole}; in the unit CPUAffinity={whole}"),
     )
 }
 

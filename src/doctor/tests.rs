@@ -163,7 +163,7 @@ fn half_a_core_warns() {
     let half = Machine::new(1, 2, 2).allowed("0-1,2");
     let complaints = complaints(half);
     assert_eq!(complaints.len(), 1, "{complaints:#?}");
-    assert!(complaints[0].now.contains("CPUs 3 belong"), "{complaints:#?}");
+    assert!(complaints[0].now.contains("CPUs 3 are of"), "{complaints:#?}");
     assert!(complaints[0].mend.as_deref().unwrap().contains("--cpuset-cpus 0-3;"));
     assert_eq!(self::complaints(Machine::new(1, 2, 2)), []);
     assert_eq!(self::complaints(Machine::new(1, 2, 2).allowed("1,3")), []);
