@@ -16,7 +16,9 @@
 //! `ARCHITECTURE.md` has the whole picture.
 
 pub mod config;
+pub mod doctor;
 pub mod engine;
+pub mod host;
 pub mod mesh;
 pub mod proto;
 pub mod segment;
