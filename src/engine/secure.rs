@@ -573,10 +573,9 @@ mod tests {
         }
         for turn in 0..=10 {
             let conns = wire.engine.conns.0.iter().flatten();
-            let begun = |conn: &&Box<Conn>| {
-                conn.secure.as_ref().is_some_and(|s| matches!(s.stage, Stage::Session(_)))
-            };
-            assert_eq!(conns.filter(begun).count(), turn * HANDSHAKE_STEPS_PER_TURN);
+            let secures = conns.filter_map(|conn| conn.secure.as_ref());
+            let begun = secures.filter(|secure| matches!(secure.stage, Stage::Session(_)));
+            assert_eq!(begun.count(), turn * HANDSHAKE_STEPS_PER_TURN);
             let is_due = wire.engine.next_deadline().is_some_and(|due| due <= wire.engine.now);
             assert_eq!(is_due, turn < 10, "nobody sleeps while somebody stands in line");
             wire.engine.tick();
