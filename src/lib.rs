@@ -15,6 +15,7 @@
 //!
 //! `ARCHITECTURE.md` has the whole picture.
 
+pub mod certificate;
 pub mod config;
 pub mod doctor;
 pub mod engine;

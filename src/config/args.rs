@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::{HttpOptions, Options, Secret, ShardCount, StartError, User};
-use super::{duration, nearest};
+use super::{duration, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
 
@@ -83,6 +83,17 @@ pub struct Args {
     #[arg(long, value_parser = secret)]
     auth: Option<Secret>,
 
+    #[arg(long, value_parser = switch)]
+    tls: Option<bool>,
+    #[arg(long, value_parser = switch)]
+    tlsverify: Option<bool>,
+    #[arg(long)]
+    tlscert: Option<PathBuf>,
+    #[arg(long)]
+    tlskey: Option<PathBuf>,
+    #[arg(long)]
+    tlscacert: Option<PathBuf>,
+
     #[arg(long, value_parser = shard_count)]
     shards: Option<ShardCount>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
@@ -119,8 +130,7 @@ struct Missing {
 }
 
 const MISSING: &[Missing] = &[
-    Missing { names: &["tls", "tlsverify", "help_tls"], takes_value: false, matters: true },
-    Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
+    Missing { names: &["help_tls"], takes_value: false, matters: true },
     // Whoever asks for monitoring waits for its port to answer.
     Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
     Missing { names: &["syslog", "s"], takes_value: false, matters: true },
@@ -288,7 +298,26 @@ impl Args {
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.spin_us, &self.spin);
         options.warnings.extend(self.warnings.iter().cloned());
+        self.apply_tls(options)?;
         self.apply_auth(options)
+    }
+
+    /// Files that flags name take the place of the file's whole block.
+    fn apply_tls(&self, options: &mut Options) -> Result<(), StartError> {
+        let verify = self.tlsverify == Some(true);
+        let asked = verify || self.tls == Some(true);
+        let files = [&self.tlscert, &self.tlskey, &self.tlscacert];
+        if files.iter().any(|file| file.is_some()) || (asked && options.tls.is_none()) {
+            let block = tls::Block {
+                cert_file: self.tlscert.clone(),
+                key_file: self.tlskey.clone(),
+                ca_file: self.tlscacert.clone(),
+                verify,
+                ..tls::Block::default()
+            };
+            options.tls = Some(block.load()?);
+        }
+        Ok(())
     }
 
     fn apply_log(&self, options: &mut Options) {
@@ -568,10 +597,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
+        for line in ["--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
-        for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {
+        for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1"] {
             options(line);
         }
         assert!(options("-js").warnings[0].contains("-js"));

@@ -160,18 +160,20 @@ fn write_timeout(_: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
 const AUTH: &[Key<Options>] = &[
     Key(&["authorization"], Set(authorization)),
     Key(&["no_auth_user"], Set(|o, v| v.text().map(|name| o.auth.no_auth_user = Some(name)))),
+    Key(&["tls"], Set(|o, v| super::tls::bind(v).map(|tls| o.tls = Some(tls)))),
+    Key(&["allow_non_tls"], Set(|o, v| v.boolean().map(|on| o.allow_non_tls = on))),
     Key(&["accounts", "system_account", "system", "default_sentinel"], Refuse),
     Key(&["operator", "operators", "root", "roots", "root_operators"], Refuse),
     Key(&["resolver", "resolvers", "account_resolver", "account_resolvers"], Refuse),
     Key(&["resolver_preload", "resolver_tls", "resolver_pinned_accounts"], Refuse),
     Key(&["trusted_keys", "trusted", "mappings", "maps", "proxies", "proxy_protocol"], Refuse),
-    Key(&["tls", "ocsp", "ocsp_cache", "https", "https_port", "cluster"], Refuse),
+    Key(&["ocsp", "ocsp_cache", "https", "https_port", "cluster"], Refuse),
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["jetstream", "store_dir", "jetstream_store_dir", "default_js_domain"], Ignore),
     Key(&["leafnodes", "leaf", "gateway", "mqtt", "websocket", "ws"], Ignore),
-    Key(&["allow_non_tls", "no_system_account", "no_system", "no_sys_acc"], Ignore),
+    Key(&["no_system_account", "no_system", "no_sys_acc"], Ignore),
     Key(&["http_base_path", "max_closed_clients", "prof_port", "prof_block_rate"], Ignore),
     Key(&["syslog", "remote_syslog"], Refuse),
     Key(&["no_fast_producer_stall", "disable_sublist_cache", "server_metadata"], Ignore),
@@ -613,9 +615,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in
-            ["tls {}", "accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"]
-        {
+        for text in ["accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
         for user in ["{nkey: UABC}", "{user: a, allowed_connection_types: [WEBSOCKET]}"] {

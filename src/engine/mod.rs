@@ -20,6 +20,7 @@ mod permissions;
 mod pressure;
 mod publish;
 mod record;
+mod secure;
 mod settings;
 mod snapshot;
 mod timers;
@@ -30,6 +31,7 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
+use crate::config::HandshakeFirst;
 use crate::proto::encode;
 use crate::segment::Piece;
 use conn::{Conn, FLUSH_NS, Phase};
@@ -40,6 +42,7 @@ use pressure::{Lane, Wait};
 use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
+pub use secure::TlsInfo;
 pub use settings::{Identity, Settings};
 pub use snapshot::{ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
@@ -253,6 +256,10 @@ pub struct Engine {
     wait_deadlines: VecDeque<(u64, u64)>,
     next_wait: u64,
     lame_duck: Option<LameDuck>,
+    /// Connections whose TLS handshake can go on.
+    handshakes: VecDeque<ConnId>,
+    /// Memory for what is decrypted.
+    plaintext: Vec<u8>,
     stats: Stats,
 }
 
@@ -295,6 +302,8 @@ impl Engine {
             wait_deadlines: VecDeque::new(),
             next_wait: 0,
             lame_duck: None,
+            handshakes: VecDeque::new(),
+            plaintext: Vec::new(),
             stats: Stats::default(),
         }
     }
@@ -322,10 +331,16 @@ impl Engine {
         assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
         self.conns.0[slot] = Some(conn);
         self.open_conns += 1;
-        self.send_info(id, false);
         if admitted {
+            if self.begin_secure(id) {
+                self.send_info(id, false);
+            }
             self.rearm(id);
         } else {
+            // In clear, whatever the client expects: nobody works for those who cannot stay.
+            if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+                self.send_info(id, false);
+            }
             self.fail(
                 id,
                 Some("maximum connections exceeded"),
@@ -347,7 +362,7 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return None;
         }
-        let batch = conn.outbox.take(&mut self.spares)?;
+        let batch = conn.take_batch(&mut self.spares)?;
         conn.timing.send_started = self.now;
         let due = self.now.saturating_add(self.settings.write_deadline_ns);
         self.timers.arm(id, due, &mut conn.timing.armed);
@@ -361,15 +376,17 @@ impl Engine {
             self.spares.keep_batch(batch);
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.outbox.on_sent(bytes);
+        let sent_bytes = conn.sent_bytes(bytes, complete);
+        conn.outbox.on_sent(sent_bytes);
         let pending = conn.outbox.pending_bytes();
         if complete {
             conn.outbox.on_done();
-            if pending > 0 && !conn.dirty {
+            let is_drained = conn.is_drained();
+            if !is_drained && !conn.dirty {
                 conn.dirty = true;
                 self.actions.push_back(Action::Flush(id));
             }
-            if pending == 0 && matches!(conn.phase, Phase::Flushing { .. }) {
+            if is_drained && matches!(conn.phase, Phase::Flushing { .. }) {
                 self.close(id, false);
             }
         }
@@ -420,12 +437,16 @@ impl Engine {
             self.on_timer(id);
             self.rearm(id);
         }
+        self.advance_handshakes();
         self.end_overdue_waits();
         self.send_one_away();
     }
 
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
+        if !self.handshakes.is_empty() {
+            return Some(self.now);
+        }
         let wait = self.wait_deadlines.front().map(|(deadline, _)| *deadline);
         let duck = self.lame_duck.filter(|_| self.open_conns > 0).map(|duck| duck.next_close);
         [self.timers.next(), wait, duck].into_iter().flatten().min()
@@ -521,8 +542,15 @@ impl Engine {
             );
             self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerDeadline);
+        } else if conn.timing.info_due <= self.now {
+            conn.timing.info_due = NEVER;
+            self.send_info(id, false);
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
+            if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
+                self.on_handshake_timeout(id);
+                return;
+            }
             tracing::error!("{} - authentication timeout", conn.label());
             let reason = Reason::Protocol("Authentication Timeout");
             self.fail(id, Some("Authentication Timeout"), reason);
@@ -566,7 +594,7 @@ impl Engine {
                 } else {
                     NEVER
                 };
-                timing.ping_due.min(timing.auth_due).min(write)
+                timing.ping_due.min(timing.auth_due).min(timing.info_due).min(write)
             }
         };
         if due != NEVER {
@@ -615,7 +643,8 @@ impl Engine {
     }
 
     fn send_info(&mut self, id: ConnId, after_connect: bool) {
-        let Some(conn) = self.conns.get(id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.informed = true;
         let lame_duck = self.lame_duck.is_some();
         let info = self.settings.info(&conn.peer, lame_duck, after_connect);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
@@ -643,8 +672,15 @@ impl Engine {
         self.leave(id);
         self.actions.push_back(Action::Pause(id));
         self.rearm(id);
-        if self.conns.get(id).is_some_and(|conn| conn.outbox.is_empty()) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.outbox.is_empty() {
+            conn.say_goodbye();
+        }
+        if conn.is_drained() {
             self.close(id, false);
+        } else if !conn.dirty {
+            conn.dirty = true;
+            self.actions.push_back(Action::Flush(id));
         }
     }
 
