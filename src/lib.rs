@@ -17,7 +17,9 @@
 
 pub mod certificate;
 pub mod config;
+pub mod doctor;
 pub mod engine;
+pub mod host;
 pub mod mesh;
 pub mod proto;
 pub mod segment;

@@ -26,6 +26,8 @@ pub enum Command {
     TestConfig(Box<Args>),
     /// Send a signal to a running server: `command` or `command=pid`.
     Signal(String),
+    /// Examine this host; what follows the word `doctor`.
+    Doctor(Vec<String>),
     /// Be a server.
     Serve(Box<Args>),
 }
@@ -147,6 +149,11 @@ const MISSING: &[Missing] = &[
 /// Reads a command line, without the program's name.
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
     let args: Vec<String> = args.into_iter().collect();
+    if let Some((first, rest)) = args.split_first()
+        && first == "doctor"
+    {
+        return Ok(Command::Doctor(rest.to_vec()));
+    }
     let mut warnings = Vec::new();
     let uniform = uniform(&args, &mut warnings)?;
     let mut parsed = Args::command()
@@ -162,6 +169,10 @@ fn command(args: Args) -> Result<Command, StartError> {
         return match word.to_ascii_lowercase().as_str() {
             "help" => Ok(Command::Help),
             "version" => Ok(Command::Version),
+            "doctor" => {
+                let reason = "doctor takes none of the server's flags; run \"shardcast doctor\"";
+                Err(StartError::new(reason))
+            }
             _ => Err(StartError::new(format!("unrecognized command: \"{word}\""))),
         };
     }
@@ -451,6 +462,10 @@ Authorization Options:
         --pass <password>            Password required for connections
         --auth <token>               Authorization token required for connections
 
+Commands:
+    doctor [--json] [<interface>]    Examine this host and say what to mend; the exit status is
+                                     0 (all pass), 1 (something warns) or 2 (something fails)
+
 Common Options:
     -h, --help                       Show this message
     -v, --version                    Show version
@@ -621,6 +636,11 @@ mod tests {
         assert_eq!(command("-sl reload"), Command::Signal("reload".to_owned()));
         assert!(matches!(command("-t -c f"), Command::TestConfig(_)));
         assert!(refused("-t").contains("--config"));
+        let doctor = vec!["--json".to_owned(), "eth0".to_owned()];
+        assert_eq!(command("doctor --json eth0"), Command::Doctor(doctor));
+        assert!(refused("-p 1 doctor").contains("none of the server's flags"));
+        // As the value of a flag it is a value.
+        assert_eq!(options("-n doctor").server_name.as_deref(), Some("doctor"));
     }
 
     #[test]

@@ -115,11 +115,13 @@ pub(super) struct Brakes {
     pub(super) lanes: ShardSet,
     /// Shards on which those who get its messages are behind.
     pub(super) behind: ShardSet,
+    /// It stands in line for its handshake, and has sent more than that needs.
+    pub(super) in_line: bool,
 }
 
 impl Brakes {
     pub(super) fn any(&self) -> bool {
-        !self.lanes.is_empty() || !self.behind.is_empty()
+        !self.lanes.is_empty() || !self.behind.is_empty() || self.in_line
     }
 }
 

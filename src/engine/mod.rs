@@ -31,6 +31,7 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
+use crate::config::HandshakeFirst;
 use crate::proto::encode;
 use crate::segment::Piece;
 use conn::{Conn, FLUSH_NS, Phase};
@@ -342,7 +343,10 @@ impl Engine {
             }
             self.rearm(id);
         } else {
-            self.send_info(id, false);
+            // In clear, whatever the client expects: nobody works for those who cannot stay.
+            if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+                self.send_info(id, false);
+            }
             self.fail(
                 id,
                 Some("maximum connections exceeded"),

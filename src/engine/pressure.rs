@@ -277,14 +277,11 @@ impl Engine {
 
     /// Those who get the messages of a local connection are behind on `shard`.
     pub(super) fn pause_for(&mut self, id: ConnId, shard: ShardId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let moving = !conn.brakes.any();
-        conn.brakes.behind.insert(shard);
-        conn.stalls += 1;
-        self.stats.stalls += 1;
-        if moving {
-            self.actions.push_back(Action::Pause(id));
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.stalls += 1;
+            self.stats.stalls += 1;
         }
+        self.brake(id, |brakes| brakes.behind.insert(shard));
     }
 
     /// They have caught up.
@@ -292,7 +289,18 @@ impl Engine {
         self.release(id, |brakes| brakes.behind.remove(shard));
     }
 
-    fn release(&mut self, id: ConnId, ease: impl FnOnce(&mut super::conn::Brakes)) {
+    /// Reads no more from a connection for one more reason.
+    pub(super) fn brake(&mut self, id: ConnId, pull: impl FnOnce(&mut super::conn::Brakes)) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let moving = !conn.brakes.any();
+        pull(&mut conn.brakes);
+        if moving {
+            self.actions.push_back(Action::Pause(id));
+        }
+    }
+
+    /// Lets one reason go; with the last, the connection is read from again.
+    pub(super) fn release(&mut self, id: ConnId, ease: impl FnOnce(&mut super::conn::Brakes)) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !conn.brakes.any() {
             return;

@@ -21,9 +21,9 @@ use crate::segment::Piece;
 
 /// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
 const HANDSHAKE_STEPS_PER_TURN: usize = 1;
-/// Ciphertext of an unfinished handshake that waits for its step, in bytes; a client's own
-/// messages are far smaller, and its largest certificate chains too.
-const WAITING_BYTES_MAX: usize = 128 * 1024;
+/// A connection whose handshake waits for its step is read from up to so many bytes: no step
+/// needs more. What the reactor has in hand by then still comes.
+const WAITING_BYTES_MAX: usize = 16 * 1024;
 /// What is encrypted at once, in bytes: each receiver needs a copy of its own of it.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// The first byte of every TLS handshake.
@@ -223,13 +223,13 @@ impl Engine {
             self.decrypt(id, bytes);
             return true;
         }
-        if secure.waiting.len() + bytes.len() > WAITING_BYTES_MAX {
-            self.fail_handshake(id, "too much input before its end");
-            return true;
-        }
         secure.waiting.extend_from_slice(bytes);
+        let is_plenty = secure.waiting.len() > WAITING_BYTES_MAX;
         if !std::mem::replace(&mut secure.in_line, true) {
             self.handshakes.push_back(id);
+        }
+        if is_plenty {
+            self.brake(id, |brakes| brakes.in_line = true);
         }
         true
     }
@@ -242,7 +242,9 @@ impl Engine {
             let Some(secure) = &mut conn.secure else { continue };
             secure.in_line = false;
             let bytes = std::mem::take(&mut secure.waiting);
-            if !matches!(secure.stage, Stage::Session(_)) && !self.start_session(id) {
+            let has_session = matches!(secure.stage, Stage::Session(_));
+            self.release(id, |brakes| brakes.in_line = false);
+            if !has_session && !self.start_session(id) {
                 continue;
             }
             self.decrypt(id, &bytes);
@@ -287,8 +289,11 @@ impl Engine {
         let mut outcome = Ok(());
         let mut plaintext = std::mem::take(&mut self.plaintext);
         while !bytes.is_empty() && outcome.is_ok() {
-            // Memory has no read errors; a full buffer is emptied by what follows.
-            let _ = session.read_tls(&mut bytes);
+            // Memory has no read errors, and what is taken is handled at once, so that there is
+            // always room. Nothing is taken once the client has said that nothing follows.
+            if !matches!(session.read_tls(&mut bytes), Ok(1..)) {
+                break;
+            }
             outcome = session.process_new_packets().map(drop);
             let mut reader = session.reader();
             while let Ok(chunk) = reader.fill_buf()
@@ -382,4 +387,244 @@ fn is_pinned(tls: &Tls, info: &TlsInfo) -> bool {
 
 fn ms_to_ns(ms: u64) -> u64 {
     ms.saturating_mul(1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use rcgen::CertifiedKey;
+    use rustls::pki_types::CertificateDer;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::config::{Options, StartError};
+    use crate::engine::{Identity, Peer, Settings, ShardId};
+
+    /// Options with TLS, and a client's that trusts them.
+    fn options(block: &str) -> (Options, Arc<ClientConfig>) {
+        let names = vec!["localhost".to_owned()];
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let file = |name: &str, text: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path.display().to_string()
+        };
+        let (cert_file, key_file) =
+            (file("cert", cert.pem()), file("key", signing_key.serialize_pem()));
+        let text = format!("tls {{ cert_file: '{cert_file}', key_file: '{key_file}', {block} }}");
+        let options = loaded(&file("conf", text)).unwrap_or_else(|error| panic!("{error}"));
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(cert.der().to_vec())).expect("usable");
+        let provider = rustls::crypto::ring::default_provider().into();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (options, Arc::new(client))
+    }
+
+    fn loaded(path: &str) -> Result<Options, StartError> {
+        use crate::config::args::{Command, parse};
+        match parse(["-c".to_owned(), path.to_owned()])? {
+            Command::Serve(args) => crate::config::load(&args),
+            _ => unreachable!("-c serves"),
+        }
+    }
+
+    /// A client whose bytes are cut anywhere, and an engine that sends in pieces of any size.
+    struct Wire {
+        engine: Engine,
+        rng: fastrand::Rng,
+        batches: Vec<(ConnId, Vec<Piece>, usize)>,
+    }
+
+    struct Client {
+        id: ConnId,
+        session: ClientConnection,
+        /// INFO in clear, up to its line end.
+        greeting: Vec<u8>,
+        heard: Vec<u8>,
+        closed: bool,
+    }
+
+    impl Wire {
+        fn new(options: &Options, seed: u64) -> Self {
+            let settings = Settings::new(options, &Identity::default(), usize::MAX);
+            let engine = Engine::new(ShardId(0), 1, Rc::new(settings), seed);
+            Self { engine, rng: fastrand::Rng::with_seed(seed), batches: Vec::new() }
+        }
+
+        fn connect(&mut self, slot: u32, config: &Arc<ClientConfig>) -> Client {
+            let id = ConnId { slot, generation: 0 };
+            self.engine.open(id, Peer { cid: u64::from(slot), ip: "".into(), port: 1 }, true);
+            let name = "localhost".try_into().expect("a name");
+            let mut session = ClientConnection::new(Arc::clone(config), name).expect("a session");
+            session.set_buffer_limit(None);
+            Client { id, session, greeting: Vec::new(), heard: Vec::new(), closed: false }
+        }
+
+        /// One turn: some of what the client has to send, some of what the engine has.
+        fn turn(&mut self, clients: &mut [Client]) {
+            for client in clients.iter_mut() {
+                let mut bytes = Vec::new();
+                let greeted = client.greeting.ends_with(b"\r\n");
+                while greeted && client.session.wants_write() {
+                    client.session.write_tls(&mut bytes).expect("memory");
+                }
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let (head, tail) = rest.split_at(self.rng.usize(1..=rest.len()));
+                    self.engine.on_bytes(client.id, head);
+                    rest = tail;
+                }
+            }
+            self.engine.tick();
+            self.engine.end_turn();
+            while let Some(action) = self.engine.next_action() {
+                match action {
+                    Action::Flush(id) => {
+                        if let Some(batch) = self.engine.take_batch(id) {
+                            self.batches.push((id, batch, 0));
+                        }
+                    }
+                    Action::Close { conn, .. } => {
+                        let client = clients.iter_mut().find(|client| client.id == conn);
+                        client.expect("one of ours").closed = true;
+                        self.engine.on_closed(conn);
+                    }
+                    Action::Pause(_) | Action::Resume(_) => {}
+                }
+            }
+            for (id, batch, sent) in std::mem::take(&mut self.batches) {
+                let bytes: Vec<u8> =
+                    batch.iter().flat_map(|piece| piece.bytes()).copied().collect();
+                let now = self.rng.usize(1..=bytes.len() - sent);
+                let client = clients.iter_mut().find(|client| client.id == id);
+                client.expect("one of ours").receive(&bytes[sent..sent + now]);
+                if sent + now == bytes.len() {
+                    self.engine.on_sent(id, now, Some(batch));
+                } else {
+                    self.engine.on_sent(id, now, None);
+                    self.batches.push((id, batch, sent + now));
+                }
+            }
+        }
+    }
+
+    impl Client {
+        fn say(&mut self, text: &str) {
+            self.session.writer().write_all(text.as_bytes()).expect("memory");
+        }
+
+        fn receive(&mut self, mut bytes: &[u8]) {
+            use std::io::Read;
+            while !bytes.is_empty() && !self.greeting.ends_with(b"\r\n") {
+                self.greeting.push(bytes[0]);
+                bytes = &bytes[1..];
+            }
+            while !bytes.is_empty() {
+                self.session.read_tls(&mut bytes).expect("memory");
+                self.session.process_new_packets().expect("records that are in order");
+                let _ = self.session.reader().read_to_end(&mut self.heard);
+            }
+        }
+    }
+
+    #[test]
+    fn wherever_both_directions_are_cut_the_same_messages_arrive() {
+        let (options, config) = options("");
+        for seed in 0..20 {
+            let mut wire = Wire::new(&options, seed);
+            let mut clients = [wire.connect(0, &config), wire.connect(1, &config)];
+            clients[0].say("CONNECT {\"verbose\":false}\r\nSUB a 7\r\nPING\r\n");
+            while !clients[0].heard.ends_with(b"PONG\r\n") {
+                wire.turn(&mut clients);
+            }
+            let payload = "x".repeat(40_000);
+            let publish = format!("PUB a {}\r\n{payload}\r\n", payload.len());
+            clients[1].say("CONNECT {\"verbose\":false}\r\n");
+            (0..5).for_each(|_| clients[1].say(&publish));
+            clients[1].say("bogus\r\n");
+            clients[0].heard.clear();
+            let wanted = format!("MSG a 7 {}\r\n{payload}\r\n", payload.len()).repeat(5);
+            while clients[0].heard.len() < wanted.len() || !clients[1].closed {
+                wire.turn(&mut clients);
+            }
+            assert!(clients[0].heard == wanted.as_bytes(), "seed {seed}");
+            let error = String::from_utf8_lossy(&clients[1].heard);
+            assert_eq!(error, "-ERR 'Unknown Protocol Operation'\r\n");
+            assert_eq!(wire.engine.spares.held_bytes(), 0, "all memory came home");
+        }
+    }
+
+    #[test]
+    fn handshakes_stand_in_line_and_a_turn_takes_one_step() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        for slot in 0..10 {
+            let mut client = wire.connect(slot, &config);
+            let mut hello = Vec::new();
+            client.session.write_tls(&mut hello).expect("memory");
+            wire.engine.on_bytes(client.id, &hello);
+        }
+        for turn in 0..=10 {
+            let conns = wire.engine.conns.0.iter().flatten();
+            let secures = conns.filter_map(|conn| conn.secure.as_ref());
+            let begun = secures.filter(|secure| matches!(secure.stage, Stage::Session(_)));
+            assert_eq!(begun.count(), turn * HANDSHAKE_STEPS_PER_TURN);
+            let is_due = wire.engine.next_deadline().is_some_and(|due| due <= wire.engine.now);
+            assert_eq!(is_due, turn < 10, "nobody sleeps while somebody stands in line");
+            wire.engine.tick();
+        }
+    }
+
+    #[test]
+    fn who_sends_more_than_a_handshake_needs_is_not_read_from_until_its_step() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        let mut client = wire.connect(0, &config);
+        let mut hello = Vec::new();
+        client.session.write_tls(&mut hello).expect("memory");
+        hello.resize(WAITING_BYTES_MAX + 1, 0x17);
+        wire.engine.on_bytes(client.id, &hello);
+        let actions = |engine: &mut Engine| -> Vec<Action> {
+            std::iter::from_fn(|| engine.next_action()).collect()
+        };
+        assert!(actions(&mut wire.engine).contains(&Action::Pause(client.id)));
+        wire.engine.tick();
+        assert!(actions(&mut wire.engine).contains(&Action::Resume(client.id)));
+    }
+
+    #[test]
+    fn what_follows_a_clients_goodbye_is_not_looked_at() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        let mut clients = [wire.connect(0, &config)];
+        clients[0].say("CONNECT {\"verbose\":false}\r\nPING\r\n");
+        while clients[0].heard.is_empty() {
+            wire.turn(&mut clients);
+        }
+        clients[0].session.send_close_notify();
+        wire.turn(&mut clients);
+        wire.engine.on_bytes(clients[0].id, b"more");
+        assert_eq!(wire.engine.open_conns(), 1, "the end of the stream is the end");
+    }
+
+    #[test]
+    fn who_begins_no_handshake_in_time_is_closed() {
+        let (options, config) = options("timeout: 3");
+        let mut wire = Wire::new(&options, 1);
+        let mut clients = [wire.connect(0, &config)];
+        wire.engine.set_now(2_999_000_000);
+        wire.turn(&mut clients);
+        assert!(!clients[0].closed);
+        wire.engine.set_now(3_000_000_000);
+        while !clients[0].closed {
+            wire.turn(&mut clients);
+        }
+    }
 }

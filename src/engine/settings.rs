@@ -125,9 +125,9 @@ impl Settings {
             if !connect.user.is_empty() && connect.user != name {
                 let user = &connect.user;
                 tracing::warn!("User {user:?} found in connect proto, but user required from cert");
-                return None;
             }
-            return self.users.get(name).map(|login| Rc::clone(&login.user));
+            let login = self.users.get(name)?;
+            return login.password.matches(&connect.pass).then(|| Rc::clone(&login.user));
         }
         if let Some(token) = &self.token {
             return token.matches(&connect.auth_token).then(|| Rc::clone(&self.nobody));
