@@ -17,6 +17,7 @@
 
 pub mod config;
 pub mod engine;
+pub mod histogram;
 pub mod mesh;
 pub mod proto;
 pub mod segment;
