@@ -108,6 +108,8 @@ pub struct Report {
 pub struct Figures {
     /// How things are.
     pub report: Report,
+    /// When this was so, in nanoseconds since the start.
+    pub at_ns: u64,
     /// What of io_uring it uses.
     pub tier: Tier,
     /// Processor time that its thread has used.
@@ -296,7 +298,7 @@ impl Shard {
             self.engine.end_turn();
             // First, for room on a lane lets publishers go on.
             let behind = self.publish();
-            self.act();
+            is_busy |= self.act();
             self.report_drained();
             wait = self.next_wait(more, behind);
             if is_busy {
@@ -390,9 +392,11 @@ impl Shard {
         (any, more)
     }
 
-    /// Carries out what the engine wants.
-    fn act(&mut self) {
+    /// Carries out what the engine wants; says whether that was anything.
+    fn act(&mut self) -> bool {
+        let mut any = false;
         while let Some(action) = self.engine.next_action() {
+            any = true;
             match action {
                 Action::Flush(conn) => {
                     if let Some(pieces) = self.engine.take_batch(conn) {
@@ -408,6 +412,7 @@ impl Shard {
                 Action::Resume(conn) => self.reactor.read(socket_id(conn)),
             }
         }
+        any
     }
 
     /// Shows the other shards what was staged for them. True if not all of it had room.
@@ -486,6 +491,7 @@ impl Shard {
         };
         Figures {
             report: self.report(),
+            at_ns: self.ns_since_start(self.now),
             tier: self.reactor.tier(),
             cpu: Duration::try_from(cpu).unwrap_or_default(),
             reactor: self.reactor.counters(),
