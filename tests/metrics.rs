@@ -278,6 +278,9 @@ fn collect_queries(value: &Value, into: &mut Vec<String>) {
             for (key, field) in fields {
                 match field {
                     Value::String(text) if key == "expr" => into.push(text.clone()),
+                    Value::String(text) if text.starts_with("label_values(") => {
+                        into.push(text.clone());
+                    }
                     _ => collect_queries(field, into),
                 }
             }
