@@ -292,6 +292,30 @@ fn the_page_shows_moving_figures_under_load_and_complains_of_nothing() {
 }
 
 #[test]
+fn a_quantile_is_read_off_buckets_that_double_and_figures_are_shortened() {
+    if is_nats_server() {
+        return;
+    }
+    let Some(mut browser) = Browser::start() else { return };
+    let broker = Broker::start(1, ARGS);
+    browser.open(&format!("http://127.0.0.1:{}/", http::port(&broker)));
+    for (expression, wanted) in [
+        // Four values between 4 and 8, in the bucket of those up to 2 to the third.
+        ("quantile([0, 0, 0, 4], 1)", json!(8)),
+        ("quantile([0, 0, 0, 4], .5)", json!(2_f64.powf(2.5))),
+        ("quantile([1, 0, 0, 99], .01)", json!(1)),
+        ("quantile([0, 0], .5)", json!(null)),
+        ("time(quantile([0, 0], .5))", json!("–")),
+        ("time(1536)", json!("1.54 µs")),
+        ("bytes(1536)", json!("1.50 KiB")),
+        ("rate(0.26)", json!("0.30")),
+        ("rate(1234567)", json!("1.23 M")),
+    ] {
+        assert_eq!(browser.value(expression), wanted, "{expression}");
+    }
+}
+
+#[test]
 fn the_page_can_be_read_by_day_by_night_and_on_a_phone() {
     if is_nats_server() {
         return;
