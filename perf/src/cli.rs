@@ -4,7 +4,8 @@ use crate::client::{Identity, Target};
 use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan, Workload};
-use crate::probe::{RoundTrips, Storm};
+use crate::measure::Work;
+use crate::probe::{RoundTrips, Storm, Subscribing};
 use crate::server::Started;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -32,6 +33,14 @@ pub(crate) enum Command {
     Connect(One<ConnectArgs>),
     /// Hold many idle connections; the server's memory for each
     Idle(One<IdleArgs>),
+    /// Make very many subscriptions; rate, and the server's memory for each
+    Subs(One<SubsArgs>),
+    /// The most that sending can reach: one thread pours prepared deliveries to all subscribers
+    /// through the broker's own reactor; its CPU, in the place of a server's
+    Ceiling(CeilingArgs),
+    /// What `ceiling` starts and measures.
+    #[command(hide = true)]
+    Pour(PourArgs),
     /// Compare servers: each scenario on each server in turn, several times.
     Compare(CompareArgs),
 }
@@ -198,7 +207,7 @@ impl LoadArgs {
         let whole = self.subjects == 1 || self.queue_groups > 0 || self.wildcard;
         let usual = if whole { self.subs } else { self.subs.min(1) };
         let workload = Workload {
-            pubs: self.pubs,
+            pubs: if matches!(pace, Pace::Poured { .. }) { 0 } else { self.pubs },
             subs: self.subs,
             subjects: self.subjects,
             fanout: self.fanout.unwrap_or(usual),
@@ -209,7 +218,7 @@ impl LoadArgs {
             header_bytes: self.headers,
             verify: self.verify,
         };
-        workload.check(matches!(pace, Pace::Open { .. }))?;
+        workload.check(pace)?;
         Ok(Plan {
             workload,
             pace,
@@ -222,12 +231,10 @@ impl LoadArgs {
     }
 }
 
-/// A load that this program can run.
-pub(crate) trait Load {
-    /// What to run.
-    fn plan(&self) -> Outcome<Plan>;
-    /// How late the generator may be at its 99th percentile, in microseconds.
-    fn lag_max_us(&self) -> f64;
+/// Options that say what to measure.
+pub(crate) trait Measures {
+    /// What they say.
+    fn work(&self) -> Outcome<Work>;
 }
 
 /// Options of `throughput`.
@@ -242,13 +249,10 @@ pub(crate) struct ThroughputArgs {
     window: usize,
 }
 
-impl Load for ThroughputArgs {
-    fn plan(&self) -> Outcome<Plan> {
-        self.load.plan(Pace::Closed { window_bytes: self.window as u64 })
-    }
-
-    fn lag_max_us(&self) -> f64 {
-        f64::INFINITY
+impl Measures for ThroughputArgs {
+    fn work(&self) -> Outcome<Work> {
+        let plan = self.load.plan(Pace::Closed { window_bytes: self.window as u64 })?;
+        Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }
 
@@ -266,17 +270,55 @@ pub(crate) struct LatencyArgs {
     lag_max: Duration,
 }
 
-impl Load for LatencyArgs {
-    fn plan(&self) -> Outcome<Plan> {
+impl Measures for LatencyArgs {
+    fn work(&self) -> Outcome<Work> {
         if !self.rate.is_finite() || self.rate <= 0.0 {
             return Err(Fault::new("the rate is not positive", "give --rate above 0"));
         }
-        self.load.plan(Pace::Open { rate: self.rate })
+        let plan = self.load.plan(Pace::Open { rate: self.rate })?;
+        Ok(Work::Load { plan, lag_max_us: self.lag_max.as_secs_f64() * 1e6 })
     }
+}
 
-    fn lag_max_us(&self) -> f64 {
-        self.lag_max.as_secs_f64() * 1e6
+/// Options of `ceiling`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CeilingArgs {
+    /// What to deliver to whom: publishers and what concerns them mean nothing here.
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Bytes sent to a subscriber at once
+    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
+    batch: usize,
+    /// Where the results go.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl Measures for CeilingArgs {
+    fn work(&self) -> Outcome<Work> {
+        let plan = self.load.plan(Pace::Poured { batch_bytes: self.batch as u64 })?;
+        Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
+}
+
+/// Options of `pour`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PourArgs {
+    /// Port to listen on, on the loopback interface
+    #[arg(long)]
+    pub(crate) port: u16,
+    /// Subscriptions to wait for
+    #[arg(long)]
+    pub(crate) subs: usize,
+    /// Payload in bytes
+    #[arg(long)]
+    pub(crate) payload: usize,
+    /// Header block in bytes; 0: no headers
+    #[arg(long)]
+    pub(crate) headers: usize,
+    /// Bytes sent to a subscriber at once
+    #[arg(long)]
+    pub(crate) batch: usize,
 }
 
 /// Options of `rtt`.
@@ -302,20 +344,19 @@ pub(crate) struct RttArgs {
     duration: Duration,
 }
 
-impl RttArgs {
-    /// What to do.
-    pub(crate) fn plan(&self) -> Outcome<RoundTrips> {
+impl Measures for RttArgs {
+    fn work(&self) -> Outcome<Work> {
         if self.rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
             return Err(Fault::new("the rate is not positive", "give --rate above 0"));
         }
-        Ok(RoundTrips {
+        Ok(Work::RoundTrips(RoundTrips {
             requesters: self.requesters,
             responders: self.responders,
             payload_bytes: self.payload,
             rate: self.rate,
             warmup: self.warmup,
             duration: self.duration,
-        })
+        }))
     }
 }
 
@@ -342,17 +383,37 @@ pub(crate) struct IdleArgs {
 }
 
 impl ConnectArgs {
-    /// What to do.
-    pub(crate) fn plan(&self) -> Storm {
-        let (conns, concurrency) = (self.conns, self.concurrency);
-        Storm { conns, concurrency, settle: Duration::ZERO }
+    fn storm(&self, settle: Duration) -> Work {
+        Work::Storm(Storm { conns: self.conns, concurrency: self.concurrency, settle })
     }
 }
 
-impl IdleArgs {
-    /// What to do.
-    pub(crate) fn plan(&self) -> Storm {
-        Storm { settle: self.settle, ..self.connect.plan() }
+impl Measures for ConnectArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(self.storm(Duration::ZERO))
+    }
+}
+
+impl Measures for IdleArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(self.connect.storm(self.settle))
+    }
+}
+
+/// Options of `subs`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SubsArgs {
+    /// Subscriptions to make, each to a subject of its own
+    #[arg(long, default_value_t = 1_000_000)]
+    count: usize,
+    /// How long the server rests before its memory is read; 0: it is not read
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    settle: Duration,
+}
+
+impl Measures for SubsArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(Work::Subscribing(Subscribing { count: self.count, settle: self.settle }))
     }
 }
 
@@ -368,7 +429,10 @@ pub(crate) struct CompareArgs {
     /// Runs of each scenario on each server
     #[arg(long, default_value_t = 3)]
     pub(crate) runs: usize,
-    /// Measured window of each run of a suite
+    /// Measure the ceiling of each fan-out too, as one more server
+    #[arg(long)]
+    pub(crate) ceiling: bool,
+    /// Measured window of each throughput, latency and rtt
     #[arg(long, value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
     /// Options for every scenario, before its own
@@ -380,7 +444,7 @@ pub(crate) struct CompareArgs {
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// A scenario: 'NAME: throughput …' or 'NAME: latency …', with options; NAME is optional
+    /// A scenario: 'NAME: throughput …', or latency, rtt, connect, idle, subs; NAME is optional
     #[arg(value_name = "SCENARIO")]
     pub(crate) scenarios: Vec<String>,
 }
@@ -391,27 +455,36 @@ pub(crate) struct CompareArgs {
 pub(crate) struct ScenarioCli {
     /// What to do.
     #[command(subcommand)]
-    pub(crate) load: ScenarioLoad,
+    pub(crate) command: Measurement,
 }
 
-/// The loads that can be compared.
+/// The measurements that can be compared; see [`Command`].
 #[derive(Debug, Subcommand)]
 #[command(args_override_self = true)]
-pub(crate) enum ScenarioLoad {
-    /// See [`Command::Throughput`].
+pub(crate) enum Measurement {
     #[command(args_override_self = true)]
     Throughput(ThroughputArgs),
-    /// See [`Command::Latency`].
     #[command(args_override_self = true)]
     Latency(LatencyArgs),
+    #[command(args_override_self = true)]
+    Rtt(RttArgs),
+    #[command(args_override_self = true)]
+    Connect(ConnectArgs),
+    #[command(args_override_self = true)]
+    Idle(IdleArgs),
+    #[command(args_override_self = true)]
+    Subs(SubsArgs),
 }
 
-impl ScenarioLoad {
-    /// The load behind the name.
-    pub(crate) fn load(&self) -> &dyn Load {
+impl Measures for Measurement {
+    fn work(&self) -> Outcome<Work> {
         match self {
-            Self::Throughput(args) => args,
-            Self::Latency(args) => args,
+            Self::Throughput(args) => args.work(),
+            Self::Latency(args) => args.work(),
+            Self::Rtt(args) => args.work(),
+            Self::Connect(args) => args.work(),
+            Self::Idle(args) => args.work(),
+            Self::Subs(args) => args.work(),
         }
     }
 }

@@ -105,7 +105,9 @@ impl Workload {
     }
 
     /// Says which option to change when the options do not go together.
-    pub(crate) fn check(&self, timed: bool) -> Outcome<()> {
+    pub(crate) fn check(&self, pace: Pace) -> Outcome<()> {
+        let timed = matches!(pace, Pace::Open { .. });
+        let poured = matches!(pace, Pace::Poured { .. });
         let refuse = |cause: &str, remedy: &str| Err(Fault::new(cause, remedy));
         let stamp = if self.verify { Stamp::BYTES } else { Stamp::TIME_BYTES };
         if (self.verify || timed) && self.payload_bytes < stamp {
@@ -114,7 +116,13 @@ impl Workload {
                 format!("give --payload {stamp} or more"),
             ));
         }
-        if self.pubs == 0 || self.subjects == 0 {
+        if poured && (self.subjects > 1 || self.subs == 0 || !self.is_broadcast() || self.verify) {
+            return refuse(
+                "the ceiling is one of fan-out: one subject to all subscribers",
+                "leave --subjects, --fanout, --queue-groups and --verify out",
+            );
+        }
+        if (self.pubs == 0 && !poured) || self.subjects == 0 {
             return refuse("there is nothing to publish", "give --pubs and --subjects at least 1");
         }
         if timed && self.subs == 0 {
@@ -142,6 +150,11 @@ pub(crate) enum Pace {
     Open {
         /// Messages a second of all publishers together.
         rate: f64,
+    },
+    /// Nobody publishes: the other side pours prepared deliveries, as fast as they are taken.
+    Poured {
+        /// What is sent to a subscriber at once.
+        batch_bytes: u64,
     },
 }
 
@@ -315,7 +328,7 @@ pub(crate) fn run(
     stop: &AtomicBool,
     progress: &mut Progress,
 ) -> Outcome<Seen> {
-    plan.workload.check(matches!(plan.pace, Pace::Open { .. }))?;
+    plan.workload.check(plan.pace)?;
     let stage = Stage::new(&plan.workload);
     let job = Arc::new(Job { plan: plan.clone(), target: target.clone(), stage });
     let mut threads = Vec::new();
@@ -421,7 +434,11 @@ impl Coordinator<'_> {
         self.wait_until(to_ns, progress)?;
         let after = self.sample();
         stage.phase.store(DRAIN, Ordering::Release);
-        let (missing, surplus) = self.drain()?;
+        let (missing, surplus) = match self.plan.pace {
+            // It has no end, so nothing is owed.
+            Pace::Poured { .. } => (0, 0),
+            Pace::Closed { .. } | Pace::Open { .. } => self.drain()?,
+        };
         Ok(Seen {
             window_s: after.at.duration_since(before.at).as_secs_f64(),
             published: after.sent - before.sent,
@@ -710,6 +727,7 @@ impl Publisher {
             match job.plan.pace {
                 Pace::Closed { window_bytes } => self.publish_closed(window_bytes).await?,
                 Pace::Open { rate } => self.publish_open(rate).await?,
+                Pace::Poured { .. } => {}
             }
             // What was written has been taken once the PONG is here.
             self.conn.write(b"PING\r\n".to_vec()).await?;

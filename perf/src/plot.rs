@@ -2,6 +2,7 @@
 
 use crate::compare::{Comparison, Entry, Row};
 use crate::fault::{Fault, Outcome};
+use crate::measure::Kind;
 use crate::report::human;
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
@@ -40,8 +41,8 @@ pub(crate) fn latency(title: &str, curves: &[Curve<'_>]) -> Outcome<String> {
 
 /// Draws all of a comparison: curves for each scenario with latencies, bars for all others.
 pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
-    let timed = |row: &&Row| row.servers.iter().any(|entry| !entry.latency.is_empty());
-    let (timed, loads): (Vec<&Row>, Vec<&Row>) = comparison.rows.iter().partition(timed);
+    let rows = |kind: Kind| comparison.rows.iter().filter(move |row| row.kind == kind).collect();
+    let (timed, loads): (Vec<&Row>, Vec<&Row>) = (rows(Kind::Time), rows(Kind::Throughput));
     let bars = loads.iter().map(|row| row.servers.len() + 1).sum::<usize>();
     let bars = u32::try_from(bars).unwrap_or(u32::MAX);
     let bars_height = if bars == 0 { 0 } else { bars * BAR_HEIGHT + BARS_FRAME_HEIGHT };
@@ -56,7 +57,7 @@ pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
         }
         for (row, panel) in timed.iter().zip(rest.split_evenly((timed.len().max(1), 1))) {
             let curves: Vec<Curve<'_>> =
-                row.servers.iter().map(|e| (e.server.as_str(), &e.latency)).collect();
+                row.servers.iter().map(|e| (e.server.as_str(), &e.times)).collect();
             let valid = row.servers.iter().all(Entry::is_valid);
             let flag = if valid { "" } else { " (INVALID: see the report)" };
             draw_curves(&panel, &format!("{}{flag}", row.scenario), &curves)?;

@@ -297,6 +297,22 @@ fn head(subject: &str, block: &[u8], payload_bytes: usize) -> Box<[u8]> {
     [line.as_bytes(), block].concat().into_boxed_slice()
 }
 
+/// One message as a subscription with this sid gets it, on the wire. See [`Renderer::new`].
+pub(crate) fn delivery(
+    subject: &str,
+    sid: &str,
+    payload_bytes: usize,
+    header_bytes: usize,
+) -> Vec<u8> {
+    let mut renderer = Renderer::new(&[format!("{subject} {sid}")], payload_bytes, header_bytes);
+    let mut wire = Vec::new();
+    renderer.push(Stamp { intended_ns: 0, publisher: 0, sequence: 0 }, &mut wire);
+    // What a subscriber gets differs from what its publisher sent in the name and the sid.
+    let head = if header_bytes == 0 { b"MSG ".as_slice() } else { b"HMSG ".as_slice() };
+    let rest = wire.iter().position(|&b| b == b' ').map_or(0, |at| at + 1);
+    [head, &wire[rest..]].concat()
+}
+
 /// A header block of about `bytes`: one header, `H`, filled up.
 fn header_block(bytes: usize) -> Vec<u8> {
     if bytes == 0 {
@@ -395,6 +411,16 @@ mod tests {
         assert!(out[30..].starts_with(b"PUB b 18\r\n"));
         assert!(out[60..].starts_with(b"PUB a 18\r\n"));
         assert_eq!(Stamp::from_prefix(&out[10..26]), stamp);
+    }
+
+    #[test]
+    fn a_delivery_is_what_a_subscriber_reads() {
+        assert_eq!(delivery("a", "7", 2, 0), b"MSG a 7 2\r\n\0\0\r\n");
+        let wire = delivery("a", "7", 30, 40);
+        assert!(wire.starts_with(b"HMSG a 7 40 70\r\nNATS/1.0\r\n"));
+        let mut count = 0;
+        let seen = Scanner::new(0).scan(&wire.repeat(3), |_| count += 1).unwrap();
+        assert_eq!((count, seen.used), (3, wire.len() * 3));
     }
 
     #[test]

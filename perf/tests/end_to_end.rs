@@ -263,7 +263,7 @@ fn the_smoke_suite_runs_on_a_real_server_and_writes_its_files() {
     let report: Value = serde_json::from_slice(&std::fs::read(file("out.json")).unwrap()).unwrap();
     for row in report["rows"].as_array().unwrap() {
         for entry in row["servers"].as_array().unwrap() {
-            assert!(entry["delivered_per_s"]["median"].as_f64().unwrap() > 0.0, "{row}");
+            assert!(entry["per_s"]["median"].as_f64().unwrap() > 0.0, "{row}");
             assert_eq!(entry["runs"][0]["missing"], 0, "{row}");
         }
     }
@@ -289,8 +289,42 @@ fn round_trips_and_storms_run_on_a_real_server() {
         assert!(report["rtt_us"]["count"].as_u64().unwrap() > 20, "{how}: {report}");
     }
     assert_eq!(run("connect --conns 200")["ready_us"]["count"], 200);
+    let subs = run("subs --count 5000 --settle 100ms");
+    assert_eq!(subs["made"], 5000);
+    assert!(subs["server_bytes_each"].as_f64().unwrap() > 0.0, "{subs}");
     let idle = run("idle --conns 200 --settle 100ms");
     assert!(idle["server_bytes_each"].as_f64().unwrap() > 0.0, "{idle}");
+}
+
+#[test]
+fn the_ceiling_is_measured_alone_and_as_one_more_server() {
+    for how in ["--subs 3", "--payload 16 --headers 32", "--subs 30 --payload 16KiB --batch 1MiB"] {
+        let output = perf(&format!("ceiling --warmup 50ms --duration 500ms --json - {how}"));
+        assert!(output.status.success(), "{how}: {}", error_of(&output));
+        let report = json_of(&output);
+        assert!(report["delivered"].as_u64().unwrap() > 1000, "{how}: {report}");
+        assert!(report["per_server_cpu_s"].as_f64().unwrap() > 0.0, "{how}: {report}");
+    }
+    let output = perf("ceiling --subjects 2");
+    assert!(error_of(&output).contains("--subjects"), "{}", error_of(&output));
+
+    let Some(server) = real_server() else { return };
+    let output = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))
+        .args(["compare", "--ceiling", "--runs", "1", "--duration", "500ms"])
+        .args(["--with", "--warmup 50ms", "--server", &format!("a={server}")])
+        .args(["fan-out: throughput --subs 3", "queue: throughput --subs 3 --queue-groups 1"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", error_of(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let cells = |name: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.starts_with(&format!("| {name}"))).unwrap();
+        line.split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    assert_eq!(cells("scenario")[2..5], ["a", "ceiling", "a/ceiling"]);
+    let part: f64 = cells("fan-out")[4].parse().unwrap();
+    assert!(part > 0.0, "{text}");
+    assert_eq!(cells("queue")[3..5], ["–", "–"], "{text}");
 }
 
 #[test]
