@@ -1,12 +1,13 @@
 //! The command line: every option with its default and unit.
 
-use crate::client::{Identity, Target};
+use crate::client::{Access, Identity, Target};
 use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan, Workload};
 use crate::measure::Work;
 use crate::probe::{RoundTrips, Storm, Subscribing};
 use crate::server::Started;
+use crate::tls::{Tls, TlsArgs};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,7 +63,7 @@ pub(crate) struct One<T: Args> {
 /// Which server, and as whom.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TargetArgs {
-    /// nats://user:pass@host:port, or a list with commas
+    /// nats://user:pass@host:port or tls://…, or a list with commas
     #[arg(long, default_value = "nats://127.0.0.1:4222", conflicts_with = "server")]
     url: String,
     /// Start this server and stop it at the end: 'COMMAND with {port}'
@@ -71,26 +72,30 @@ pub(crate) struct TargetArgs {
     /// Process id of the server, for its CPU and memory
     #[arg(long, conflicts_with = "server")]
     pid: Option<u32>,
-    /// Credentials of the user
+    /// What gets a client in.
     #[command(flatten)]
-    identity: IdentityArgs,
+    access: AccessArgs,
 }
 
-/// Credentials.
+/// Credentials and TLS.
 #[derive(Clone, Debug, Default, Args)]
-pub(crate) struct IdentityArgs {
+pub(crate) struct AccessArgs {
     /// Credentials file (JWT and seed)
     #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
     creds: Option<String>,
     /// File with the user's nkey seed
     #[arg(long, value_name = "FILE")]
     nkey: Option<String>,
+    /// How to speak TLS.
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
-impl IdentityArgs {
+impl AccessArgs {
     /// Reads the files.
-    pub(crate) fn load(&self) -> Outcome<Identity> {
-        Identity::load(self.creds.as_deref(), self.nkey.as_deref())
+    pub(crate) fn load(&self) -> Outcome<Access> {
+        let identity = Identity::load(self.creds.as_deref(), self.nkey.as_deref())?;
+        Ok(Access { identity, tls: Tls::load(&self.tls)? })
     }
 }
 
@@ -107,9 +112,9 @@ pub(crate) struct Subject {
 impl TargetArgs {
     /// Starts the server if that was asked for.
     pub(crate) fn prepare(&self) -> Outcome<Subject> {
-        let identity = self.identity.load()?;
+        let access = self.access.load()?;
         if let Some(command) = &self.server {
-            return start(command, identity);
+            return start(command, access);
         }
         if let Some(pid) = self.pid
             && !PathBuf::from(format!("/proc/{pid}/stat")).exists()
@@ -117,15 +122,15 @@ impl TargetArgs {
             let cause = format!("there is no process {pid}");
             return Err(Fault::new(cause, "give --pid of the running server"));
         }
-        let target = Target::parse(&self.url, identity)?;
+        let target = Target::parse(&self.url, access)?;
         Ok(Subject { target, pid: self.pid, _started: None })
     }
 }
 
 /// Starts `command`, which listens on `{port}`.
-pub(crate) fn start(command: &str, identity: Identity) -> Outcome<Subject> {
-    let started = Started::start(command)?;
-    let target = Target::local(started.port(), identity);
+pub(crate) fn start(command: &str, access: Access) -> Outcome<Subject> {
+    let started = Started::start(command, &access)?;
+    let target = Target::local(started.port(), access);
     Ok(Subject { target, pid: Some(started.pid()), _started: Some(started) })
 }
 
@@ -438,9 +443,9 @@ pub(crate) struct CompareArgs {
     /// Options for every scenario, before its own
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) with: Option<String>,
-    /// Credentials of the user
+    /// What gets a client in.
     #[command(flatten)]
-    pub(crate) identity: IdentityArgs,
+    pub(crate) access: AccessArgs,
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,

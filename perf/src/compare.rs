@@ -4,7 +4,7 @@
 //! server, and what is compared are medians.
 
 use crate::cli::{CompareArgs, Measures as _, ScenarioCli, start};
-use crate::client::Identity;
+use crate::client::Access;
 use crate::fault::{Fault, Outcome};
 use crate::load::histogram;
 use crate::measure::{Figures, Kind, Run, Work};
@@ -250,7 +250,7 @@ pub(crate) fn run(args: &CompareArgs, stop: &AtomicBool) -> Outcome<Comparison> 
     if scenarios.is_empty() {
         return Err(Fault::new("there is no scenario", "give --suite fanout, or scenarios"));
     }
-    let session = Session { args, servers: &servers, identity: args.identity.load()?, stop };
+    let session = Session { args, servers: &servers, access: args.access.load()?, stop };
     let mut comparison = Comparison {
         machine: Machine::here(),
         commands: servers.iter().map(|s| (s.name.clone(), s.command.clone())).collect(),
@@ -274,7 +274,7 @@ const CEILING: &str = "ceiling";
 struct Session<'a> {
     args: &'a CompareArgs,
     servers: &'a [Server],
-    identity: Identity,
+    access: Access,
     stop: &'a AtomicBool,
 }
 
@@ -299,7 +299,9 @@ impl Session<'_> {
             for (command, work, entry) in &mut entries {
                 let place = format!("{} on {}", scenario.name, entry.server);
                 let label = format!("{label}, run {run}/{}: {place}", self.args.runs);
-                let subject = start(command, self.identity.clone())?;
+                let access =
+                    if entry.server == CEILING { Access::none()? } else { self.access.clone() };
+                let subject = start(command, access)?;
                 match work.run(&subject, self.stop, &mut Progress::new(label)) {
                     Err(_) if self.stop.load(Ordering::Relaxed) => break 'runs,
                     Err(fault) => return Err(fault.at(&place)),

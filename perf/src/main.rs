@@ -14,11 +14,12 @@ mod probe;
 mod report;
 mod server;
 mod stats;
+mod tls;
 mod wire;
 
 use clap::Parser as _;
 use cli::{Cli, Command, Measures, One, OutputArgs, Subject};
-use client::Identity;
+use client::Access;
 use fault::{Fault, Outcome};
 use hdrhistogram::Histogram;
 use measure::Work;
@@ -73,7 +74,7 @@ fn run_ceiling(args: &cli::CeilingArgs) -> Outcome<ExitCode> {
     let Some((work, command)) = work.ceiling()? else {
         return Err(Fault::new("there is no such ceiling", "report this bug"));
     };
-    run("ceiling", &work, || cli::start(&command, Identity::default()), &args.output)
+    run("ceiling", &work, || cli::start(&command, Access::none()?), &args.output)
 }
 
 fn run(

