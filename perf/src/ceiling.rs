@@ -9,7 +9,7 @@
 use crate::cli::PourArgs;
 use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan};
-use crate::wire::delivery;
+use crate::wire::{delivery, reply};
 use rustix::net::sockopt::set_tcp_nodelay;
 use shardcast::segment::{Piece, Segment};
 use shardcast::uring::{Batch, Chunk, Closing, Event, Options, Reactor, SocketId, Wait, ZeroCopy};
@@ -36,18 +36,20 @@ pub(crate) fn of(plan: &Plan) -> Outcome<Option<(Plan, String)>> {
         Pace::Poured { batch_bytes } => batch_bytes,
     };
     let mut plan = Plan { pace: Pace::Poured { batch_bytes }, ..plan.clone() };
-    plan.workload.pubs = 0;
+    (plan.workload.pubs, plan.workload.churn_rate) = (0, 0.0);
     if plan.workload.check(plan.pace).is_err() {
         return Ok(None);
     }
     let program = std::env::current_exe()
         .map_err(|e| Fault::new(format!("this program has no path ({e})"), "run it from a file"))?;
     let command = format!(
-        "'{}' pour --port {{port}} --subs {} --payload {} --headers {} --batch {batch_bytes}",
+        "'{}' pour --port {{port}} --subs {} --payload {} --headers {} --reply {} \
+         --batch {batch_bytes}",
         program.display(),
         plan.workload.subs,
         plan.workload.payload_bytes,
-        plan.workload.header_bytes
+        plan.workload.header_bytes,
+        plan.workload.reply_bytes
     );
     Ok(Some((plan, command)))
 }
@@ -196,7 +198,8 @@ impl Pourer {
 
 /// As many deliveries as one batch has.
 fn prepare(args: &PourArgs, (subject, sid): &(String, String)) -> Segment {
-    let one = delivery(subject, sid, args.payload, args.headers);
+    let address = format!("{subject} {sid}{}", reply(args.reply));
+    let one = delivery(&address, args.payload, args.headers);
     let bytes = args.batch.min(PREPARED_BYTES_MAX / args.subs.max(1));
     Rc::new(one.repeat((bytes / one.len()).max(1)))
 }

@@ -167,9 +167,26 @@ pub(crate) struct LoadArgs {
     /// Subscribe to one wildcard on each connection in place of the subjects
     #[arg(long, conflicts_with = "fanout")]
     wildcard: bool,
+    /// Subscribe to as many wildcards as there are subjects in place of these, so that each
+    /// subject has 1 to 5 subscriptions
+    #[arg(long, conflicts_with = "fanout")]
+    overlapping: bool,
     /// Deal the subscribers to so many queue groups; 0: none
     #[arg(long, default_value_t = 0)]
     queue_groups: usize,
+    /// Give no two subscriptions the same sid
+    #[arg(long)]
+    own_sids: bool,
+    /// Deal the subjects to the publishers; otherwise all publish to all
+    #[arg(long)]
+    own_subjects: bool,
+    /// Open an idle connection before each subscribing one: a server that deals connections to two
+    /// threads in turn then has publisher and subscribers on different ones
+    #[arg(long)]
+    idle_between: bool,
+    /// Pairs of SUB and UNSUB per second on one more connection, during the load
+    #[arg(long, default_value_t = 0.0)]
+    churn: f64,
     /// First token of all subjects
     #[arg(long, default_value = "perf")]
     subject: String,
@@ -179,6 +196,9 @@ pub(crate) struct LoadArgs {
     /// Header block in bytes; 0: no headers
     #[arg(long, default_value = "0", value_parser = parse_bytes)]
     headers: usize,
+    /// Reply subject in bytes (8 or more); 0: none
+    #[arg(long, default_value = "0", value_parser = parse_bytes)]
+    reply: usize,
     /// Check that each subscriber gets each publisher's messages in order
     #[arg(long)]
     verify: bool,
@@ -217,10 +237,16 @@ impl LoadArgs {
             subjects: self.subjects,
             fanout: self.fanout.unwrap_or(usual),
             wildcard: self.wildcard,
+            overlapping: self.overlapping,
+            own_sids: self.own_sids,
+            own_subjects: self.own_subjects,
+            idle_between: self.idle_between,
+            churn_rate: self.churn,
             queue_groups: self.queue_groups,
             prefix: self.subject.clone(),
             payload_bytes: self.payload,
             header_bytes: self.headers,
+            reply_bytes: self.reply,
             verify: self.verify,
         };
         workload.check(pace)?;
@@ -321,6 +347,9 @@ pub(crate) struct PourArgs {
     /// Header block in bytes; 0: no headers
     #[arg(long)]
     pub(crate) headers: usize,
+    /// Reply subject in bytes; 0: none
+    #[arg(long)]
+    pub(crate) reply: usize,
     /// Bytes sent to a subscriber at once
     #[arg(long)]
     pub(crate) batch: usize,

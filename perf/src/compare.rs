@@ -22,6 +22,8 @@ pub(crate) enum Suite {
     Fanout,
     /// Latency at fixed rates
     Latency,
+    /// All that a broker is judged by: rates, memory, times, and what could spoil them
+    Limits,
     /// One short run of each kind, to see that all works
     Smoke,
 }
@@ -45,19 +47,59 @@ impl Suite {
             .iter()
             .map(|(name, options)| format!("{name}: latency --duration 5s {options}"))
             .collect(),
-            Self::Smoke => [
-                "1→2 128 B: throughput --subs 2 --verify",
-                "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify",
-                "100 subjects, headers: throughput --subjects 100 --subs 4 --headers 64 --verify",
-                "wildcard: throughput --subjects 10 --subs 2 --wildcard --verify",
-                "1→2, 2 k/s: latency --rate 2000 --subs 2 --verify --lag-max 100ms",
-            ]
-            .iter()
-            .map(|text| format!("{text} --warmup 100ms --duration 300ms"))
-            .collect(),
+            Self::Limits => LIMITS.iter().map(|text| (*text).to_owned()).collect(),
+            Self::Smoke => SMOKE.iter().map(|text| (*text).to_owned()).collect(),
         }
     }
 }
+
+const LIMITS: [&str; 24] = [
+    "1→1 16 B: throughput --payload 16",
+    "1→1 128 B: throughput",
+    "1→10 128 B: throughput --subs 10",
+    "1→100 16 B: throughput --subs 100 --payload 16",
+    "1→100 128 B: throughput --subs 100",
+    "1→100 1 KiB: throughput --subs 100 --payload 1KiB",
+    "1→100 16 KiB: throughput --subs 100 --payload 16KiB",
+    "1→100 64 KiB: throughput --subs 100 --payload 64KiB",
+    "1→1000 16 B: throughput --subs 1000 --payload 16",
+    "1→1000 128 B: throughput --subs 1000",
+    "1→100, own sids: throughput --subs 100 --own-sids",
+    "1→100, headers of 32 B: throughput --subs 100 --headers 32",
+    "1→100, replies of 32 B: throughput --subs 100 --reply 32",
+    "1→100, 10 k/s SUB and UNSUB: throughput --subs 100 --churn 10000",
+    "1→100, idle between: throughput --subs 100 --idle-between",
+    "10 times 1→10: throughput --pubs 10 --own-subjects --subjects 10 --subs 100 --fanout 10",
+    "queue group of 10: throughput --subs 10 --queue-groups 1",
+    "100,000 subjects: throughput --subs 10 --subjects 100000",
+    "10,000 wildcards, 1 to 5 match: throughput --subs 10 --subjects 10000 --overlapping",
+    "request and reply: rtt",
+    "1→100, 15 k/s: latency --subs 100 --rate 15000",
+    "1→1000, 1 k/s: latency --subs 1000 --rate 1000",
+    "10,000 idle connections: idle --conns 10000",
+    "1,000,000 subscriptions: subs",
+];
+
+const SMOKE: [&str; 11] = [
+    "1→2 128 B: throughput --subs 2 --verify --warmup 100ms --duration 300ms",
+    "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify \
+     --warmup 100ms --duration 300ms",
+    "100 subjects, headers: throughput --subjects 100 --subs 4 --headers 64 --verify \
+     --warmup 100ms --duration 300ms",
+    "wildcard: throughput --subjects 10 --subs 2 --wildcard --verify \
+     --warmup 100ms --duration 300ms",
+    "overlapping: throughput --subjects 50 --subs 7 --overlapping --own-sids --verify \
+     --warmup 100ms --duration 300ms",
+    "2 times 1→2, replies: throughput --pubs 2 --own-subjects --subjects 2 --subs 4 --fanout 2 \
+     --reply 32 --verify --warmup 100ms --duration 300ms",
+    "churn: throughput --subs 2 --churn 500 --idle-between --verify \
+     --warmup 100ms --duration 1s",
+    "1→2, 2 k/s: latency --rate 2000 --subs 2 --verify --lag-max 100ms \
+     --warmup 100ms --duration 300ms",
+    "round trips: rtt --warmup 100ms --duration 300ms",
+    "idle: idle --conns 100 --settle 100ms",
+    "subs: subs --count 10000 --settle 100ms",
+];
 
 fn fanout() -> Vec<String> {
     let mut scenarios = Vec::new();
@@ -454,10 +496,11 @@ fn cell(entry: Option<&Entry>, figure: &fn(&Entry) -> Option<Summary>) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum as _;
 
     #[test]
     fn every_scenario_of_every_suite_can_be_read() {
-        for suite in [Suite::Fanout, Suite::Latency, Suite::Smoke] {
+        for suite in Suite::value_variants() {
             for text in suite.scenarios() {
                 let scenario = parse_scenario(&text, "", "--duration 1s").unwrap();
                 if let Work::Load { plan, .. } = scenario.work {

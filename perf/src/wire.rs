@@ -258,7 +258,7 @@ impl Stamp {
 }
 
 impl Renderer {
-    /// Messages to `subjects` in turn, each with `payload_bytes` behind a block of `header_bytes`
+    /// Messages to `subjects` (perhaps with a reply subject behind) in turn, each with `payload_bytes` behind a block of `header_bytes`
     /// (0: no headers; otherwise as near to it as a header block can be, and at least 20).
     pub(crate) fn new(subjects: &[String], payload_bytes: usize, header_bytes: usize) -> Self {
         let block = header_block(header_bytes);
@@ -297,14 +297,18 @@ fn head(subject: &str, block: &[u8], payload_bytes: usize) -> Box<[u8]> {
     [line.as_bytes(), block].concat().into_boxed_slice()
 }
 
-/// One message as a subscription with this sid gets it, on the wire. See [`Renderer::new`].
-pub(crate) fn delivery(
-    subject: &str,
-    sid: &str,
-    payload_bytes: usize,
-    header_bytes: usize,
-) -> Vec<u8> {
-    let mut renderer = Renderer::new(&[format!("{subject} {sid}")], payload_bytes, header_bytes);
+/// A blank and a reply subject of `bytes` (at least 8), or nothing for 0.
+pub(crate) fn reply(bytes: usize) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" _INBOX.{}", "r".repeat(bytes.saturating_sub(7).max(1))),
+    }
+}
+
+/// One message as a subscription gets it, on the wire: `address` is subject, sid and perhaps a
+/// reply subject. See [`Renderer::new`].
+pub(crate) fn delivery(address: &str, payload_bytes: usize, header_bytes: usize) -> Vec<u8> {
+    let mut renderer = Renderer::new(&[address.to_owned()], payload_bytes, header_bytes);
     let mut wire = Vec::new();
     renderer.push(Stamp { intended_ns: 0, publisher: 0, sequence: 0 }, &mut wire);
     // What a subscriber gets differs from what its publisher sent in the name and the sid.
@@ -415,9 +419,13 @@ mod tests {
 
     #[test]
     fn a_delivery_is_what_a_subscriber_reads() {
-        assert_eq!(delivery("a", "7", 2, 0), b"MSG a 7 2\r\n\0\0\r\n");
-        let wire = delivery("a", "7", 30, 40);
+        assert_eq!(delivery("a 7", 2, 0), b"MSG a 7 2\r\n\0\0\r\n");
+        let wire = delivery("a 7", 30, 40);
         assert!(wire.starts_with(b"HMSG a 7 40 70\r\nNATS/1.0\r\n"));
+        let address = format!("a 7{}", reply(32));
+        let line = delivery(&address, 2, 0);
+        let line = line.split(|&b| b == b'\r').next().unwrap();
+        assert_eq!(Message { line, prefix: b"" }.reply().unwrap().len(), 32);
         let mut count = 0;
         let seen = Scanner::new(0).scan(&wire.repeat(3), |_| count += 1).unwrap();
         assert_eq!((count, seen.used), (3, wire.len() * 3));
