@@ -2,9 +2,10 @@
 //! into as many sockets as there are subscribers, through the broker's own reactor.
 //!
 //! It runs in a process of its own, so that its CPU is measured as a server's is, and speaks just
-//! enough of the protocol for the same subscribers to read from it. It parses no publish, looks
-//! nothing up and renders nothing: what a broker's figure falls short of this one's is what the
-//! broker itself costs.
+//! enough of the protocol for the same subscribers to read from it. In place of publishes it is
+//! told how many more messages all may have, by the publisher of a closed loop: as much is under
+//! way as with a broker. It parses no publish, looks nothing up and renders nothing: what a
+//! broker's figure falls short of this one's is what the broker itself costs.
 
 use crate::cli::PourArgs;
 use crate::fault::{Fault, Outcome};
@@ -29,14 +30,13 @@ const INFO: &[u8] = b"INFO {\"server_id\":\"ceiling\",\"version\":\"0.0.0\",\"he
 /// The plan whose ceiling is that of `plan`, and the command that pours its deliveries, with
 /// `{port}`; nothing when there is none.
 pub(crate) fn of(plan: &Plan) -> Outcome<Option<(Plan, String)>> {
-    let batch_bytes = match plan.pace {
-        // The broker cannot send more at once than it has been given.
-        Pace::Closed { window_bytes } => BATCH_BYTES.min(window_bytes),
+    let (window_bytes, batch_bytes) = match plan.pace {
+        Pace::Closed { window_bytes } => (window_bytes, BATCH_BYTES),
+        Pace::Poured { window_bytes, batch_bytes } => (window_bytes, batch_bytes),
         Pace::Open { .. } => return Ok(None),
-        Pace::Poured { batch_bytes } => batch_bytes,
     };
-    let mut plan = Plan { pace: Pace::Poured { batch_bytes }, ..plan.clone() };
-    (plan.workload.pubs, plan.workload.churn_rate) = (0, 0.0);
+    let mut plan = Plan { pace: Pace::Poured { window_bytes, batch_bytes }, ..plan.clone() };
+    plan.workload.churn_rate = 0.0;
     if plan.workload.check(plan.pace).is_err() {
         return Ok(None);
     }
@@ -54,7 +54,12 @@ pub(crate) fn of(plan: &Plan) -> Outcome<Option<(Plan, String)>> {
     Ok(Some((plan, command)))
 }
 
-/// Waits for all subscribers, pours until the last one has gone.
+/// Appends what tells the pouring thread that everybody may have `messages` more.
+pub(crate) fn push_grant(messages: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("GRANT {messages}\r\n").as_bytes());
+}
+
+/// Pours what is granted, until the last subscriber has gone.
 pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
     let broken = |what: &str, error: &dyn std::fmt::Display| {
         Fault::new(format!("{what} ({error})"), "run the broker: it says what the host lacks")
@@ -70,7 +75,8 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
         args: args.clone(),
         peers: HashMap::new(),
         prepared: HashMap::new(),
-        subscribed: 0,
+        granted: 0,
+        was_subscribed: false,
     };
     let mut events = Vec::new();
     while !pourer.is_over() {
@@ -78,7 +84,11 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
             .reactor
             .turn(Wait::Forever, &mut events)
             .map_err(|e| broken("the ring failed", &e))?;
+        let granted = pourer.granted;
         events.drain(..).for_each(|event| pourer.on_event(event));
+        if pourer.granted > granted {
+            pourer.send_all();
+        }
     }
     Ok(())
 }
@@ -90,9 +100,20 @@ struct Peer {
     input: Vec<u8>,
     /// Answers that wait for the batch in flight.
     answers: Vec<u8>,
-    /// Subject and sid of its subscription.
-    subscription: Option<(String, String)>,
+    /// What its subscription gets.
+    prepared: Option<Rc<Prepared>>,
+    /// Messages that have been sent to it, or are being sent.
+    sent: u64,
     in_flight: bool,
+}
+
+/// Deliveries, one like the other.
+struct Prepared {
+    segment: Segment,
+    /// Bytes of one.
+    each: usize,
+    /// How many there are.
+    count: u64,
 }
 
 struct Pourer {
@@ -100,17 +121,20 @@ struct Pourer {
     args: PourArgs,
     peers: HashMap<SocketId, Peer>,
     /// By subject and sid.
-    prepared: HashMap<(String, String), Segment>,
-    subscribed: usize,
+    prepared: HashMap<(String, String), Rc<Prepared>>,
+    /// Messages that everybody may have by now.
+    granted: u64,
+    was_subscribed: bool,
 }
 
 impl Pourer {
-    fn is_pouring(&self) -> bool {
-        self.subscribed >= self.args.subs
+    fn is_over(&self) -> bool {
+        self.was_subscribed && self.peers.is_empty()
     }
 
-    fn is_over(&self) -> bool {
-        self.is_pouring() && self.peers.is_empty()
+    fn send_all(&mut self) {
+        let all: Vec<SocketId> = self.peers.keys().copied().collect();
+        all.into_iter().for_each(|socket| self.send_next(socket, None));
     }
 
     fn on_event(&mut self, event: Event) {
@@ -144,16 +168,21 @@ impl Pourer {
     }
 
     fn on_received(&mut self, socket: SocketId, chunk: Chunk) {
-        let was_pouring = self.is_pouring();
         if let Some(peer) = self.peers.get_mut(&socket) {
             peer.input.extend_from_slice(self.reactor.bytes(&chunk));
+            let (args, prepared, granted) = (&self.args, &mut self.prepared, &mut self.granted);
             let used =
                 split_lines(&peer.input, |line| match line.split(' ').collect::<Vec<_>>()[..] {
+                    ["GRANT", messages] => *granted += messages.parse().unwrap_or(0),
                     ["PING"] => peer.answers.extend_from_slice(b"PONG\r\n"),
                     ["SUB", subject, .., sid] => {
-                        let subscription = (subject.to_owned(), sid.to_owned());
-                        let first = peer.subscription.replace(subscription).is_none();
-                        self.subscribed += usize::from(first);
+                        let key = (subject.to_owned(), sid.to_owned());
+                        let made = prepared
+                            .entry(key)
+                            .or_insert_with_key(|key| Rc::new(Prepared::new(args, key)));
+                        peer.prepared = Some(Rc::clone(made));
+                        peer.sent = *granted;
+                        self.was_subscribed = true;
                     }
                     _ => {}
                 });
@@ -161,33 +190,24 @@ impl Pourer {
         }
         self.reactor.recycle(chunk);
         self.send_next(socket, None);
-        if self.is_pouring() && !was_pouring {
-            let all: Vec<SocketId> = self.peers.keys().copied().collect();
-            all.into_iter().for_each(|socket| self.send_next(socket, None));
-        }
     }
 
-    /// Sends answers, or else deliveries: `sent` again if it is of those.
-    fn send_next(&mut self, socket: SocketId, sent: Option<Batch>) {
-        let pouring = self.is_pouring();
+    /// Sends answers, or else deliveries; `home` is the batch that was sent last, to be used again.
+    fn send_next(&mut self, socket: SocketId, home: Option<Batch>) {
         let Some(peer) = self.peers.get_mut(&socket).filter(|peer| !peer.in_flight) else {
             return;
         };
         let batch = if !peer.answers.is_empty() {
             vec![Piece::Own(std::mem::take(&mut peer.answers))].into()
-        } else if let (true, Some(subscription)) = (pouring, &peer.subscription) {
-            let again = sent.filter(|batch| matches!(batch.pieces[..], [Piece::Shared { .. }]));
-            again.unwrap_or_else(|| {
-                let prepared = &mut self.prepared;
-                let known = prepared.get(subscription).cloned();
-                let segment = known.unwrap_or_else(|| {
-                    let segment = prepare(&self.args, subscription);
-                    prepared.insert(subscription.clone(), Rc::clone(&segment));
-                    segment
-                });
-                let range = 0..segment.len();
-                vec![Piece::Shared { segment, range }].into()
-            })
+        } else if let Some(prepared) = peer.prepared.as_ref().filter(|_| peer.sent < self.granted) {
+            let messages = (self.granted - peer.sent).min(prepared.count);
+            peer.sent += messages;
+            let range = 0..prepared.each * usize::try_from(messages).unwrap_or(0);
+            let segment = Rc::clone(&prepared.segment);
+            let mut batch = home.unwrap_or_default();
+            batch.pieces.clear();
+            batch.pieces.push(Piece::Shared { segment, range });
+            batch
         } else {
             return;
         };
@@ -196,12 +216,15 @@ impl Pourer {
     }
 }
 
-/// As many deliveries as one batch has.
-fn prepare(args: &PourArgs, (subject, sid): &(String, String)) -> Segment {
-    let address = format!("{subject} {sid}{}", reply(args.reply));
-    let one = delivery(&address, args.payload, args.headers);
-    let bytes = args.batch.min(PREPARED_BYTES_MAX / args.subs.max(1));
-    Rc::new(one.repeat((bytes / one.len()).max(1)))
+impl Prepared {
+    /// As many as one batch has.
+    fn new(args: &PourArgs, (subject, sid): &(String, String)) -> Self {
+        let address = format!("{subject} {sid}{}", reply(args.reply));
+        let one = delivery(&address, args.payload, args.headers);
+        let bytes = args.batch.min(PREPARED_BYTES_MAX / args.subs.max(1));
+        let count = (bytes / one.len()).max(1);
+        Self { segment: Rc::new(one.repeat(count)), each: one.len(), count: count as u64 }
+    }
 }
 
 /// Shows each whole line of `input` without its end; gives how many bytes they have.

@@ -232,7 +232,7 @@ impl LoadArgs {
         let whole = self.subjects == 1 || self.queue_groups > 0 || self.wildcard;
         let usual = if whole { self.subs } else { self.subs.min(1) };
         let workload = Workload {
-            pubs: if matches!(pace, Pace::Poured { .. }) { 0 } else { self.pubs },
+            pubs: self.pubs,
             subs: self.subs,
             subjects: self.subjects,
             fanout: self.fanout.unwrap_or(usual),
@@ -314,10 +314,13 @@ impl Measures for LatencyArgs {
 /// Options of `ceiling`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CeilingArgs {
-    /// What to deliver to whom: publishers and what concerns them mean nothing here.
+    /// What to deliver to whom.
     #[command(flatten)]
     load: LoadArgs,
-    /// Bytes sent to a subscriber at once
+    /// Bytes that the slowest subscriber may be behind; see throughput
+    #[arg(long, default_value = "4MiB", value_parser = parse_bytes)]
+    window: usize,
+    /// Bytes sent to a subscriber at once, at most
     #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
     batch: usize,
     /// Where the results go.
@@ -327,7 +330,8 @@ pub(crate) struct CeilingArgs {
 
 impl Measures for CeilingArgs {
     fn work(&self) -> Outcome<Work> {
-        let plan = self.load.plan(Pace::Poured { batch_bytes: self.batch as u64 })?;
+        let (window_bytes, batch_bytes) = (self.window as u64, self.batch as u64);
+        let plan = self.load.plan(Pace::Poured { window_bytes, batch_bytes })?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }
@@ -338,7 +342,7 @@ pub(crate) struct PourArgs {
     /// Port to listen on, on the loopback interface
     #[arg(long)]
     pub(crate) port: u16,
-    /// Subscriptions to wait for
+    /// Subscribers that will come
     #[arg(long)]
     pub(crate) subs: usize,
     /// Payload in bytes
@@ -350,7 +354,7 @@ pub(crate) struct PourArgs {
     /// Reply subject in bytes; 0: none
     #[arg(long)]
     pub(crate) reply: usize,
-    /// Bytes sent to a subscriber at once
+    /// Bytes sent to a subscriber at once, at most
     #[arg(long)]
     pub(crate) batch: usize,
 }

@@ -4,6 +4,7 @@
 //! counters and the server's CPU at both ends of the measured window. Publishers share one or
 //! more threads, subscribers one or more others, each thread with its own tokio-uring runtime.
 
+use crate::ceiling;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
@@ -193,7 +194,7 @@ impl Workload {
                 "leave --subjects, --fanout, --queue-groups and --verify out",
             );
         }
-        if (self.pubs == 0 && !poured) || self.subjects == 0 {
+        if self.pubs == 0 || self.subjects == 0 {
             return refuse("there is nothing to publish", "give --pubs and --subjects at least 1");
         }
         if timed && self.subs == 0 {
@@ -222,9 +223,11 @@ pub(crate) enum Pace {
         /// Messages a second of all publishers together.
         rate: f64,
     },
-    /// Nobody publishes: the other side pours prepared deliveries, as fast as they are taken.
+    /// As `Closed`, but messages are only granted: the other side pours prepared deliveries.
     Poured {
-        /// What is sent to a subscriber at once.
+        /// Bytes granted and not yet delivered everywhere.
+        window_bytes: u64,
+        /// What is sent to a subscriber at once, at most.
         batch_bytes: u64,
     },
 }
@@ -542,11 +545,7 @@ impl Coordinator<'_> {
         self.wait_until(to_ns, progress)?;
         let after = self.sample();
         stage.phase.store(DRAIN, Ordering::Release);
-        let (missing, surplus) = match self.plan.pace {
-            // It has no end, so nothing is owed.
-            Pace::Poured { .. } => (0, 0),
-            Pace::Closed { .. } | Pace::Open { .. } => self.drain()?,
-        };
+        let (missing, surplus) = self.drain()?;
         Ok(Seen {
             window_s: after.at.duration_since(before.at).as_secs_f64(),
             published: after.sent - before.sent,
@@ -880,9 +879,10 @@ impl Publisher {
                 self.ticker.wait_ns(1_000_000).await?;
             }
             match job.plan.pace {
-                Pace::Closed { window_bytes } => self.publish_closed(window_bytes).await?,
+                Pace::Closed { window_bytes } | Pace::Poured { window_bytes, .. } => {
+                    self.publish_closed(window_bytes).await?;
+                }
                 Pace::Open { rate } => self.publish_open(rate).await?,
-                Pace::Poured { .. } => {}
             }
             // What was written has been taken once the PONG is here.
             self.conn.write(b"PING\r\n".to_vec()).await?;
@@ -916,8 +916,12 @@ impl Publisher {
         let window = window_messages(window_bytes, message_bytes, workload.deliveries());
         let per_batch = (BATCH_BYTES as u64 / message_bytes).clamp(1, (window / 4).max(1));
         let unheard = workload.subs == 0;
-        let same_bytes = self.renderer.is_uniform() && !workload.verify;
+        let granted = matches!(job.plan.pace, Pace::Poured { .. });
+        let same_bytes = granted || (self.renderer.is_uniform() && !workload.verify);
         let mut batch = Vec::with_capacity(BATCH_BYTES * 2);
+        if granted {
+            ceiling::push_grant(per_batch, &mut batch);
+        }
         while job.stage.phase() == SEND {
             let (sent, settled) = if unheard {
                 (self.pings * per_batch, self.pongs.get() * per_batch)

@@ -225,20 +225,16 @@ impl LoadReport {
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail.
-        let poured = matches!(self.plan.pace, Pace::Poured { .. });
-        if !poured {
-            let _ = write!(out, "published  {}/s   ", human(self.published_per_s));
-        }
         let _ = writeln!(
             out,
-            "delivered  {}/s   {:.3} GB/s payload   ({:.2} s)",
+            "published  {}/s   delivered {}/s   {:.3} GB/s payload   ({:.2} s)",
+            human(self.published_per_s),
             human(self.delivered_per_s),
             self.gigabytes_per_s,
             self.window_s
         );
         if let Some(server) = self.server {
-            let name = if poured { "sender" } else { "server" };
-            let _ = writeln!(out, "{name}     {}", usage_text(&server));
+            let _ = writeln!(out, "server     {}", usage_text(&server));
             if let Some(each) = self.per_server_cpu_s {
                 let _ = writeln!(out, "           {} deliveries per CPU second", human(each));
             }
