@@ -236,6 +236,8 @@ pub(crate) struct Row {
     pub(crate) scenario: String,
     /// Which of its figures matter.
     pub(crate) kind: Kind,
+    /// What its times are.
+    pub(crate) times: &'static str,
     /// One entry per server, in the order they were given; the ceiling, if there is one, last.
     pub(crate) servers: Vec<Entry>,
 }
@@ -335,6 +337,7 @@ impl Session<'_> {
         let mut row = Row {
             scenario: scenario.name.clone(),
             kind: scenario.work.kind(),
+            times: scenario.work.times(),
             servers: Vec::new(),
         };
         'runs: for run in 1..=self.args.runs {

@@ -88,12 +88,12 @@ fn run(
     let mut progress = Progress::new(format!("{label} {}", subject.target.name()));
     let (run, times) = work.run(&subject, &stop, &mut progress)?;
     publish(&run, &run.text(), output.json.as_deref())?;
-    keep_times(output, label, &times)?;
+    keep_times(output, label, work.times(), &times)?;
     Ok(exit_code(run.invalid().is_empty(), run.is_interrupted()))
 }
 
 /// Writes the percentile file and the picture of one measurement, when they were asked for.
-fn keep_times(output: &OutputArgs, title: &str, times: &Histogram<u64>) -> Outcome<()> {
+fn keep_times(output: &OutputArgs, title: &str, what: &str, times: &Histogram<u64>) -> Outcome<()> {
     if let (true, Some(path)) = (times.is_empty(), output.hgrm.as_ref().or(output.plot.as_ref())) {
         return Err(Fault::new(
             format!("there are no latencies for {}", path.display()),
@@ -104,7 +104,7 @@ fn keep_times(output: &OutputArgs, title: &str, times: &Histogram<u64>) -> Outco
         write_file(path, report::hgrm(times).as_bytes())?;
     }
     if let Some(path) = &output.plot {
-        write_file(path, plot::latency(title, &[(title, times)])?.as_bytes())?;
+        write_file(path, plot::latency(title, what, &[(title, times)])?.as_bytes())?;
     }
     Ok(())
 }

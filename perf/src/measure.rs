@@ -53,6 +53,15 @@ impl Work {
         }
     }
 
+    /// What its times are.
+    pub(crate) fn times(&self) -> &'static str {
+        match self {
+            Self::Load { .. } => "latency from the intended send time",
+            Self::RoundTrips(_) => "round trip",
+            Self::Storm(_) | Self::Subscribing(_) => "time to ready",
+        }
+    }
+
     /// The work of taking the same deliveries when they are poured, and the command that pours
     /// them; nothing where there is no such ceiling.
     pub(crate) fn ceiling(&self) -> Outcome<Option<(Self, String)>> {
