@@ -136,7 +136,8 @@ impl Target {
 
     fn connect_line(&self, server: &Server, info: &ServerInfo, tls: bool) -> Outcome<String> {
         let mut fields = serde_json::json!({
-            "verbose": false, "pedantic": false, "tls_required": tls, "headers": info.headers, "protocol": 1,
+            "verbose": false, "pedantic": false, "tls_required": tls,
+            "headers": info.headers, "protocol": 1,
             "no_responders": info.headers, "name": "shardcast-perf", "lang": "rust",
             "version": env!("CARGO_PKG_VERSION"),
         });

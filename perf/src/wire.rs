@@ -258,8 +258,9 @@ impl Stamp {
 }
 
 impl Renderer {
-    /// Messages to `subjects` (perhaps with a reply subject behind) in turn, each with `payload_bytes` behind a block of `header_bytes`
-    /// (0: no headers; otherwise as near to it as a header block can be, and at least 20).
+    /// Messages to `subjects` (perhaps with a reply subject behind) in turn, each with
+    /// `payload_bytes` behind a block of `header_bytes` (0: no headers; otherwise as near to it as
+    /// a header block can be, and at least 20).
     pub(crate) fn new(subjects: &[String], payload_bytes: usize, header_bytes: usize) -> Self {
         let block = header_block(header_bytes);
         let heads = subjects.iter().map(|subject| head(subject, &block, payload_bytes)).collect();
