@@ -19,6 +19,7 @@ pub mod certificate;
 pub mod config;
 pub mod doctor;
 pub mod engine;
+pub mod histogram;
 pub mod host;
 pub mod mesh;
 pub mod proto;

@@ -142,6 +142,8 @@ pub(super) struct Timing {
     pub(super) last_delivered: u64,
     /// When the batch in flight was handed to the kernel.
     pub(super) send_started: u64,
+    /// When the oldest input arrived that output which is not yet taken answers to.
+    pub(super) oldest_arrived: u64,
     pub(super) pings_out: u32,
     pub(super) ping_sent: u64,
     pub(super) rtt: u64,
@@ -183,6 +185,7 @@ impl Conn {
                 last_active: now,
                 last_delivered: now,
                 send_started: 0,
+                oldest_arrived: NEVER,
                 pings_out: 0,
                 ping_sent: 0,
                 rtt: 0,

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod conn;
+mod departures;
 mod interest;
 mod operations;
 mod outbox;
@@ -32,13 +33,16 @@ use ahash::RandomState;
 use slab::Slab;
 
 use crate::config::HandshakeFirst;
+use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
+use departures::Departures;
 pub use interest::InterestStats;
 use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
+pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
 use publish::Run;
 use record::Publisher;
@@ -266,6 +270,11 @@ pub struct Engine {
     plaintext: Vec<u8>,
     stats: Stats,
     closed: Closed,
+    /// When what is being handled arrived.
+    arrived: u64,
+    departures: Departures,
+    /// Connections that are not read from because a lane or those who get their messages are full.
+    braked: usize,
 }
 
 /// How the last clients are sent away.
@@ -311,12 +320,22 @@ impl Engine {
             plaintext: Vec::new(),
             stats: Stats::default(),
             closed: Closed::default(),
+            arrived: 0,
+            departures: Departures::default(),
+            braked: 0,
         }
     }
 
     /// The time of everything that is handed in from now on.
     pub fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);
+        self.arrived = self.now;
+    }
+
+    /// What is handed in from now on arrived at `arrived`, if not just now: the delay of all that
+    /// it sends out is counted from there.
+    pub fn set_arrived(&mut self, arrived: u64) {
+        self.arrived = arrived;
     }
 
     /// Takes over a new connection and greets it. One that is not `admitted` is told that there
@@ -369,6 +388,9 @@ impl Engine {
             return None;
         }
         let batch = conn.take_batch(&mut self.spares)?;
+        self.departures.add(conn.timing.oldest_arrived);
+        // If not all of it fits, what is left is taken to be as old as this turn.
+        conn.timing.oldest_arrived = if conn.outbox.has_more() { self.now } else { NEVER };
         conn.timing.send_started = self.now;
         let due = self.now.saturating_add(self.settings.write_deadline_ns);
         self.timers.arm(id, due, &mut conn.timing.armed);
@@ -423,11 +445,13 @@ impl Engine {
             if conn.phase != Phase::Closed {
                 self.open_conns -= 1;
             }
+            self.braked -= usize::from(conn.brakes.any());
         }
     }
 
     /// Ends a turn: barriers go out, limits are enforced.
     pub fn end_turn(&mut self) {
+        self.departures.forget();
         self.send_barriers();
         self.bound_memory();
     }
@@ -531,14 +555,31 @@ impl Engine {
         all
     }
 
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// The batches taken since the turn's end are on their way at `now`: their delay is counted.
+    /// Without this call it is not.
+    pub fn depart(&mut self, now: u64) {
+        self.departures.depart(now);
+    }
+
+    /// For each batch, the nanoseconds from the arrival of the oldest input that it answers to
+    /// [`Engine::depart`].
+    pub fn delays(&self) -> &Histogram {
+        self.departures.delays()
+    }
+
     /// Bytes of output that are queued or with the kernel; what connections share counts once.
     pub fn output_bytes(&self) -> usize {
         self.spares.held_bytes()
     }
 
-    /// Counters since the start.
-    pub fn stats(&self) -> Stats {
-        self.stats
+    /// Connections that are not read from because of back-pressure.
+    pub fn braked_conns(&self) -> usize {
+        self.braked
     }
 
     fn on_timer(&mut self, id: ConnId) {
@@ -643,6 +684,7 @@ impl Engine {
         }
         if !conn.dirty {
             conn.dirty = true;
+            conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
             self.actions.push_back(Action::Flush(id));
         }
     }

@@ -159,6 +159,11 @@ impl Outbox {
         self.pending_bytes == 0
     }
 
+    /// Whether something is queued behind the batch in flight.
+    pub(super) fn has_more(&self) -> bool {
+        !self.sealed.is_empty() || !self.own.is_empty()
+    }
+
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight
     }

@@ -16,7 +16,7 @@ use crate::config::{Options, StartError};
 use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Outcome, Parts, Report, Seats, Shard};
+use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
@@ -197,13 +197,25 @@ impl Reporter {
 
     /// How things are on each shard, as far as they answer in time.
     pub fn report(&self) -> Vec<Report> {
-        let (to, reports) = bounded(self.addresses.len());
+        self.ask_all(Control::Report)
+    }
+
+    /// How each shard works, by shard, as far as they answer in time.
+    pub fn figures(&self) -> Vec<Figures> {
+        let mut figures = self.ask_all(Control::Figures);
+        figures.sort_by_key(|figures| figures.report.shard);
+        figures
+    }
+
+    /// One answer of each shard, in no order.
+    fn ask_all<T>(&self, ask: impl Fn(Sender<T>) -> Control) -> Vec<T> {
+        let (to, answers) = bounded(self.addresses.len());
         for address in &self.addresses {
-            address.send(Control::Report(to.clone()));
+            address.send(ask(to.clone()));
         }
         drop(to);
         let by = now() + ANSWER_MAX;
-        std::iter::from_fn(|| reports.recv_deadline(by).ok()).collect()
+        std::iter::from_fn(|| answers.recv_deadline(by).ok()).collect()
     }
 
     /// The open connections, in no order.

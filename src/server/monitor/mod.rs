@@ -10,6 +10,8 @@ mod absent;
 mod accounts;
 mod connz;
 mod healthz;
+mod metrics;
+mod page;
 mod query;
 mod subsz;
 mod text;
@@ -30,7 +32,9 @@ use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, LOCATION,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -47,6 +51,7 @@ use crate::config::{Options, StartError};
 use absent::{Gatewayz, Jsz, Leafz, Routez, ipqueuesz};
 use accounts::{Accountz, Accstatz};
 use connz::{ConnRequest, Connz};
+use page::Shardz;
 use query::{Query, Refusal};
 use subsz::Subsz;
 use varz::{Cpu, Varz};
@@ -283,6 +288,8 @@ impl State {
             "/ipqueuesz" => self.json("/ipqueuesz", |_| ipqueuesz(&query)),
             "/raftz" => Ok(plain(StatusCode::NOT_FOUND, "No Raft nodes registered".to_owned())),
             "/healthz" => self.healthz(&query),
+            "/metrics" => Ok(self.metrics()),
+            "/shardz" => Ok(self.shardz()),
             "" => Ok(self.to_directory()),
             _ => Ok(plain(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
         };
@@ -332,13 +339,30 @@ impl State {
     fn index(&mut self) -> Answer {
         self.count("/");
         let html = HeaderValue::from_static("text/html; charset=utf-8");
-        answer(StatusCode::OK, html, INDEX.to_owned())
+        let mut answer = answer(StatusCode::OK, html, page::PAGE.to_owned());
+        if let Ok(policy) = HeaderValue::from_str(&page::POLICY) {
+            answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        }
+        answer
+    }
+
+    fn metrics(&mut self) -> Answer {
+        self.count("/metrics");
+        let (figures, cpu) = (self.reporter.figures(), self.cpu.percent());
+        let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+        answer(StatusCode::OK, kind, metrics::render(self, &figures, cpu))
+    }
+
+    fn shardz(&mut self) -> Answer {
+        self.count("/shardz");
+        let figures = self.reporter.figures();
+        indented(&Shardz::new(self, &figures))
     }
 
     fn varz(&mut self) -> Answer {
         self.count("/varz");
-        let (reports, cpu) = (self.reporter.report(), self.cpu.percent());
-        indented(&Varz::new(self, &reports, cpu))
+        let (figures, cpu) = (self.reporter.figures(), self.cpu.percent());
+        indented(&Varz::new(self, &figures, cpu))
     }
 
     fn connz(&mut self, query: &Query) -> Result<Answer, Refusal> {
@@ -353,25 +377,6 @@ impl State {
         Ok(in_json(status, body))
     }
 }
-
-const INDEX: &str = "\
-<html lang=\"en\">
-  <head><title>shardcast</title></head>
-  <body>
-    <h1>shardcast</h1>
-    <p><a href=\"./varz\">General</a></p>
-    <p><a href=\"./connz\">Connections</a></p>
-    <p><a href=\"./subsz\">Subscriptions</a></p>
-    <p><a href=\"./accountz\">Accounts</a></p>
-    <p><a href=\"./accstatz\">Account statistics</a></p>
-    <p><a href=\"./routez\">Routes</a></p>
-    <p><a href=\"./leafz\">Leaf nodes</a></p>
-    <p><a href=\"./gatewayz\">Gateways</a></p>
-    <p><a href=\"./jsz\">JetStream</a></p>
-    <p><a href=\"./healthz\">Health probe</a></p>
-  </body>
-</html>
-";
 
 fn indented(body: &impl Serialize) -> Answer {
     match serde_json::to_string_pretty(body) {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{State, text};
-use crate::shard::Report;
+use crate::shard::{Figures, Report};
 
 /// The body. Fields that only a nats-server has something for are zero or empty.
 #[derive(Serialize)]
@@ -154,7 +154,7 @@ struct Shard {
     out_bytes: u64,
     /// Output that is queued or with the kernel; what connections share counts once.
     pending_bytes: usize,
-    /// Records for other shards that have no room on the lanes.
+    /// Records on the lanes to other shards, and those that have no room there.
     waiting_records: usize,
     slow_consumers: u64,
     queue_msgs_lost: u64,
@@ -163,11 +163,12 @@ struct Shard {
 const NS_PER_MS: u64 = 1_000_000;
 
 impl<'a> Varz<'a> {
-    pub(super) fn new(state: &'a State, reports: &[Report], cpu: f64) -> Self {
+    pub(super) fn new(state: &'a State, figures: &[Figures], cpu: f64) -> Self {
+        let reports: Vec<Report> = figures.iter().map(|figures| figures.report).collect();
         let options = &state.options;
-        let traffic = Traffic::new(reports);
+        let traffic = Traffic::new(&reports);
         let digest = options.source.as_ref().map(|source| format!("sha256:{}", source.sha256));
-        let shardcast = Shardcast::new(state, reports);
+        let shardcast = Shardcast::new(state, figures);
         let clients = |clients| ByKind { clients, ..ByKind::default() };
         Self {
             identity: Identity::new(state),
@@ -266,21 +267,21 @@ impl Traffic {
 }
 
 impl Shardcast {
-    fn new(state: &State, reports: &[Report]) -> Self {
-        let mut shards: Vec<Shard> = reports.iter().map(Shard::new).collect();
-        shards.sort_unstable_by_key(|shard| shard.shard);
+    fn new(state: &State, figures: &[Figures]) -> Self {
         Self {
             version: crate::server::VERSION,
             tier: state.reporter.tier().to_string(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            shards,
+            shards: figures.iter().map(Shard::new).collect(),
         }
     }
 }
 
 impl Shard {
-    fn new(report: &Report) -> Self {
+    fn new(figures: &Figures) -> Self {
+        let report = &figures.report;
         let stats = &report.stats;
+        let waiting = figures.lanes.iter().map(|(_, lane)| lane.waiting_records);
         Self {
             shard: report.shard.0,
             connections: report.conns,
@@ -289,8 +290,8 @@ impl Shard {
             in_bytes: stats.in_bytes,
             out_msgs: stats.out_msgs,
             out_bytes: stats.out_bytes,
-            pending_bytes: report.output_bytes,
-            waiting_records: report.waiting_records,
+            pending_bytes: figures.output_bytes,
+            waiting_records: waiting.sum(),
             slow_consumers: stats.slow_consumers,
             queue_msgs_lost: stats.queue_msgs_lost,
         }
