@@ -10,7 +10,7 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{HttpOptions, Options, Secret, ShardCount, StartError, User};
+use super::{HttpOptions, LogFormat, Options, Secret, ShardCount, StartError, Syslog, User};
 use super::{duration, nearest};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
@@ -57,6 +57,12 @@ pub struct Args {
     log: Option<PathBuf>,
     #[arg(long = "log_size_limit")]
     log_size_limit: Option<u64>,
+    #[arg(long, alias = "s", value_parser = switch)]
+    syslog: Option<bool>,
+    #[arg(long = "remote_syslog", alias = "r", value_parser = str::parse::<Syslog>)]
+    remote_syslog: Option<Syslog>,
+    #[arg(long = "log_format", value_parser = str::parse::<LogFormat>)]
+    log_format: Option<LogFormat>,
     #[arg(long, alias = "T", value_parser = switch)]
     logtime: Option<bool>,
     #[arg(long = "logtime_utc", value_parser = switch)]
@@ -121,8 +127,6 @@ const MISSING: &[Missing] = &[
     Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
     // Whoever asks for monitoring waits for its port to answer.
     Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
-    Missing { names: &["syslog", "s"], takes_value: false, matters: true },
-    Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
     Missing {
         names: &["cluster", "cluster_listen", "cluster_name", "cluster_advertise", "routes"],
         takes_value: true,
@@ -284,6 +288,9 @@ impl Args {
         let log = &mut options.log;
         set_some(&mut log.file, &self.log);
         set(&mut log.file_bytes_max, &self.log_size_limit);
+        set_some(&mut log.syslog, &self.syslog.unwrap_or_default().then_some(Syslog::Local));
+        set_some(&mut log.syslog, &self.remote_syslog);
+        set(&mut log.format, &self.log_format);
         set(&mut log.timestamps, &self.logtime);
         set(&mut log.utc, &self.logtime_utc);
         set(&mut log.traced_message_bytes_max, &self.max_traced_msg_len);
@@ -405,6 +412,9 @@ Performance Options:
 Logging Options:
     -l, --log <file>                 File to redirect log output
         --log_size_limit <bytes>     Size after which the log file is put aside (default: never)
+    -s, --syslog                     Log to the system's log (unless there is a log file)
+    -r, --remote_syslog <url>        Log to one elsewhere (udp://host:514, tcp://host:514)
+        --log_format <format>        Lines as text or json (default: text)
     -T, --logtime                    Timestamp log entries (default: true)
         --logtime_utc                Timestamps in UTC instead of local time (default: false)
     -D, --debug                      Enable debugging output
@@ -553,7 +563,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-s", "-ms 1"] {
+        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-ms 1"] {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {

@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{HttpOptions, Options, StartError};
+use super::{HttpOptions, Options, StartError, Syslog};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -68,7 +68,34 @@ const LOG: &[Key<Options>] = &[
     ),
     Key(
         &["log_max_num", "logfile_max_num"],
-        Set(|o, v| v.limit().map(|n| o.log.files_kept_max = n.unwrap_or(0))),
+        Set(|o, v| v.limit().map(|n| o.log.files_max = n.unwrap_or(0))),
+    ),
+    Key(
+        &["syslog"],
+        Set(|o, v| {
+            let local = v.boolean()?.then_some(Syslog::Local);
+            // The remote one wins, wherever it stands.
+            let remote = o.log.syslog.take().filter(|to| *to != Syslog::Local);
+            o.log.syslog = remote.or(local);
+            Ok(())
+        }),
+    ),
+    Key(
+        &["remote_syslog"],
+        Set(|o, v| {
+            let url = v.text()?;
+            if !url.is_empty() {
+                o.log.syslog = Some(url.parse().map_err(|reason: String| v.error(reason))?);
+            }
+            Ok(())
+        }),
+    ),
+    Key(
+        &["log_format"],
+        Set(|o, v| {
+            o.log.format = v.text()?.parse().map_err(|reason: String| v.error(reason))?;
+            Ok(())
+        }),
     ),
     Key(&["logtime"], Set(|o, v| v.boolean().map(|on| o.log.timestamps = on))),
     Key(&["logtime_utc"], Set(|o, v| v.boolean().map(|on| o.log.utc = on))),
@@ -173,7 +200,6 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["leafnodes", "leaf", "gateway", "mqtt", "websocket", "ws"], Ignore),
     Key(&["allow_non_tls", "no_system_account", "no_system", "no_sys_acc"], Ignore),
     Key(&["http_base_path", "max_closed_clients", "prof_port", "prof_block_rate"], Ignore),
-    Key(&["syslog", "remote_syslog"], Refuse),
     Key(&["no_fast_producer_stall", "disable_sublist_cache", "server_metadata"], Ignore),
     Key(&["connect_error_reports", "reconnect_error_reports", "feature_flags"], Ignore),
     Key(&["jetstream_max_disk_store", "jetstream_max_mem_store", "js_cluster_size"], Ignore),

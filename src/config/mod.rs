@@ -15,6 +15,7 @@ pub mod file;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
@@ -167,8 +168,12 @@ pub struct LogOptions {
     pub file: Option<PathBuf>,
     /// Bytes after which the log file is put aside and begun anew; 0 is never (0).
     pub file_bytes_max: u64,
-    /// Log files put aside that are kept; 0 is all of them (0).
-    pub files_kept_max: usize,
+    /// Log files that are kept, the current one included; 0 is all of them (0).
+    pub files_max: usize,
+    /// The system's log to write to instead, unless there is a file (none).
+    pub syslog: Option<Syslog>,
+    /// How a line looks (`text`).
+    pub format: LogFormat,
     /// Date and time before each line (true).
     pub timestamps: bool,
     /// Date and time in UTC instead of local time (false).
@@ -190,7 +195,9 @@ impl Default for LogOptions {
         Self {
             file: None,
             file_bytes_max: 0,
-            files_kept_max: 0,
+            files_max: 0,
+            syslog: None,
+            format: LogFormat::Text,
             timestamps: true,
             utc: false,
             debug: false,
@@ -198,6 +205,50 @@ impl Default for LogOptions {
             trace_verbose: false,
             trace_headers: false,
             traced_message_bytes_max: 0,
+        }
+    }
+}
+
+/// A system log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Syslog {
+    /// This machine's.
+    Local,
+    /// `host:port`, by datagrams.
+    Udp(String),
+    /// `host:port`, over a connection.
+    Tcp(String),
+}
+
+impl FromStr for Syslog {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        match url.split_once("://") {
+            Some(("udp", address)) if address.contains(':') => Ok(Self::Udp(address.to_owned())),
+            Some(("tcp", address)) if address.contains(':') => Ok(Self::Tcp(address.to_owned())),
+            _ => Err("expected udp://host:port or tcp://host:port".to_owned()),
+        }
+    }
+}
+
+/// How a line of the log looks; the system's log has its own form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// nats-server's.
+    Text,
+    /// A JSON object with `time` (UTC), `pid`, `level` and `message`.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json".to_owned()),
         }
     }
 }

@@ -326,12 +326,13 @@ impl Engine {
         if admitted {
             self.rearm(id);
         } else {
-            self.fail(
-                id,
-                Some("maximum connections exceeded"),
-                Reason::Protocol("Maximum Connections Exceeded"),
-            );
+            self.refuse_seat(id);
         }
+    }
+
+    fn refuse_seat(&mut self, id: ConnId) {
+        let reason = Reason::Protocol("Maximum Connections Exceeded");
+        self.fail(id, Some("maximum connections exceeded"), reason);
     }
 
     /// The client has closed its side, or reading failed.

@@ -470,23 +470,70 @@ impl Engine {
     }
 
     /// Takes over a new configuration: who is no longer allowed is cut, what is no longer
-    /// permitted ends.
+    /// permitted ends, who is owed more than `max_pending` now is slow. New deadlines count from
+    /// here on, and clients are told if INFO says something else than before.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
+        let tell = !self.settings.has_same_info(&old);
         for id in self.conns.ids() {
-            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { continue };
-            let Some(user) = &conn.user else { continue };
-            match self.settings.standing(user, &old) {
-                Standing::Stays(user) => {
-                    conn.user = Some(user);
-                    conn.checks = None;
-                    conn.review();
-                    self.end_unpermitted(id);
-                }
-                Standing::Changed => self.refuse_login(id),
-                Standing::Gone => {
-                    self.fail(id, None, Reason::Protocol("Authentication Failure"));
-                }
+            self.review_user(id, &old);
+            self.review_limits(id, &old);
+            let listens =
+                |conn: &super::Conn| conn.is_open() && conn.greeted && conn.connect.protocol >= 1;
+            if tell && self.conns.get(id).is_some_and(listens) {
+                self.send_info(id, false);
+            }
+        }
+        self.settle_deliveries();
+    }
+
+    /// Whether a connection may stay under the new settings, and as whom.
+    fn review_user(&mut self, id: ConnId, old: &Settings) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        let Some(user) = &conn.user else {
+            // Whoever is still to log in goes on having time for it; whoever did not need to is
+            // not allowed any more.
+            if !self.settings.auth_required() {
+                conn.timing.auth_due = super::NEVER;
+            } else if !old.auth_required() {
+                self.refuse_login(id);
+            }
+            return;
+        };
+        match self.settings.standing(user, &conn.connect, old) {
+            Standing::Stays(user) => {
+                conn.user = Some(user);
+                conn.checks = None;
+                conn.review();
+                self.end_unpermitted(id);
+            }
+            Standing::Changed => self.refuse_login(id),
+            Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
+        }
+    }
+
+    fn review_limits(&mut self, id: ConnId, old: &Settings) {
+        let settings = &self.settings;
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        if conn.outbox.pending_bytes() > settings.limits.pending_bytes_max {
+            self.doomed.push(id);
+        }
+        if settings.ping_interval_ns != old.ping_interval_ns {
+            // Not all at the same instant.
+            let jitter = self.rng.u64(..=settings.ping_interval_ns / 5);
+            let due = self.now.saturating_add(settings.ping_interval_ns - jitter);
+            conn.timing.ping_due = conn.timing.ping_due.min(due);
+        }
+        self.rearm(id);
+    }
+
+    /// Closes the connections with numbers up to `cid_max`: there are too many.
+    pub fn shed(&mut self, cid_max: u64) {
+        for id in self.conns.ids() {
+            let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else { continue };
+            if conn.peer.cid <= cid_max {
+                tracing::error!("{} - maximum connections exceeded", conn.label());
+                self.refuse_seat(id);
             }
         }
     }

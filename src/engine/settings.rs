@@ -120,17 +120,22 @@ impl Settings {
         login.password.matches(&connect.pass).then(|| Rc::clone(&login.user))
     }
 
-    /// What has become of a user of `old`.
-    pub(super) fn standing(&self, user: &User, old: &Self) -> Standing {
+    /// The same for credentials shown before, unless checking them takes long: all connections
+    /// are asked about in one go, and hashes would hold up the shard for seconds.
+    fn log_in_at_once(&self, connect: &Connect) -> Option<Rc<User>> {
+        let password = self.users.get(&connect.user).map(|login| &login.password);
+        let is_slow = self.token.as_ref().or(password).is_some_and(Secret::is_bcrypt);
+        if is_slow { None } else { self.log_in(connect) }
+    }
+
+    /// What has become of a user of `old`, who sent `connect`.
+    pub(super) fn standing(&self, user: &User, connect: &Connect, old: &Self) -> Standing {
         let Some(name) = user.name.as_deref() else {
-            // It came by a token, or without any credentials.
-            return match &self.token {
-                _ if self.token == old.token && self.users.is_empty() => {
-                    Standing::Stays(Rc::clone(&self.nobody))
-                }
-                None if self.users.is_empty() => Standing::Stays(Rc::clone(&self.nobody)),
-                _ => Standing::Changed,
-            };
+            // It came by a token, or without needing any credentials.
+            if self.users.is_empty() && (self.token.is_none() || self.token == old.token) {
+                return Standing::Stays(Rc::clone(&self.nobody));
+            }
+            return self.log_in_at_once(connect).map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
             (Some(new), Some(old)) if new.password == old.password => {
@@ -139,6 +144,11 @@ impl Settings {
             (Some(_), _) => Standing::Changed,
             (None, _) => Standing::Gone,
         }
+    }
+
+    /// Whether clients would be told the same.
+    pub(super) fn has_same_info(&self, other: &Self) -> bool {
+        self.info == other.info
     }
 
     /// The INFO for one client, as JSON.
