@@ -111,7 +111,7 @@ pub struct Args {
 
     /// What the operator should know about flags that have no effect.
     #[arg(skip)]
-    warnings: Vec<String>,
+    missing: Vec<String>,
 }
 
 /// A flag of nats-server that this server does not have.
@@ -141,13 +141,13 @@ const MISSING: &[Missing] = &[
 /// Reads a command line, without the program's name.
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
     let args: Vec<String> = args.into_iter().collect();
-    let mut warnings = Vec::new();
-    let uniform = uniform(&args, &mut warnings)?;
+    let mut missing = Vec::new();
+    let uniform = uniform(&args, &mut missing)?;
     let mut parsed = Args::command()
         .try_get_matches_from(uniform)
         .and_then(|matches| Args::from_arg_matches(&matches))
         .map_err(|error| StartError::new(one_line(&error)))?;
-    parsed.warnings = warnings;
+    parsed.missing = missing;
     command(parsed)
 }
 
@@ -183,7 +183,7 @@ fn command(args: Args) -> Result<Command, StartError> {
 ///
 /// As in nats-server, the word after a flag that takes a value is its value, whatever it looks
 /// like (`-p -1`), and flags end at the first other word or at `--`.
-fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, StartError> {
+fn uniform(args: &[String], no_effect: &mut Vec<String>) -> Result<Vec<String>, StartError> {
     let clap = Args::command();
     let mut uniform = Vec::with_capacity(args.len() + 1);
     let mut rest = args.iter();
@@ -216,7 +216,7 @@ fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, S
                 let reason = format!("flag {arg} is not supported yet; start without it");
                 return Err(StartError::new(reason));
             }
-            Some(_) => warnings.push(format!("Flag {arg} is not supported yet and has no effect")),
+            Some(_) => no_effect.push(format!("Flag {arg} is not supported yet and has no effect")),
             None => uniform.push(format!("--{name}={}", value.as_deref().unwrap_or("true"))),
         }
     }
@@ -280,7 +280,7 @@ impl Args {
         options.runtime.uring_tier = self.uring_tier.or(options.runtime.uring_tier);
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.spin_us, &self.spin);
-        options.warnings.extend(self.warnings.iter().cloned());
+        options.missing.extend(self.missing.iter().cloned());
         self.apply_auth(options)
     }
 
@@ -514,7 +514,7 @@ mod tests {
         let rust = options("--store_dir /tmp/x -p -1 -l /tmp/l -P /tmp/pid");
         assert_eq!(rust.log.file.as_deref(), Some(Path::new("/tmp/l")));
         assert_eq!(rust.pid_file.as_deref(), Some(Path::new("/tmp/pid")));
-        assert_eq!(rust.warnings.len(), 1);
+        assert_eq!(rust.missing.len(), 1);
 
         let c = options("-a 127.0.0.1 -p 22 -l log -DV -user ivan -pass secret");
         assert!(c.log.debug && c.log.trace);
@@ -569,7 +569,7 @@ mod tests {
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {
             options(line);
         }
-        assert!(options("-js").warnings[0].contains("-js"));
+        assert!(options("-js").missing[0].contains("-js"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod bind;
 mod duration;
 mod field;
 pub mod file;
+mod missing;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -91,8 +92,10 @@ pub struct Options {
     pub runtime: RuntimeOptions,
     /// The file these options came from (none).
     pub source: Option<Source>,
-    /// What the operator should know but need not mend; logged at start.
+    /// What the operator should write otherwise; logged at start, and a failure of `-t`.
     pub warnings: Vec<String>,
+    /// What has no effect because this server does not have it; logged at start.
+    pub missing: Vec<String>,
 }
 
 impl Default for Options {
@@ -118,6 +121,7 @@ impl Default for Options {
             runtime: RuntimeOptions::default(),
             source: None,
             warnings: Vec::new(),
+            missing: Vec::new(),
         }
     }
 }
@@ -304,6 +308,9 @@ pub fn load(args: &Args) -> Result<Options, StartError> {
 fn read_file(path: &Path, options: &mut Options) -> Result<(), StartError> {
     let bytes = file::read(path).map_err(StartError::new)?;
     let map = file::parse(path, &bytes)?;
+    if map.entries().next().is_none() {
+        options.warnings.push(format!("{}: config has no values or is empty", path.display()));
+    }
     bind::bind(&map, options)?;
     options.source = Some(Source { path: path.to_owned(), sha256: hex(&Sha256::digest(&bytes)) });
     Ok(())
@@ -317,12 +324,13 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The candidate most like `name`, if any is alike enough to be what was meant.
+/// The candidate nearest to `name`, if it is near enough to be what was meant: a third of the
+/// letters may be wrong.
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    const LIKENESS_MIN: f64 = 0.8;
+    let wrong_max = name.chars().count().div_ceil(3).min(4);
     candidates
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|candidate| (strsim::osa_distance(name, candidate), candidate))
+        .filter(|(wrong, _)| *wrong <= wrong_max)
+        .min_by_key(|(wrong, _)| *wrong)
         .map(|(_, candidate)| candidate)
 }

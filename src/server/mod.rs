@@ -124,7 +124,7 @@ fn say(to: &mut dyn Write, line: &str) {
 }
 
 fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError> {
-    for warning in &options.warnings {
+    for warning in options.warnings.iter().chain(&options.missing) {
         say(&mut io::stderr(), &format!("{program}: {warning}"));
     }
     if !options.warnings.is_empty() {
@@ -270,7 +270,7 @@ fn log_remarks(options: &Options) {
     if options.limits.payload_bytes_max > PAYLOAD_BYTES_USUAL {
         warn!("Maximum payloads over 8 MB are discouraged: they hold up everybody else's messages");
     }
-    for warning in &options.warnings {
+    for warning in options.warnings.iter().chain(&options.missing) {
         warn!("{warning}");
     }
     if let Some(source) = &options.source {
@@ -356,7 +356,7 @@ impl Running<'_> {
         for change in kept {
             warn!("Reload does not change {change}; restart the server for that");
         }
-        for warning in &self.options.warnings {
+        for warning in self.options.warnings.iter().chain(&self.options.missing) {
             warn!("{warning}");
         }
         match &self.options.source {
