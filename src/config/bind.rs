@@ -110,7 +110,14 @@ const LOG: &[Key<Options>] = &[
             Ok(())
         }),
     ),
-    Key(&["trace_headers"], Set(|o, v| v.boolean().map(|on| o.log.trace_headers = on))),
+    Key(
+        &["trace_headers"],
+        Set(|o, v| {
+            o.log.trace_headers = v.boolean()?;
+            o.log.trace |= o.log.trace_headers;
+            Ok(())
+        }),
+    ),
     Key(
         &["max_traced_msg_len"],
         Set(|o, v| v.limit().map(|n| o.log.traced_message_bytes_max = n.unwrap_or(0))),

@@ -23,6 +23,7 @@ mod record;
 mod settings;
 mod snapshot;
 mod timers;
+mod trace;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -583,7 +584,7 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
-        if self.settings.trace {
+        if self.settings.tracing.is_some() {
             let mut line = Vec::new();
             write(&mut line);
             // nats-server leaves the quotes of an error out.

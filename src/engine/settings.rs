@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
+use super::trace::Tracing;
 use crate::config::{Limits, Options, Secret};
 use crate::proto::{Connect, Info};
 
@@ -33,7 +34,7 @@ pub struct Settings {
     /// Bytes of output that all connections of the shard together may have queued.
     pub(super) memory_bytes_max: usize,
     /// Log every operation.
-    pub(super) trace: bool,
+    pub(super) tracing: Option<Tracing>,
     users: HashMap<String, Login>,
     token: Option<Secret>,
     guest: Option<Rc<User>>,
@@ -80,7 +81,7 @@ impl Settings {
             write_deadline_ns: options.write_deadline_ms.saturating_mul(NS_PER_MS),
             auth_timeout_ns: auth.timeout_ms.saturating_mul(NS_PER_MS),
             memory_bytes_max,
-            trace: options.log.trace,
+            tracing: Tracing::new(&options.log),
             guest: guest.map(|login| Rc::clone(&login.user)),
             users,
             token: auth.token.clone(),
