@@ -399,7 +399,8 @@ Server Options:
     -t                               Test configuration and exit
     -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
                                      (ldm, stop, quit, term, reopen, reload);
-                                     <pid> is a process id or the path of a pid file
+                                     <pid> is a process id, the path of a pid file, or
+                                     the beginning of ids and a *
         --client_advertise <string>  Client address to advertise to other servers
 
 Performance Options:

@@ -301,8 +301,12 @@ impl Running<'_> {
                     }
                 }
                 Request::ReopenLog => {
-                    self.log.reopen();
-                    info!("File log re-opened");
+                    if self.options.log.file.is_some() {
+                        self.log.reopen();
+                        info!("File log re-opened");
+                    } else {
+                        info!("File log re-open ignored, not a file logger");
+                    }
                 }
                 Request::LameDuck if is_lame_duck => {}
                 Request::LameDuck => {
@@ -327,6 +331,10 @@ impl Running<'_> {
     /// Reads the configuration again and puts it in force: nothing of it if it is not valid, else
     /// all but what needs a restart.
     fn reload(&mut self) -> Result<(), StartError> {
+        if self.args.config.is_none() {
+            let reason = "can only reload config when a file is provided using -c or --config";
+            return Err(StartError::new(reason));
+        }
         let mut options = config::load(self.args)?;
         let kept = reload::keep_fixed(&self.options, &mut options);
         let changes = reload::changes(&self.options, &options);
