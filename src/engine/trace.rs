@@ -124,7 +124,7 @@ mod tests {
     fn content_is_cut_and_quoted_as_nats_server_does() {
         let tracing = |headers_only, bytes_max| Tracing { headers_only, bytes_max };
         let plain = message(b"hello \"you\"\n", 0);
-        let shown = |tracing: Tracing, publish| tracing.content(publish, true);
+        let shown = |tracing: Tracing, publish: &Publish<'_>| tracing.content(publish, true);
         assert_eq!(shown(tracing(false, 0), &plain).unwrap(), "\"hello \\\"you\\\"\\n\"");
         assert_eq!(shown(tracing(false, 5), &plain).unwrap(), "\"hello...\"");
         assert_eq!(shown(tracing(true, 0), &plain), None);
