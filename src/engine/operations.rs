@@ -448,18 +448,12 @@ impl Engine {
 
     /// Takes over a new configuration: who is no longer allowed is cut, what is no longer
     /// permitted ends, who is owed more than `max_pending` now is slow. New deadlines count from
-    /// here on, and clients are told if INFO says something else than before.
+    /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
-        let tell = !self.settings.has_same_info(&old);
         for id in self.conns.ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
-            let listens =
-                |conn: &super::Conn| conn.is_open() && conn.greeted && conn.connect.protocol >= 1;
-            if tell && self.conns.get(id).is_some_and(listens) {
-                self.send_info(id, false);
-            }
         }
         self.settle_deliveries();
     }

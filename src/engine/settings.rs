@@ -147,11 +147,6 @@ impl Settings {
         }
     }
 
-    /// Whether clients would be told the same.
-    pub(super) fn has_same_info(&self, other: &Self) -> bool {
-        self.info == other.info
-    }
-
     /// The INFO for one client, as JSON.
     pub(super) fn info(&self, peer: &Peer, lame_duck: bool, after_connect: bool) -> String {
         let mut info = self.info.clone();
