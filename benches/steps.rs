@@ -1,4 +1,5 @@
-//! What each step of a message's way costs: parsing, matching, and all of it without the kernel.
+//! What each step of a message's way costs: parsing, matching, rendering, a hop between shards, a
+//! change of interest; and all of it without the kernel.
 //!
 //! `cargo bench --bench steps [-- FILTER]`. Times are CPU times of the thread, so that others on
 //! the machine disturb as little as can be.
@@ -8,12 +9,16 @@
 mod scenarios;
 
 use std::hint::black_box;
+use std::rc::Rc;
 use std::time::Duration;
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use rustix::time::{ClockId, clock_gettime};
-use shardcast::proto::{Limits, Parsed, parse};
+use shardcast::config::Options;
+use shardcast::engine::{Engine, Identity, Record, Settings, ShardId};
+use shardcast::mesh::{DRAIN_RECORDS_MAX, LANE_RECORDS_MAX, Mesh};
+use shardcast::proto::{Limits, Op, Parsed, encode, parse};
 use shardcast::subject::Table;
 
 use scenarios::{Scenario, Sids, World, publish_with_header};
@@ -52,6 +57,10 @@ impl Measurement for ThreadTime {
 }
 
 const PAYLOADS: [usize; 3] = [16, 128, 1024];
+/// As much as a chunk of the reactor holds.
+const CHUNK_BYTES: usize = 64 * 1024;
+const LIMITS: Limits =
+    Limits { control_line_bytes_max: 4096, payload_bytes_max: 1024 * 1024, headers: true };
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -62,30 +71,32 @@ fn main() {
         .configure_from_args();
     parsing(&mut criterion);
     matching(&mut criterion);
+    rendering(&mut criterion);
+    hopping(&mut criterion);
+    changing_interest(&mut criterion);
     fanning_out(&mut criterion);
     the_rest(&mut criterion);
     criterion.final_summary();
 }
 
+fn publish(payload_bytes: usize) -> Vec<u8> {
+    format!("PUB bench.fan.out {payload_bytes}\r\n{}\r\n", "x".repeat(payload_bytes)).into_bytes()
+}
+
 /// Each operation as often as a chunk of the reactor holds it.
 fn parsing(criterion: &mut Criterion<ThreadTime>) {
-    let publish = |payload: usize| {
-        format!("PUB bench.fan.out {payload}\r\n{}\r\n", "x".repeat(payload)).into_bytes()
-    };
     let mut operations = Vec::from(PAYLOADS.map(|n| (format!("PUB {n} B"), publish(n))));
     operations.push(("HPUB 128 B".to_owned(), publish_with_header(128)));
     operations.push(("SUB".to_owned(), b"SUB bench.fan.out 1234\r\n".to_vec()));
-    let limits =
-        Limits { control_line_bytes_max: 4096, payload_bytes_max: 1024 * 1024, headers: true };
     let mut group = criterion.benchmark_group("parse");
     for (name, operation) in operations {
-        let count = (64 * 1024) / operation.len();
+        let count = CHUNK_BYTES / operation.len();
         let chunk = operation.repeat(count);
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut rest = chunk.as_slice();
-                while let Ok(Parsed::Op { op, used }) = parse(rest, &limits) {
+                while let Ok(Parsed::Op { op, used }) = parse(rest, &LIMITS) {
                     black_box(op);
                     rest = &rest[used..];
                 }
@@ -95,6 +106,7 @@ fn parsing(criterion: &mut Criterion<ThreadTime>) {
     }
 }
 
+/// A thousand subjects that have subscriptions (a hit), and as many that have none (a miss).
 fn matching(criterion: &mut Criterion<ThreadTime>) {
     let mut group = criterion.benchmark_group("match");
     let literal = |number: usize| format!("bench.{}.subject.{number}", number % 10);
@@ -104,28 +116,94 @@ fn matching(criterion: &mut Criterion<ThreadTime>) {
         2 => format!("*.{}.*.{number}", number % 10),
         _ => literal(number),
     };
-    let tables: [(&str, Vec<String>); 2] = [
-        ("literal among 100 k", (0..100_000).map(literal).collect()),
-        ("wildcards among 10 k", (0..10_000).map(wild).collect()),
+    // As long as the others, and different only where it is at its end or at its beginning.
+    let unknown = |number: usize| format!("bench.{}.subject.x{number}", number % 10);
+    let elsewhere = |number: usize| format!("other.x.subject.{number}");
+    type Subject<'a> = &'a dyn Fn(usize) -> String;
+    let tables: [(&str, Vec<String>, Subject<'_>); 2] = [
+        ("literals, 100 k", (0..100_000).map(literal).collect(), &unknown),
+        ("wildcards, 10 k", (0..10_000).map(wild).collect(), &elsewhere),
     ];
-    for (name, filters) in tables {
+    for (name, filters, missed) in tables {
         let mut table = Table::<u64>::with_seed(1);
         for filter in &filters {
             *table.entry(filter.as_bytes()) += 1;
         }
-        let mut rng = fastrand::Rng::with_seed(1);
-        let subjects: Vec<String> =
-            (0..1000).map(|_| literal(rng.usize(..filters.len()))).collect();
-        group.throughput(Throughput::Elements(subjects.len() as u64));
+        let count = |subjects: &[String]| {
+            let mut found = 0;
+            for subject in subjects {
+                table.for_each_match(subject.as_bytes(), |value| found += value);
+            }
+            found
+        };
+        for (outcome, subject) in [("hit", &literal as Subject<'_>), ("miss", missed)] {
+            let mut rng = fastrand::Rng::with_seed(1);
+            let subjects: Vec<String> =
+                (0..1000).map(|_| subject(rng.usize(..filters.len()))).collect();
+            assert_eq!(count(&subjects) > 0, outcome == "hit", "{name}");
+            group.throughput(Throughput::Elements(subjects.len() as u64));
+            group.bench_function(BenchmarkId::new(outcome, name), |bencher| {
+                bencher.iter(|| black_box(count(&subjects)));
+            });
+        }
+    }
+}
+
+/// MSG and HMSG as subscribers get them, each operation as often as one run holds it.
+fn rendering(criterion: &mut Criterion<ThreadTime>) {
+    let mut operations = Vec::from(PAYLOADS.map(|n| (format!("MSG {n} B"), publish(n))));
+    operations.push(("HMSG 128 B".to_owned(), publish_with_header(128)));
+    let mut group = criterion.benchmark_group("render");
+    for (name, operation) in operations {
+        let Ok(Parsed::Op { op: Op::Pub(message), .. }) = parse(&operation, &LIMITS) else {
+            panic!("{name}: not a publish");
+        };
+        let count = CHUNK_BYTES / operation.len();
+        let mut out = Vec::new();
+        group.throughput(Throughput::Elements(count as u64));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let mut found = 0;
-                for subject in &subjects {
-                    table.for_each_match(subject.as_bytes(), |value| found += value);
+                out.clear();
+                for _ in 0..count {
+                    encode::msg(&mut out, black_box(&message), b"1234", true);
                 }
-                black_box(found)
+                black_box(out.len())
             });
         });
+    }
+}
+
+/// A record from one engine to the other's hands, both on this thread: answers to barriers, which
+/// are the smallest there are. See `lanes` for two threads.
+fn hopping(criterion: &mut Criterion<ThreadTime>) {
+    let settings = Settings::new(&Options::default(), &Identity::default(), usize::MAX);
+    let mut engine = Engine::new(ShardId(0), 2, Rc::new(settings), 1);
+    let mut meshes = Mesh::all(2, LANE_RECORDS_MAX);
+    let (mut there, mut here) = (meshes.remove(1), meshes.remove(0));
+    let mut group = criterion.benchmark_group("lane hop");
+    for records in [1, DRAIN_RECORDS_MAX as u64] {
+        group.throughput(Throughput::Elements(records));
+        group.bench_function(format!("{records} in a turn"), |bencher| {
+            bencher.iter(|| {
+                for epoch in 1..=records {
+                    engine.on_record(ShardId(1), Record::Barrier { epoch });
+                }
+                here.publish(&mut engine, |_| {});
+                let mut seen = 0;
+                there.drain(
+                    |_, record| seen += u64::from(matches!(record, Record::Settled { .. })),
+                    |_| {},
+                );
+                assert_eq!(seen, records, "all have come");
+            });
+        });
+    }
+}
+
+/// SUB and UNSUB, of one operation each; with two shards the other one is told of both.
+fn changing_interest(criterion: &mut Criterion<ThreadTime>) {
+    for (wildcard, shards) in [(false, 1), (true, 1), (false, 2)] {
+        measure(criterion, "interest change", &Scenario::Churn { wildcard, shards });
     }
 }
 
@@ -157,9 +235,6 @@ fn the_rest(criterion: &mut Criterion<ThreadTime>) {
         Scenario::Requests { subjects: 4, payload_bytes: 16 },
         Scenario::Subjects { count, payload_bytes, wildcard: false },
         Scenario::Subjects { count, payload_bytes, wildcard: true },
-        Scenario::Churn { wildcard: false, shards: 1 },
-        Scenario::Churn { wildcard: true, shards: 1 },
-        Scenario::Churn { wildcard: false, shards: 2 },
     ] {
         measure(criterion, "other", &scenario);
     }

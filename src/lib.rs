@@ -15,8 +15,12 @@
 //!
 //! `ARCHITECTURE.md` has the whole picture.
 
+pub mod certificate;
 pub mod config;
+pub mod doctor;
 pub mod engine;
+pub mod histogram;
+pub mod host;
 pub mod mesh;
 pub mod proto;
 pub mod segment;

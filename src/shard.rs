@@ -15,14 +15,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    Action, ConnId, ConnSnapshot, Engine, Identity, Page, Peer, Settings, ShardId, Stats,
-    SubSnapshot,
+    Action, ConnId, ConnSnapshot, Engine, Identity, LaneFigures, Page, Peer, Settings, ShardId,
+    Stats, SubSnapshot,
 };
+use crate::histogram::Histogram;
 use crate::mesh::Mesh;
-use crate::uring::{Bell, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
+use crate::uring::{
+    self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
+};
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
@@ -60,6 +64,8 @@ pub enum Control {
     Stop,
     /// Say how things are.
     Report(Sender<Report>),
+    /// Say how it works.
+    Figures(Sender<Figures>),
     /// Show a page of the open connections.
     Conns {
         /// The slot it begins at.
@@ -100,6 +106,34 @@ pub struct Report {
     pub subscriptions: usize,
     /// Subjects whose receivers it remembers.
     pub cached_subjects: usize,
+}
+
+/// How a shard works: what is counted for the whole of it, never for a connection.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// How things are.
+    pub report: Report,
+    /// When this was so, in nanoseconds since the start.
+    pub at_ns: u64,
+    /// What of io_uring it uses.
+    pub tier: Tier,
+    /// Processor time that its thread has used.
+    pub cpu: Duration,
+    /// What its reactor has done.
+    pub reactor: uring::Counters,
+    /// Nanoseconds of each turn with something to do, without the time in the kernel.
+    pub turn_ns: Histogram,
+    /// Nanoseconds from the arrival of the oldest input that a send answers to, on whatever
+    /// shard, to the end of the turn that sends it.
+    pub delay_ns: Histogram,
+    /// Bytes of output that are queued or with the kernel; what connections share counts once.
+    pub output_bytes: usize,
+    /// Connections that are not read from because of back-pressure.
+    pub braked_conns: usize,
+    /// How often it had to wake another shard for records or for room.
+    pub rings: u64,
+    /// Its lanes, each with the shard it goes to.
+    pub lanes: Vec<(ShardId, LaneFigures)>,
 }
 
 /// How many connections each shard has: where the next one goes.
@@ -192,8 +226,9 @@ pub struct Shard {
     memory_bytes_max: usize,
     started: Instant,
     now: Instant,
-    /// Arrived, but not yet handled.
-    inbox: VecDeque<Event>,
+    /// Arrived, but not yet handled, each with the time of its turn in nanoseconds.
+    inbox: VecDeque<(u64, Event)>,
+    turn_ns: Histogram,
     listener: Option<ListenerId>,
     accept_again: Option<Instant>,
     /// The number of the connection accepted last.
@@ -231,6 +266,7 @@ impl Shard {
             started: parts.started,
             now: parts.started,
             inbox: VecDeque::new(),
+            turn_ns: Histogram::default(),
             listener,
             accept_again: None,
             last_cid: 0,
@@ -250,42 +286,54 @@ impl Shard {
         while !self.is_done() {
             self.reactor.turn(wait, &mut events)?;
             self.mesh.wake();
-            self.read_clock();
+            let began = self.read_clock();
+            let mut is_busy = !events.is_empty() || !self.inbox.is_empty();
             if !events.is_empty() {
                 self.busy_until = self.now + self.spin;
             }
             for event in events.drain(..) {
-                self.on_event(event);
+                self.on_event(event, began);
             }
-            self.take_input();
+            self.take_input(began);
             self.obey();
-            let more = self.take_records();
+            let (any, more) = self.take_records();
+            is_busy |= any;
             self.engine.tick();
             self.accept_if_rested();
             self.engine.end_turn();
             // First, for room on a lane lets publishers go on.
             let behind = self.publish();
-            self.act();
+            is_busy |= self.act();
             self.report_drained();
             wait = self.next_wait(more, behind);
+            if is_busy {
+                let ended = self.ns_since_start(clock());
+                self.turn_ns.add(ended.saturating_sub(began), 1);
+                self.engine.depart(ended);
+            }
         }
         Ok(())
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the shard reads the clock once a turn")]
-    fn read_clock(&mut self) {
-        self.now = Instant::now();
-        let since_start = self.now.duration_since(self.started).as_nanos();
-        self.engine.set_now(u64::try_from(since_start).unwrap_or(u64::MAX));
+    /// Tells everybody what time it is; also the caller.
+    fn read_clock(&mut self) -> u64 {
+        self.now = clock();
+        let now = self.ns_since_start(self.now);
+        self.engine.set_now(now);
+        now
+    }
+
+    fn ns_since_start(&self, time: Instant) -> u64 {
+        u64::try_from(time.duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn is_done(&self) -> bool {
         self.stop_by.is_some_and(|by| self.sockets == 0 || by <= self.now)
     }
 
-    fn on_event(&mut self, event: Event) {
+    fn on_event(&mut self, event: Event, now: u64) {
         match event {
-            Event::Received { .. } | Event::Ended { .. } => self.inbox.push_back(event),
+            Event::Received { .. } | Event::Ended { .. } => self.inbox.push_back((now, event)),
             Event::Sent { socket, bytes, batch } => {
                 self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
             }
@@ -312,10 +360,11 @@ impl Shard {
     }
 
     /// Hands a bounded amount of what has arrived to the engine.
-    fn take_input(&mut self) {
+    fn take_input(&mut self, now: u64) {
         let mut taken_bytes = 0;
         while taken_bytes < INPUT_BYTES_PER_TURN {
-            let Some(event) = self.inbox.pop_front() else { return };
+            let Some((arrived, event)) = self.inbox.pop_front() else { break };
+            self.engine.set_arrived(arrived);
             match event {
                 Event::Received { socket, chunk } => {
                     taken_bytes += chunk.len();
@@ -328,9 +377,11 @@ impl Shard {
                 _ => unreachable!("the inbox holds input"),
             }
         }
+        self.engine.set_arrived(now);
     }
 
-    fn take_records(&mut self) -> bool {
+    /// Whether there were any, and whether there may be more.
+    fn take_records(&mut self) -> (bool, bool) {
         let Self { mesh, engine, reactor, addresses, .. } = self;
         let mut any = false;
         let more = mesh.drain(
@@ -343,12 +394,14 @@ impl Shard {
         if any {
             self.busy_until = self.now + self.spin;
         }
-        more
+        (any, more)
     }
 
-    /// Carries out what the engine wants.
-    fn act(&mut self) {
+    /// Carries out what the engine wants; says whether that was anything.
+    fn act(&mut self) -> bool {
+        let mut any = false;
         while let Some(action) = self.engine.next_action() {
+            any = true;
             match action {
                 Action::Flush(conn) => {
                     if let Some(pieces) = self.engine.take_batch(conn) {
@@ -364,6 +417,7 @@ impl Shard {
                 Action::Resume(conn) => self.reactor.read(socket_id(conn)),
             }
         }
+        any
     }
 
     /// Shows the other shards what was staged for them. True if not all of it had room.
@@ -415,6 +469,7 @@ impl Shard {
                 }
                 // Whoever asked may have given up.
                 Control::Report(to) => drop(to.try_send(self.report())),
+                Control::Figures(to) => drop(to.try_send(self.figures())),
                 Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
                 Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
             }
@@ -429,6 +484,29 @@ impl Shard {
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let cpu = clock_gettime(ClockId::ThreadCPUTime);
+        let others = (0..).map(ShardId).take(self.addresses.len()).filter(|to| *to != self.id);
+        let lane = |to: ShardId| {
+            let lane = self.engine.lane(to);
+            let waiting_records = lane.waiting_records + self.mesh.waiting(to);
+            (to, LaneFigures { waiting_records, ..lane })
+        };
+        Figures {
+            report: self.report(),
+            at_ns: self.ns_since_start(self.now),
+            tier: self.reactor.tier(),
+            cpu: Duration::try_from(cpu).unwrap_or_default(),
+            reactor: self.reactor.counters(),
+            turn_ns: self.turn_ns.clone(),
+            delay_ns: self.engine.delays().clone(),
+            output_bytes: self.engine.output_bytes(),
+            braked_conns: self.engine.braked_conns(),
+            rings: self.mesh.rings(),
+            lanes: others.map(lane).collect(),
         }
     }
 
@@ -495,6 +573,11 @@ impl Shard {
             self.reactor.stop_listening(listener);
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "read as a turn begins, and as it ends")]
+fn clock() -> Instant {
+    Instant::now()
 }
 
 fn conn_id(socket: SocketId) -> ConnId {

@@ -116,6 +116,51 @@ fn file(dir: &Path, content: &str) -> String {
 }
 
 #[test]
+fn the_doctor_prints_a_table_and_ends_with_the_worst_verdict() {
+    let (code, table, stderr) = run(&["doctor"]);
+    assert_eq!(stderr, "");
+    let has = |word: &str| table.lines().any(|line| line.starts_with(word));
+    let worst = if has("FAIL  ") { 2 } else { i32::from(has("warn  ")) };
+    assert_eq!(code, Some(worst), "{table}");
+    for check in ["kernel", "io_uring", "locked memory", "CPU quota", "net.core.somaxconn"] {
+        assert!(table.lines().any(|line| line[4..].trim_start().starts_with(check)), "{table}");
+    }
+    let mends = table.lines().filter(|line| line.trim_start().starts_with("mend: ")).count();
+    let bad = table.lines().filter(|line| line.starts_with("warn ") || line.starts_with("FAIL "));
+    assert_eq!(bad.count(), mends, "{table}");
+}
+
+#[test]
+fn the_doctors_json_says_the_same() {
+    let (code, json, _) = run(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let rank = |verdict: &serde_json::Value| {
+        ["pass", "warn", "fail"].iter().position(|word| verdict == word).unwrap()
+    };
+    let findings = report["findings"].as_array().unwrap();
+    let worst = findings.iter().map(|finding| rank(&finding["verdict"])).max().unwrap();
+    assert_eq!(rank(&report["verdict"]), worst);
+    assert_eq!(code, Some(i32::try_from(worst).unwrap()));
+    for finding in findings {
+        let is_bad = rank(&finding["verdict"]) > 0;
+        assert_eq!((finding["costs"].is_string(), finding["mend"].is_string()), (is_bad, is_bad));
+    }
+}
+
+#[test]
+fn a_doctor_called_wrongly_does_not_look_like_a_verdict() {
+    for args in [&["doctor", "--jsno"][..], &["doctor", "no-such-card"]] {
+        let (code, stdout, stderr) = run(args);
+        assert_eq!((code, stdout.as_str()), (Some(3), ""), "{stderr}");
+        assert!(!stderr.is_empty());
+    }
+    assert_eq!(run(&["doctor", "--help"]).0, Some(0));
+    let (code, _, stderr) = run(&["-p", "1", "doctor"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("none of the server's flags"), "{stderr}");
+}
+
+#[test]
 fn the_version_is_printed_by_flag_and_by_word() {
     let wanted = format!("shardcast: v{}\n", env!("CARGO_PKG_VERSION"));
     for arg in ["-v", "--version", "version"] {

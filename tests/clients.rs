@@ -8,8 +8,9 @@ use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, PublishErrorKind,
     RequestErrorKind, Subscriber,
 };
+use broker::peers::{ask_until_answered, meet, next, within};
 use broker::wire::Wire;
-use broker::{Broker, PATIENCE, on_each_shard_count, shard_counts};
+use broker::{Broker, on_each_shard_count, shard_counts};
 use futures::channel::mpsc;
 use futures::future::try_join_all;
 use futures::{FutureExt, StreamExt};
@@ -373,33 +374,6 @@ async fn connect_many(broker: &Broker, count: usize) -> Vec<Client> {
     try_join_all(connecting).await.expect("the broker takes every client")
 }
 
-/// Makes what `caller` subscribed to hold where `publisher` publishes.
-///
-/// async-nats cannot wait for a PONG: its `flush` only empties its own buffer. But the publisher
-/// answers a request that the caller made after its subscriptions, and interest travels in order
-/// with messages.
-async fn meet(caller: &Client, publisher: &Client) {
-    let subject = publisher.new_inbox();
-    let mut calls = publisher.subscribe(subject.clone()).await.expect("connected");
-    let answer = async {
-        let call = next(&mut calls).await;
-        let reply = call.reply.expect("a request has a reply subject");
-        publisher.publish(reply, "".into()).await.expect("connected");
-    };
-    futures::join!(answer, ask_until_answered(caller, &subject, ""));
-}
-
-/// Asks again while nobody listens yet.
-async fn ask_until_answered(client: &Client, subject: &str, question: &'static str) -> Message {
-    loop {
-        match client.request(subject.to_owned(), question.into()).await {
-            Ok(answer) => return answer,
-            Err(error) if error.kind() == RequestErrorKind::NoResponders => {}
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
 async fn sends_to_itself(client: &Client) {
     let mut inbox = client.subscribe("self").await.expect("connected");
     client.publish("self", "me".into()).await.expect("connected");
@@ -413,10 +387,6 @@ async fn refused(broker: &Broker, options: ConnectOptions) {
 
 async fn wait_for(happened: &mut mpsc::UnboundedReceiver<Event>, event: Event) {
     while within(happened.next()).await.expect("the client lives") != event {}
-}
-
-async fn next(subscriber: &mut Subscriber) -> Message {
-    within(subscriber.next()).await.expect("the subscription goes on")
 }
 
 /// What has arrived already.
@@ -436,8 +406,4 @@ fn text(message: &Message) -> String {
 /// Bytes that differ from place to place and from round to round.
 fn pattern(round: usize) -> impl Iterator<Item = u8> {
     (round..).map(|at| u8::try_from((at * 31 + at / 251) % 256).expect("below 256"))
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
 }

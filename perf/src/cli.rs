@@ -1,11 +1,13 @@
 //! The command line: every option with its default and unit.
 
-use crate::client::{Identity, Target};
+use crate::client::{Access, Identity, Target};
 use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan, Workload};
-use crate::probe::{RoundTrips, Storm};
+use crate::measure::Work;
+use crate::probe::{RoundTrips, Storm, Subscribing};
 use crate::server::Started;
+use crate::tls::{Tls, TlsArgs};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,6 +34,14 @@ pub(crate) enum Command {
     Connect(One<ConnectArgs>),
     /// Hold many idle connections; the server's memory for each
     Idle(One<IdleArgs>),
+    /// Make very many subscriptions; rate, and the server's memory for each
+    Subs(One<SubsArgs>),
+    /// The most that sending can reach: one thread pours prepared deliveries to all subscribers
+    /// through the broker's own reactor; its CPU, in the place of a server's
+    Ceiling(CeilingArgs),
+    /// What `ceiling` starts and measures.
+    #[command(hide = true)]
+    Pour(PourArgs),
     /// Compare servers: each scenario on each server in turn, several times.
     Compare(CompareArgs),
 }
@@ -53,7 +63,7 @@ pub(crate) struct One<T: Args> {
 /// Which server, and as whom.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TargetArgs {
-    /// nats://user:pass@host:port, or a list with commas
+    /// nats://user:pass@host:port or tls://…, or a list with commas
     #[arg(long, default_value = "nats://127.0.0.1:4222", conflicts_with = "server")]
     url: String,
     /// Start this server and stop it at the end: 'COMMAND with {port}'
@@ -62,26 +72,30 @@ pub(crate) struct TargetArgs {
     /// Process id of the server, for its CPU and memory
     #[arg(long, conflicts_with = "server")]
     pid: Option<u32>,
-    /// Credentials of the user
+    /// What gets a client in.
     #[command(flatten)]
-    identity: IdentityArgs,
+    access: AccessArgs,
 }
 
-/// Credentials.
+/// Credentials and TLS.
 #[derive(Clone, Debug, Default, Args)]
-pub(crate) struct IdentityArgs {
+pub(crate) struct AccessArgs {
     /// Credentials file (JWT and seed)
     #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
     creds: Option<String>,
     /// File with the user's nkey seed
     #[arg(long, value_name = "FILE")]
     nkey: Option<String>,
+    /// How to speak TLS.
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
-impl IdentityArgs {
+impl AccessArgs {
     /// Reads the files.
-    pub(crate) fn load(&self) -> Outcome<Identity> {
-        Identity::load(self.creds.as_deref(), self.nkey.as_deref())
+    pub(crate) fn load(&self) -> Outcome<Access> {
+        let identity = Identity::load(self.creds.as_deref(), self.nkey.as_deref())?;
+        Ok(Access { identity, tls: Tls::load(&self.tls)? })
     }
 }
 
@@ -98,9 +112,9 @@ pub(crate) struct Subject {
 impl TargetArgs {
     /// Starts the server if that was asked for.
     pub(crate) fn prepare(&self) -> Outcome<Subject> {
-        let identity = self.identity.load()?;
+        let access = self.access.load()?;
         if let Some(command) = &self.server {
-            return start(command, identity);
+            return start(command, access);
         }
         if let Some(pid) = self.pid
             && !PathBuf::from(format!("/proc/{pid}/stat")).exists()
@@ -108,15 +122,15 @@ impl TargetArgs {
             let cause = format!("there is no process {pid}");
             return Err(Fault::new(cause, "give --pid of the running server"));
         }
-        let target = Target::parse(&self.url, identity)?;
+        let target = Target::parse(&self.url, access)?;
         Ok(Subject { target, pid: self.pid, _started: None })
     }
 }
 
 /// Starts `command`, which listens on `{port}`.
-pub(crate) fn start(command: &str, identity: Identity) -> Outcome<Subject> {
-    let started = Started::start(command)?;
-    let target = Target::local(started.port(), identity);
+pub(crate) fn start(command: &str, access: Access) -> Outcome<Subject> {
+    let started = Started::start(command, &access)?;
+    let target = Target::local(started.port(), access);
     Ok(Subject { target, pid: Some(started.pid()), _started: Some(started) })
 }
 
@@ -153,9 +167,26 @@ pub(crate) struct LoadArgs {
     /// Subscribe to one wildcard on each connection in place of the subjects
     #[arg(long, conflicts_with = "fanout")]
     wildcard: bool,
+    /// Subscribe to as many wildcards as there are subjects in place of these, so that each
+    /// subject has 1 to 5 subscriptions
+    #[arg(long, conflicts_with = "fanout")]
+    overlapping: bool,
     /// Deal the subscribers to so many queue groups; 0: none
     #[arg(long, default_value_t = 0)]
     queue_groups: usize,
+    /// Give no two subscriptions the same sid
+    #[arg(long)]
+    own_sids: bool,
+    /// Deal the subjects to the publishers; otherwise all publish to all
+    #[arg(long)]
+    own_subjects: bool,
+    /// Open an idle connection before each subscribing one: a server that deals connections to two
+    /// threads in turn then has publisher and subscribers on different ones
+    #[arg(long)]
+    idle_between: bool,
+    /// Pairs of SUB and UNSUB per second on one more connection, during the load
+    #[arg(long, default_value_t = 0.0)]
+    churn: f64,
     /// First token of all subjects
     #[arg(long, default_value = "perf")]
     subject: String,
@@ -165,6 +196,9 @@ pub(crate) struct LoadArgs {
     /// Header block in bytes; 0: no headers
     #[arg(long, default_value = "0", value_parser = parse_bytes)]
     headers: usize,
+    /// Reply subject in bytes (8 or more); 0: none
+    #[arg(long, default_value = "0", value_parser = parse_bytes)]
+    reply: usize,
     /// Check that each subscriber gets each publisher's messages in order
     #[arg(long)]
     verify: bool,
@@ -203,13 +237,19 @@ impl LoadArgs {
             subjects: self.subjects,
             fanout: self.fanout.unwrap_or(usual),
             wildcard: self.wildcard,
+            overlapping: self.overlapping,
+            own_sids: self.own_sids,
+            own_subjects: self.own_subjects,
+            idle_between: self.idle_between,
+            churn_rate: self.churn,
             queue_groups: self.queue_groups,
             prefix: self.subject.clone(),
             payload_bytes: self.payload,
             header_bytes: self.headers,
+            reply_bytes: self.reply,
             verify: self.verify,
         };
-        workload.check(matches!(pace, Pace::Open { .. }))?;
+        workload.check(pace)?;
         Ok(Plan {
             workload,
             pace,
@@ -222,12 +262,10 @@ impl LoadArgs {
     }
 }
 
-/// A load that this program can run.
-pub(crate) trait Load {
-    /// What to run.
-    fn plan(&self) -> Outcome<Plan>;
-    /// How late the generator may be at its 99th percentile, in microseconds.
-    fn lag_max_us(&self) -> f64;
+/// Options that say what to measure.
+pub(crate) trait Measures {
+    /// What they say.
+    fn work(&self) -> Outcome<Work>;
 }
 
 /// Options of `throughput`.
@@ -242,13 +280,10 @@ pub(crate) struct ThroughputArgs {
     window: usize,
 }
 
-impl Load for ThroughputArgs {
-    fn plan(&self) -> Outcome<Plan> {
-        self.load.plan(Pace::Closed { window_bytes: self.window as u64 })
-    }
-
-    fn lag_max_us(&self) -> f64 {
-        f64::INFINITY
+impl Measures for ThroughputArgs {
+    fn work(&self) -> Outcome<Work> {
+        let plan = self.load.plan(Pace::Closed { window_bytes: self.window as u64 })?;
+        Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }
 
@@ -266,17 +301,62 @@ pub(crate) struct LatencyArgs {
     lag_max: Duration,
 }
 
-impl Load for LatencyArgs {
-    fn plan(&self) -> Outcome<Plan> {
+impl Measures for LatencyArgs {
+    fn work(&self) -> Outcome<Work> {
         if !self.rate.is_finite() || self.rate <= 0.0 {
             return Err(Fault::new("the rate is not positive", "give --rate above 0"));
         }
-        self.load.plan(Pace::Open { rate: self.rate })
+        let plan = self.load.plan(Pace::Open { rate: self.rate })?;
+        Ok(Work::Load { plan, lag_max_us: self.lag_max.as_secs_f64() * 1e6 })
     }
+}
 
-    fn lag_max_us(&self) -> f64 {
-        self.lag_max.as_secs_f64() * 1e6
+/// Options of `ceiling`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CeilingArgs {
+    /// What to deliver to whom.
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Bytes that the slowest subscriber may be behind; see throughput
+    #[arg(long, default_value = "4MiB", value_parser = parse_bytes)]
+    window: usize,
+    /// Bytes sent to a subscriber at once, at most
+    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
+    batch: usize,
+    /// Where the results go.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl Measures for CeilingArgs {
+    fn work(&self) -> Outcome<Work> {
+        let (window_bytes, batch_bytes) = (self.window as u64, self.batch as u64);
+        let plan = self.load.plan(Pace::Poured { window_bytes, batch_bytes })?;
+        Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
+}
+
+/// Options of `pour`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PourArgs {
+    /// Port to listen on, on the loopback interface
+    #[arg(long)]
+    pub(crate) port: u16,
+    /// Subscribers that will come
+    #[arg(long)]
+    pub(crate) subs: usize,
+    /// Payload in bytes
+    #[arg(long)]
+    pub(crate) payload: usize,
+    /// Header block in bytes; 0: no headers
+    #[arg(long)]
+    pub(crate) headers: usize,
+    /// Reply subject in bytes; 0: none
+    #[arg(long)]
+    pub(crate) reply: usize,
+    /// Bytes sent to a subscriber at once, at most
+    #[arg(long)]
+    pub(crate) batch: usize,
 }
 
 /// Options of `rtt`.
@@ -302,20 +382,19 @@ pub(crate) struct RttArgs {
     duration: Duration,
 }
 
-impl RttArgs {
-    /// What to do.
-    pub(crate) fn plan(&self) -> Outcome<RoundTrips> {
+impl Measures for RttArgs {
+    fn work(&self) -> Outcome<Work> {
         if self.rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
             return Err(Fault::new("the rate is not positive", "give --rate above 0"));
         }
-        Ok(RoundTrips {
+        Ok(Work::RoundTrips(RoundTrips {
             requesters: self.requesters,
             responders: self.responders,
             payload_bytes: self.payload,
             rate: self.rate,
             warmup: self.warmup,
             duration: self.duration,
-        })
+        }))
     }
 }
 
@@ -342,17 +421,37 @@ pub(crate) struct IdleArgs {
 }
 
 impl ConnectArgs {
-    /// What to do.
-    pub(crate) fn plan(&self) -> Storm {
-        let (conns, concurrency) = (self.conns, self.concurrency);
-        Storm { conns, concurrency, settle: Duration::ZERO }
+    fn storm(&self, settle: Duration) -> Work {
+        Work::Storm(Storm { conns: self.conns, concurrency: self.concurrency, settle })
     }
 }
 
-impl IdleArgs {
-    /// What to do.
-    pub(crate) fn plan(&self) -> Storm {
-        Storm { settle: self.settle, ..self.connect.plan() }
+impl Measures for ConnectArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(self.storm(Duration::ZERO))
+    }
+}
+
+impl Measures for IdleArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(self.connect.storm(self.settle))
+    }
+}
+
+/// Options of `subs`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SubsArgs {
+    /// Subscriptions to make, each to a subject of its own
+    #[arg(long, default_value_t = 1_000_000)]
+    count: usize,
+    /// How long the server rests before its memory is read; 0: it is not read
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    settle: Duration,
+}
+
+impl Measures for SubsArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(Work::Subscribing(Subscribing { count: self.count, settle: self.settle }))
     }
 }
 
@@ -368,19 +467,22 @@ pub(crate) struct CompareArgs {
     /// Runs of each scenario on each server
     #[arg(long, default_value_t = 3)]
     pub(crate) runs: usize,
-    /// Measured window of each run of a suite
+    /// Measure the ceiling of each fan-out too, as one more server
+    #[arg(long)]
+    pub(crate) ceiling: bool,
+    /// Measured window of each throughput, latency and rtt
     #[arg(long, value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
     /// Options for every scenario, before its own
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) with: Option<String>,
-    /// Credentials of the user
+    /// What gets a client in.
     #[command(flatten)]
-    pub(crate) identity: IdentityArgs,
+    pub(crate) access: AccessArgs,
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
-    /// A scenario: 'NAME: throughput …' or 'NAME: latency …', with options; NAME is optional
+    /// A scenario: 'NAME: throughput …', or latency, rtt, connect, idle, subs; NAME is optional
     #[arg(value_name = "SCENARIO")]
     pub(crate) scenarios: Vec<String>,
 }
@@ -391,27 +493,36 @@ pub(crate) struct CompareArgs {
 pub(crate) struct ScenarioCli {
     /// What to do.
     #[command(subcommand)]
-    pub(crate) load: ScenarioLoad,
+    pub(crate) command: Measurement,
 }
 
-/// The loads that can be compared.
+/// The measurements that can be compared; see [`Command`].
 #[derive(Debug, Subcommand)]
 #[command(args_override_self = true)]
-pub(crate) enum ScenarioLoad {
-    /// See [`Command::Throughput`].
+pub(crate) enum Measurement {
     #[command(args_override_self = true)]
     Throughput(ThroughputArgs),
-    /// See [`Command::Latency`].
     #[command(args_override_self = true)]
     Latency(LatencyArgs),
+    #[command(args_override_self = true)]
+    Rtt(RttArgs),
+    #[command(args_override_self = true)]
+    Connect(ConnectArgs),
+    #[command(args_override_self = true)]
+    Idle(IdleArgs),
+    #[command(args_override_self = true)]
+    Subs(SubsArgs),
 }
 
-impl ScenarioLoad {
-    /// The load behind the name.
-    pub(crate) fn load(&self) -> &dyn Load {
+impl Measures for Measurement {
+    fn work(&self) -> Outcome<Work> {
         match self {
-            Self::Throughput(args) => args,
-            Self::Latency(args) => args,
+            Self::Throughput(args) => args.work(),
+            Self::Latency(args) => args.work(),
+            Self::Rtt(args) => args.work(),
+            Self::Connect(args) => args.work(),
+            Self::Idle(args) => args.work(),
+            Self::Subs(args) => args.work(),
         }
     }
 }

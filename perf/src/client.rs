@@ -2,28 +2,54 @@
 
 use crate::clock::Clock;
 use crate::fault::{Fault, Outcome};
+use crate::tls::{Session, Tls, TlsArgs};
 use crate::wire::{self, Scanner, ServerInfo};
+use nkeys::KeyPair;
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio_uring::buf::BoundedBuf as _;
 use tokio_uring::net::TcpStream;
 
 /// Room for INFO and the answers of the handshake.
 const HANDSHAKE_BUFFER_BYTES: usize = 16 * 1024;
+/// What is read at once of a connection that speaks TLS: four records.
+const SECRET_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Where to connect, and as whom. Cheap to share between threads.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     /// The servers; connection `n` goes to server `n` modulo their number.
     servers: Vec<Server>,
-    identity: Identity,
+    access: Access,
+}
+
+/// What gets a client in: who it is, and how it speaks TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    /// Who it is.
+    pub(crate) identity: Identity,
+    /// How it speaks TLS.
+    pub(crate) tls: Tls,
+}
+
+impl Access {
+    /// Nobody in particular.
+    pub(crate) fn none() -> Outcome<Self> {
+        Ok(Self { identity: Identity::default(), tls: Tls::load(&TlsArgs::default())? })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Server {
+    /// Host and port.
     name: String,
+    /// Whether its URL wants TLS.
+    tls: bool,
     address: SocketAddr,
     login: Login,
 }
@@ -41,7 +67,7 @@ enum Login {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
     jwt: Option<String>,
-    seed: Option<String>,
+    key: Option<Arc<KeyPair>>,
 }
 
 impl Identity {
@@ -53,25 +79,31 @@ impl Identity {
         };
         if let Some(path) = creds {
             let text = read(path)?;
-            let (jwt, seed) = (block(&text, "JWT"), block(&text, "SEED"));
-            if jwt.is_none() || seed.is_none() {
+            let (Some(jwt), Some(seed)) = (block(&text, "JWT"), block(&text, "SEED")) else {
                 return Err(Fault::new(
                     format!("{path} holds no user JWT and seed"),
                     "make it with `nsc generate creds`, or give a bare seed with --nkey",
                 ));
-            }
-            return Ok(Self { jwt, seed });
+            };
+            return Ok(Self { jwt: Some(jwt), key: Some(key_of(path, &seed)?) });
         }
         let Some(path) = nkey else {
             return Ok(Self::default());
         };
-        let seed = read(path)?.lines().map(str::trim).find(|l| l.starts_with("SU")).map(Into::into);
-        if seed.is_none() {
+        let text = read(path)?;
+        let Some(seed) = text.lines().map(str::trim).find(|line| line.starts_with("SU")) else {
             let cause = format!("{path} holds no user seed (SU…)");
             return Err(Fault::new(cause, "make one with `nk -gen user`"));
-        }
-        Ok(Self { jwt: None, seed })
+        };
+        Ok(Self { jwt: None, key: Some(key_of(path, seed)?) })
     }
+}
+
+fn key_of(path: &str, seed: &str) -> Outcome<Arc<KeyPair>> {
+    let pair = KeyPair::from_seed(seed).map_err(|e| {
+        Fault::new(format!("{path}: the seed cannot be used: {e}"), "check --creds or --nkey")
+    })?;
+    Ok(Arc::new(pair))
 }
 
 /// The text between `-----BEGIN … KIND-----` and the next line of dashes.
@@ -83,17 +115,18 @@ fn block(text: &str, kind: &str) -> Option<String> {
 }
 
 impl Target {
-    /// Reads one URL or a list with commas: `nats://user:pass@host:port`, `host:port`, `host`.
-    pub(crate) fn parse(urls: &str, identity: Identity) -> Outcome<Self> {
+    /// Reads one URL or a list with commas: `nats://user:pass@host:port`, `tls://…`, `host:port`,
+    /// `host`.
+    pub(crate) fn parse(urls: &str, access: Access) -> Outcome<Self> {
         let servers: Vec<Server> = urls.split(',').map(parse_server).collect::<Outcome<_>>()?;
-        Ok(Self { servers, identity })
+        Ok(Self { servers, access })
     }
 
     /// The server on this machine's `port`.
-    pub(crate) fn local(port: u16, identity: Identity) -> Self {
+    pub(crate) fn local(port: u16, access: Access) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let server = Server { name: address.to_string(), address, login: Login::None };
-        Self { servers: vec![server], identity }
+        let name = address.to_string();
+        Self { servers: vec![Server { name, tls: false, address, login: Login::None }], access }
     }
 
     /// The servers as the user wrote them, without passwords.
@@ -101,9 +134,10 @@ impl Target {
         self.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(",")
     }
 
-    fn connect_line(&self, server: &Server, info: &ServerInfo) -> Outcome<String> {
+    fn connect_line(&self, server: &Server, info: &ServerInfo, tls: bool) -> Outcome<String> {
         let mut fields = serde_json::json!({
-            "verbose": false, "pedantic": false, "headers": info.headers, "protocol": 1,
+            "verbose": false, "pedantic": false, "tls_required": tls,
+            "headers": info.headers, "protocol": 1,
             "no_responders": info.headers, "name": "shardcast-perf", "lang": "rust",
             "version": env!("CARGO_PKG_VERSION"),
         });
@@ -115,18 +149,16 @@ impl Target {
                 fields["pass"] = pass.as_str().into();
             }
         }
-        if let Some(seed) = &self.identity.seed {
-            let unusable = |e: nkeys::error::Error| {
-                Fault::new(format!("the seed cannot be used: {e}"), "check --creds or --nkey")
-            };
-            let pair = nkeys::KeyPair::from_seed(seed).map_err(unusable)?;
-            let signature = pair.sign(info.nonce.as_bytes()).map_err(unusable)?;
+        if let Some(key) = &self.access.identity.key {
+            let signature = key.sign(info.nonce.as_bytes()).map_err(|e| {
+                Fault::new(format!("the nonce cannot be signed: {e}"), "check --creds or --nkey")
+            })?;
             use base64::Engine as _;
             let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
             fields["sig"] = engine.encode(signature).into();
-            match &self.identity.jwt {
+            match &self.access.identity.jwt {
                 Some(jwt) => fields["jwt"] = jwt.as_str().into(),
-                None => fields["nkey"] = pair.public_key().into(),
+                None => fields["nkey"] = key.public_key().into(),
             }
         }
         Ok(format!("CONNECT {fields}\r\nPING\r\n"))
@@ -138,10 +170,11 @@ fn parse_server(url: &str) -> Outcome<Server> {
         let cause = format!("the URL '{}' {why}", hide_login(url));
         Fault::new(cause, "write it as nats://user:pass@host:port or host:port")
     };
-    let rest = match url.trim().split_once("://") {
-        Some(("nats" | "tls", rest)) => rest,
-        Some(_) => return Err(bad("has another scheme than nats")),
-        None => url.trim(),
+    let (tls, rest) = match url.trim().split_once("://") {
+        Some(("nats", rest)) => (false, rest),
+        Some(("tls", rest)) => (true, rest),
+        Some(_) => return Err(bad("has another scheme than nats and tls")),
+        None => (false, url.trim()),
     };
     let (login, place) = match rest.trim_end_matches('/').rsplit_once('@') {
         None => (Login::None, rest.trim_end_matches('/')),
@@ -156,7 +189,7 @@ fn parse_server(url: &str) -> Outcome<Server> {
     let name = if has_port { place.to_owned() } else { format!("{place}:4222") };
     let mut addresses = name.to_socket_addrs().map_err(|e| bad(&format!("is no address ({e})")))?;
     let address = addresses.next().ok_or_else(|| bad("has no address"))?;
-    Ok(Server { name, address, login })
+    Ok(Server { name, tls, address, login })
 }
 
 /// A URL without its password, for messages.
@@ -196,6 +229,15 @@ impl Inbox {
 pub(crate) struct Conn {
     stream: Rc<TcpStream>,
     name: Rc<str>,
+    /// Who holds it writes: what two tasks write must not mingle.
+    turn: Rc<Mutex<()>>,
+    secret: Option<Rc<RefCell<Secret>>>,
+}
+
+/// A TLS session, and room for what the socket says.
+struct Secret {
+    session: Session,
+    received: Vec<u8>,
 }
 
 /// How long the steps of a connection took, in nanoseconds since the connect began.
@@ -217,13 +259,17 @@ impl Conn {
             .map_err(|e| unreachable(&e).at(&server.name))?;
         let connected_ns = clock.now_ns();
         stream.set_nodelay(true).map_err(|e| unreachable(&e).at(&server.name))?;
-        let conn = Self { stream: Rc::new(stream), name: server.name.as_str().into() };
+        let name = server.name.as_str().into();
+        let mut conn = Self { stream: Rc::new(stream), name, turn: Rc::default(), secret: None };
         let info = conn.handshake(target, server).await.map_err(|f| f.at(&server.name))?;
         Ok((conn, info, Steps { connected_ns, ready_ns: clock.now_ns() }))
     }
 
-    async fn handshake(&self, target: &Target, server: &Server) -> Outcome<ServerInfo> {
-        let mut inbox = Inbox::new(HANDSHAKE_BUFFER_BYTES);
+    async fn handshake(&mut self, target: &Target, server: &Server) -> Outcome<ServerInfo> {
+        let (mut inbox, tls) = (Inbox::new(HANDSHAKE_BUFFER_BYTES), &target.access.tls);
+        if tls.first {
+            self.encrypt(tls, server, &mut inbox).await?;
+        }
         let info = loop {
             if let Some(end) = memchr::memchr(b'\n', inbox.bytes()) {
                 let info = wire::parse_info(&inbox.bytes()[..end])?;
@@ -232,21 +278,67 @@ impl Conn {
             }
             self.fill(&mut inbox).await?;
         };
-        if info.tls_required {
-            return Err(Fault::new(
-                "the server wants TLS, which this tool does not speak yet",
-                "measure a port without TLS",
-            ));
+        let wanted = tls.wanted || server.tls;
+        if self.secret.is_none() && (info.tls_required || (info.tls_available && wanted)) {
+            self.encrypt(tls, server, &mut inbox).await?;
         }
-        if info.auth_required && server.login == Login::None && target.identity.seed.is_none() {
+        let is_secret = self.secret.is_some();
+        if wanted && !is_secret {
+            let remedy = "leave the tls options out, or switch TLS on in the server";
+            return Err(Fault::new("the server does not speak TLS", remedy));
+        }
+        let keyless = target.access.identity.key.is_none();
+        if info.auth_required && server.login == Login::None && keyless {
             return Err(Fault::new(
                 "the server wants credentials",
                 "give --url nats://user:pass@host:port, --creds or --nkey",
             ));
         }
-        self.write(target.connect_line(server, &info)?.into_bytes()).await?;
+        self.write(target.connect_line(server, &info, is_secret)?.into_bytes()).await?;
         self.await_pong(&mut inbox, &mut Scanner::new(0)).await?;
         Ok(info)
+    }
+
+    /// Goes on with TLS. What is in `inbox` came in clear, and nothing may have come behind INFO.
+    async fn encrypt(&mut self, tls: &Tls, server: &Server, inbox: &mut Inbox) -> Outcome<()> {
+        let host = server.name.rsplit_once(':').map_or(&*server.name, |(host, _)| host);
+        let session = tls.begin(host.trim_start_matches('[').trim_end_matches(']'))?;
+        let received = Vec::with_capacity(SECRET_BUFFER_BYTES);
+        let secret = Rc::new(RefCell::new(Secret { session, received }));
+        self.secret = Some(Rc::clone(&secret));
+        loop {
+            self.write_output(&secret).await?;
+            if !secret.borrow().session.is_handshaking() {
+                return Ok(());
+            }
+            self.receive_secret(&secret, inbox).await?;
+        }
+    }
+
+    /// Writes what TLS has to say.
+    async fn write_output(&self, secret: &RefCell<Secret>) -> Outcome<()> {
+        let _turn = self.turn.lock().await;
+        let output = secret.borrow_mut().session.output();
+        self.write_raw(output).await.map(|_| ())
+    }
+
+    /// Reads once; `inbox` may get nothing, or more than there is room for.
+    async fn receive_secret(&self, secret: &RefCell<Secret>, inbox: &mut Inbox) -> Outcome<()> {
+        let buffer = std::mem::take(&mut secret.borrow_mut().received);
+        let (read, buffer) = self.stream.read(buffer).await;
+        let bytes = self.arrived(read)?;
+        let mut secret = secret.borrow_mut();
+        let outcome = secret.session.receive(&buffer[..bytes], &mut inbox.held);
+        secret.received = buffer;
+        outcome.map_err(|fault| fault.at(&self.name))
+    }
+
+    fn arrived(&self, read: io::Result<usize>) -> Outcome<usize> {
+        match read {
+            Ok(0) => Err(closed("the server closed the connection").at(&self.name)),
+            Ok(bytes) => Ok(bytes),
+            Err(e) => Err(closed(&format!("reading failed ({e})")).at(&self.name)),
+        }
     }
 
     /// Reads until a PONG has come, ignoring messages.
@@ -261,8 +353,19 @@ impl Conn {
         }
     }
 
-    /// Reads once, behind what `inbox` holds. A closed connection is a failure.
-    pub(crate) async fn fill(&self, inbox: &mut Inbox) -> Outcome<usize> {
+    /// Reads more, behind what `inbox` holds. A closed connection is a failure.
+    pub(crate) async fn fill(&self, inbox: &mut Inbox) -> Outcome<()> {
+        if let Some(secret) = &self.secret {
+            let held = inbox.held.len();
+            while inbox.held.len() == held {
+                self.receive_secret(secret, inbox).await?;
+                // Keys may have to be changed.
+                if secret.borrow().session.has_output() {
+                    self.write_output(secret).await?;
+                }
+            }
+            return Ok(());
+        }
         let held = std::mem::take(&mut inbox.held);
         let start = held.len();
         if start == held.capacity() {
@@ -273,15 +376,25 @@ impl Conn {
         }
         let (read, slice) = self.stream.read(held.slice(start..)).await;
         inbox.held = slice.into_inner();
-        match read {
-            Ok(0) => Err(closed("the server closed the connection").at(&self.name)),
-            Ok(bytes) => Ok(bytes),
-            Err(e) => Err(closed(&format!("reading failed ({e})")).at(&self.name)),
-        }
+        self.arrived(read).map(|_| ())
     }
 
     /// Writes everything and gives the buffer back.
     pub(crate) async fn write(&self, bytes: Vec<u8>) -> Outcome<Vec<u8>> {
+        let _turn = self.turn.lock().await;
+        let Some(secret) = &self.secret else {
+            return self.write_raw(bytes).await;
+        };
+        let output = {
+            let session = &mut secret.borrow_mut().session;
+            session.send(&bytes);
+            session.output()
+        };
+        self.write_raw(output).await.map(|_| bytes)
+    }
+
+    /// Writes to the socket. Only for who has the turn.
+    async fn write_raw(&self, bytes: Vec<u8>) -> Outcome<Vec<u8>> {
         let (written, bytes) = self.stream.write_all(bytes).await;
         match written {
             Ok(()) => Ok(bytes),
@@ -339,9 +452,13 @@ pub(crate) fn await_server(
         let attempt = std::net::TcpStream::connect(server.address).and_then(|mut stream| {
             stream.set_read_timeout(Some(Duration::from_secs(1)))?;
             let mut start = [0; 5];
-            stream.read_exact(&mut start).map(|()| start)
+            if !target.access.tls.first {
+                stream.read_exact(&mut start)?;
+            }
+            Ok(start)
         });
         match attempt {
+            Ok(_) if target.access.tls.first => return Ok(()),
             Ok(start) if &start == b"INFO " => return Ok(()),
             Ok(_) => {
                 let cause = format!("{} does not speak NATS", server.name);
@@ -367,6 +484,7 @@ mod tests {
         let server = |url| parse_server(url).unwrap();
         assert_eq!(server("127.0.0.1:4333").address.port(), 4333);
         assert_eq!(server("127.0.0.1").address.port(), 4222);
+        assert!(server("tls://127.0.0.1").tls && !server("nats://127.0.0.1").tls);
         assert_eq!(server("nats://[::1]:5000/").address, "[::1]:5000".parse().unwrap());
         let login = server("nats://me:p@ss@127.0.0.1:1").login;
         assert_eq!(login, Login::Password("me".into(), "p@ss".into()));

@@ -3,10 +3,12 @@
 //! A machine's speed drifts, so the servers alternate within each scenario, each run gets a fresh
 //! server, and what is compared are medians.
 
-use crate::cli::{CompareArgs, ScenarioCli, ScenarioLoad, start};
+use crate::cli::{CompareArgs, Measures as _, ScenarioCli, start};
+use crate::client::Access;
 use crate::fault::{Fault, Outcome};
-use crate::load::{self, Plan, Seen, histogram};
-use crate::report::{LoadReport, Progress, human};
+use crate::load::histogram;
+use crate::measure::{Figures, Kind, Run, Work};
+use crate::report::{Progress, human};
 use crate::stats::{Summary, table};
 use clap::Parser as _;
 use hdrhistogram::Histogram;
@@ -20,6 +22,8 @@ pub(crate) enum Suite {
     Fanout,
     /// Latency at fixed rates
     Latency,
+    /// All that a broker is judged by: rates, memory, times, and what could spoil them
+    Limits,
     /// One short run of each kind, to see that all works
     Smoke,
 }
@@ -43,19 +47,59 @@ impl Suite {
             .iter()
             .map(|(name, options)| format!("{name}: latency --duration 5s {options}"))
             .collect(),
-            Self::Smoke => [
-                "1→2 128 B: throughput --subs 2 --verify",
-                "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify",
-                "100 subjects, headers: throughput --subjects 100 --subs 4 --headers 64 --verify",
-                "wildcard: throughput --subjects 10 --subs 2 --wildcard --verify",
-                "1→2, 2 k/s: latency --rate 2000 --subs 2 --verify --lag-max 100ms",
-            ]
-            .iter()
-            .map(|text| format!("{text} --warmup 100ms --duration 300ms"))
-            .collect(),
+            Self::Limits => LIMITS.iter().map(|text| (*text).to_owned()).collect(),
+            Self::Smoke => SMOKE.iter().map(|text| (*text).to_owned()).collect(),
         }
     }
 }
+
+const LIMITS: [&str; 24] = [
+    "1→1 16 B: throughput --payload 16",
+    "1→1 128 B: throughput",
+    "1→10 128 B: throughput --subs 10",
+    "1→100 16 B: throughput --subs 100 --payload 16",
+    "1→100 128 B: throughput --subs 100",
+    "1→100 1 KiB: throughput --subs 100 --payload 1KiB",
+    "1→100 16 KiB: throughput --subs 100 --payload 16KiB",
+    "1→100 64 KiB: throughput --subs 100 --payload 64KiB",
+    "1→1000 16 B: throughput --subs 1000 --payload 16",
+    "1→1000 128 B: throughput --subs 1000",
+    "1→100, own sids: throughput --subs 100 --own-sids",
+    "1→100, headers of 32 B: throughput --subs 100 --headers 32",
+    "1→100, replies of 32 B: throughput --subs 100 --reply 32",
+    "1→100, 10 k/s SUB and UNSUB: throughput --subs 100 --churn 10000",
+    "1→100, idle between: throughput --subs 100 --idle-between",
+    "10 times 1→10: throughput --pubs 10 --own-subjects --subjects 10 --subs 100 --fanout 10",
+    "queue group of 10: throughput --subs 10 --queue-groups 1",
+    "100,000 subjects: throughput --subs 10 --subjects 100000",
+    "10,000 wildcards, 1 to 5 match: throughput --subs 10 --subjects 10000 --overlapping",
+    "request and reply: rtt",
+    "1→100, 15 k/s: latency --subs 100 --rate 15000",
+    "1→1000, 1 k/s: latency --subs 1000 --rate 1000",
+    "10,000 idle connections: idle --conns 10000",
+    "1,000,000 subscriptions: subs",
+];
+
+const SMOKE: [&str; 11] = [
+    "1→2 128 B: throughput --subs 2 --verify --warmup 100ms --duration 300ms",
+    "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify \
+     --warmup 100ms --duration 300ms",
+    "100 subjects, headers: throughput --subjects 100 --subs 4 --headers 64 --verify \
+     --warmup 100ms --duration 300ms",
+    "wildcard: throughput --subjects 10 --subs 2 --wildcard --verify \
+     --warmup 100ms --duration 300ms",
+    "overlapping: throughput --subjects 50 --subs 7 --overlapping --own-sids --verify \
+     --warmup 100ms --duration 300ms",
+    "2 times 1→2, replies: throughput --pubs 2 --own-subjects --subjects 2 --subs 4 --fanout 2 \
+     --reply 32 --verify --warmup 100ms --duration 300ms",
+    "churn: throughput --subs 2 --churn 500 --idle-between --verify \
+     --warmup 100ms --duration 1s",
+    "1→2, 2 k/s: latency --rate 2000 --subs 2 --verify --lag-max 100ms \
+     --warmup 100ms --duration 300ms",
+    "round trips: rtt --warmup 100ms --duration 300ms",
+    "idle: idle --conns 100 --settle 100ms",
+    "subs: subs --count 10000 --settle 100ms",
+];
 
 fn fanout() -> Vec<String> {
     let mut scenarios = Vec::new();
@@ -73,27 +117,26 @@ fn fanout() -> Vec<String> {
 /// A scenario with its name.
 struct Scenario {
     name: String,
-    plan: Plan,
-    lag_max_us: f64,
+    work: Work,
 }
 
-/// Reads `[NAME:] throughput …`; `before` and `after` are options around its own.
+/// Reads `[NAME:] throughput …`. `before` and `after` are options around its own, for those
+/// measurements that have them.
 fn parse_scenario(text: &str, before: &str, after: &str) -> Outcome<Scenario> {
     let (name, command) = text.split_once(": ").unwrap_or((text, text));
-    let mut words = command.split_whitespace();
-    let kind = words.next().into_iter();
-    let all = kind.chain(before.split_whitespace()).chain(words).chain(after.split_whitespace());
-    let parsed: ScenarioLoad = ScenarioCli::try_parse_from(all)
-        .map_err(|e| {
-            let reason = e.to_string();
-            let reason = reason.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            let cause = format!("the scenario '{text}' cannot be read: {reason}");
-            Fault::new(cause, "write it like 'throughput --subs 10'; see throughput --help")
-        })?
-        .load;
-    let load = parsed.load();
-    let plan = load.plan().map_err(|fault| fault.at(name))?;
-    Ok(Scenario { name: name.to_owned(), plan, lag_max_us: load.lag_max_us() })
+    let (kind, own) = command.trim().split_once(' ').unwrap_or((command.trim(), ""));
+    let load = matches!(kind, "throughput" | "latency");
+    let before = if load { before } else { "" };
+    let after = if load || kind == "rtt" { after } else { "" };
+    let words = [kind, before, own, after].into_iter().flat_map(str::split_whitespace);
+    let parsed = ScenarioCli::try_parse_from(words).map_err(|e| {
+        let reason = e.to_string();
+        let reason = reason.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let cause = format!("the scenario '{text}' cannot be read: {reason}");
+        Fault::new(cause, "write it like 'throughput --subs 10'; see throughput --help")
+    })?;
+    let work = parsed.command.work().map_err(|fault| fault.at(name))?;
+    Ok(Scenario { name: name.to_owned(), work })
 }
 
 struct Server {
@@ -113,62 +156,67 @@ fn parse_server(text: &str) -> Outcome<Server> {
     }
 }
 
-/// All runs of one scenario on one server.
+/// All runs of one scenario on one server. See [`Figures`] for what each is.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry {
     /// The server's name.
     pub(crate) server: String,
-    /// Deliveries per second of the server's CPU.
+    /// Deliveries, or whatever is counted, per second of the server's CPU.
     pub(crate) per_server_cpu_s: Option<Summary>,
-    /// This program's own CPU per delivery, in nanoseconds.
+    /// This program's own CPU for each, in nanoseconds.
     pub(crate) generator_ns_each: Option<Summary>,
-    /// Deliveries per second.
-    pub(crate) delivered_per_s: Option<Summary>,
-    /// The median latency, in microseconds.
-    pub(crate) latency_p50_us: Option<Summary>,
-    /// The 99th percentile of the latency, in microseconds.
-    pub(crate) latency_p99_us: Option<Summary>,
-    /// The 99.9th percentile of the latency, in microseconds.
-    pub(crate) latency_p999_us: Option<Summary>,
+    /// Deliveries, or whatever is counted, per second.
+    pub(crate) per_s: Option<Summary>,
+    /// The median time, in microseconds.
+    pub(crate) time_p50_us: Option<Summary>,
+    /// The 99th percentile of the times, in microseconds.
+    pub(crate) time_p99_us: Option<Summary>,
+    /// The 99.9th percentile of the times, in microseconds.
+    pub(crate) time_p999_us: Option<Summary>,
+    /// The server's memory for each, in bytes.
+    pub(crate) server_bytes_each: Option<Summary>,
     /// Every run.
-    pub(crate) runs: Vec<LoadReport>,
-    /// The latencies of all runs, in nanoseconds.
+    pub(crate) runs: Vec<Run>,
+    /// The times of all runs, in nanoseconds.
     #[serde(skip)]
-    pub(crate) latency: Histogram<u64>,
+    pub(crate) times: Histogram<u64>,
 }
 
 impl Entry {
-    fn new(server: &Server) -> Self {
+    fn new(server: &str) -> Self {
         Self {
-            server: server.name.clone(),
+            server: server.to_owned(),
             per_server_cpu_s: None,
             generator_ns_each: None,
-            delivered_per_s: None,
-            latency_p50_us: None,
-            latency_p99_us: None,
-            latency_p999_us: None,
+            per_s: None,
+            time_p50_us: None,
+            time_p99_us: None,
+            time_p999_us: None,
+            server_bytes_each: None,
             runs: Vec::new(),
-            latency: histogram(),
+            times: histogram(),
         }
     }
 
-    fn add(&mut self, report: LoadReport, seen: &Seen) {
-        self.runs.push(report);
+    fn add(&mut self, run: Run, times: &Histogram<u64>) {
+        self.runs.push(run);
         // Both have the same bounds, so adding cannot fail.
-        let _ = self.latency.add(&seen.latency);
-        let runs = || self.runs.iter();
-        self.per_server_cpu_s = Summary::of(runs().filter_map(|run| run.per_server_cpu_s));
-        self.delivered_per_s = Summary::of(runs().map(|run| run.delivered_per_s));
-        self.generator_ns_each = Summary::of(runs().map(|run| run.generator_ns_each));
-        let latencies = || runs().filter_map(|run| run.latency_us);
-        self.latency_p50_us = Summary::of(latencies().map(|q| q.p50));
-        self.latency_p99_us = Summary::of(latencies().map(|q| q.p99));
-        self.latency_p999_us = Summary::of(latencies().map(|q| q.p999));
+        let _ = self.times.add(times);
+        let figures: Vec<Figures> = self.runs.iter().map(Run::figures).collect();
+        let sum =
+            |figure: fn(&Figures) -> Option<f64>| Summary::of(figures.iter().filter_map(figure));
+        self.per_server_cpu_s = sum(|f| f.per_server_cpu_s);
+        self.generator_ns_each = sum(|f| f.generator_ns_each);
+        self.per_s = sum(|f| f.per_s);
+        self.time_p50_us = sum(|f| f.times.map(|q| q.p50));
+        self.time_p99_us = sum(|f| f.times.map(|q| q.p99));
+        self.time_p999_us = sum(|f| f.times.map(|q| q.p999));
+        self.server_bytes_each = sum(|f| f.server_bytes_each);
     }
 
     /// Whether its figures may be used.
     pub(crate) fn is_valid(&self) -> bool {
-        self.runs.iter().all(|run| run.invalid.is_empty())
+        self.runs.iter().all(|run| run.invalid().is_empty())
     }
 }
 
@@ -186,7 +234,11 @@ fn slug(name: &str) -> String {
 pub(crate) struct Row {
     /// The scenario's name.
     pub(crate) scenario: String,
-    /// One entry per server, in the order they were given.
+    /// Which of its figures matter.
+    pub(crate) kind: Kind,
+    /// What its times are.
+    pub(crate) times: &'static str,
+    /// One entry per server, in the order they were given; the ceiling, if there is one, last.
     pub(crate) servers: Vec<Entry>,
 }
 
@@ -242,7 +294,7 @@ pub(crate) fn run(args: &CompareArgs, stop: &AtomicBool) -> Outcome<Comparison> 
     if scenarios.is_empty() {
         return Err(Fault::new("there is no scenario", "give --suite fanout, or scenarios"));
     }
-    let identity = args.identity.load()?;
+    let session = Session { args, servers: &servers, access: args.access.load()?, stop };
     let mut comparison = Comparison {
         machine: Machine::here(),
         commands: servers.iter().map(|s| (s.name.clone(), s.command.clone())).collect(),
@@ -250,37 +302,64 @@ pub(crate) fn run(args: &CompareArgs, stop: &AtomicBool) -> Outcome<Comparison> 
         interrupted: false,
     };
     for (number, scenario) in scenarios.iter().enumerate() {
-        let mut entries: Vec<Entry> = servers.iter().map(Entry::new).collect();
-        for run in 0..args.runs {
-            for (server, entry) in servers.iter().zip(&mut entries) {
-                let place = format!("{} on {}", scenario.name, server.name);
-                let mut progress = Progress::new(format!(
-                    "scenario {}/{}, run {}/{}: {place}",
-                    number + 1,
-                    scenarios.len(),
-                    run + 1,
-                    args.runs
-                ));
-                let subject = start(&server.command, identity.clone())?;
-                let seen =
-                    load::run(&scenario.plan, &subject.target, subject.pid, stop, &mut progress);
-                let seen = match seen {
-                    Err(_) if stop.load(Ordering::Relaxed) => break,
-                    other => other.map_err(|fault| fault.at(&place))?,
-                };
-                entry.add(LoadReport::new(&scenario.plan, &seen, scenario.lag_max_us), &seen);
-            }
-            comparison.interrupted = stop.load(Ordering::Relaxed);
-            if comparison.interrupted {
-                break;
-            }
-        }
-        comparison.rows.push(Row { scenario: scenario.name.clone(), servers: entries });
+        let label = format!("scenario {}/{}", number + 1, scenarios.len());
+        comparison.rows.push(session.run(scenario, &label)?);
+        comparison.interrupted = stop.load(Ordering::Relaxed);
         if comparison.interrupted {
             break;
         }
     }
     Ok(comparison)
+}
+
+/// The name of the ceiling in tables and files.
+const CEILING: &str = "ceiling";
+
+struct Session<'a> {
+    args: &'a CompareArgs,
+    servers: &'a [Server],
+    access: Access,
+    stop: &'a AtomicBool,
+}
+
+impl Session<'_> {
+    /// Runs one scenario on all servers in turn, and again, until it is done or stopped.
+    fn run(&self, scenario: &Scenario, label: &str) -> Outcome<Row> {
+        let ceiling = if self.args.ceiling { scenario.work.ceiling()? } else { None };
+        let mut entries: Vec<(&str, &Work, Entry)> = self
+            .servers
+            .iter()
+            .map(|server| (server.command.as_str(), &scenario.work, Entry::new(&server.name)))
+            .collect();
+        if let Some((work, command)) = &ceiling {
+            entries.push((command, work, Entry::new(CEILING)));
+        }
+        let mut row = Row {
+            scenario: scenario.name.clone(),
+            kind: scenario.work.kind(),
+            times: scenario.work.times(),
+            servers: Vec::new(),
+        };
+        'runs: for run in 1..=self.args.runs {
+            for (command, work, entry) in &mut entries {
+                let place = format!("{} on {}", scenario.name, entry.server);
+                let label = format!("{label}, run {run}/{}: {place}", self.args.runs);
+                let access =
+                    if entry.server == CEILING { Access::none()? } else { self.access.clone() };
+                let subject = start(command, access)?;
+                match work.run(&subject, self.stop, &mut Progress::new(label)) {
+                    Err(_) if self.stop.load(Ordering::Relaxed) => break 'runs,
+                    Err(fault) => return Err(fault.at(&place)),
+                    Ok((run, times)) => entry.add(run, &times),
+                }
+                if self.stop.load(Ordering::Relaxed) {
+                    break 'runs;
+                }
+            }
+        }
+        row.servers = entries.into_iter().map(|(.., entry)| entry).collect();
+        Ok(row)
+    }
 }
 
 impl Comparison {
@@ -292,44 +371,54 @@ impl Comparison {
     /// The latencies of each scenario on each server, with names fit for files.
     pub(crate) fn latencies(&self) -> impl Iterator<Item = (String, &Histogram<u64>)> {
         let entries = self.rows.iter().flat_map(|row| row.servers.iter().map(move |e| (row, e)));
-        let timed = entries.filter(|(_, entry)| !entry.latency.is_empty());
+        let timed = entries.filter(|(_, entry)| !entry.times.is_empty());
         timed.map(|(row, entry)| {
             let name = format!("{}.{}", slug(&row.scenario), slug(&entry.server));
-            (name, &entry.latency)
+            (name, &entry.times)
         })
     }
 
     /// The tables, in Markdown.
     pub(crate) fn text(&self) -> String {
-        let timed = |row: &&Row| row.servers.iter().any(|e| e.latency_p50_us.is_some());
-        let (timed, loads): (Vec<&Row>, Vec<&Row>) = self.rows.iter().partition(timed);
-        let tables: [(&str, &[&Row], &[Figure]); 4] = [
+        let tables: [(&str, Kind, &[Figure]); 5] = [
             (
                 "Deliveries per second of the server's CPU",
-                &loads,
+                Kind::Throughput,
                 &[("", |entry| entry.per_server_cpu_s)],
             ),
-            ("Deliveries per second", &loads, &[("", |entry| entry.delivered_per_s)]),
+            ("Deliveries per second", Kind::Throughput, &[("", |entry| entry.per_s)]),
             (
                 "CPU of the load generator itself per delivery, in ns",
-                &loads,
+                Kind::Throughput,
                 &[("", |entry| entry.generator_ns_each)],
             ),
             (
-                "Latency from the intended send time, in µs",
-                &timed,
+                "Latency from the intended send time, round trip, or time to ready, in µs",
+                Kind::Time,
                 &[
-                    (" p50", |entry| entry.latency_p50_us),
-                    (" p99", |entry| entry.latency_p99_us),
-                    (" p99.9", |entry| entry.latency_p999_us),
+                    (" p50", |entry| entry.time_p50_us),
+                    (" p99", |entry| entry.time_p99_us),
+                    (" p99.9", |entry| entry.time_p999_us),
+                ],
+            ),
+            (
+                "Connections or subscriptions: server's memory for each, in bytes, and rates",
+                Kind::Memory,
+                &[
+                    (" memory", |entry| entry.server_bytes_each),
+                    (" per s", |entry| entry.per_s),
+                    (" per CPU s", |entry| entry.per_server_cpu_s),
                 ],
             ),
         ];
         let mut out = String::new();
-        for (title, rows, figures) in tables.iter().filter(|(_, rows, _)| !rows.is_empty()) {
-            out.push_str(&format!("{title} (median of the runs ± half their spread)\n\n"));
-            out.push_str(&self.table(rows, figures));
-            out.push('\n');
+        for (title, kind, figures) in tables {
+            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.kind == kind).collect();
+            if !rows.is_empty() {
+                out.push_str(&format!("{title} (median of the runs ± half their spread)\n\n"));
+                out.push_str(&self.table(&rows, figures));
+                out.push('\n');
+            }
         }
         out.push_str(&self.faults());
         if self.interrupted {
@@ -343,8 +432,8 @@ impl Comparison {
         let mut out = String::new();
         for row in &self.rows {
             for entry in row.servers.iter().filter(|entry| !entry.is_valid()) {
-                let bad = || entry.runs.iter().filter(|run| !run.invalid.is_empty());
-                let first = bad().flat_map(|run| &run.invalid).next().map_or("", String::as_str);
+                let bad = || entry.runs.iter().map(Run::invalid).filter(|why| !why.is_empty());
+                let first = bad().flatten().next().unwrap_or_default();
                 out.push_str(&format!(
                     "INVALID {} on {}, {} of {} runs: {first}\n",
                     row.scenario,
@@ -357,31 +446,39 @@ impl Comparison {
         out
     }
 
-    /// A table with, for each figure, one column per server and one with the ratio to the first.
+    /// A table with, for each figure, one column per server and one with the ratio to the first;
+    /// behind them the ceiling, where there is one, and what part of it each server reaches.
     fn table(&self, rows: &[&Row], figures: &[Figure]) -> String {
-        let mut head = vec!["scenario".to_owned()];
         let first = &self.commands[0].0;
+        let capped = rows.iter().any(|row| row.servers.len() > self.commands.len());
+        let mut head = vec!["scenario".to_owned()];
         for (figure, _) in figures {
-            head.push(format!("{first}{figure}"));
-            for (name, _) in &self.commands[1..] {
-                head.extend([format!("{name}{figure}"), format!("×{first}")]);
+            for (number, (name, _)) in self.commands.iter().enumerate() {
+                head.push(format!("{name}{figure}"));
+                head.extend((number > 0).then(|| format!("×{first}")));
+            }
+            if capped {
+                head.push(CEILING.to_owned());
+                head.extend(self.commands.iter().map(|(name, _)| format!("{name}/{CEILING}")));
             }
         }
         let mut cells = vec![head];
         for row in rows {
             let mut line = vec![row.scenario.clone()];
             for (_, figure) in figures {
-                let yardstick = row.servers.first().and_then(figure);
-                for (number, entry) in row.servers.iter().enumerate() {
-                    let summary = figure(entry);
-                    let flag = if entry.is_valid() { "" } else { " INVALID" };
-                    line.push(summary.map_or("–".to_owned(), |s| {
-                        format!("{} ±{:.0} %{flag}", human(s.median), s.spread() * 100.0)
-                    }));
-                    if number > 0 {
-                        let ratio = summary.zip(yardstick).map(|(s, y)| s.median / y.median);
-                        line.push(ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")));
-                    }
+                let of = |number: usize| row.servers.get(number).and_then(figure);
+                let servers = 0..self.commands.len();
+                let ratio = |number: usize, to: usize| {
+                    let ratio = of(number).zip(of(to)).map(|(a, b)| a.median / b.median);
+                    ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
+                };
+                for number in servers.clone() {
+                    line.push(cell(row.servers.get(number), figure));
+                    line.extend((number > 0).then(|| ratio(number, 0)));
+                }
+                if capped {
+                    line.push(cell(row.servers.get(servers.end), figure));
+                    line.extend(servers.clone().map(|number| ratio(number, servers.end)));
                 }
             }
             cells.push(line);
@@ -390,16 +487,28 @@ impl Comparison {
     }
 }
 
+/// A figure with its spread; a dash where there is none.
+fn cell(entry: Option<&Entry>, figure: &fn(&Entry) -> Option<Summary>) -> String {
+    let Some((entry, summary)) = entry.and_then(|entry| Some((entry, figure(entry)?))) else {
+        return "–".to_owned();
+    };
+    let flag = if entry.is_valid() { "" } else { " INVALID" };
+    format!("{} ±{:.0} %{flag}", human(summary.median), summary.spread() * 100.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum as _;
 
     #[test]
     fn every_scenario_of_every_suite_can_be_read() {
-        for suite in [Suite::Fanout, Suite::Latency, Suite::Smoke] {
+        for suite in Suite::value_variants() {
             for text in suite.scenarios() {
                 let scenario = parse_scenario(&text, "", "--duration 1s").unwrap();
-                assert_eq!(scenario.plan.duration.as_secs(), 1, "{text}");
+                if let Work::Load { plan, .. } = scenario.work {
+                    assert_eq!(plan.duration.as_secs(), 1, "{text}");
+                }
             }
         }
     }

@@ -4,12 +4,13 @@
 //! counters and the server's CPU at both ends of the measured window. Publishers share one or
 //! more threads, subscribers one or more others, each thread with its own tokio-uring runtime.
 
+use crate::ceiling;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
 use crate::report::Progress;
 use crate::server::Usage;
-use crate::wire::{Renderer, Scanner, Stamp, push_sub};
+use crate::wire::{self, Renderer, Scanner, Stamp, push_sub};
 use hdrhistogram::Histogram;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -32,6 +33,13 @@ const UNDER_WAY_BYTES_MAX: u64 = 256 << 20;
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const SETUP_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Subjects and filters of which the first subject matches one, the second two, and so on. A group
+/// of them has a token of its own in front.
+const OVERLAPS: [(&str, &str); 5] =
+    [("a", ">"), ("a.c", "*.*"), ("a.d", "*.d"), ("b.c", "b.*"), ("b.d", "b.>")];
+/// How often SUB and UNSUB are written, at most.
+const CHURN_NS: u64 = 1_000_000;
+
 /// Who publishes what to whom.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(crate) struct Workload {
@@ -45,39 +53,70 @@ pub(crate) struct Workload {
     pub(crate) fanout: usize,
     /// Whether each connection has one subscription, to `prefix.*`, in place of many.
     pub(crate) wildcard: bool,
+    /// Whether subscriptions are wildcards that overlap, so that the subjects have 1 to 5 of them.
+    pub(crate) overlapping: bool,
     /// Queue groups that the connections are dealt to; 0: none.
     pub(crate) queue_groups: usize,
+    /// Whether no two subscriptions of all connections have the same sid.
+    pub(crate) own_sids: bool,
+    /// Whether each publisher has subjects of its own, in place of all.
+    pub(crate) own_subjects: bool,
+    /// Whether an idle connection is opened before each subscribing one.
+    pub(crate) idle_between: bool,
+    /// Pairs of SUB and UNSUB per second on one more connection; 0: none.
+    pub(crate) churn_rate: f64,
     /// The first token of all subjects.
     pub(crate) prefix: String,
     /// Payload of each message, in bytes.
     pub(crate) payload_bytes: usize,
     /// Header block of each message, in bytes; 0: no headers.
     pub(crate) header_bytes: usize,
+    /// Reply subject of each message, in bytes; 0: none.
+    pub(crate) reply_bytes: usize,
     /// Whether subscribers check each publisher's order.
     pub(crate) verify: bool,
 }
 
 impl Workload {
-    /// Deliveries that one message causes.
+    /// Deliveries that one message causes, on average over all subjects.
     pub(crate) fn deliveries(&self) -> u64 {
+        if self.overlapping {
+            return OVERLAPS.len().div_ceil(2) as u64;
+        }
         let plain = if self.wildcard { self.subs } else { self.fanout };
         let copies = if self.queue_groups > 0 { self.queue_groups.min(plain) } else { plain };
         copies as u64
     }
 
+    /// Deliveries that a message to subject `number` causes.
+    fn copies(&self, number: usize) -> u64 {
+        if self.overlapping { 1 + (number % OVERLAPS.len()) as u64 } else { self.deliveries() }
+    }
+
     /// Whether every connection gets every message.
     fn is_broadcast(&self) -> bool {
-        self.queue_groups == 0 && self.deliveries() == self.subs as u64
+        self.queue_groups == 0 && !self.overlapping && self.deliveries() == self.subs as u64
     }
 
     fn subject(&self, number: usize) -> String {
-        format!("{}.{number}", self.prefix)
+        if !self.overlapping {
+            return format!("{}.{number}", self.prefix);
+        }
+        let (group, place) = (number / OVERLAPS.len(), number % OVERLAPS.len());
+        format!("{}.{group}.{}", self.prefix, OVERLAPS[place].0)
     }
 
     /// Filters of subscribing connection `conn`. With queue groups, `fanout` is all connections.
     fn filters(&self, conn: usize) -> Vec<String> {
         if self.wildcard {
             return vec![format!("{}.*", self.prefix)];
+        }
+        if self.overlapping {
+            let filter = |number: usize| {
+                let (group, place) = (number / OVERLAPS.len(), number % OVERLAPS.len());
+                format!("{}.{group}.{}", self.prefix, OVERLAPS[place].1)
+            };
+            return (conn..self.subjects).step_by(self.subs).map(filter).collect();
         }
         let mine = |subject: &usize| {
             let first = subject * self.fanout % self.subs;
@@ -86,13 +125,19 @@ impl Workload {
         (0..self.subjects).filter(mine).map(|subject| self.subject(subject)).collect()
     }
 
+    /// The sid of filter `at` of subscribing connection `conn`.
+    fn sid(&self, conn: usize, at: usize) -> usize {
+        1 + if self.own_sids { conn + at * self.subs } else { at }
+    }
+
     fn queue(&self, conn: usize) -> Option<String> {
         (self.queue_groups > 0).then(|| format!("q{}", conn % self.queue_groups))
     }
 
-    /// All subjects in an order that is random, and the same in every run.
-    fn shuffled_subjects(&self) -> Vec<String> {
-        let mut subjects: Vec<String> = (0..self.subjects).map(|n| self.subject(n)).collect();
+    /// The numbers of the subjects that `publisher` publishes to, in turn: in an order that is
+    /// random, and the same in every run.
+    fn subjects_of(&self, publisher: usize) -> Vec<usize> {
+        let mut subjects: Vec<usize> = (0..self.subjects).collect();
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         for at in (1..subjects.len()).rev() {
             state ^= state << 13;
@@ -101,11 +146,23 @@ impl Workload {
             let other = usize::try_from(state % (at as u64 + 1)).unwrap_or(0);
             subjects.swap(at, other);
         }
+        if self.own_subjects {
+            subjects.retain(|subject| subject % self.pubs == publisher);
+        }
         subjects
     }
 
+    /// What stands between PUB and the sizes, for each of [`Workload::subjects_of`].
+    fn addresses_of(&self, publisher: usize) -> Vec<String> {
+        let reply = wire::reply(self.reply_bytes);
+        let subjects = self.subjects_of(publisher).into_iter();
+        subjects.map(|number| format!("{}{reply}", self.subject(number))).collect()
+    }
+
     /// Says which option to change when the options do not go together.
-    pub(crate) fn check(&self, timed: bool) -> Outcome<()> {
+    pub(crate) fn check(&self, pace: Pace) -> Outcome<()> {
+        let timed = matches!(pace, Pace::Open { .. });
+        let poured = matches!(pace, Pace::Poured { .. });
         let refuse = |cause: &str, remedy: &str| Err(Fault::new(cause, remedy));
         let stamp = if self.verify { Stamp::BYTES } else { Stamp::TIME_BYTES };
         if (self.verify || timed) && self.payload_bytes < stamp {
@@ -113,6 +170,29 @@ impl Workload {
                 format!("a payload of {} bytes holds no stamp", self.payload_bytes),
                 format!("give --payload {stamp} or more"),
             ));
+        }
+        if self.own_subjects && self.subjects < self.pubs {
+            return refuse("some publishers have no subject", "give --subjects at least --pubs");
+        }
+        if self.overlapping {
+            let others = self.wildcard || self.queue_groups > 0 || self.own_subjects;
+            if others || self.subs < OVERLAPS.len() || !self.subjects.is_multiple_of(OVERLAPS.len())
+            {
+                return refuse(
+                    "the wildcards cannot overlap so",
+                    "give --subs 5 or more and a multiple of 5 as --subjects, without --wildcard, \
+                     --queue-groups and --own-subjects",
+                );
+            }
+        }
+        if !self.churn_rate.is_finite() || self.churn_rate < 0.0 {
+            return refuse("the churn is no rate", "give --churn 0 or more");
+        }
+        if poured && (self.subjects > 1 || self.subs == 0 || !self.is_broadcast() || self.verify) {
+            return refuse(
+                "the ceiling is one of fan-out: one subject to all subscribers",
+                "leave --subjects, --fanout, --queue-groups and --verify out",
+            );
         }
         if self.pubs == 0 || self.subjects == 0 {
             return refuse("there is nothing to publish", "give --pubs and --subjects at least 1");
@@ -142,6 +222,13 @@ pub(crate) enum Pace {
     Open {
         /// Messages a second of all publishers together.
         rate: f64,
+    },
+    /// As `Closed`, but messages are only granted: the other side pours prepared deliveries.
+    Poured {
+        /// Bytes granted and not yet delivered everywhere.
+        window_bytes: u64,
+        /// What is sent to a subscriber at once, at most.
+        batch_bytes: u64,
     },
 }
 
@@ -173,6 +260,8 @@ pub(crate) struct Seen {
     pub(crate) published: u64,
     /// Messages delivered.
     pub(crate) delivered: u64,
+    /// Pairs of SUB and UNSUB that the server took.
+    pub(crate) churned: u64,
     /// What the server used, when its process is known.
     pub(crate) server: Option<Usage>,
     /// What this program used.
@@ -218,6 +307,10 @@ struct Stage {
     publishers_done: AtomicUsize,
     sent: Vec<Counter>,
     delivered: Vec<Counter>,
+    churned: Counter,
+    /// Deliveries that the first so many messages of a publisher cause, for one round of all
+    /// subjects; nothing when all subjects have as many.
+    copies_before: Vec<u64>,
     /// When the schedule of an open loop begins, and its window, on the run's clock.
     start_ns: AtomicU64,
     window_ns: [AtomicU64; 2],
@@ -234,6 +327,17 @@ impl Stage {
             publishers_done: AtomicUsize::new(0),
             sent: counters(workload.pubs),
             delivered: counters(workload.subs),
+            churned: Counter::default(),
+            copies_before: if workload.overlapping {
+                let copies = workload.subjects_of(0).into_iter().map(|n| workload.copies(n));
+                let sums = copies.scan(0, |sum, copies| {
+                    *sum += copies;
+                    Some(*sum)
+                });
+                [0].into_iter().chain(sums).collect()
+            } else {
+                Vec::new()
+            },
             start_ns: AtomicU64::new(0),
             window_ns: [AtomicU64::new(0), AtomicU64::new(u64::MAX)],
             fault: Mutex::new(None),
@@ -252,8 +356,25 @@ impl Stage {
         self.delivered.iter().map(|c| c.0.load(Ordering::Relaxed)).sum()
     }
 
-    /// Messages that have surely been delivered to everybody.
+    /// Deliveries that all messages which have been sent cause.
+    fn expected(&self, workload: &Workload) -> u64 {
+        let Some((round, before)) = self.copies_before.split_last() else {
+            return self.sent() * workload.deliveries();
+        };
+        let messages = before.len() as u64;
+        let of = |sent: u64| {
+            let part = usize::try_from(sent % messages).map_or(0, |at| before[at]);
+            sent / messages * round + part
+        };
+        self.sent.iter().map(|counter| of(counter.0.load(Ordering::Relaxed))).sum()
+    }
+
+    /// Messages that have surely been delivered to everybody; about as many, where they have
+    /// different numbers of deliveries.
     fn settled(&self, workload: &Workload) -> u64 {
+        if workload.overlapping && self.delivered() >= self.expected(workload) {
+            return self.sent();
+        }
         if workload.is_broadcast() {
             let counts = self.delivered.iter().map(|c| c.0.load(Ordering::Relaxed));
             counts.min().unwrap_or(u64::MAX)
@@ -315,7 +436,7 @@ pub(crate) fn run(
     stop: &AtomicBool,
     progress: &mut Progress,
 ) -> Outcome<Seen> {
-    plan.workload.check(matches!(plan.pace, Pace::Open { .. }))?;
+    plan.workload.check(plan.pace)?;
     let stage = Stage::new(&plan.workload);
     let job = Arc::new(Job { plan: plan.clone(), target: target.clone(), stage });
     let mut threads = Vec::new();
@@ -330,7 +451,8 @@ pub(crate) fn run(
         spawn(subscribers, plan.sub_threads.min(plan.workload.subs));
         coordinator.await_ready(plan.workload.subs)?;
         spawn(publishers, plan.pub_threads.min(plan.workload.pubs));
-        coordinator.await_ready(plan.workload.subs + plan.workload.pubs)?;
+        let churning = usize::from(plan.workload.churn_rate > 0.0);
+        coordinator.await_ready(plan.workload.subs + plan.workload.pubs + churning)?;
         coordinator.measure(progress)
     })();
     progress.clear();
@@ -359,6 +481,7 @@ struct Sample {
     at: Instant,
     sent: u64,
     delivered: u64,
+    churned: u64,
     server: Option<Usage>,
     generator: Usage,
 }
@@ -388,7 +511,7 @@ impl Coordinator<'_> {
 
     /// Adds the count that is missing to what went wrong.
     fn name_missing(&self, fault: Fault) -> Fault {
-        let expected = self.stage.sent() * self.plan.workload.deliveries();
+        let expected = self.stage.expected(&self.plan.workload);
         let missing = expected.saturating_sub(self.stage.delivered());
         if missing == 0 {
             return fault;
@@ -401,6 +524,7 @@ impl Coordinator<'_> {
             at: Instant::now(),
             sent: self.stage.sent(),
             delivered: self.stage.delivered(),
+            churned: self.stage.churned.0.load(Ordering::Relaxed),
             server: self.server_pid.and_then(Usage::of),
             generator: Usage::of_self(),
         }
@@ -426,6 +550,7 @@ impl Coordinator<'_> {
             window_s: after.at.duration_since(before.at).as_secs_f64(),
             published: after.sent - before.sent,
             delivered: after.delivered - before.delivered,
+            churned: after.churned - before.churned,
             server: after.server.zip(before.server).map(|(after, before)| after.since(before)),
             generator: after.generator.since(before.generator),
             missing,
@@ -459,7 +584,7 @@ impl Coordinator<'_> {
             self.check()?;
             let delivered = self.stage.delivered();
             let quiet = self.stage.publishers_done.load(Ordering::Acquire);
-            let expected = self.stage.sent() * self.plan.workload.deliveries();
+            let expected = self.stage.expected(&self.plan.workload);
             if quiet == self.plan.workload.pubs && delivered >= expected {
                 // Copies that nobody expects would come right behind.
                 thread::sleep(Duration::from_millis(5));
@@ -506,6 +631,11 @@ fn subscribers(job: &Arc<Job>, index: usize) -> Share {
     let outcome = with_ring(mine.len(), async {
         let (mut conns, mut tasks) = (Vec::new(), Vec::new());
         for number in mine {
+            if job.plan.workload.idle_between {
+                let (idle, ..) = Conn::open(&job.target, number).await?;
+                conns.push(idle.clone());
+                tasks.push(tokio_uring::spawn(listen(Arc::clone(job), idle, Rc::default())));
+            }
             let subscriber = Subscriber::open(job, number, buffer_bytes, Rc::clone(&share)).await?;
             conns.push(subscriber.conn.clone());
             tasks.push(tokio_uring::spawn(subscriber.work()));
@@ -567,7 +697,7 @@ impl Subscriber {
         let queue = workload.queue(number);
         let mut wire = Vec::new();
         for (at, filter) in workload.filters(number).iter().enumerate() {
-            push_sub(filter, queue.as_deref(), at + 1, &mut wire);
+            push_sub(filter, queue.as_deref(), workload.sid(number, at), &mut wire);
         }
         wire.extend_from_slice(b"PING\r\n");
         conn.write(wire).await?;
@@ -649,6 +779,14 @@ fn publishers(job: &Arc<Job>, index: usize) -> Share {
             writers.push(tokio_uring::spawn(publisher.work()));
             job.stage.ready.fetch_add(1, Ordering::Release);
         }
+        if index == 0 && job.plan.workload.churn_rate > 0.0 {
+            let (conn, ..) = Conn::open(&job.target, 0).await?;
+            let reader = listen(Arc::clone(job), conn.clone(), Rc::default());
+            readers.push(tokio_uring::spawn(reader));
+            conns.push(conn.clone());
+            writers.push(tokio_uring::spawn(churn(Arc::clone(job), conn)));
+            job.stage.ready.fetch_add(1, Ordering::Release);
+        }
         heartbeat(&job.stage, |_| {}).await?;
         go_home(&conns, readers).await;
         go_home(&conns, writers).await;
@@ -674,6 +812,39 @@ async fn listen(job: Arc<Job>, conn: Conn, pongs: Rc<Cell<u64>>) {
     outcome.unwrap_or_else(|fault| job.stage.fail(fault));
 }
 
+/// Subscribes and unsubscribes at a fixed rate for as long as publishers send.
+async fn churn(job: Arc<Job>, conn: Conn) {
+    let (stage, workload) = (&job.stage, &job.plan.workload);
+    let outcome: Outcome<()> = async {
+        let (mut ticker, mut wire, mut sid) = (Ticker::new()?, Vec::new(), 0);
+        while stage.phase() < SEND {
+            ticker.wait_ns(CHURN_NS).await?;
+        }
+        let start_ns = stage.start_ns.load(Ordering::Relaxed);
+        let schedule =
+            Schedule { start_ns, rate: workload.churn_rate, publishers: 1, publisher: 0 };
+        while stage.phase() == SEND {
+            let now_ns = stage.clock.now_ns();
+            wire.clear();
+            while schedule.intended_ns(sid as u64) <= now_ns && wire.len() < BATCH_BYTES {
+                sid += 1;
+                push_sub(&format!("{}-churn.{sid}", workload.prefix), None, sid, &mut wire);
+                wire.extend_from_slice(format!("UNSUB {sid}\r\n").as_bytes());
+            }
+            if !wire.is_empty() {
+                wire = conn.write(wire).await?;
+                stage.churned.0.store(sid as u64, Ordering::Relaxed);
+            }
+            let due_ns = schedule.intended_ns(sid as u64);
+            let wait_ns = due_ns.saturating_sub(stage.clock.now_ns());
+            ticker.wait_ns(wait_ns.clamp(CHURN_NS, HEARTBEAT_NS)).await?;
+        }
+        Ok(())
+    }
+    .await;
+    outcome.unwrap_or_else(|fault| stage.fail(fault));
+}
+
 struct Publisher {
     job: Arc<Job>,
     conn: Conn,
@@ -695,8 +866,8 @@ impl Publisher {
         share: Rc<RefCell<Share>>,
     ) -> Outcome<Self> {
         let workload = &job.plan.workload;
-        let subjects = workload.shuffled_subjects();
-        let renderer = Renderer::new(&subjects, workload.payload_bytes, workload.header_bytes);
+        let addresses = workload.addresses_of(number);
+        let renderer = Renderer::new(&addresses, workload.payload_bytes, workload.header_bytes);
         let (job, ticker) = (Arc::clone(job), Ticker::new()?);
         Ok(Self { job, conn, number, renderer, ticker, sent: 0, pings: 0, pongs, share })
     }
@@ -708,7 +879,9 @@ impl Publisher {
                 self.ticker.wait_ns(1_000_000).await?;
             }
             match job.plan.pace {
-                Pace::Closed { window_bytes } => self.publish_closed(window_bytes).await?,
+                Pace::Closed { window_bytes } | Pace::Poured { window_bytes, .. } => {
+                    self.publish_closed(window_bytes).await?;
+                }
                 Pace::Open { rate } => self.publish_open(rate).await?,
             }
             // What was written has been taken once the PONG is here.
@@ -743,8 +916,12 @@ impl Publisher {
         let window = window_messages(window_bytes, message_bytes, workload.deliveries());
         let per_batch = (BATCH_BYTES as u64 / message_bytes).clamp(1, (window / 4).max(1));
         let unheard = workload.subs == 0;
-        let same_bytes = self.renderer.is_uniform() && !workload.verify;
+        let granted = matches!(job.plan.pace, Pace::Poured { .. });
+        let same_bytes = granted || (self.renderer.is_uniform() && !workload.verify);
         let mut batch = Vec::with_capacity(BATCH_BYTES * 2);
+        if granted {
+            ceiling::push_grant(per_batch, &mut batch);
+        }
         while job.stage.phase() == SEND {
             let (sent, settled) = if unheard {
                 (self.pings * per_batch, self.pongs.get() * per_batch)
@@ -856,10 +1033,16 @@ mod tests {
             subjects,
             fanout,
             wildcard: false,
+            overlapping: false,
             queue_groups: 0,
+            own_sids: false,
+            own_subjects: false,
+            idle_between: false,
+            churn_rate: 0.0,
             prefix: "perf".into(),
             payload_bytes: 16,
             header_bytes: 0,
+            reply_bytes: 0,
             verify: false,
         }
     }
@@ -869,11 +1052,53 @@ mod tests {
         for (subs, subjects, fanout) in [(1, 1, 1), (10, 1, 10), (10, 37, 3), (3, 100, 2)] {
             let load = workload(subs, subjects, fanout);
             let all: Vec<String> = (0..subs).flat_map(|conn| load.filters(conn)).collect();
-            for subject in load.shuffled_subjects() {
+            for subject in load.addresses_of(0) {
                 let copies = all.iter().filter(|filter| **filter == subject).count();
                 assert_eq!(copies, fanout, "{subject} of {subs}, {subjects}, {fanout}");
             }
         }
+    }
+
+    #[test]
+    fn overlapping_wildcards_match_as_many_as_are_expected() {
+        let load = Workload { overlapping: true, ..workload(7, 20, 1) };
+        let matches = |filter: &str, subject: &str| {
+            let (mut subject, mut filter) = (subject.split('.'), filter.split('.'));
+            loop {
+                match (filter.next(), subject.next()) {
+                    (Some(">"), Some(_)) | (None, None) => return true,
+                    (Some(word), Some(token)) if word == "*" || word == token => {}
+                    _ => return false,
+                }
+            }
+        };
+        let all: Vec<String> = (0..7).flat_map(|conn| load.filters(conn)).collect();
+        assert_eq!(all.len(), 20);
+        let mut owed = 0;
+        let stage = Stage::new(&load);
+        for (sent, number) in (1..).zip(load.subjects_of(0)) {
+            let subject = load.subject(number);
+            let copies = all.iter().filter(|filter| matches(filter, &subject)).count() as u64;
+            assert_eq!(copies, load.copies(number), "{subject}");
+            owed += copies;
+            stage.sent[0].0.store(sent, Ordering::Relaxed);
+            assert_eq!(stage.expected(&load), owed, "after {sent}");
+        }
+        stage.sent[0].0.store(41, Ordering::Relaxed);
+        assert_eq!(owed, 20 * load.deliveries());
+        assert_eq!(stage.expected(&load), 2 * owed + load.copies(load.subjects_of(0)[0]));
+    }
+
+    #[test]
+    fn sids_and_subjects_of_ones_own_are_dealt_without_a_rest() {
+        let load = Workload { pubs: 3, own_sids: true, own_subjects: true, ..workload(4, 10, 4) };
+        let sids = (0..4).flat_map(|conn| (0..10).map(move |at| (conn, at)));
+        let mut sids: Vec<usize> = sids.map(|(conn, at)| load.sid(conn, at)).collect();
+        sids.sort_unstable();
+        assert_eq!(sids, (1..=40).collect::<Vec<_>>());
+        let mut subjects: Vec<usize> = (0..3).flat_map(|who| load.subjects_of(who)).collect();
+        subjects.sort_unstable();
+        assert_eq!(subjects, (0..10).collect::<Vec<_>>());
     }
 
     #[test]

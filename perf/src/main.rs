@@ -1,25 +1,29 @@
 //! `shardcast-perf`: latency and load for any NATS server.
 #![forbid(unsafe_code)]
 
+mod ceiling;
 mod cli;
 mod client;
 mod clock;
 mod compare;
 mod fault;
 mod load;
+mod measure;
 mod plot;
 mod probe;
 mod report;
 mod server;
 mod stats;
+mod tls;
 mod wire;
 
 use clap::Parser as _;
-use cli::{Cli, Command, Load, One, OutputArgs};
+use cli::{Cli, Command, Measures, One, OutputArgs, Subject};
+use client::Access;
 use fault::{Fault, Outcome};
 use hdrhistogram::Histogram;
-use probe::Site;
-use report::{LoadReport, Progress};
+use measure::Work;
+use report::Progress;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,14 +36,17 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = interruption().and_then(|stop| match &cli.command {
-        Command::Throughput(one) => run_load("throughput", one, &stop),
-        Command::Latency(one) => run_load("latency", one, &stop),
-        Command::Rtt(one) => run_rtt(one, &stop),
-        Command::Connect(one) => run_storm("connect", one, &one.work.plan(), &stop),
-        Command::Idle(one) => run_storm("idle", one, &one.work.plan(), &stop),
-        Command::Compare(args) => run_compare(args, &stop),
-    });
+    let outcome = match &cli.command {
+        Command::Throughput(one) => measure("throughput", one),
+        Command::Latency(one) => measure("latency", one),
+        Command::Rtt(one) => measure("rtt", one),
+        Command::Connect(one) => measure("connect", one),
+        Command::Idle(one) => measure("idle", one),
+        Command::Subs(one) => measure("subs", one),
+        Command::Ceiling(args) => run_ceiling(args),
+        Command::Pour(args) => ceiling::pour(args).map(|()| ExitCode::SUCCESS),
+        Command::Compare(args) => run_compare(args),
+    };
     outcome.unwrap_or_else(|fault| {
         eprintln!("shardcast-perf: {fault}");
         ExitCode::from(FAILED)
@@ -57,53 +64,36 @@ fn interruption() -> Outcome<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn run_load<T: Load + clap::Args>(
+fn measure<T: Measures + clap::Args>(label: &str, one: &One<T>) -> Outcome<ExitCode> {
+    let work = one.work.work()?;
+    run(label, &work, || one.target.prepare(), &one.output)
+}
+
+fn run_ceiling(args: &cli::CeilingArgs) -> Outcome<ExitCode> {
+    let work = args.work()?;
+    let Some((work, command)) = work.ceiling()? else {
+        return Err(Fault::new("there is no such ceiling", "report this bug"));
+    };
+    run("ceiling", &work, || cli::start(&command, Access::none()?), &args.output)
+}
+
+fn run(
     label: &str,
-    one: &One<T>,
-    stop: &AtomicBool,
+    work: &Work,
+    prepare: impl FnOnce() -> Outcome<Subject>,
+    output: &OutputArgs,
 ) -> Outcome<ExitCode> {
-    let plan = one.work.plan()?;
-    let subject = one.target.prepare()?;
+    let stop = interruption()?;
+    let subject = prepare()?;
     let mut progress = Progress::new(format!("{label} {}", subject.target.name()));
-    let seen = load::run(&plan, &subject.target, subject.pid, stop, &mut progress)?;
-    let report = LoadReport::new(&plan, &seen, one.work.lag_max_us());
-    publish(&report, &report.text(), one.output.json.as_deref())?;
-    keep_times(&one.output, label, &seen.latency)?;
-    Ok(exit_code(report.invalid.is_empty(), report.interrupted))
-}
-
-fn run_rtt(one: &One<cli::RttArgs>, stop: &AtomicBool) -> Outcome<ExitCode> {
-    let plan = one.work.plan()?;
-    let subject = one.target.prepare()?;
-    let site = Site { target: &subject.target, pid: subject.pid, stop };
-    let report = probe::rtt(&site, &plan, &mut Progress::new("rtt"))?;
-    publish(&report, &report.text(), one.output.json.as_deref())?;
-    keep_times(&one.output, "round trip", &report.histogram)?;
-    Ok(exit_code(report.missing == 0, report.interrupted))
-}
-
-fn run_storm<T: clap::Args>(
-    label: &str,
-    one: &One<T>,
-    plan: &probe::Storm,
-    stop: &AtomicBool,
-) -> Outcome<ExitCode> {
-    let subject = one.target.prepare()?;
-    if !plan.settle.is_zero() && subject.pid.is_none() {
-        return Err(Fault::new(
-            "the memory of an unknown process cannot be read",
-            "give --pid of the server, or --server to start it",
-        ));
-    }
-    let site = Site { target: &subject.target, pid: subject.pid, stop };
-    let report = probe::storm(&site, plan, &mut Progress::new(label))?;
-    publish(&report, &report.text(), one.output.json.as_deref())?;
-    keep_times(&one.output, "time to ready", &report.histogram)?;
-    Ok(exit_code(true, report.interrupted))
+    let (run, times) = work.run(&subject, &stop, &mut progress)?;
+    publish(&run, &run.text(), output.json.as_deref())?;
+    keep_times(output, label, work.times(), &times)?;
+    Ok(exit_code(run.invalid().is_empty(), run.is_interrupted()))
 }
 
 /// Writes the percentile file and the picture of one measurement, when they were asked for.
-fn keep_times(output: &OutputArgs, title: &str, times: &Histogram<u64>) -> Outcome<()> {
+fn keep_times(output: &OutputArgs, title: &str, what: &str, times: &Histogram<u64>) -> Outcome<()> {
     if let (true, Some(path)) = (times.is_empty(), output.hgrm.as_ref().or(output.plot.as_ref())) {
         return Err(Fault::new(
             format!("there are no latencies for {}", path.display()),
@@ -114,13 +104,14 @@ fn keep_times(output: &OutputArgs, title: &str, times: &Histogram<u64>) -> Outco
         write_file(path, report::hgrm(times).as_bytes())?;
     }
     if let Some(path) = &output.plot {
-        write_file(path, plot::latency(title, &[(title, times)])?.as_bytes())?;
+        write_file(path, plot::latency(title, what, &[(title, times)])?.as_bytes())?;
     }
     Ok(())
 }
 
-fn run_compare(args: &cli::CompareArgs, stop: &AtomicBool) -> Outcome<ExitCode> {
-    let comparison = compare::run(args, stop)?;
+fn run_compare(args: &cli::CompareArgs) -> Outcome<ExitCode> {
+    let stop = interruption()?;
+    let comparison = compare::run(args, &stop)?;
     publish(&comparison, &comparison.text(), args.output.json.as_deref())?;
     if let Some(path) = &args.output.hgrm {
         for (name, times) in comparison.latencies() {

@@ -2,6 +2,7 @@
 
 use crate::compare::{Comparison, Entry, Row};
 use crate::fault::{Fault, Outcome};
+use crate::measure::Kind;
 use crate::report::human;
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
@@ -28,11 +29,11 @@ type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 /// One curve: its name, and latencies in nanoseconds.
 type Curve<'a> = (&'a str, &'a Histogram<u64>);
 
-/// Draws one picture of latencies, as SVG.
-pub(crate) fn latency(title: &str, curves: &[Curve<'_>]) -> Outcome<String> {
+/// Draws one picture of times, as SVG; `what` they are.
+pub(crate) fn latency(title: &str, what: &str, curves: &[Curve<'_>]) -> Outcome<String> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, (WIDTH, CURVES_HEIGHT)).into_drawing_area();
-    let drawn = area.fill(&WHITE).and_then(|()| draw_curves(&area, title, curves));
+    let drawn = area.fill(&WHITE).and_then(|()| draw_curves(&area, title, what, curves));
     finish(drawn.and_then(|()| area.present()))?;
     drop(area);
     Ok(svg)
@@ -40,8 +41,8 @@ pub(crate) fn latency(title: &str, curves: &[Curve<'_>]) -> Outcome<String> {
 
 /// Draws all of a comparison: curves for each scenario with latencies, bars for all others.
 pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
-    let timed = |row: &&Row| row.servers.iter().any(|entry| !entry.latency.is_empty());
-    let (timed, loads): (Vec<&Row>, Vec<&Row>) = comparison.rows.iter().partition(timed);
+    let rows = |kind: Kind| comparison.rows.iter().filter(move |row| row.kind == kind).collect();
+    let (timed, loads): (Vec<&Row>, Vec<&Row>) = (rows(Kind::Time), rows(Kind::Throughput));
     let bars = loads.iter().map(|row| row.servers.len() + 1).sum::<usize>();
     let bars = u32::try_from(bars).unwrap_or(u32::MAX);
     let bars_height = if bars == 0 { 0 } else { bars * BAR_HEIGHT + BARS_FRAME_HEIGHT };
@@ -52,14 +53,14 @@ pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
     let drawn = area.fill(&WHITE).and_then(|()| {
         let (top, rest) = area.split_vertically(bars_height);
         if bars > 0 {
-            draw_bars(&top, comparison, &loads)?;
+            draw_bars(&top, &loads)?;
         }
         for (row, panel) in timed.iter().zip(rest.split_evenly((timed.len().max(1), 1))) {
             let curves: Vec<Curve<'_>> =
-                row.servers.iter().map(|e| (e.server.as_str(), &e.latency)).collect();
+                row.servers.iter().map(|e| (e.server.as_str(), &e.times)).collect();
             let valid = row.servers.iter().all(Entry::is_valid);
             let flag = if valid { "" } else { " (INVALID: see the report)" };
-            draw_curves(&panel, &format!("{}{flag}", row.scenario), &curves)?;
+            draw_curves(&panel, &format!("{}{flag}", row.scenario), row.times, &curves)?;
         }
         area.present()
     });
@@ -82,7 +83,7 @@ fn points(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     nines.map(|nines| (nines, value(nines) as f64 / 1e3)).collect()
 }
 
-fn draw_curves(area: &Area<'_>, title: &str, curves: &[Curve<'_>]) -> Drawn {
+fn draw_curves(area: &Area<'_>, title: &str, what: &str, curves: &[Curve<'_>]) -> Drawn {
     let filled = || curves.iter().filter(|(_, histogram)| !histogram.is_empty());
     let low = filled().map(|(_, h)| h.min()).min().unwrap_or(1_000) as f64 / 1e3;
     let high = filled().map(|(_, h)| h.max()).max().unwrap_or(1_000_000) as f64 / 1e3;
@@ -101,7 +102,7 @@ fn draw_curves(area: &Area<'_>, title: &str, curves: &[Curve<'_>]) -> Drawn {
         .x_label_formatter(&|nines| percentile_label(*nines))
         .y_label_formatter(&|us| latency_label(*us))
         .x_desc("percentile")
-        .y_desc("latency from the intended send time")
+        .y_desc(what)
         .label_style(("sans-serif", 13))
         .axis_desc_style(("sans-serif", 14))
         .light_line_style(RGBColor(0xee, 0xee, 0xee))
@@ -114,7 +115,8 @@ fn draw_curves(area: &Area<'_>, title: &str, curves: &[Curve<'_>]) -> Drawn {
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        // Curves rise, so this corner is free.
+        .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(0xbb, 0xbb, 0xbb))
         .label_font(("sans-serif", 14))
@@ -140,9 +142,21 @@ fn latency_label(us: f64) -> String {
     }
 }
 
+/// `10 M`: the axis has powers of ten only.
+fn rate_label(rate: f64) -> String {
+    let text = human(rate);
+    let (number, unit) = text.split_once(' ').unwrap_or((&text, ""));
+    let number = if number.contains('.') {
+        number.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        number
+    };
+    format!("{number} {unit}").trim_end().to_owned()
+}
+
 /// Bars lie, because scenarios have long names; the axis is logarithmic, because they differ by
 /// orders of magnitude; so each bar carries its figure.
-fn draw_bars(area: &Area<'_>, comparison: &Comparison, rows: &[&Row]) -> Drawn {
+fn draw_bars(area: &Area<'_>, rows: &[&Row]) -> Drawn {
     let medians = rows.iter().flat_map(|row| &row.servers).filter_map(|e| e.per_server_cpu_s);
     let (low, high) =
         medians.fold((f64::MAX, 1.0_f64), |(low, high), s| (low.min(s.median), high.max(s.median)));
@@ -160,7 +174,7 @@ fn draw_bars(area: &Area<'_>, comparison: &Comparison, rows: &[&Row]) -> Drawn {
         .configure_mesh()
         .disable_y_mesh()
         .y_labels(0)
-        .x_label_formatter(&|value| human(*value))
+        .x_label_formatter(&|value| rate_label(*value))
         .x_desc("deliveries per CPU second (log scale)")
         .label_style(("sans-serif", 13))
         .axis_desc_style(("sans-serif", 14))
@@ -189,8 +203,10 @@ fn draw_bars(area: &Area<'_>, comparison: &Comparison, rows: &[&Row]) -> Drawn {
         }
         line += 1.0;
     }
-    // Series of nothing, for the legend.
-    for ((name, _), color) in comparison.commands.iter().zip(COLORS.iter().cycle()) {
+    // Series of nothing, for the legend. Not every row has a ceiling.
+    let longest = rows.iter().max_by_key(|row| row.servers.len());
+    let names = longest.iter().flat_map(|row| &row.servers).map(|entry| &entry.server);
+    for (name, color) in names.zip(COLORS.iter().cycle()) {
         let none: [Rectangle<(f64, f64)>; 0] = [];
         chart
             .draw_series(none)?
@@ -219,6 +235,8 @@ mod tests {
         assert_eq!(percentile_label(3.0), "99.9%");
         assert_eq!(percentile_label(5.0), "99.999%");
         assert_eq!(latency_label(1500.0), "1.5 ms");
+        assert_eq!(rate_label(1e7), "10 M");
+        assert_eq!(rate_label(100.0), "100");
     }
 
     #[test]
@@ -234,8 +252,8 @@ mod tests {
     fn a_picture_names_its_curves_and_units() {
         let mut times = histogram();
         (1..=1000).for_each(|us| times.record(us * 1000).unwrap());
-        let svg = latency("1→1", &[("ours", &times), ("theirs", &times)]).unwrap();
-        for text in ["ours", "theirs", "99.9%", "ms", "percentile", "1→1"] {
+        let svg = latency("1→1", "round trip", &[("ours", &times), ("theirs", &times)]).unwrap();
+        for text in ["ours", "theirs", "99.9%", "ms", "percentile", "round trip", "1→1"] {
             assert!(svg.contains(text), "{text}");
         }
     }

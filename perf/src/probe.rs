@@ -4,6 +4,7 @@ use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
 use crate::load::histogram;
+use crate::measure::Figures;
 use crate::report::{Progress, Quantiles, human, quantiles_text, usage_text};
 use crate::server::Usage;
 use crate::wire::{Scanner, push_sub};
@@ -39,6 +40,23 @@ impl Site<'_> {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
+
+    /// Refuses to settle for the memory of a process that nobody named.
+    fn check_memory(&self, settle: Duration) -> Outcome<()> {
+        if !settle.is_zero() && self.pid.is_none() {
+            return Err(Fault::new(
+                "the memory of an unknown process cannot be read",
+                "give --pid of the server, or --server to start it",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// How much more memory there is `after`, for each of `count`, in bytes.
+fn grown_each(after: Option<Usage>, before: Option<Usage>, count: u64) -> Option<f64> {
+    let grown = after.zip(before).map(|(a, b)| a.rss_bytes as f64 - b.rss_bytes as f64);
+    grown.map(|bytes| bytes / count.max(1) as f64)
 }
 
 fn used(after: Option<Usage>, before: Option<Usage>) -> Option<Usage> {
@@ -78,9 +96,6 @@ pub(crate) struct RttReport {
     pub(crate) missing: u64,
     /// Whether the user ended it early.
     pub(crate) interrupted: bool,
-    /// The round trips in nanoseconds.
-    #[serde(skip)]
-    pub(crate) histogram: Histogram<u64>,
 }
 
 struct Asking {
@@ -110,12 +125,12 @@ impl Asking {
     }
 }
 
-/// Measures round trips.
+/// Measures round trips; gives them in nanoseconds too.
 pub(crate) fn rtt(
     site: &Site<'_>,
     plan: &RoundTrips,
     progress: &mut Progress,
-) -> Outcome<RttReport> {
+) -> Outcome<(RttReport, Histogram<u64>)> {
     if plan.requesters == 0 {
         return Err(Fault::new("nobody asks", "give --requesters at least 1"));
     }
@@ -126,7 +141,7 @@ async fn rtt_on_ring(
     site: &Site<'_>,
     plan: &RoundTrips,
     progress: &mut Progress,
-) -> Outcome<RttReport> {
+) -> Outcome<(RttReport, Histogram<u64>)> {
     let conns = open_all(site.target, plan).await?;
     let clock = Clock::start();
     let asking = Rc::new(Asking {
@@ -177,7 +192,7 @@ async fn rtt_on_ring(
         return Err(fault.at(format!("{missing} of {} replies are missing", asking.asked.get())));
     }
     let times = asking.times.borrow().clone();
-    Ok(RttReport {
+    let report = RttReport {
         plan: plan.clone(),
         replies: times.len(),
         replies_per_s: times.len() as f64 / ((after.2 - before.2).max(1) as f64 / 1e9),
@@ -186,8 +201,8 @@ async fn rtt_on_ring(
         generator: after.1.since(before.1),
         missing,
         interrupted: site.stopped(),
-        histogram: times,
-    })
+    };
+    Ok((report, times))
 }
 
 /// Opens all connections, the responders first, with their subscriptions in force.
@@ -289,6 +304,22 @@ async fn ask(asking: &Asking, conn: &Conn, asker: usize) -> Outcome<()> {
 }
 
 impl RttReport {
+    /// What to compare it by.
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            per_server_cpu_s: per_cpu_s(self.replies, self.server),
+            per_s: Some(self.replies_per_s),
+            times: self.rtt_us,
+            ..Figures::default()
+        }
+    }
+
+    /// Why the figures must not be used; empty when they may.
+    pub(crate) fn invalid(&self) -> Vec<String> {
+        let fault = format!("{} replies are missing", self.missing);
+        (self.missing > 0).then_some(fault).into_iter().collect()
+    }
+
     /// A few lines for people.
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
@@ -298,8 +329,8 @@ impl RttReport {
             let _ = writeln!(out, "{}", quantiles_text("round trip", &q));
         }
         push_usage(&mut out, self.server, self.generator);
-        if self.missing > 0 {
-            let _ = writeln!(out, "INVALID    {} replies are missing", self.missing);
+        for fault in self.invalid() {
+            let _ = writeln!(out, "INVALID    {fault}");
         }
         if self.interrupted {
             let _ = writeln!(out, "ended early by the user");
@@ -347,17 +378,15 @@ pub(crate) struct StormReport {
     server_bytes_each: Option<f64>,
     /// Whether the user ended it early.
     pub(crate) interrupted: bool,
-    /// Times to ready, in nanoseconds.
-    #[serde(skip)]
-    pub(crate) histogram: Histogram<u64>,
 }
 
-/// Opens connections and keeps them for a while.
+/// Opens connections and keeps them for a while; gives the times to ready in nanoseconds too.
 pub(crate) fn storm(
     site: &Site<'_>,
     plan: &Storm,
     progress: &mut Progress,
-) -> Outcome<StormReport> {
+) -> Outcome<(StormReport, Histogram<u64>)> {
+    site.check_memory(plan.settle)?;
     if plan.conns == 0 || plan.concurrency == 0 {
         return Err(Fault::new("no connections", "give --conns and --concurrency at least 1"));
     }
@@ -394,7 +423,7 @@ async fn storm_on_ring(
     site: &Site<'_>,
     plan: &Storm,
     progress: &mut Progress,
-) -> Outcome<StormReport> {
+) -> Outcome<(StormReport, Histogram<u64>)> {
     let opening = Rc::new(Opening {
         target: site.target.clone(),
         left: Cell::new(plan.conns),
@@ -432,21 +461,20 @@ async fn storm_on_ring(
         let missing = plan.conns - opened;
         return Err(fault.at(format!("{missing} of {} connections are missing", plan.conns)));
     }
-    let histogram = opening.ready.borrow().clone();
-    let grown = idle.zip(before).map(|(a, b)| a.rss_bytes as f64 - b.rss_bytes as f64);
-    Ok(StormReport {
+    let times = opening.ready.borrow().clone();
+    let report = StormReport {
         plan: plan.clone(),
         opened: opened as u64,
         opened_per_s: opened as f64 * 1e9 / opened_ns.max(1) as f64,
         connected_us: Quantiles::of(&opening.connected.borrow()),
-        ready_us: Quantiles::of(&histogram),
+        ready_us: Quantiles::of(&times),
         server: used(stormed, before),
         generator: own_after.since(own_before),
         server_idle: used(idle, stormed),
-        server_bytes_each: grown.map(|bytes| bytes / opened.max(1) as f64),
+        server_bytes_each: grown_each(idle, before, opened as u64),
         interrupted: site.stopped(),
-        histogram,
-    })
+    };
+    Ok((report, times))
 }
 
 /// Opens one connection after the other until there are enough.
@@ -488,7 +516,23 @@ async fn stay(opening: Rc<Opening>, conn: Conn) {
     }
 }
 
+/// How many of `count` a second of the server's CPU gives.
+fn per_cpu_s(count: u64, server: Option<Usage>) -> Option<f64> {
+    server.map(Usage::cpu_s).filter(|seconds| *seconds > 0.0).map(|s| count as f64 / s)
+}
+
 impl StormReport {
+    /// What to compare it by.
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            per_server_cpu_s: per_cpu_s(self.opened, self.server),
+            per_s: Some(self.opened_per_s),
+            times: self.ready_us,
+            server_bytes_each: self.server_bytes_each,
+            ..Figures::default()
+        }
+    }
+
     /// A few lines for people.
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
@@ -506,6 +550,128 @@ impl StormReport {
         }
         if let Some(bytes) = self.server_bytes_each {
             let _ = writeln!(out, "memory     {:.2} KiB per connection", bytes / 1024.0);
+        }
+        if self.interrupted {
+            let _ = writeln!(out, "ended early by the user");
+        }
+        out
+    }
+}
+
+/// Subscriptions written at once, at most.
+const SUBS_PER_WRITE: usize = 1000;
+
+/// How to subscribe.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Subscribing {
+    /// Subscriptions, each to a subject of its own.
+    pub(crate) count: usize,
+    /// How long they stay before the server's memory is read.
+    pub(crate) settle: Duration,
+}
+
+/// What `subs` found.
+#[derive(Debug, Serialize)]
+pub(crate) struct SubscribingReport {
+    plan: Subscribing,
+    /// Subscriptions that were made.
+    made: u64,
+    /// Subscriptions per second, up to the PONG behind the last one.
+    made_per_s: f64,
+    /// Subscriptions per second of the server's CPU.
+    per_server_cpu_s: Option<f64>,
+    /// What the server used until then.
+    server: Option<Usage>,
+    generator: Usage,
+    /// The server's memory per subscription, in bytes, once it had settled.
+    server_bytes_each: Option<f64>,
+    /// Whether the user ended it early.
+    pub(crate) interrupted: bool,
+}
+
+/// Makes subscriptions on one connection, as fast as they are taken.
+pub(crate) fn subscribe(
+    site: &Site<'_>,
+    plan: &Subscribing,
+    progress: &mut Progress,
+) -> Outcome<SubscribingReport> {
+    site.check_memory(plan.settle)?;
+    if plan.count == 0 {
+        return Err(Fault::new("no subscriptions", "give --count at least 1"));
+    }
+    with_ring(1, subscribe_on_ring(site, plan, progress))
+}
+
+async fn subscribe_on_ring(
+    site: &Site<'_>,
+    plan: &Subscribing,
+    progress: &mut Progress,
+) -> Outcome<SubscribingReport> {
+    let (conn, ..) = Conn::open(site.target, 0).await?;
+    let (mut inbox, mut scanner) = (Inbox::new(4096), Scanner::new(0));
+    let clock = Clock::start();
+    let (before, own_before) = (site.usage(), Usage::of_self());
+    let (mut wire, mut made) = (Vec::new(), 0);
+    while made < plan.count && !site.stopped() {
+        wire.clear();
+        let until = plan.count.min(made + SUBS_PER_WRITE);
+        for number in made..until {
+            push_sub(&format!("perf.subs.{number}"), None, number + 1, &mut wire);
+        }
+        wire = conn.write(wire).await?;
+        made = until;
+        let (now_ns, done) = (clock.now_ns(), made as u64);
+        progress.show(now_ns, now_ns * plan.count as u64 / done, done);
+    }
+    let missing = |fault: Fault| fault.at(format!("of {} subscriptions some are missing", made));
+    conn.write(b"PING\r\n".to_vec()).await.map_err(missing)?;
+    conn.await_pong(&mut inbox, &mut scanner).await.map_err(missing)?;
+    let made_ns = clock.now_ns();
+    let (after, own_after) = (site.usage(), Usage::of_self());
+    let settled_ns = made_ns + duration_ns(plan.settle);
+    let mut ticker = Ticker::new()?;
+    while clock.now_ns() < settled_ns && !site.stopped() {
+        progress.show(clock.now_ns(), settled_ns, made as u64);
+        ticker.wait_ns(LOOK_NS).await?;
+    }
+    let settled = site.usage();
+    progress.clear();
+    conn.shut_down();
+    let (made, server) = (made as u64, used(after, before));
+    Ok(SubscribingReport {
+        plan: plan.clone(),
+        made,
+        made_per_s: made as f64 * 1e9 / made_ns.max(1) as f64,
+        per_server_cpu_s: per_cpu_s(made, server),
+        server,
+        generator: own_after.since(own_before),
+        server_bytes_each: grown_each(settled, before, made),
+        interrupted: site.stopped(),
+    })
+}
+
+impl SubscribingReport {
+    /// What to compare it by.
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            per_server_cpu_s: self.per_server_cpu_s,
+            per_s: Some(self.made_per_s),
+            server_bytes_each: self.server_bytes_each,
+            ..Figures::default()
+        }
+    }
+
+    /// A few lines for people.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "subscribed {} ({}/s)", self.made, human(self.made_per_s));
+        push_usage(&mut out, self.server, self.generator);
+        if let Some(each) = self.per_server_cpu_s {
+            let _ = writeln!(out, "           {} per CPU second", human(each));
+        }
+        if let Some(bytes) = self.server_bytes_each {
+            let _ = writeln!(out, "memory     {bytes:.0} bytes per subscription");
         }
         if self.interrupted {
             let _ = writeln!(out, "ended early by the user");

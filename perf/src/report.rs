@@ -74,6 +74,9 @@ fn three_digits(value: f64) -> String {
     }
 }
 
+/// The part of the churn that was asked for which must be reached.
+const CHURN_PART_MIN: f64 = 0.9;
+
 /// Latencies at the percentiles that matter, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Quantiles {
@@ -123,6 +126,8 @@ pub(crate) struct LoadReport {
     pub(crate) published: u64,
     /// Messages delivered in the window.
     pub(crate) delivered: u64,
+    /// Pairs of SUB and UNSUB per second that the server took, besides.
+    pub(crate) churned_per_s: f64,
     /// Messages published per second.
     pub(crate) published_per_s: f64,
     /// Messages delivered per second.
@@ -163,6 +168,7 @@ impl LoadReport {
             window_s: seen.window_s,
             published: seen.published,
             delivered: seen.delivered,
+            churned_per_s: seen.churned as f64 / seen.window_s,
             published_per_s: seen.published as f64 / seen.window_s,
             delivered_per_s: seen.delivered as f64 / seen.window_s,
             gigabytes_per_s: units * payload_bytes as f64 / seen.window_s / 1e9,
@@ -191,6 +197,14 @@ impl LoadReport {
         }
         if seen.disordered > 0 {
             faults.push(format!("{} deliveries were out of order", seen.disordered));
+        }
+        let churn_rate = self.plan.workload.churn_rate;
+        if self.churned_per_s < churn_rate * CHURN_PART_MIN && !self.interrupted {
+            faults.push(format!(
+                "only {} of {} pairs of SUB and UNSUB a second were taken",
+                human(self.churned_per_s),
+                human(churn_rate)
+            ));
         }
         if matches!(self.plan.pace, Pace::Open { .. }) {
             let ends = [("sent", self.send_lag_us), ("received", self.receive_lag_us)];
@@ -240,6 +254,9 @@ impl LoadReport {
             if let Some(q) = quantiles {
                 let _ = writeln!(out, "{}", quantiles_text(name, &q));
             }
+        }
+        if self.churned_per_s > 0.0 {
+            let _ = writeln!(out, "churn      {} SUB and UNSUB/s", human(self.churned_per_s));
         }
         for fault in &self.invalid {
             let _ = writeln!(out, "INVALID    {fault}");

@@ -1,6 +1,6 @@
 //! The server's process: starting and stopping it, and what it used.
 
-use crate::client::{Identity, Target, await_server};
+use crate::client::{Access, Target, await_server};
 use crate::fault::{Fault, Outcome};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -23,8 +23,9 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Starts `command` with a free port in place of `{port}` and waits for its INFO.
-    pub(crate) fn start(command: &str) -> Outcome<Self> {
+    /// Starts `command` with a free port in place of `{port}` and waits for its INFO, or, if
+    /// `access` begins with TLS, until it can be connected to.
+    pub(crate) fn start(command: &str, access: &Access) -> Outcome<Self> {
         if !command.contains("{port}") {
             let cause = format!("the server's command '{command}' has no {{port}}");
             return Err(Fault::new(cause, "write it like 'nats-server -p {port}'"));
@@ -45,7 +46,7 @@ impl Started {
                 Fault::new(format!("cannot start '{program}' ({e})"), "build it or fix its path")
             })?;
         let mut started = Self { child, port };
-        let target = Target::local(port, Identity::default());
+        let target = Target::local(port, access.clone());
         await_server(&target, START_PATIENCE, || started.check()).map_err(|f| f.at(command))?;
         Ok(started)
     }
@@ -242,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_command_without_a_port_is_refused() {
-        let fault = Started::start("nats-server").unwrap_err();
+        let fault = Started::start("nats-server", &Access::none().unwrap()).unwrap_err();
         assert!(fault.to_string().contains("{port}"), "{fault}");
     }
 }

@@ -151,7 +151,7 @@ fn other(line: &[u8], seen: &mut Scanned) -> Outcome<()> {
 fn not_nats(what: &str) -> Fault {
     Fault::new(
         format!("the server sent what is not NATS protocol ({what})"),
-        "check that the port is a NATS client port without TLS",
+        "check that the port is a NATS client port, and --tlsfirst if it begins with TLS",
     )
 }
 
@@ -169,7 +169,7 @@ fn refused(line: &[u8]) -> Fault {
     } else if lower.contains("connections") {
         "open fewer connections or raise the server's max_connections"
     } else if lower.contains("tls") {
-        "measure a port without TLS, which this tool does not speak yet"
+        "give --tls, and --tlscert and --tlskey if it wants a client's certificate"
     } else {
         "the server's log says more"
     };
@@ -258,8 +258,9 @@ impl Stamp {
 }
 
 impl Renderer {
-    /// Messages to `subjects` in turn, each with `payload_bytes` behind a block of `header_bytes`
-    /// (0: no headers; otherwise as near to it as a header block can be, and at least 20).
+    /// Messages to `subjects` (perhaps with a reply subject behind) in turn, each with
+    /// `payload_bytes` behind a block of `header_bytes` (0: no headers; otherwise as near to it as
+    /// a header block can be, and at least 20).
     pub(crate) fn new(subjects: &[String], payload_bytes: usize, header_bytes: usize) -> Self {
         let block = header_block(header_bytes);
         let heads = subjects.iter().map(|subject| head(subject, &block, payload_bytes)).collect();
@@ -295,6 +296,26 @@ fn head(subject: &str, block: &[u8], payload_bytes: usize) -> Box<[u8]> {
         format!("HPUB {subject} {} {}\r\n", block.len(), block.len() + payload_bytes)
     };
     [line.as_bytes(), block].concat().into_boxed_slice()
+}
+
+/// A blank and a reply subject of `bytes` (at least 8), or nothing for 0.
+pub(crate) fn reply(bytes: usize) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" _INBOX.{}", "r".repeat(bytes.saturating_sub(7).max(1))),
+    }
+}
+
+/// One message as a subscription gets it, on the wire: `address` is subject, sid and perhaps a
+/// reply subject. See [`Renderer::new`].
+pub(crate) fn delivery(address: &str, payload_bytes: usize, header_bytes: usize) -> Vec<u8> {
+    let mut renderer = Renderer::new(&[address.to_owned()], payload_bytes, header_bytes);
+    let mut wire = Vec::new();
+    renderer.push(Stamp { intended_ns: 0, publisher: 0, sequence: 0 }, &mut wire);
+    // What a subscriber gets differs from what its publisher sent in the name and the sid.
+    let head = if header_bytes == 0 { b"MSG ".as_slice() } else { b"HMSG ".as_slice() };
+    let rest = wire.iter().position(|&b| b == b' ').map_or(0, |at| at + 1);
+    [head, &wire[rest..]].concat()
 }
 
 /// A header block of about `bytes`: one header, `H`, filled up.
@@ -395,6 +416,20 @@ mod tests {
         assert!(out[30..].starts_with(b"PUB b 18\r\n"));
         assert!(out[60..].starts_with(b"PUB a 18\r\n"));
         assert_eq!(Stamp::from_prefix(&out[10..26]), stamp);
+    }
+
+    #[test]
+    fn a_delivery_is_what_a_subscriber_reads() {
+        assert_eq!(delivery("a 7", 2, 0), b"MSG a 7 2\r\n\0\0\r\n");
+        let wire = delivery("a 7", 30, 40);
+        assert!(wire.starts_with(b"HMSG a 7 40 70\r\nNATS/1.0\r\n"));
+        let address = format!("a 7{}", reply(32));
+        let line = delivery(&address, 2, 0);
+        let line = line.split(|&b| b == b'\r').next().unwrap();
+        assert_eq!(Message { line, prefix: b"" }.reply().unwrap().len(), 32);
+        let mut count = 0;
+        let seen = Scanner::new(0).scan(&wire.repeat(3), |_| count += 1).unwrap();
+        assert_eq!((count, seen.used), (3, wire.len() * 3));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::{HttpOptions, LogFormat, Options, Secret, ShardCount, StartError, Syslog, User};
-use super::{duration, nearest};
+use super::{duration, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
 
@@ -26,6 +26,8 @@ pub enum Command {
     TestConfig(Box<Args>),
     /// Send a signal to a running server: `command` or `command=pid`.
     Signal(String),
+    /// Examine this host; what follows the word `doctor`.
+    Doctor(Vec<String>),
     /// Be a server.
     Serve(Box<Args>),
 }
@@ -87,6 +89,17 @@ pub struct Args {
     #[arg(long, value_parser = secret)]
     auth: Option<Secret>,
 
+    #[arg(long, value_parser = switch)]
+    tls: Option<bool>,
+    #[arg(long, value_parser = switch)]
+    tlsverify: Option<bool>,
+    #[arg(long)]
+    tlscert: Option<PathBuf>,
+    #[arg(long)]
+    tlskey: Option<PathBuf>,
+    #[arg(long)]
+    tlscacert: Option<PathBuf>,
+
     #[arg(long, value_parser = shard_count)]
     shards: Option<ShardCount>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
@@ -123,8 +136,7 @@ struct Missing {
 }
 
 const MISSING: &[Missing] = &[
-    Missing { names: &["tls", "tlsverify", "help_tls"], takes_value: false, matters: true },
-    Missing { names: &["tlscert", "tlskey", "tlscacert"], takes_value: true, matters: true },
+    Missing { names: &["help_tls"], takes_value: false, matters: true },
     // Whoever asks for monitoring waits for its port to answer.
     Missing { names: &["https_port", "ms"], takes_value: true, matters: true },
     Missing {
@@ -141,6 +153,11 @@ const MISSING: &[Missing] = &[
 /// Reads a command line, without the program's name.
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
     let args: Vec<String> = args.into_iter().collect();
+    if let Some((first, rest)) = args.split_first()
+        && first == "doctor"
+    {
+        return Ok(Command::Doctor(rest.to_vec()));
+    }
     let mut missing = Vec::new();
     let uniform = uniform(&args, &mut missing)?;
     let mut parsed = Args::command()
@@ -156,6 +173,10 @@ fn command(args: Args) -> Result<Command, StartError> {
         return match word.to_ascii_lowercase().as_str() {
             "help" => Ok(Command::Help),
             "version" => Ok(Command::Version),
+            "doctor" => {
+                let reason = "doctor takes none of the server's flags; run \"shardcast doctor\"";
+                Err(StartError::new(reason))
+            }
             _ => Err(StartError::new(format!("unrecognized command: \"{word}\""))),
         };
     }
@@ -281,7 +302,26 @@ impl Args {
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.spin_us, &self.spin);
         options.missing.extend(self.missing.iter().cloned());
+        self.apply_tls(options)?;
         self.apply_auth(options)
+    }
+
+    /// Files that flags name take the place of the file's whole block.
+    fn apply_tls(&self, options: &mut Options) -> Result<(), StartError> {
+        let verify = self.tlsverify == Some(true);
+        let asked = verify || self.tls == Some(true);
+        let files = [&self.tlscert, &self.tlskey, &self.tlscacert];
+        if files.iter().any(|file| file.is_some()) || (asked && options.tls.is_none()) {
+            let block = tls::Block {
+                cert_file: self.tlscert.clone(),
+                key_file: self.tlskey.clone(),
+                ca_file: self.tlscacert.clone(),
+                verify,
+                ..tls::Block::default()
+            };
+            options.tls = Some(block.load()?);
+        }
+        Ok(())
     }
 
     fn apply_log(&self, options: &mut Options) {
@@ -430,6 +470,10 @@ Authorization Options:
         --pass <password>            Password required for connections
         --auth <token>               Authorization token required for connections
 
+Commands:
+    doctor [--json] [<interface>]    Examine this host and say what to mend; the exit status is
+                                     0 (all pass), 1 (something warns) or 2 (something fails)
+
 Common Options:
     -h, --help                       Show this message
     -v, --version                    Show version
@@ -564,10 +608,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--tls", "-tlscert x", "--cluster nats://h:1", "-routes a,b", "-ms 1"] {
+        for line in ["--cluster nats://h:1", "-routes a,b", "-ms 1"] {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
-        for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1", "--tls=false"] {
+        for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1"] {
             options(line);
         }
         assert!(options("-js").missing[0].contains("-js"));
@@ -600,6 +644,11 @@ mod tests {
         assert_eq!(command("-sl reload"), Command::Signal("reload".to_owned()));
         assert!(matches!(command("-t -c f"), Command::TestConfig(_)));
         assert!(refused("-t").contains("--config"));
+        let doctor = vec!["--json".to_owned(), "eth0".to_owned()];
+        assert_eq!(command("doctor --json eth0"), Command::Doctor(doctor));
+        assert!(refused("-p 1 doctor").contains("none of the server's flags"));
+        // As the value of a flag it is a value.
+        assert_eq!(options("-n doctor").server_name.as_deref(), Some("doctor"));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Auth {
     /// Whether a password or token is configured in clear.
     pub fn has_plaintext(&self) -> bool {
         let passwords = self.users.iter().map(|user| &user.password);
-        passwords.chain(&self.token).any(|secret| !secret.is_bcrypt())
+        passwords.chain(&self.token).any(|secret| !secret.is_bcrypt() && !secret.is_empty())
     }
 }
 
@@ -74,6 +74,11 @@ impl Secret {
             return bcrypt::verify(given, &self.0).unwrap_or(false);
         }
         self.0.as_bytes().ct_eq(given.as_bytes()).into()
+    }
+
+    /// Whether there is nothing to know: the user is known by other means.
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether this is a hash, and checking it therefore slow.

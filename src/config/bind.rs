@@ -206,6 +206,8 @@ fn write_timeout(_: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
 const AUTH: &[Key<Options>] = &[
     Key(&["authorization"], Set(authorization)),
     Key(&["no_auth_user"], Set(|o, v| v.text().map(|name| o.auth.no_auth_user = Some(name)))),
+    Key(&["tls"], Set(|o, v| super::tls::bind(v).map(|tls| o.tls = Some(tls)))),
+    Key(&["allow_non_tls"], Set(|o, v| v.boolean().map(|on| o.allow_non_tls = on))),
     Key(&["accounts"], Refuse(&missing::ACCOUNTS)),
     Key(&["system_account", "system", "default_sentinel"], Refuse(&missing::ANY)),
     Key(&["operator", "operators", "root", "roots"], Refuse(&missing::ANY)),
@@ -214,7 +216,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["resolver_preload", "resolver_pinned_accounts"], Refuse(&missing::ANY)),
     Key(&["trusted_keys", "trusted", "mappings", "maps"], Refuse(&missing::ANY)),
     Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
-    Key(&["tls", "resolver_tls"], Refuse(&missing::TLS)),
+    Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache", "https", "https_port"], Refuse(&missing::ANY)),
     Key(&["cluster"], Refuse(&missing::CLUSTER)),
 ];
@@ -226,7 +228,7 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["gateway"], Ignore(&missing::GATEWAY)),
     Key(&["mqtt"], Ignore(&missing::MQTT)),
     Key(&["websocket", "ws"], Ignore(&missing::WEBSOCKET)),
-    Key(&["allow_non_tls", "no_system_account"], Ignore(&missing::ANY)),
+    Key(&["no_system_account"], Ignore(&missing::ANY)),
     Key(&["no_system", "no_sys_acc"], Ignore(&missing::ANY)),
     Key(&["http_base_path", "max_closed_clients"], Ignore(&missing::ANY)),
     Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
@@ -670,9 +672,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in
-            ["tls {}", "accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"]
-        {
+        for text in ["accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
         for user in ["{nkey: UABC}", "{user: a, allowed_connection_types: [WEBSOCKET]}"] {

@@ -13,6 +13,7 @@ mod duration;
 mod field;
 pub mod file;
 mod missing;
+pub mod tls;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::uring::Tier;
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +82,10 @@ pub struct Options {
     pub lame_duck_grace_ms: u64,
     /// Who may connect, and do what.
     pub auth: Auth,
+    /// TLS for clients (none).
+    pub tls: Option<Tls>,
+    /// With TLS: clients may also go without (false).
+    pub allow_non_tls: bool,
     /// Where the monitoring listens (nowhere).
     pub http: Option<HttpOptions>,
     /// What is logged, and where.
@@ -114,6 +120,8 @@ impl Default for Options {
             lame_duck_duration_ms: 120_000,
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
+            tls: None,
+            allow_non_tls: false,
             http: None,
             log: LogOptions::default(),
             pid_file: None,
@@ -316,7 +324,8 @@ fn read_file(path: &Path, options: &mut Options) -> Result<(), StartError> {
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal, two digits each.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.

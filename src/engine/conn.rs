@@ -9,8 +9,10 @@ use hashbrown::HashTable;
 use super::interest::SubKey;
 use super::outbox::Outbox;
 use super::permissions::{Checks, Permissions};
+use super::secure::Secure;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, ShardSet};
+use crate::certificate;
 use crate::proto::Connect;
 
 /// How long an error may take to reach its client before the connection is closed over it.
@@ -70,6 +72,12 @@ pub(super) struct Conn {
     /// Set once the credentials are good, or none are needed.
     pub(super) user: Option<Rc<User>>,
     pub(super) checks: Option<Box<Checks>>,
+    /// There if the connection has TLS, or may yet.
+    pub(super) secure: Option<Box<Secure>>,
+    /// Whom its certificate is for, where that decides.
+    pub(super) cert_names: Option<Box<certificate::Names>>,
+    /// It has had its first INFO.
+    pub(super) informed: bool,
     /// What CONNECT said so far.
     pub(super) connect: Box<Connect>,
     pub(super) connected: bool,
@@ -105,11 +113,13 @@ pub(super) struct Brakes {
     pub(super) lanes: ShardSet,
     /// Shards on which those who get its messages are behind.
     pub(super) behind: ShardSet,
+    /// It stands in line for its handshake, and has sent more than that needs.
+    pub(super) in_line: bool,
 }
 
 impl Brakes {
     pub(super) fn any(&self) -> bool {
-        !self.lanes.is_empty() || !self.behind.is_empty()
+        !self.lanes.is_empty() || !self.behind.is_empty() || self.in_line
     }
 }
 
@@ -120,10 +130,15 @@ pub(super) struct Timing {
     /// The timer entry that stands for it.
     pub(super) armed: u64,
     pub(super) ping_due: u64,
+    /// When it must have proved who it is; with TLS, before that, have done its handshake.
     pub(super) auth_due: u64,
+    /// When INFO is sent in clear to a client that has not begun its handshake.
+    pub(super) info_due: u64,
     pub(super) last_active: u64,
     /// When the batch in flight was handed to the kernel.
     pub(super) send_started: u64,
+    /// When the oldest input arrived that output which is not yet taken answers to.
+    pub(super) oldest_arrived: u64,
     pub(super) pings_out: u32,
     pub(super) ping_sent: u64,
     pub(super) rtt: u64,
@@ -139,6 +154,9 @@ impl Conn {
             account: AccountId::GLOBAL,
             user: None,
             checks: None,
+            secure: None,
+            cert_names: None,
+            informed: false,
             connect: Box::default(),
             connected: false,
             greeted: false,
@@ -158,8 +176,10 @@ impl Conn {
                 armed: NEVER,
                 ping_due: NEVER,
                 auth_due: NEVER,
+                info_due: NEVER,
                 last_active: now,
                 send_started: 0,
+                oldest_arrived: NEVER,
                 pings_out: 0,
                 ping_sent: 0,
                 rtt: 0,

@@ -15,7 +15,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::{ShardId, ShardSet};
-use crate::subject::{Table, is_literal};
+use crate::subject::{Table, first_token, is_literal};
 
 /// Index of a subscription on its shard.
 pub(super) type SubKey = u32;
@@ -25,9 +25,8 @@ pub(super) const NO_MAX: u64 = u64::MAX;
 
 /// What the cache of resolved subjects may cost, in bytes; at this it starts anew.
 const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// With no more than this many cached subjects a wildcard change looks for those it concerns;
-/// with more, all are forgotten.
-const CACHE_SCAN_MAX: usize = 64;
+/// Cached subjects are divided into this many families by their first token.
+const FAMILIES: usize = 256;
 
 /// One subscription of one local connection.
 #[derive(Debug)]
@@ -151,21 +150,86 @@ impl Targets {
 #[derive(Debug)]
 pub(super) struct Interest {
     table: Table<Filter>,
-    cache: HashMap<Box<[u8]>, Rc<Targets>, RandomState>,
-    /// What was cached since the cache was last cleared, in bytes: at least what it holds.
-    cached_bytes: usize,
+    cache: Cache,
+}
+
+/// What subjects were resolved to.
+///
+/// A change of a filter without wildcards concerns the one subject that is equal to it. A change
+/// of any other outdates, at once and without a search, the subjects that may share its first
+/// token: they are of one family, and families have versions.
+#[derive(Debug)]
+struct Cache {
+    resolved: HashMap<Box<[u8]>, Resolved, RandomState>,
+    /// The current version of each family.
+    versions: Box<[u64; FAMILIES]>,
+    /// What was cached since all was last forgotten, in bytes: at least what is held.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Resolved {
+    targets: Rc<Targets>,
+    family: u8,
+    /// The family's version when it was resolved.
+    version: u64,
+}
+
+impl Cache {
+    fn new(hasher: RandomState) -> Self {
+        let versions = Box::new([0; FAMILIES]);
+        Self { resolved: HashMap::with_hasher(hasher), versions, bytes: 0 }
+    }
+
+    fn get(&self, subject: &[u8]) -> Option<Rc<Targets>> {
+        let resolved = self.resolved.get(subject)?;
+        let is_current = resolved.version == self.versions[usize::from(resolved.family)];
+        is_current.then(|| Rc::clone(&resolved.targets))
+    }
+
+    fn insert(&mut self, subject: &[u8], targets: Rc<Targets>) {
+        self.bytes += subject.len() + targets.cost();
+        if self.bytes >= CACHE_BYTES_MAX {
+            self.clear();
+        }
+        let family = self.family(subject);
+        let version = self.versions[usize::from(family)];
+        self.resolved.insert(subject.into(), Resolved { targets, family, version });
+    }
+
+    /// The interest in `filter` has changed.
+    fn forget(&mut self, filter: &[u8]) {
+        if is_literal(filter) {
+            self.resolved.remove(filter);
+            return;
+        }
+        match first_token(filter) {
+            b"*" | b">" => self.clear(),
+            _ => self.versions[usize::from(self.family(filter))] += 1,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.resolved.clear();
+        self.bytes = 0;
+    }
+
+    fn family(&self, subject: &[u8]) -> u8 {
+        let [family, ..] = self.resolved.hasher().hash_one(first_token(subject)).to_le_bytes();
+        family
+    }
 }
 
 impl Interest {
     /// `seed` keys the hashes: subjects are chosen by clients.
     pub(super) fn new(seed: u64) -> Self {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
-        Self { table: Table::with_seed(seed), cache: HashMap::with_hasher(hasher), cached_bytes: 0 }
+        Self { table: Table::with_seed(seed), cache: Cache::new(hasher) }
     }
 
     /// Subjects that are cached.
     pub(super) fn cached_subjects(&self) -> usize {
-        self.cache.len()
+        self.cache.resolved.len()
     }
 
     pub(super) fn filters(&self) -> usize {
@@ -189,8 +253,7 @@ impl Interest {
                 Some(Announce { members: count(local.len()) })
             }
         };
-        let subject = &subs[key as usize].subject;
-        Self::forget(&mut self.cache, subject);
+        self.cache.forget(&subs[key as usize].subject);
         announce
     }
 
@@ -215,7 +278,7 @@ impl Interest {
         if filter.is_empty() {
             self.table.remove(&sub.subject);
         }
-        Self::forget(&mut self.cache, &sub.subject);
+        self.cache.forget(&sub.subject);
         (sub, announce)
     }
 
@@ -243,13 +306,12 @@ impl Interest {
         if filter.is_empty() {
             self.table.remove(subject);
         }
-        Self::forget(&mut self.cache, subject);
+        self.cache.forget(subject);
     }
 
     /// Forgets what was resolved: a connection has changed how it takes messages.
     pub(super) fn forget_all(&mut self) {
         self.cache.clear();
-        self.cached_bytes = 0;
     }
 
     /// What `subject` resolves to. `takes_headers` tells that of a connection's slot.
@@ -260,15 +322,10 @@ impl Interest {
         takes_headers: impl Fn(u32) -> bool,
     ) -> Rc<Targets> {
         if let Some(targets) = self.cache.get(subject) {
-            return Rc::clone(targets);
+            return targets;
         }
         let targets = Rc::new(self.resolve(subject, subs, takes_headers));
-        self.cached_bytes += subject.len() + targets.cost();
-        if self.cached_bytes >= CACHE_BYTES_MAX {
-            self.cache.clear();
-            self.cached_bytes = 0;
-        }
-        self.cache.insert(subject.into(), Rc::clone(&targets));
+        self.cache.insert(subject, Rc::clone(&targets));
         targets
     }
 
@@ -280,7 +337,7 @@ impl Interest {
     ) -> Targets {
         let mut targets = Targets::default();
         let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
-            HashMap::with_hasher(self.cache.hasher().clone());
+            HashMap::with_hasher(self.cache.resolved.hasher().clone());
         self.table.for_each_match(subject, |filter| {
             targets.shards = targets.shards.union(filter.shards);
             for &key in &filter.plain {
@@ -299,16 +356,6 @@ impl Interest {
             }
         });
         targets
-    }
-
-    fn forget(cache: &mut HashMap<Box<[u8]>, Rc<Targets>, RandomState>, filter: &[u8]) {
-        if is_literal(filter) {
-            cache.remove(filter);
-        } else if cache.len() <= CACHE_SCAN_MAX {
-            cache.retain(|subject, _| !crate::subject::matches(filter, subject));
-        } else {
-            cache.clear();
-        }
     }
 }
 
@@ -331,4 +378,62 @@ fn join_queue(groups: &mut Vec<QueueTargets>, queue: &Queue, subs: &Slab<Sub>) {
 
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FILTERS: [&str; 10] =
+        ["a", "a.b", "a.*", "a.>", "*.b", ">", "b.>", "b.*.c", "_INBOX.1.*", "a.b.*"];
+    const SUBJECTS: [&str; 7] = ["a", "a.b", "a.c", "b.b", "b.x.c", "_INBOX.1.z", "a.b.c"];
+
+    /// What a publisher can tell of targets.
+    fn reached(targets: &Targets) -> (Vec<SubKey>, ShardSet) {
+        let members = targets.groups.iter().flat_map(|group| &group.members);
+        let mut subs: Vec<SubKey> = members.map(|member| member.sub).collect();
+        subs.sort_unstable();
+        (subs, targets.shards)
+    }
+
+    proptest! {
+        #[test]
+        fn the_cache_never_knows_anything_else_than_the_table(
+            changes in prop::collection::vec((0..FILTERS.len(), 0..4u8, 0..SUBJECTS.len()), 1..60),
+        ) {
+            let (mut interest, mut subs) = (Interest::new(7), Slab::new());
+            let mut keys: Vec<SubKey> = Vec::new();
+            for (filter, change, ask) in changes {
+                let subject = FILTERS[filter].as_bytes();
+                match change {
+                    0 => {
+                        let key = count(subs.insert(Sub::new(0, subject, None, b"1")));
+                        interest.add(key, &mut subs);
+                        keys.push(key);
+                    }
+                    1 if !keys.is_empty() => {
+                        let key = keys.swap_remove(filter % keys.len());
+                        interest.remove(key, &mut subs);
+                    }
+                    1 | 2 => interest.set_remote(ShardId(3), subject, None, 1),
+                    _ => interest.set_remote(ShardId(3), subject, None, 0),
+                }
+                // One subject at a time, so that others stay cached over several changes.
+                let subject = SUBJECTS[ask].as_bytes();
+                let known = interest.targets(subject, &subs, |_| true);
+                let resolved = interest.resolve(subject, &subs, |_| true);
+                prop_assert_eq!(reached(&known), reached(&resolved));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wildcard_leaves_what_was_resolved_for_other_first_tokens() {
+        let (mut interest, subs) = (Interest::new(7), Slab::new());
+        let hot = interest.targets(b"prices.eur", &subs, |_| true);
+        interest.set_remote(ShardId(1), b"_INBOX.1.*", None, 1);
+        assert!(Rc::ptr_eq(&hot, &interest.targets(b"prices.eur", &subs, |_| true)));
+    }
 }

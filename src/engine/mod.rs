@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod conn;
+mod departures;
 mod interest;
 mod operations;
 mod outbox;
@@ -20,6 +21,7 @@ mod permissions;
 mod pressure;
 mod publish;
 mod record;
+mod secure;
 mod settings;
 mod snapshot;
 mod timers;
@@ -31,16 +33,21 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
+use crate::config::HandshakeFirst;
+use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
+use departures::Departures;
 use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
+pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
 use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
+pub use secure::TlsInfo;
 pub use settings::{Identity, Settings};
 pub use snapshot::{ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
@@ -254,7 +261,16 @@ pub struct Engine {
     wait_deadlines: VecDeque<(u64, u64)>,
     next_wait: u64,
     lame_duck: Option<LameDuck>,
+    /// Connections whose TLS handshake can go on.
+    handshakes: VecDeque<ConnId>,
+    /// Memory for what is decrypted.
+    plaintext: Vec<u8>,
     stats: Stats,
+    /// When what is being handled arrived.
+    arrived: u64,
+    departures: Departures,
+    /// Connections that are not read from because a lane or those who get their messages are full.
+    braked: usize,
 }
 
 /// How the last clients are sent away.
@@ -296,13 +312,25 @@ impl Engine {
             wait_deadlines: VecDeque::new(),
             next_wait: 0,
             lame_duck: None,
+            handshakes: VecDeque::new(),
+            plaintext: Vec::new(),
             stats: Stats::default(),
+            arrived: 0,
+            departures: Departures::default(),
+            braked: 0,
         }
     }
 
     /// The time of everything that is handed in from now on.
     pub fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);
+        self.arrived = self.now;
+    }
+
+    /// What is handed in from now on arrived at `arrived`, if not just now: the delay of all that
+    /// it sends out is counted from there.
+    pub fn set_arrived(&mut self, arrived: u64) {
+        self.arrived = arrived;
     }
 
     /// Takes over a new connection and greets it. One that is not `admitted` is told that there
@@ -323,10 +351,16 @@ impl Engine {
         assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
         self.conns.0[slot] = Some(conn);
         self.open_conns += 1;
-        self.send_info(id, false);
         if admitted {
+            if self.begin_secure(id) {
+                self.send_info(id, false);
+            }
             self.rearm(id);
         } else {
+            // In clear, whatever the client expects: nobody works for those who cannot stay.
+            if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+                self.send_info(id, false);
+            }
             self.refuse_seat(id);
         }
     }
@@ -349,7 +383,10 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return None;
         }
-        let batch = conn.outbox.take(&mut self.spares)?;
+        let batch = conn.take_batch(&mut self.spares)?;
+        self.departures.add(conn.timing.oldest_arrived);
+        // If not all of it fits, what is left is taken to be as old as this turn.
+        conn.timing.oldest_arrived = if conn.outbox.has_more() { self.now } else { NEVER };
         conn.timing.send_started = self.now;
         let due = self.now.saturating_add(self.settings.write_deadline_ns);
         self.timers.arm(id, due, &mut conn.timing.armed);
@@ -363,15 +400,17 @@ impl Engine {
             self.spares.keep_batch(batch);
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.outbox.on_sent(bytes);
+        let sent_bytes = conn.sent_bytes(bytes, complete);
+        conn.outbox.on_sent(sent_bytes);
         let pending = conn.outbox.pending_bytes();
         if complete {
             conn.outbox.on_done();
-            if pending > 0 && !conn.dirty {
+            let is_drained = conn.is_drained();
+            if !is_drained && !conn.dirty {
                 conn.dirty = true;
                 self.actions.push_back(Action::Flush(id));
             }
-            if pending == 0 && matches!(conn.phase, Phase::Flushing { .. }) {
+            if is_drained && matches!(conn.phase, Phase::Flushing { .. }) {
                 self.close(id, false);
             }
         }
@@ -402,11 +441,13 @@ impl Engine {
             if conn.phase != Phase::Closed {
                 self.open_conns -= 1;
             }
+            self.braked -= usize::from(conn.brakes.any());
         }
     }
 
     /// Ends a turn: barriers go out, limits are enforced.
     pub fn end_turn(&mut self) {
+        self.departures.forget();
         self.send_barriers();
         self.bound_memory();
     }
@@ -422,12 +463,16 @@ impl Engine {
             self.on_timer(id);
             self.rearm(id);
         }
+        self.advance_handshakes();
         self.end_overdue_waits();
         self.send_one_away();
     }
 
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
+        if !self.handshakes.is_empty() {
+            return Some(self.now);
+        }
         let wait = self.wait_deadlines.front().map(|(deadline, _)| *deadline);
         let duck = self.lame_duck.filter(|_| self.open_conns > 0).map(|duck| duck.next_close);
         [self.timers.next(), wait, duck].into_iter().flatten().min()
@@ -504,6 +549,28 @@ impl Engine {
         self.stats
     }
 
+    /// The batches taken since the turn's end are on their way at `now`: their delay is counted.
+    /// Without this call it is not.
+    pub fn depart(&mut self, now: u64) {
+        self.departures.depart(now);
+    }
+
+    /// For each batch, the nanoseconds from the arrival of the oldest input that it answers to
+    /// [`Engine::depart`].
+    pub fn delays(&self) -> &Histogram {
+        self.departures.delays()
+    }
+
+    /// Bytes of output that are queued or with the kernel; what connections share counts once.
+    pub fn output_bytes(&self) -> usize {
+        self.spares.held_bytes()
+    }
+
+    /// Connections that are not read from because of back-pressure.
+    pub fn braked_conns(&self) -> usize {
+        self.braked
+    }
+
     fn on_timer(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if let Phase::Flushing { until } = conn.phase {
@@ -523,8 +590,15 @@ impl Engine {
             );
             self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerDeadline);
+        } else if conn.timing.info_due <= self.now {
+            conn.timing.info_due = NEVER;
+            self.send_info(id, false);
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
+            if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
+                self.on_handshake_timeout(id);
+                return;
+            }
             tracing::error!("{} - authentication timeout", conn.label());
             let reason = Reason::Protocol("Authentication Timeout");
             self.fail(id, Some("Authentication Timeout"), reason);
@@ -568,7 +642,7 @@ impl Engine {
                 } else {
                     NEVER
                 };
-                timing.ping_due.min(timing.auth_due).min(write)
+                timing.ping_due.min(timing.auth_due).min(timing.info_due).min(write)
             }
         };
         if due != NEVER {
@@ -599,6 +673,7 @@ impl Engine {
         }
         if !conn.dirty {
             conn.dirty = true;
+            conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
             self.actions.push_back(Action::Flush(id));
         }
     }
@@ -617,7 +692,8 @@ impl Engine {
     }
 
     fn send_info(&mut self, id: ConnId, after_connect: bool) {
-        let Some(conn) = self.conns.get(id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.informed = true;
         let lame_duck = self.lame_duck.is_some();
         let info = self.settings.info(&conn.peer, lame_duck, after_connect);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
@@ -645,8 +721,15 @@ impl Engine {
         self.leave(id);
         self.actions.push_back(Action::Pause(id));
         self.rearm(id);
-        if self.conns.get(id).is_some_and(|conn| conn.outbox.is_empty()) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.outbox.is_empty() {
+            conn.say_goodbye();
+        }
+        if conn.is_drained() {
             self.close(id, false);
+        } else if !conn.dirty {
+            conn.dirty = true;
+            self.actions.push_back(Action::Flush(id));
         }
     }
 

@@ -29,7 +29,14 @@ enum Verdict {
 
 impl Engine {
     /// Handles what a client has sent. Where the bytes are cut makes no difference.
-    pub fn on_bytes(&mut self, id: ConnId, mut bytes: &[u8]) {
+    pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
+        if !self.on_ciphertext(id, bytes) {
+            self.on_plaintext(id, bytes);
+        }
+    }
+
+    /// Handles what a client has sent, without its TLS.
+    pub(super) fn on_plaintext(&mut self, id: ConnId, mut bytes: &[u8]) {
         while let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.partial.is_empty()) {
             // The operation that was cut is completed in a buffer of its own, and with nothing
             // but what belongs to it: the rest is handled where it is.
@@ -197,7 +204,7 @@ impl Engine {
             self.drop_subscriptions(id);
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.user = self.settings.log_in(&conn.connect);
+        conn.user = self.settings.log_in(&conn.connect, conn.cert_names.as_deref());
         let connect = &conn.connect;
         let (verbose, protocol) = (connect.verbose, connect.protocol);
         let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);

@@ -53,6 +53,14 @@ impl Spares {
         self.held_bytes
     }
 
+    /// A piece with what `fill` writes, for one connection alone.
+    pub(super) fn own_piece(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Piece {
+        let mut buffer = self.buffer();
+        fill(&mut buffer);
+        self.held_bytes += buffer.len();
+        Piece::Own(buffer)
+    }
+
     /// Takes memory that never held output.
     pub(super) fn offer_buffer(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
@@ -151,6 +159,11 @@ impl Outbox {
         self.pending_bytes == 0
     }
 
+    /// Whether something is queued behind the batch in flight.
+    pub(super) fn has_more(&self) -> bool {
+        !self.sealed.is_empty() || !self.own.is_empty()
+    }
+
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight
     }
@@ -208,6 +221,23 @@ impl Outbox {
 
     /// The next batch for the reactor, unless one is in flight or nothing may go.
     pub(super) fn take(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
+        self.take_up_to(BATCH_BYTES_MAX, spares)
+    }
+
+    /// A batch of one piece that stands for what was taken, or for nothing in this outbox.
+    pub(super) fn start(&mut self, spares: &mut Spares, piece: Piece) -> Vec<Piece> {
+        self.in_flight = true;
+        let mut batch = spares.batch();
+        batch.push(piece);
+        batch
+    }
+
+    /// The next batch, which ends with the piece that makes it `bytes_max` long.
+    pub(super) fn take_up_to(
+        &mut self,
+        bytes_max: usize,
+        spares: &mut Spares,
+    ) -> Option<Vec<Piece>> {
         if self.in_flight {
             return None;
         }
@@ -224,7 +254,7 @@ impl Outbox {
         }
         let mut batch = spares.batch();
         let mut bytes = 0;
-        while batch.len() < count && bytes < BATCH_BYTES_MAX {
+        while batch.len() < count && bytes < bytes_max {
             let Some(piece) = self.sealed.pop_front() else { break };
             bytes += piece.bytes().len();
             batch.push(piece);

@@ -33,6 +33,9 @@ const BACKLOG_BYTES_ALL: usize = 64 * 1024 * 1024;
 pub(super) struct Lane {
     queue: VecDeque<Record>,
     bytes: usize,
+    /// What was ever queued.
+    all_records: u64,
+    all_bytes: u64,
     /// Local connections that are not read from until there is room.
     feeders: Vec<ConnId>,
     /// The last epoch in which something was staged.
@@ -41,6 +44,19 @@ pub(super) struct Lane {
     barrier_epoch: u64,
     /// The last epoch that the other shard has settled.
     settled_epoch: u64,
+}
+
+/// How much goes to one other shard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneFigures {
+    /// Records sent since the start, those that wait included.
+    pub records: u64,
+    /// Their bytes, as the bound on lanes counts them.
+    pub bytes: u64,
+    /// Records that wait for room, or have not been taken out of it.
+    pub waiting_records: usize,
+    /// Bytes that wait for room.
+    pub waiting_bytes: usize,
 }
 
 /// A publisher that waits for subscribers here to catch up.
@@ -73,10 +89,24 @@ impl Engine {
         !self.lanes[to.index()].queue.is_empty()
     }
 
+    /// How much goes to another shard; what is on the lane itself is for the lane to know.
+    pub fn lane(&self, to: ShardId) -> LaneFigures {
+        let lane = &self.lanes[to.index()];
+        LaneFigures {
+            records: lane.all_records,
+            bytes: lane.all_bytes,
+            waiting_records: lane.queue.len(),
+            waiting_bytes: lane.bytes,
+        }
+    }
+
     /// Queues a record that no connection is to blame for.
     pub(super) fn push_record(&mut self, to: ShardId, record: Record) {
         let lane = &mut self.lanes[to.index()];
-        lane.bytes += record.cost_bytes();
+        let bytes = record.cost_bytes();
+        lane.bytes += bytes;
+        lane.all_records += 1;
+        lane.all_bytes += bytes as u64;
         lane.queue.push_back(record);
     }
 
@@ -101,12 +131,8 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.staged_epoch = self.epoch;
         if full && !conn.brakes.lanes.contains(to) {
-            let moving = !conn.brakes.any();
-            conn.brakes.lanes.insert(to);
             lane.feeders.push(id);
-            if moving {
-                self.actions.push_back(Action::Pause(id));
-            }
+            self.brake(id, |brakes| brakes.lanes.insert(to));
         }
     }
 
@@ -272,12 +298,7 @@ impl Engine {
 
     /// Those who get the messages of a local connection are behind on `shard`.
     pub(super) fn pause_for(&mut self, id: ConnId, shard: ShardId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let moving = !conn.brakes.any();
-        conn.brakes.behind.insert(shard);
-        if moving {
-            self.actions.push_back(Action::Pause(id));
-        }
+        self.brake(id, |brakes| brakes.behind.insert(shard));
     }
 
     /// They have caught up.
@@ -285,14 +306,29 @@ impl Engine {
         self.release(id, |brakes| brakes.behind.remove(shard));
     }
 
-    fn release(&mut self, id: ConnId, ease: impl FnOnce(&mut super::conn::Brakes)) {
+    /// Reads no more from a connection for one more reason.
+    pub(super) fn brake(&mut self, id: ConnId, pull: impl FnOnce(&mut super::conn::Brakes)) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let moving = !conn.brakes.any();
+        pull(&mut conn.brakes);
+        if moving {
+            self.braked += 1;
+            self.actions.push_back(Action::Pause(id));
+        }
+    }
+
+    /// Lets one reason go; with the last, the connection is read from again.
+    pub(super) fn release(&mut self, id: ConnId, ease: impl FnOnce(&mut super::conn::Brakes)) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !conn.brakes.any() {
             return;
         }
         ease(&mut conn.brakes);
-        if !conn.brakes.any() && conn.is_open() {
-            self.actions.push_back(Action::Resume(id));
+        if !conn.brakes.any() {
+            self.braked -= 1;
+            if conn.is_open() {
+                self.actions.push_back(Action::Resume(id));
+            }
         }
     }
 
@@ -434,10 +470,72 @@ mod tests {
         }
         publish_much(&mut engine, ids[0]);
         assert_eq!(publish_much(&mut engine, ids[0]), Some(true), "all three are behind");
+        assert_eq!(engine.braked_conns(), 1);
         while !output(&mut engine, ids[1]).is_empty() {}
         assert_eq!(paused(&mut engine, ids[0]), None, "two of three still are");
         while !output(&mut engine, ids[2]).is_empty() {}
         assert_eq!(paused(&mut engine, ids[0]), Some(false));
+        assert_eq!(engine.braked_conns(), 0);
+    }
+
+    #[test]
+    fn a_paused_connection_that_ends_is_not_counted_as_paused_any_more() {
+        let (mut engine, ids) = fan_out(2, usize::MAX);
+        publish_much(&mut engine, ids[0]);
+        assert_eq!(publish_much(&mut engine, ids[0]), Some(true));
+        engine.on_ended(ids[0], true);
+        while !output(&mut engine, ids[0]).is_empty() {}
+        engine.on_closed(ids[0]);
+        assert_eq!(engine.braked_conns(), 0);
+        while !output(&mut engine, ids[1]).is_empty() {}
+        assert_eq!(engine.braked_conns(), 0);
+    }
+
+    #[test]
+    fn the_delay_of_a_batch_is_counted_from_the_arrival_of_its_oldest_cause() {
+        let (mut engine, ids) = fan_out(2, usize::MAX);
+        let before = engine.delays().clone();
+        engine.set_now(1000);
+        engine.set_arrived(400);
+        turn(&mut engine, ids[0], b"PUB a 1\r\nx\r\n");
+        engine.set_arrived(900);
+        turn(&mut engine, ids[0], b"PUB a 1\r\ny\r\n");
+        output(&mut engine, ids[1]);
+        engine.depart(1400);
+        let delays = engine.delays();
+        assert_eq!(delays.count() - before.count(), 1, "one batch");
+        assert_eq!(delays.sum() - before.sum(), 1000);
+        engine.end_turn();
+        engine.depart(1500);
+        assert_eq!(engine.delays().count() - before.count(), 1, "it left only once");
+    }
+
+    #[test]
+    fn a_run_of_another_shard_is_as_old_as_it_was_there() {
+        let (mut near, publisher) = shard_with(1);
+        let settings = Settings::new(&Default::default(), &Default::default(), usize::MAX);
+        let mut far = Engine::new(OTHER, 2, Rc::new(settings), 1);
+        let subscriber = ConnId { slot: 0, generation: 0 };
+        far.open(subscriber, Peer { cid: 2, ip: "".into(), port: 1 }, true);
+        turn(&mut far, subscriber, b"CONNECT {\"verbose\":false}\r\nSUB a 1\r\n");
+        output(&mut far, subscriber);
+        while let Some(record) = far.pop_record(ShardId(0)) {
+            near.on_record(OTHER, record);
+        }
+        near.set_now(300);
+        turn(&mut near, publisher[0], b"PUB a 1\r\nx\r\n");
+        assert_eq!(near.lane(OTHER).waiting_records, 1);
+        far.set_now(700);
+        while let Some(record) = near.pop_record(OTHER) {
+            far.on_record(ShardId(0), record);
+        }
+        far.end_turn();
+        assert!(output(&mut far, subscriber).starts_with("MSG a"));
+        far.depart(800);
+        assert_eq!((far.delays().count(), far.delays().sum()), (1, 500));
+        let lane = near.lane(OTHER);
+        assert_eq!((lane.records, lane.waiting_records, lane.waiting_bytes), (1, 0, 0));
+        assert!(lane.bytes > 0);
     }
 
     #[test]

@@ -199,7 +199,8 @@ impl Engine {
             rest = &rest[used..];
         }
         assert!(rest.is_empty(), "only whole publishes travel between shards");
-        let RunRecord { account, publisher, echo, visited, .. } = *record;
+        let RunRecord { account, publisher, echo, visited, arrived, .. } = *record;
+        let now = std::mem::replace(&mut self.arrived, arrived);
         let source = Source { account, publisher, echo, visited };
         let targets = self.targets(account, run.subject());
         if record.plain {
@@ -218,6 +219,7 @@ impl Engine {
         }
         self.settle_deliveries();
         self.spare_run = Run::reusing(run);
+        self.arrived = now;
     }
 
     fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
@@ -370,6 +372,7 @@ impl Engine {
         }
         if !conn.dirty {
             conn.dirty = true;
+            conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
             self.actions.push_back(Action::Flush(conn.id));
         }
     }
@@ -469,12 +472,14 @@ impl Engine {
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
         let Source { account, publisher, echo, visited } = source;
+        let arrived = self.arrived;
         let mut whole: Option<Bytes> = None;
         for shard in plain.iter() {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            let record = RunRecord { account, publisher, echo, visited, wire, plain: true, picks };
+            let record =
+                RunRecord { account, publisher, echo, visited, arrived, wire, plain: true, picks };
             self.stage(shard, Record::Run(Box::new(record)));
         }
         while let Some((shard, _)) = picks.first() {
@@ -491,7 +496,8 @@ impl Engine {
                 }
             }
             let wire = Bytes::from(wire);
-            let record = RunRecord { account, publisher, echo, visited, wire, plain: false, picks };
+            let record =
+                RunRecord { account, publisher, echo, visited, arrived, wire, plain: false, picks };
             self.stage(shard, Record::Run(Box::new(record)));
         }
     }

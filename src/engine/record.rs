@@ -44,6 +44,8 @@ pub struct RunRecord {
     pub(super) echo: bool,
     /// The shards that had this queue message and could not place it.
     pub(super) visited: ShardSet,
+    /// When its publisher's shard received it.
+    pub(super) arrived: u64,
     /// The operations as the client sent them.
     pub(super) wire: Bytes,
     /// Plain subscriptions get the run.

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::trace::Tracing;
-use crate::config::{Limits, Options, Secret};
+use crate::certificate;
+use crate::config::{Limits, Options, Secret, Tls};
 use crate::proto::{Connect, Info};
 
 /// Who this server is, decided at its start.
@@ -35,6 +36,10 @@ pub struct Settings {
     pub(super) memory_bytes_max: usize,
     /// Log every operation.
     pub(super) tracing: Option<Tracing>,
+    /// TLS for new connections.
+    pub(super) tls: Option<Tls>,
+    /// They may also go without.
+    pub(super) allow_non_tls: bool,
     users: HashMap<String, Login>,
     token: Option<Secret>,
     guest: Option<Rc<User>>,
@@ -82,6 +87,8 @@ impl Settings {
             auth_timeout_ns: auth.timeout_ms.saturating_mul(NS_PER_MS),
             memory_bytes_max,
             tracing: Tracing::new(&options.log),
+            tls: options.tls.clone(),
+            allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
             users,
             token: auth.token.clone(),
@@ -104,7 +111,22 @@ impl Settings {
     }
 
     /// Who a client is by its credentials; `None`: nobody.
-    pub(super) fn log_in(&self, connect: &Connect) -> Option<Rc<User>> {
+    ///
+    /// `names` are those of its certificate, where certificates say who somebody is.
+    pub(super) fn log_in(
+        &self,
+        connect: &Connect,
+        names: Option<&certificate::Names>,
+    ) -> Option<Rc<User>> {
+        if self.tls.as_ref().is_some_and(|tls| tls.map) {
+            let name = names?.user(self.users.keys().map(String::as_str))?;
+            if !connect.user.is_empty() && connect.user != name {
+                let user = &connect.user;
+                tracing::warn!("User {user:?} found in connect proto, but user required from cert");
+            }
+            let login = self.users.get(name)?;
+            return login.password.matches(&connect.pass).then(|| Rc::clone(&login.user));
+        }
         if let Some(token) = &self.token {
             return token.matches(&connect.auth_token).then(|| Rc::clone(&self.nobody));
         }
@@ -126,7 +148,8 @@ impl Settings {
     fn log_in_at_once(&self, connect: &Connect) -> Option<Rc<User>> {
         let password = self.users.get(&connect.user).map(|login| &login.password);
         let is_slow = self.token.as_ref().or(password).is_some_and(Secret::is_bcrypt);
-        if is_slow { None } else { self.log_in(connect) }
+        // Without names, certificates that say who somebody is are asked for anew.
+        if is_slow { None } else { self.log_in(connect, None) }
     }
 
     /// What has become of a user of `old`, who sent `connect`.
@@ -171,6 +194,9 @@ fn info(options: &Options, identity: &Identity) -> Info {
         host: options.host.clone(),
         port: identity.port,
         headers: !options.no_header_support,
+        tls_required: options.tls.is_some() && !options.allow_non_tls,
+        tls_available: options.tls.is_some() && options.allow_non_tls,
+        tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
         auth_required: auth.is_required() && auth.no_auth_user.is_none(),
         max_payload: options.limits.payload_bytes_max,
         ..Info::default()

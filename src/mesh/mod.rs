@@ -29,6 +29,8 @@ pub struct Mesh {
     outgoing: Vec<Option<Producer<Record>>>,
     incoming: Vec<Option<Consumer<Record>>>,
     sleeps: Arc<[Sleep]>,
+    /// How often another shard had to be rung.
+    rings: u64,
 }
 
 impl Mesh {
@@ -41,6 +43,7 @@ impl Mesh {
                 outgoing: (0..shards).map(|_| None).collect(),
                 incoming: (0..shards).map(|_| None).collect(),
                 sleeps: Arc::clone(&sleeps),
+                rings: 0,
             })
             .collect();
         for from in 0..usize::from(shards) {
@@ -64,6 +67,7 @@ impl Mesh {
                 && chunk.fill_from_iter(std::iter::from_fn(|| engine.pop_record(to))) > 0
                 && self.sleeps[to.index()].must_be_rung()
             {
+                self.rings += 1;
                 ring(to);
             }
             behind |= engine.has_records(to);
@@ -90,6 +94,7 @@ impl Mesh {
             more |= waiting > DRAIN_RECORDS_MAX;
             // The sender may sleep with records that had no room.
             if self.sleeps[from.index()].must_be_rung_for_room() {
+                self.rings += 1;
                 ring(from);
             }
         }
@@ -99,7 +104,7 @@ impl Mesh {
     /// Announces that this shard is about to sleep; with `behind` also room has to wake it. False
     /// if there is something to do after all: then it must not sleep.
     pub fn fall_asleep(&mut self, engine: &Engine, behind: bool) -> bool {
-        let Self { incoming, outgoing, sleeps, shard } = self;
+        let Self { incoming, outgoing, sleeps, shard, .. } = self;
         let idle = || {
             let nothing = incoming.iter().flatten().all(|lane| lane.slots() == 0);
             let mut lanes = (0..).map(ShardId).zip(outgoing.iter());
@@ -109,6 +114,17 @@ impl Mesh {
             nothing && no_room
         };
         sleeps[shard.index()].fall_asleep(behind, idle)
+    }
+
+    /// How often this shard had to ring another one, to wake it.
+    pub fn rings(&self) -> u64 {
+        self.rings
+    }
+
+    /// Records on the lane to another shard that it has not taken.
+    pub fn waiting(&self, to: ShardId) -> usize {
+        let lane = self.outgoing[to.index()].as_ref();
+        lane.map_or(0, |lane| lane.buffer().capacity() - lane.slots())
     }
 
     /// It is awake: nobody needs to ring.

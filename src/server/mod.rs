@@ -24,7 +24,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, select};
 use nkeys::KeyPair;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,11 +31,14 @@ use tracing::{error, info, warn};
 
 use crate::config::args::{self, Args, Command};
 use crate::config::{self, Options, StartError};
+use crate::doctor;
 use crate::engine;
+use crate::host::{Topology, Tree};
 use crate::shard::Outcome;
 use files::PortsFile;
 use log::{FATAL, Log};
 use monitor::{Change, Monitor};
+use place::Placement;
 use shards::Shards;
 use signals::Request;
 
@@ -112,6 +114,7 @@ fn execute(command: Command, program: &str) -> Result<ExitCode, StartError> {
         Command::Help => say(&mut io::stdout(), &args::usage(program)),
         Command::Version => say(&mut io::stdout(), &format!("{program}: v{VERSION}")),
         Command::Signal(request) => signals::send(&request)?,
+        Command::Doctor(words) => return Ok(doctor::main(&words)),
         Command::TestConfig(args) => return test_config(&config::load(&args)?, program),
         Command::Serve(args) => return run(&args, program.to_owned()),
     }
@@ -168,10 +171,10 @@ fn serve(
     let listener = listen::bind(&options.host, options.port)?;
     let http_listener = bind_monitor(&options)?;
     let identity = Arc::new(identify(&options, program, &listener, http_listener.as_ref())?);
-    let placement = place::shards(&options.runtime);
+    let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);
 
     log_banner(&options, &identity, &placement);
-    let shards = Shards::start(&options, &identity.of_engine(), listener, &placement)?;
+    let shards = Shards::start(&options, &identity.of_engine(), listener, &placement.cpus)?;
     info!("  io_uring: tier {}", shards.tier());
     log_remarks(&options);
     if let Some(path) = &options.pid_file {
@@ -243,7 +246,7 @@ fn start_monitor(
     Monitor::start(listener, identity, options, shards.reporter()).map(Some)
 }
 
-fn log_banner(options: &Options, identity: &Identity, placement: &[Option<CoreId>]) {
+fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
     info!("Starting shardcast");
     info!("  Version:  {VERSION}");
     if let Some(commit) = GIT_COMMIT {
@@ -251,13 +254,7 @@ fn log_banner(options: &Options, identity: &Identity, placement: &[Option<CoreId
     }
     info!("  Name:     {}", identity.name);
     info!("  ID:       {}", identity.id);
-    let cores: Vec<String> = placement.iter().flatten().map(|core| core.id.to_string()).collect();
-    let count = placement.len();
-    if cores.is_empty() {
-        info!("  Shards:   {count}, not pinned");
-    } else {
-        info!("  Shards:   {count} on cores {}", cores.join(", "));
-    }
+    info!("  Shards:   {placement}");
     if options.runtime.spin_us > 0 {
         info!("  Spin:     {} µs", options.runtime.spin_us);
     }

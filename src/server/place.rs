@@ -2,136 +2,280 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
-use std::num::NonZeroUsize;
+use std::fmt;
 
 use core_affinity::CoreId;
 
 use crate::config::{RuntimeOptions, ShardCount};
 use crate::engine::SHARDS_MAX;
+use crate::host::{Cpu, Topology};
 
-/// One entry for each shard: the core it is to be pinned to, if any.
-///
-/// `auto` is one shard for each core this process may use (its cpuset, and its cgroup's quota),
-/// at least one, hyperthreads of one core counted once. More shards than cores share them.
-/// Under a quota smaller than the cpuset nobody is pinned: every container with such a quota
-/// would choose the same first cores.
-pub fn shards(options: &RuntimeOptions) -> Vec<Option<CoreId>> {
-    // std counts the CPUs of the cpuset and rounds down to what a cgroup's quota pays for.
-    let quota = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let cpus: Vec<Cpu> = core_affinity::get_core_ids()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|id| Cpu { id: id.id, core: first_sibling(id.id) })
-        .collect();
-    plan(&cpus, quota, options)
+/// Where shards live, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// One entry for each shard: the CPU it is to be pinned to, if any.
+    pub cpus: Vec<Option<usize>>,
+    /// Half a sentence for the log.
+    pub why: String,
 }
 
-/// Keeps the calling thread on `core`. False if that was refused, which costs speed only.
-pub fn pin(core: Option<CoreId>) -> bool {
-    core.is_none_or(core_affinity::set_for_current)
-}
-
-/// Bytes of memory this process may use: the machine's, or less if its cgroup says so.
-pub fn memory_bytes() -> usize {
-    let info = rustix::system::sysinfo();
-    let machine = u64::from(info.mem_unit).saturating_mul(info.totalram);
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let files = [
-        format!("/sys/fs/cgroup{own}/memory.max"),
-        "/sys/fs/cgroup/memory.max".to_owned(),
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned(),
-    ];
-    let limit = |file: &String| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-    let bytes = files.iter().filter_map(limit).fold(machine, u64::min);
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-/// A CPU as the kernel counts them, and the core it is a hyperthread of.
-#[derive(Debug, Clone, Copy)]
-struct Cpu {
-    id: usize,
-    /// The lowest of the core's CPUs.
-    core: usize,
-}
-
-fn plan(cpus: &[Cpu], quota: usize, options: &RuntimeOptions) -> Vec<Option<CoreId>> {
-    // One hyperthread of each core first, then the others: those are used only if N asks for it.
-    let is_first = |cpu: &&Cpu| {
-        let same_core = cpus.iter().filter(|other| other.core == cpu.core);
-        same_core.map(|other| other.id).min() == Some(cpu.id)
-    };
-    let (first, rest): (Vec<&Cpu>, Vec<&Cpu>) = cpus.iter().partition(is_first);
-    let count = match options.shards {
-        ShardCount::Exactly(count) => count.max(1),
-        ShardCount::Auto => first.len().min(quota).clamp(1, SHARDS_MAX),
-    };
-    if !options.pin || cpus.is_empty() || quota < cpus.len() {
-        return vec![None; count];
+impl Placement {
+    /// Places the shards that `options` ask for.
+    ///
+    /// `auto` is one shard for each core this process may use, at least one: hyperthreads of a core
+    /// count once, slower cores of a hybrid processor not at all (connections are spread by
+    /// number, so those of a slower shard would lag), and no more than the cgroup's quota pays for.
+    /// A number takes fast cores first, node by node, then slower ones, then hyperthreads; more
+    /// shards than CPUs share them. Under a quota smaller than the allowed CPUs nobody is pinned:
+    /// every container with such a quota would choose the same first cores.
+    pub fn plan(topology: &Topology, options: &RuntimeOptions) -> Self {
+        let (mut cores, mut threads) = topology.cores_and_threads();
+        let order = |cpu: &&Cpu| (!cpu.is_fast, cpu.node, cpu.id);
+        cores.sort_by_key(order);
+        threads.sort_by_key(order);
+        let quota = topology.quota.filter(|quota| quota.whole_cpus() < topology.cpus.len());
+        let auto = Auto {
+            cpus: topology.cpus.len(),
+            online: topology.online.len(),
+            threads: threads.len(),
+            cores: cores.len(),
+            fast: cores.iter().filter(|cpu| cpu.is_fast).count(),
+            quota: quota.map(|quota| (quota.whole_cpus(), quota.to_string())),
+        };
+        let (count, mut why) = match options.shards {
+            ShardCount::Exactly(count) => (count.max(1), "as told by --shards".to_owned()),
+            ShardCount::Auto => (auto.count(), auto.to_string()),
+        };
+        let unpinned = match &auto.quota {
+            _ if !options.pin => Some(""),
+            // `auto` has named the quota already.
+            Some(_) if options.shards == ShardCount::Auto => Some(""),
+            Some(_) => Some("; a CPU quota is smaller than the CPUs"),
+            None if topology.cpus.is_empty() => Some("; no CPU can be seen"),
+            None => None,
+        };
+        let order = cores.iter().chain(&threads).map(|cpu| Some(cpu.id));
+        let cpus = match unpinned {
+            Some(reason) => {
+                why.push_str(reason);
+                vec![None; count]
+            }
+            None => order.cycle().take(count).collect(),
+        };
+        Self { cpus, why }
     }
-    let order = first.iter().chain(&rest).map(|cpu| Some(CoreId { id: cpu.id }));
-    order.cycle().take(count).collect()
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.cpus.len()
+    }
 }
 
-/// The lowest CPU of the core that CPU `id` belongs to; itself if the kernel does not say.
-fn first_sibling(id: usize) -> usize {
-    let path = format!("/sys/devices/system/cpu/cpu{id}/topology/thread_siblings_list");
-    let list = fs::read_to_string(path).unwrap_or_default();
-    // "0,64" or "0-1": sorted, so the first number is the lowest.
-    let first = list.trim().split([',', '-']).next().and_then(|first| first.parse().ok());
-    first.unwrap_or(id)
+/// As the banner has it.
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cpus: Vec<String> = self.cpus.iter().flatten().map(usize::to_string).collect();
+        if cpus.is_empty() {
+            write!(f, "{}, not pinned", self.cpus.len())?;
+        } else {
+            write!(f, "{} on cores {}", self.cpus.len(), cpus.join(", "))?;
+        }
+        write!(f, " ({})", self.why)
+    }
+}
+
+/// Keeps the calling thread on a CPU. False if that was refused, which costs speed only.
+pub fn pin(cpu: Option<usize>) -> bool {
+    cpu.is_none_or(|id| core_affinity::set_for_current(CoreId { id }))
+}
+
+/// What `auto` goes by.
+struct Auto {
+    /// CPUs that are allowed, and that there are.
+    cpus: usize,
+    online: usize,
+    /// Cores of those allowed, how many of them are fast, and allowed threads beyond one of each.
+    cores: usize,
+    fast: usize,
+    threads: usize,
+    /// A quota that is smaller than what is allowed: whole CPUs, and as text.
+    quota: Option<(usize, String)>,
+}
+
+impl Auto {
+    /// Fast cores, unless there are none.
+    fn eligible(&self) -> usize {
+        if self.fast > 0 { self.fast } else { self.cores }
+    }
+
+    fn count(&self) -> usize {
+        let quota = self.quota.as_ref().map_or(usize::MAX, |(cpus, _)| *cpus);
+        self.eligible().min(quota).clamp(1, SHARDS_MAX)
+    }
+}
+
+/// What was decided, and by what: `auto: one per core; 2 of 2 CPUs allowed, SMT off`.
+impl fmt::Display for Auto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let eligible = self.eligible();
+        match &self.quota {
+            Some((cpus, text)) if *cpus < eligible => {
+                write!(f, "auto: the cgroup's quota pays for {text} CPUs, of {eligible} cores")?;
+            }
+            _ if eligible > SHARDS_MAX => {
+                write!(f, "auto: {SHARDS_MAX} is the most there can be, of {eligible} cores")?;
+            }
+            Some((_, text)) => write!(f, "auto: one per core, under a quota of {text} CPUs")?,
+            None => f.write_str("auto: one per core")?,
+        }
+        write!(f, "; {} of {} CPUs allowed", self.cpus, self.online)?;
+        if self.threads > 0 {
+            write!(f, ", {} of them second threads of a core", self.threads)?;
+        }
+        if eligible < self.cores {
+            write!(f, ", {} slower cores left out", self.cores - eligible)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::machine::Machine;
 
-    fn cpus(cores: &[usize]) -> Vec<Cpu> {
-        cores.iter().enumerate().map(|(id, core)| Cpu { id, core: *core }).collect()
+    fn placed(machine: &Machine, shards: ShardCount) -> String {
+        let options = RuntimeOptions { shards, ..RuntimeOptions::default() };
+        Placement::plan(&Topology::read(&machine.tree()), &options).to_string()
     }
 
-    fn placed(cores: &[usize], quota: usize, shards: ShardCount) -> Vec<Option<usize>> {
-        let options = RuntimeOptions { shards, ..RuntimeOptions::default() };
-        plan(&cpus(cores), quota, &options).into_iter().map(|core| core.map(|c| c.id)).collect()
+    fn auto(machine: &Machine) -> String {
+        placed(machine, ShardCount::Auto)
+    }
+
+    fn hybrid() -> Machine {
+        // Two performance cores with two threads each, then four efficiency cores.
+        let siblings =
+            |cpu: usize| if cpu < 4 { ["0-1", "2-3"][cpu / 2].into() } else { cpu.to_string() };
+        (0..8)
+            .fold(Machine::new(1, 8, 1), |machine, cpu| {
+                let path = format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+                machine.with(&[(&path, &siblings(cpu))])
+            })
+            .with(&[("sys/devices/cpu_core/cpus", "0-3"), ("sys/devices/cpu_atom/cpus", "4-7")])
     }
 
     #[test]
-    fn auto_is_one_shard_per_core_and_counts_hyperthreads_once() {
-        assert_eq!(placed(&[0, 1, 2], 3, ShardCount::Auto), [Some(0), Some(1), Some(2)]);
-        assert_eq!(placed(&[0, 1, 0, 1], 4, ShardCount::Auto), [Some(0), Some(1)]);
-        assert_eq!(placed(&[0, 0], 2, ShardCount::Auto), [Some(0)]);
+    fn auto_is_one_shard_per_core() {
+        let one = auto(&Machine::new(1, 3, 1));
+        assert_eq!(one, "3 on cores 0, 1, 2 (auto: one per core; 3 of 3 CPUs allowed)");
+    }
+
+    #[test]
+    fn auto_takes_the_cores_of_both_sockets() {
+        let two = auto(&Machine::new(2, 2, 1));
+        assert_eq!(two, "4 on cores 0, 1, 2, 3 (auto: one per core; 4 of 4 CPUs allowed)");
+    }
+
+    #[test]
+    fn auto_counts_hyperthreads_once() {
+        assert_eq!(
+            auto(&Machine::new(1, 2, 2)),
+            "2 on cores 0, 1 (auto: one per core; 4 of 4 CPUs allowed, 2 of them second threads \
+             of a core)"
+        );
+        assert!(auto(&Machine::new(1, 1, 2)).starts_with("1 on cores 0 "));
+    }
+
+    #[test]
+    fn auto_leaves_slower_cores_out() {
+        assert_eq!(
+            auto(&hybrid()),
+            "2 on cores 0, 2 (auto: one per core; 8 of 8 CPUs allowed, 2 of them second threads \
+             of a core, 4 slower cores left out)"
+        );
+        // Where only slower ones are allowed they are what there is.
+        let slow = hybrid().allowed("5-6");
+        assert_eq!(auto(&slow), "2 on cores 5, 6 (auto: one per core; 2 of 8 CPUs allowed)");
+    }
+
+    #[test]
+    fn a_quota_is_rounded_down_and_leaves_the_placing_to_the_kernel() {
+        let two = Machine::new(1, 4, 1).quota_v2("/a", &[("/a", "250000 100000")]);
+        let one = Machine::new(1, 4, 1).quota_v1("/a", 250_000);
+        let said = "2, not pinned (auto: the cgroup's quota pays for 2.5 CPUs, of 4 cores; 4 of 4 \
+                    CPUs allowed)";
+        assert_eq!(auto(&two), said);
+        assert_eq!(auto(&one), said);
+        assert_eq!(
+            placed(&two, ShardCount::Exactly(3)),
+            "3, not pinned (as told by --shards; a CPU quota is smaller than the CPUs)"
+        );
+        let tiny = Machine::new(1, 4, 1).quota_v1("/a", 50_000);
+        assert!(
+            auto(&tiny).starts_with("1, not pinned (auto: the cgroup's quota pays for 0.5 CPU")
+        );
+    }
+
+    #[test]
+    fn a_quota_between_cores_and_threads_limits_nothing_but_pinning() {
+        let machine = Machine::new(1, 2, 2).quota_v2("/a", &[("/a", "300000 100000")]);
+        assert!(
+            auto(&machine).starts_with("2, not pinned (auto: one per core, under a quota of 3 ")
+        );
+        let ample = Machine::new(1, 2, 1).quota_v2("/a", &[("/a", "200000 100000")]);
+        assert_eq!(auto(&ample), "2 on cores 0, 1 (auto: one per core; 2 of 2 CPUs allowed)");
+    }
+
+    #[test]
+    fn a_cpuset_with_holes_is_kept_to() {
+        let machine = Machine::new(1, 8, 1).allowed("1,3-4,7");
+        assert_eq!(
+            auto(&machine),
+            "4 on cores 1, 3, 4, 7 (auto: one per core; 4 of 8 CPUs allowed)"
+        );
+        // The first thread of core 1 is not among them, the second is.
+        let threads = Machine::new(1, 4, 2).allowed("0,4-5");
+        assert!(auto(&threads).starts_with("2 on cores 0, 5 "), "{}", auto(&threads));
     }
 
     #[test]
     fn a_number_takes_cores_first_then_hyperthreads_then_wraps() {
-        let placed = placed(&[0, 1, 0, 1], 4, ShardCount::Exactly(5));
-        assert_eq!(placed, [Some(0), Some(1), Some(2), Some(3), Some(0)]);
+        let said = placed(&Machine::new(1, 2, 2), ShardCount::Exactly(5));
+        assert_eq!(said, "5 on cores 0, 1, 2, 3, 0 (as told by --shards)");
+        let said = placed(&hybrid(), ShardCount::Exactly(8));
+        assert!(said.starts_with("8 on cores 0, 2, 4, 5, 6, 7, 1, 3 "), "{said}");
     }
 
     #[test]
-    fn a_quota_limits_auto_and_leaves_the_placing_to_the_kernel() {
-        assert_eq!(placed(&[0, 1, 2, 3], 2, ShardCount::Auto), [None, None]);
-        assert_eq!(placed(&[0, 1, 2, 3], 2, ShardCount::Exactly(3)), [None, None, None]);
+    fn a_number_fills_one_node_before_the_next() {
+        let machine = Machine::new(1, 4, 1).with(&[
+            ("sys/devices/system/node/node0/cpulist", "0,2"),
+            ("sys/devices/system/node/node1/cpulist", "1,3"),
+        ]);
+        let said = placed(&machine, ShardCount::Exactly(3));
+        assert!(said.starts_with("3 on cores 0, 2, 1 "), "{said}");
     }
 
     #[test]
     fn there_is_always_a_shard() {
-        assert_eq!(placed(&[], 1, ShardCount::Auto), [None]);
-        assert_eq!(placed(&[0], 0, ShardCount::Auto), [None]);
-        assert!(!shards(&RuntimeOptions::default()).is_empty());
+        let nothing = Placement::plan(&Topology::default(), &RuntimeOptions::default());
+        assert_eq!(nothing.cpus, [None]);
+        assert!(nothing.why.contains("no CPU can be seen"));
     }
 
     #[test]
     fn auto_stops_at_the_most_shards_there_can_be() {
-        let cores: Vec<usize> = (0..200).collect();
-        assert_eq!(placed(&cores, 200, ShardCount::Auto).len(), SHARDS_MAX);
+        let said = auto(&Machine::new(2, 100, 1));
+        assert!(said.starts_with(&format!("{SHARDS_MAX} on cores ")), "{said}");
+        assert!(said.contains("is the most there can be, of 200 cores"), "{said}");
     }
 
     #[test]
     fn nobody_is_pinned_who_does_not_want_to_be() {
         let options = RuntimeOptions { pin: false, ..RuntimeOptions::default() };
-        assert_eq!(plan(&cpus(&[0, 1]), 2, &options), [None, None]);
+        let topology = Topology::read(&Machine::new(1, 2, 1).tree());
+        assert_eq!(Placement::plan(&topology, &options).cpus, [None, None]);
         assert!(pin(None));
     }
 }

@@ -75,6 +75,9 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     let (was, is) = (old.lame_duck_grace_ms, new.lame_duck_grace_ms);
     note("lame_duck_grace_period", &millis(was), &millis(is));
     note("no_header_support", &old.no_header_support, &new.no_header_support);
+    if old.tls != new.tls {
+        changes.push("tls".to_owned());
+    }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());
     }

@@ -9,14 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use core_affinity::CoreId;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::place;
 use crate::config::{Options, StartError};
 use crate::engine::{self, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
+use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Outcome, Parts, Report, Seats, Shard};
+use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
@@ -41,7 +41,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// What a shard's thread is started with; it makes its reactor itself.
 struct Seed {
     id: ShardId,
-    core: Option<CoreId>,
+    /// The CPU it is pinned to, if any.
+    cpu: Option<usize>,
     reactor: uring::Options,
     control: Receiver<Control>,
     mesh: Mesh,
@@ -66,30 +67,30 @@ struct SharedParts {
 }
 
 impl Shards {
-    /// Starts one shard for each entry of `cores`, pinned to it if there is one. The first one
+    /// Starts one shard for each entry of `cpus`, pinned to it if there is one. The first one
     /// accepts connections on `listener` for all.
     pub fn start(
         options: &Arc<Options>,
         identity: &engine::Identity,
         listener: TcpListener,
-        cores: &[Option<CoreId>],
+        cpus: &[Option<usize>],
     ) -> Result<Self, StartError> {
-        let count = u8::try_from(cores.len()).unwrap_or(u8::MAX);
-        if cores.len() > SHARDS_MAX {
+        let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
+        if cpus.len() > SHARDS_MAX {
             return Err(StartError::new(format!("--shards can be at most {SHARDS_MAX}")));
         }
         let (ready, reports) = unbounded();
         let (outcome, outcomes) = unbounded();
         let mut listener = Some(OwnedFd::from(listener));
         let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        for (mesh, (id, core)) in
-            Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cores))
+        for (mesh, (id, cpu)) in
+            Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cpus))
         {
             let (control, controlled) = unbounded();
             let (parts_to, parts_from) = bounded(1);
             let seed = Seed {
                 id,
-                core: *core,
+                cpu: *cpu,
                 reactor: uring::Options {
                     tier: options.runtime.uring_tier,
                     ..uring::Options::default()
@@ -109,7 +110,7 @@ impl Shards {
             controls.push(control);
             parts.push(parts_to);
         }
-        let (bells, tier) = collect(&reports, cores.len())?;
+        let (bells, tier) = collect(&reports, cpus.len())?;
         let addresses: Vec<Address> = controls
             .into_iter()
             .zip(bells)
@@ -118,11 +119,11 @@ impl Shards {
         let started_at = Utc::now();
         let shared = SharedParts {
             addresses: addresses.clone(),
-            seats: Arc::new(Seats::new(cores.len())),
+            seats: Arc::new(Seats::new(cpus.len())),
             options: Arc::clone(options),
             identity: identity.clone(),
             // Half of what there is, for the output of all connections.
-            memory_bytes_max: place::memory_bytes() / 2 / cores.len().max(1),
+            memory_bytes_max: host::memory_bytes(&Tree::default()) / 2 / cpus.len().max(1),
             started: now(),
         };
         for parts in parts {
@@ -196,13 +197,25 @@ impl Reporter {
 
     /// How things are on each shard, as far as they answer in time.
     pub fn report(&self) -> Vec<Report> {
-        let (to, reports) = bounded(self.addresses.len());
+        self.ask_all(Control::Report)
+    }
+
+    /// How each shard works, by shard, as far as they answer in time.
+    pub fn figures(&self) -> Vec<Figures> {
+        let mut figures = self.ask_all(Control::Figures);
+        figures.sort_by_key(|figures| figures.report.shard);
+        figures
+    }
+
+    /// One answer of each shard, in no order.
+    fn ask_all<T>(&self, ask: impl Fn(Sender<T>) -> Control) -> Vec<T> {
+        let (to, answers) = bounded(self.addresses.len());
         for address in &self.addresses {
-            address.send(Control::Report(to.clone()));
+            address.send(ask(to.clone()));
         }
         drop(to);
         let by = now() + ANSWER_MAX;
-        std::iter::from_fn(|| reports.recv_deadline(by).ok()).collect()
+        std::iter::from_fn(|| answers.recv_deadline(by).ok()).collect()
     }
 
     /// The open connections, in no order.
@@ -235,7 +248,7 @@ impl Reporter {
 /// A shard's thread from its beginning to its end.
 fn grow(seed: Seed) {
     let id = seed.id;
-    if !place::pin(seed.core) {
+    if !place::pin(seed.cpu) {
         tracing::warn!("Shard {} could not be pinned to its core", id.0);
     }
     let reactor = match Reactor::new(&seed.reactor) {

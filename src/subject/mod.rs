@@ -86,6 +86,11 @@ pub fn tokens(subject: &[u8]) -> impl Iterator<Item = &[u8]> {
     subject.split(|byte| *byte == b'.')
 }
 
+/// The first token, which may be empty.
+pub fn first_token(subject: &[u8]) -> &[u8] {
+    split_first(subject).0
+}
+
 /// The first token, and what follows the dot behind it, if there is one.
 fn split_first(subject: &[u8]) -> (&[u8], Option<&[u8]>) {
     match memchr(b'.', subject) {

@@ -36,6 +36,8 @@ use std::time::Duration;
 use io_uring::cqueue;
 use io_uring::types::Timespec;
 
+use crate::histogram::Histogram;
+
 pub use bell::Bell;
 pub use close::Closing;
 pub use pool::Chunk;
@@ -181,6 +183,21 @@ struct Listener {
     cancels: u32,
 }
 
+/// What a reactor has done since its start.
+#[derive(Debug, Clone)]
+pub struct Counters {
+    /// Turns taken.
+    pub turns: u64,
+    /// System calls: entries into the kernel by way of the ring.
+    pub enters: u64,
+    /// Completions that the kernel has reported.
+    pub completions: u64,
+    /// Turns in which a bell had been rung.
+    pub rung: u64,
+    /// Bytes that each completed send has taken.
+    pub sent_bytes: Histogram,
+}
+
 /// One thread's io_uring with its sockets.
 pub struct Reactor {
     // Closed first: what follows is memory that the kernel knows.
@@ -200,6 +217,9 @@ pub struct Reactor {
     turns: usize,
     bell: Bell,
     rung: bool,
+    /// Turns in which it was.
+    rung_turns: u64,
+    sent_bytes: Histogram,
     /// Bells that were rung through the ring, by the slot of the token.
     rung_bells: Vec<Bell>,
     /// Events that leave room for what comes before them.
@@ -252,6 +272,8 @@ impl Reactor {
             turns: 0,
             bell: Bell::new(ring_fd).map_err(failed)?,
             rung: false,
+            rung_turns: 0,
+            sent_bytes: Histogram::default(),
             rung_bells: Vec::new(),
             early: Vec::new(),
             late: Vec::new(),
@@ -266,6 +288,17 @@ impl Reactor {
     /// The tier in use.
     pub fn tier(&self) -> Tier {
         self.can.tier
+    }
+
+    /// What it has done so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            turns: self.turns as u64,
+            enters: self.ring.enters(),
+            completions: self.ring.completions(),
+            rung: self.rung_turns,
+            sent_bytes: self.sent_bytes.clone(),
+        }
     }
 
     /// The tier in use, and what goes beyond it.
@@ -283,6 +316,7 @@ impl Reactor {
         self.reap();
         events.append(&mut self.early);
         if std::mem::take(&mut self.rung) {
+            self.rung_turns += 1;
             events.push(Event::Rung);
         }
         events.append(&mut self.late);

@@ -105,51 +105,66 @@ pub enum Unavailable {
     },
 }
 
+/// Cause and remedy in one line.
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Disabled { setting } => write!(
-                f,
-                "io_uring is switched off on this host (kernel.io_uring_disabled = {setting}): \
-                 run `sysctl kernel.io_uring_disabled=0`"
-            ),
-            Self::Blocked => f.write_str(
-                "io_uring is forbidden for this process (EPERM), most likely by a container's \
-                 seccomp profile: allow io_uring_setup, io_uring_enter and io_uring_register in \
-                 it, for instance with `docker run --security-opt seccomp=<profile>`",
-            ),
-            Self::Missing => f.write_str(
-                "this process has no io_uring (ENOSYS): either the kernel is built without it or \
-                 older than 5.11, or a seccomp profile hides it, which then must allow \
-                 io_uring_setup, io_uring_enter and io_uring_register",
-            ),
-            Self::Memlock => f.write_str(
-                "io_uring may not lock enough memory (ENOMEM): raise the limit with \
-                 `ulimit -l unlimited`, `LimitMEMLOCK=infinity` in the systemd unit or \
-                 `docker run --ulimit memlock=-1`",
-            ),
-            Self::Descriptors => f.write_str(
-                "io_uring needs descriptors and this process may open no more (EMFILE): raise \
-                 the limit with `ulimit -n` or `LimitNOFILE=` in the systemd unit",
-            ),
-            Self::TooOld { tier, lacks } => write!(
-                f,
-                "this kernel's io_uring lacks {lacks}, which tier {tier} needs: run Linux {} or \
-                 later{}",
-                tier.kernel(),
-                if *tier == Tier::Base { "" } else { ", or let the tier be chosen" },
-            ),
-            Self::Failed { tier, error } => write!(
-                f,
-                "io_uring does not work here in tier {tier} ({error}): try a lower --uring-tier"
-            ),
-        }
+        write!(f, "{}: {}", self.cause(), self.remedy())
     }
 }
 
 impl std::error::Error for Unavailable {}
 
 impl Unavailable {
+    /// What is in the way.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Disabled { setting } => format!(
+                "io_uring is switched off on this host (kernel.io_uring_disabled = {setting})"
+            ),
+            Self::Blocked => "io_uring is forbidden for this process (EPERM), most likely by a \
+                              container's seccomp profile"
+                .to_owned(),
+            Self::Missing => "this process has no io_uring (ENOSYS): either the kernel is built \
+                              without it or older than 5.11, or a seccomp profile hides it"
+                .to_owned(),
+            Self::Memlock => "io_uring may not lock enough memory (ENOMEM)".to_owned(),
+            Self::Descriptors => {
+                "io_uring needs descriptors and this process may open no more (EMFILE)".to_owned()
+            }
+            Self::TooOld { tier, lacks } => {
+                format!("this kernel's io_uring lacks {lacks}, which tier {tier} needs")
+            }
+            Self::Failed { tier, error } => {
+                format!("io_uring does not work here in tier {tier} ({error})")
+            }
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Disabled { .. } => "run `sysctl -w kernel.io_uring_disabled=0`".to_owned(),
+            Self::Blocked | Self::Missing => "allow io_uring_setup, io_uring_enter and \
+                                              io_uring_register in the seccomp profile, for \
+                                              instance with `docker run --security-opt \
+                                              seccomp=tuning/seccomp.json`"
+                .to_owned(),
+            Self::Memlock => "raise the limit with `ulimit -l unlimited`, \
+                              `LimitMEMLOCK=infinity` in the systemd unit or `docker run --ulimit \
+                              memlock=-1`"
+                .to_owned(),
+            Self::Descriptors => "raise the limit with `ulimit -n` or `LimitNOFILE=` in the \
+                                  systemd unit"
+                .to_owned(),
+            Self::TooOld { tier, .. } => format!(
+                "run Linux {} or later{}",
+                tier.kernel(),
+                if *tier == Tier::Base { "" } else { ", or let the tier be chosen" },
+            ),
+            Self::Failed { .. } => "try a lower --uring-tier".to_owned(),
+        }
+    }
+
     /// Says why a ring could not be set up.
     pub(super) fn at_setup(tier: Tier, error: io::Error) -> Self {
         match error.raw_os_error() {

@@ -22,6 +22,9 @@ pub(super) struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Operations whose last completion has not been seen.
     in_flight: usize,
+    /// System calls since the start, and completions that they brought.
+    enters: u64,
+    completions: u64,
 }
 
 impl Ring {
@@ -46,7 +49,7 @@ impl Ring {
             }
         }
         let uring = builder.build(entries)?;
-        Ok(Self { uring, backlog: VecDeque::new(), in_flight: 0 })
+        Ok(Self { uring, backlog: VecDeque::new(), in_flight: 0, enters: 0, completions: 0 })
     }
 
     /// What the kernel said about itself at setup.
@@ -109,9 +112,20 @@ impl Ring {
         Ok(())
     }
 
+    /// How often the kernel was entered.
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// How many completions were reaped.
+    pub(super) fn completions(&self) -> u64 {
+        self.completions
+    }
+
     /// Moves all completions into `into`.
     pub(super) fn reap(&mut self, into: &mut Vec<cqueue::Entry>) {
         into.extend(self.uring.completion());
+        self.completions += into.len() as u64;
     }
 
     /// An operation has had its last completion.
@@ -144,7 +158,8 @@ impl Ring {
         unsafe { self.uring.submission().push(entry) }.is_ok()
     }
 
-    fn enter_once(&self, queued: usize, wait: Wait, flags: EnterFlags) -> io::Result<usize> {
+    fn enter_once(&mut self, queued: usize, wait: Wait, flags: EnterFlags) -> io::Result<usize> {
+        self.enters += 1;
         let timeout;
         let mut args = SubmitArgs::new();
         if let Wait::For(duration) = wait {

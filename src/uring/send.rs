@@ -201,6 +201,7 @@ impl Reactor {
             _ if is_over => return,
             Ok(bytes @ 1..) => {
                 let bytes = bytes as usize;
+                self.sent_bytes.add(bytes as u64, 1);
                 sending.advance(bytes);
                 if sending.is_all_sent() && sending.is_at_rest() {
                     self.send_is_over(socket, bytes);

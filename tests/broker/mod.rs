@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 #![expect(clippy::disallowed_methods, reason = "tests bound how long they wait for a process")]
 
+pub(crate) mod http;
+pub(crate) mod peers;
 pub(crate) mod wire;
 
 use std::io::{BufRead, BufReader};

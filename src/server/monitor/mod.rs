@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod connz;
+mod metrics;
+mod page;
 mod query;
 mod text;
 mod varz;
@@ -25,7 +27,9 @@ use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -40,6 +44,7 @@ use super::Identity;
 use super::shards::Reporter;
 use crate::config::{Options, StartError};
 use connz::{ConnRequest, Connz, Subsz};
+use page::Shardz;
 use query::{Query, Refusal};
 use varz::{Cpu, Varz};
 
@@ -210,6 +215,8 @@ impl State {
             "/connz" => self.connz(&query),
             "/subsz" | "/subscriptionsz" => self.subsz(&query),
             "/healthz" => self.healthz(&query),
+            "/metrics" => Ok(self.metrics()),
+            "/shardz" => Ok(self.shardz()),
             _ => Ok(plain(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
         };
         answer.unwrap_or_else(|Refusal(reason)| plain(StatusCode::BAD_REQUEST, reason))
@@ -222,7 +229,24 @@ impl State {
     fn index(&mut self) -> Answer {
         self.count("/");
         let html = HeaderValue::from_static("text/html; charset=utf-8");
-        answer(StatusCode::OK, html, INDEX.to_owned())
+        let mut answer = answer(StatusCode::OK, html, page::PAGE.to_owned());
+        if let Ok(policy) = HeaderValue::from_str(&page::POLICY) {
+            answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        }
+        answer
+    }
+
+    fn metrics(&mut self) -> Answer {
+        self.count("/metrics");
+        let (figures, cpu) = (self.reporter.figures(), self.cpu.percent());
+        let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+        answer(StatusCode::OK, kind, metrics::render(self, &figures, cpu))
+    }
+
+    fn shardz(&mut self) -> Answer {
+        self.count("/shardz");
+        let figures = self.reporter.figures();
+        indented(&Shardz::new(self, &figures))
     }
 
     fn varz(&mut self) -> Answer {
@@ -262,19 +286,6 @@ impl State {
         Ok(in_json(StatusCode::INTERNAL_SERVER_ERROR, body))
     }
 }
-
-const INDEX: &str = "\
-<html lang=\"en\">
-  <head><title>shardcast</title></head>
-  <body>
-    <h1>shardcast</h1>
-    <p><a href=\"./varz\">General</a></p>
-    <p><a href=\"./connz\">Connections</a></p>
-    <p><a href=\"./subsz\">Subscriptions</a></p>
-    <p><a href=\"./healthz\">Health probe</a></p>
-  </body>
-</html>
-";
 
 fn indented(body: &impl Serialize) -> Answer {
     match serde_json::to_string_pretty(body) {

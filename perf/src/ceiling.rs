@@ -1,0 +1,235 @@
+//! The most that sending can reach: deliveries that are prepared beforehand, poured by one thread
+//! into as many sockets as there are subscribers, through the broker's own reactor.
+//!
+//! It runs in a process of its own, so that its CPU is measured as a server's is, and speaks just
+//! enough of the protocol for the same subscribers to read from it. In place of publishes it is
+//! told how many more messages all may have, by the publisher of a closed loop: as much is under
+//! way as with a broker. It parses no publish, looks nothing up and renders nothing: what a
+//! broker's figure falls short of this one's is what the broker itself costs.
+
+use crate::cli::PourArgs;
+use crate::fault::{Fault, Outcome};
+use crate::load::{Pace, Plan};
+use crate::wire::{delivery, reply};
+use rustix::net::sockopt::set_tcp_nodelay;
+use shardcast::segment::{Piece, Segment};
+use shardcast::uring::{Batch, Chunk, Closing, Event, Options, Reactor, SocketId, Wait, ZeroCopy};
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::rc::Rc;
+
+/// What is sent to a subscriber at once in a comparison, in bytes. Larger ones leave the cache from
+/// one subscriber to the next, smaller ones need more operations.
+const BATCH_BYTES: u64 = 256 * 1024;
+/// All prepared bytes together, when every subscriber has a sid of its own.
+const PREPARED_BYTES_MAX: usize = 256 << 20;
+
+const INFO: &[u8] = b"INFO {\"server_id\":\"ceiling\",\"version\":\"0.0.0\",\"headers\":true,\
+    \"max_payload\":1073741824} \r\n";
+
+/// The plan whose ceiling is that of `plan`, and the command that pours its deliveries, with
+/// `{port}`; nothing when there is none.
+pub(crate) fn of(plan: &Plan) -> Outcome<Option<(Plan, String)>> {
+    let (window_bytes, batch_bytes) = match plan.pace {
+        Pace::Closed { window_bytes } => (window_bytes, BATCH_BYTES),
+        Pace::Poured { window_bytes, batch_bytes } => (window_bytes, batch_bytes),
+        Pace::Open { .. } => return Ok(None),
+    };
+    let mut plan = Plan { pace: Pace::Poured { window_bytes, batch_bytes }, ..plan.clone() };
+    plan.workload.churn_rate = 0.0;
+    if plan.workload.check(plan.pace).is_err() {
+        return Ok(None);
+    }
+    let program = std::env::current_exe()
+        .map_err(|e| Fault::new(format!("this program has no path ({e})"), "run it from a file"))?;
+    let command = format!(
+        "'{}' pour --port {{port}} --subs {} --payload {} --headers {} --reply {} \
+         --batch {batch_bytes}",
+        program.display(),
+        plan.workload.subs,
+        plan.workload.payload_bytes,
+        plan.workload.header_bytes,
+        plan.workload.reply_bytes
+    );
+    Ok(Some((plan, command)))
+}
+
+/// Appends what tells the pouring thread that everybody may have `messages` more.
+pub(crate) fn push_grant(messages: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("GRANT {messages}\r\n").as_bytes());
+}
+
+/// Pours what is granted, until the last subscriber has gone.
+pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
+    let broken = |what: &str, error: &dyn std::fmt::Display| {
+        Fault::new(format!("{what} ({error})"), "run the broker: it says what the host lacks")
+    };
+    let listener = TcpListener::bind(("127.0.0.1", args.port)).map_err(|e| {
+        Fault::new(format!("cannot listen on port {} ({e})", args.port), "take another")
+    })?;
+    let mut reactor =
+        Reactor::new(&Options::default()).map_err(|e| broken("there is no io_uring", &e))?;
+    reactor.listen(listener.into());
+    let mut pourer = Pourer {
+        reactor,
+        args: args.clone(),
+        peers: HashMap::new(),
+        prepared: HashMap::new(),
+        granted: 0,
+        was_subscribed: false,
+    };
+    let mut events = Vec::new();
+    while !pourer.is_over() {
+        pourer
+            .reactor
+            .turn(Wait::Forever, &mut events)
+            .map_err(|e| broken("the ring failed", &e))?;
+        let granted = pourer.granted;
+        events.drain(..).for_each(|event| pourer.on_event(event));
+        if pourer.granted > granted {
+            pourer.send_all();
+        }
+    }
+    Ok(())
+}
+
+/// A connection that is open.
+#[derive(Default)]
+struct Peer {
+    /// Input without the end of its line.
+    input: Vec<u8>,
+    /// Answers that wait for the batch in flight.
+    answers: Vec<u8>,
+    /// What its subscription gets.
+    prepared: Option<Rc<Prepared>>,
+    /// Messages that have been sent to it, or are being sent.
+    sent: u64,
+    in_flight: bool,
+}
+
+/// Deliveries, one like the other.
+struct Prepared {
+    segment: Segment,
+    /// Bytes of one.
+    each: usize,
+    /// How many there are.
+    count: u64,
+}
+
+struct Pourer {
+    reactor: Reactor,
+    args: PourArgs,
+    peers: HashMap<SocketId, Peer>,
+    /// By subject and sid.
+    prepared: HashMap<(String, String), Rc<Prepared>>,
+    /// Messages that everybody may have by now.
+    granted: u64,
+    was_subscribed: bool,
+}
+
+impl Pourer {
+    fn is_over(&self) -> bool {
+        self.was_subscribed && self.peers.is_empty()
+    }
+
+    fn send_all(&mut self) {
+        let all: Vec<SocketId> = self.peers.keys().copied().collect();
+        all.into_iter().for_each(|socket| self.send_next(socket, None));
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Accepted { socket, .. } => {
+                // Without it the figures are worse, which is all that can happen.
+                let _ = set_tcp_nodelay(&socket, true);
+                let socket = self.reactor.adopt(socket, ZeroCopy::Never);
+                self.reactor.read(socket);
+                self.peers.insert(socket, Peer { answers: INFO.to_vec(), ..Peer::default() });
+                self.send_next(socket, None);
+            }
+            Event::Received { socket, chunk } => self.on_received(socket, chunk),
+            Event::Sent { socket, batch: Some(batch), .. } => {
+                if let Some(peer) = self.peers.get_mut(&socket) {
+                    peer.in_flight = false;
+                }
+                self.send_next(socket, Some(batch));
+            }
+            Event::Ended { socket, .. } | Event::SendFailed { socket, .. } => {
+                if self.peers.remove(&socket).is_some() {
+                    self.reactor.close(socket, Closing::Abort);
+                }
+            }
+            Event::AcceptFailed { listener, .. } => self.reactor.accept(listener),
+            Event::Sent { .. }
+            | Event::Closed { .. }
+            | Event::StoppedListening { .. }
+            | Event::Rung => {}
+        }
+    }
+
+    fn on_received(&mut self, socket: SocketId, chunk: Chunk) {
+        if let Some(peer) = self.peers.get_mut(&socket) {
+            peer.input.extend_from_slice(self.reactor.bytes(&chunk));
+            let (args, prepared, granted) = (&self.args, &mut self.prepared, &mut self.granted);
+            let used =
+                split_lines(&peer.input, |line| match line.split(' ').collect::<Vec<_>>()[..] {
+                    ["GRANT", messages] => *granted += messages.parse().unwrap_or(0),
+                    ["PING"] => peer.answers.extend_from_slice(b"PONG\r\n"),
+                    ["SUB", subject, .., sid] => {
+                        let key = (subject.to_owned(), sid.to_owned());
+                        let made = prepared
+                            .entry(key)
+                            .or_insert_with_key(|key| Rc::new(Prepared::new(args, key)));
+                        peer.prepared = Some(Rc::clone(made));
+                        peer.sent = *granted;
+                        self.was_subscribed = true;
+                    }
+                    _ => {}
+                });
+            peer.input.drain(..used);
+        }
+        self.reactor.recycle(chunk);
+        self.send_next(socket, None);
+    }
+
+    /// Sends answers, or else deliveries; `home` is the batch that was sent last, to be used again.
+    fn send_next(&mut self, socket: SocketId, home: Option<Batch>) {
+        let Some(peer) = self.peers.get_mut(&socket).filter(|peer| !peer.in_flight) else {
+            return;
+        };
+        let batch = if !peer.answers.is_empty() {
+            vec![Piece::Own(std::mem::take(&mut peer.answers))].into()
+        } else if let Some(prepared) = peer.prepared.as_ref().filter(|_| peer.sent < self.granted) {
+            let messages = (self.granted - peer.sent).min(prepared.count);
+            peer.sent += messages;
+            let range = 0..prepared.each * usize::try_from(messages).unwrap_or(0);
+            let segment = Rc::clone(&prepared.segment);
+            let mut batch = home.unwrap_or_default();
+            batch.pieces.clear();
+            batch.pieces.push(Piece::Shared { segment, range });
+            batch
+        } else {
+            return;
+        };
+        peer.in_flight = true;
+        self.reactor.send(socket, batch);
+    }
+}
+
+impl Prepared {
+    /// As many as one batch has.
+    fn new(args: &PourArgs, (subject, sid): &(String, String)) -> Self {
+        let address = format!("{subject} {sid}{}", reply(args.reply));
+        let one = delivery(&address, args.payload, args.headers);
+        let bytes = args.batch.min(PREPARED_BYTES_MAX / args.subs.max(1));
+        let count = (bytes / one.len()).max(1);
+        Self { segment: Rc::new(one.repeat(count)), each: one.len(), count: count as u64 }
+    }
+}
+
+/// Shows each whole line of `input` without its end; gives how many bytes they have.
+fn split_lines(input: &[u8], mut on_line: impl FnMut(&str)) -> usize {
+    let used = memchr::memrchr(b'\n', input).map_or(0, |end| end + 1);
+    String::from_utf8_lossy(&input[..used]).lines().for_each(&mut on_line);
+    used
+}

@@ -1,0 +1,119 @@
+//! What a client's certificate says of who it is.
+
+#![forbid(unsafe_code)]
+
+use sha2::{Digest, Sha256};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::der_parser::oid;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use crate::config::hex;
+
+/// Names that `verify_and_map` takes for users, in the order in which they are tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// E-mail addresses, DNS names and URIs among the alternative names.
+    pub alternative: Vec<String>,
+    /// The subject, as `CN=…,O=…`.
+    pub subject: String,
+}
+
+impl Names {
+    /// The user among `users` that the certificate is for.
+    pub fn user<'a>(&self, mut users: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+        for name in &self.alternative {
+            if let Some(user) = users.clone().find(|user| user == name) {
+                return Some(user);
+            }
+        }
+        users.find(|user| attributes(user) == attributes(&self.subject))
+    }
+}
+
+/// The attributes of a distinguished name, in an order of their own.
+fn attributes(name: &str) -> Option<Vec<(String, &str)>> {
+    let pair = |part: &str| part.split_once('=').map(|(key, _)| key.trim().to_ascii_uppercase());
+    let mut all = Vec::new();
+    for part in name.split([',', '+']) {
+        let (_, value) = part.split_once('=')?;
+        all.push((pair(part)?, value.trim()));
+    }
+    all.sort();
+    Some(all)
+}
+
+/// The names in a certificate in DER form; none in one that cannot be read.
+pub fn names(der: &[u8]) -> Names {
+    let mut names = Names { alternative: Vec::new(), subject: String::new() };
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return names };
+    names.subject = subject(&certificate);
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return names };
+    let all = &extension.value.general_names;
+    let emails = all.iter().filter_map(|name| match name {
+        GeneralName::RFC822Name(email) => Some(*email),
+        _ => None,
+    });
+    let hosts = all.iter().filter_map(|name| match name {
+        GeneralName::DNSName(host) => Some(*host),
+        _ => None,
+    });
+    let uris = all.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    names.alternative = emails.chain(hosts).chain(uris).map(str::to_owned).collect();
+    names
+}
+
+/// The subject as Go writes it: the most specific attribute first.
+fn subject(certificate: &X509Certificate<'_>) -> String {
+    let order = [
+        ("SERIALNUMBER", oid!(2.5.4.5)),
+        ("CN", oid!(2.5.4.3)),
+        ("POSTALCODE", oid!(2.5.4.17)),
+        ("STREET", oid!(2.5.4.9)),
+        ("ST", oid!(2.5.4.8)),
+        ("L", oid!(2.5.4.7)),
+        ("OU", oid!(2.5.4.11)),
+        ("O", oid!(2.5.4.10)),
+        ("C", oid!(2.5.4.6)),
+        ("DC", oid!(0.9.2342.19200300.100.1.25)),
+    ];
+    let mut parts = Vec::new();
+    for (key, oid) in order {
+        let of_key = certificate.subject().iter_by_oid(&oid);
+        let values: Vec<String> =
+            of_key.filter_map(|value| Some(format!("{key}={}", value.as_str().ok()?))).collect();
+        if !values.is_empty() {
+            parts.push(values.join("+"));
+        }
+    }
+    parts.join(",")
+}
+
+/// A certificate as monitoring shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Its subject, as `CN=…,O=…`.
+    pub subject: String,
+    /// SHA-256 of its public key, in hexadecimal.
+    pub key_sha256: String,
+    /// SHA-256 of all of it, in hexadecimal.
+    pub sha256: String,
+}
+
+/// What monitoring shows of a certificate in DER form; `None` if it cannot be read.
+pub fn show(der: &[u8]) -> Option<Shown> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(Shown {
+        subject: subject(&certificate),
+        key_sha256: hex(&Sha256::digest(certificate.public_key().raw)),
+        sha256: hex(&Sha256::digest(der)),
+    })
+}
+
+/// SHA-256 of the certificate's public key, in hexadecimal: what `pinned_certs` lists.
+pub fn pin(der: &[u8]) -> Option<String> {
+    show(der).map(|shown| shown.key_sha256)
+}

@@ -1,0 +1,330 @@
+//! The block `tls`: certificates, who must have one, and how a handshake goes.
+//!
+//! Files are read and checked when the options are: a configuration with a certificate that cannot
+//! be used is refused whole, at start and at a reload.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring as crypto;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use sha2::{Digest, Sha256};
+
+use super::field::Action::{Ignore, Refuse, Set};
+use super::field::{Field, Key, bind_map};
+use super::file::Kind;
+use super::{StartError, missing};
+
+/// What `handshake_first: auto` means.
+const FALLBACK_AUTO_MS: u64 = 50;
+
+/// TLS as it is configured, files included.
+#[derive(Clone)]
+pub struct Tls {
+    /// What a handshake needs; shared by all connections, so that sessions can be resumed on any.
+    pub server: Arc<ServerConfig>,
+    /// Milliseconds a client has for its handshake (2000).
+    pub timeout_ms: u64,
+    /// Clients must show a certificate that `ca_file` vouches for (false).
+    pub verify: bool,
+    /// The certificate says which user a client is (false).
+    pub map: bool,
+    /// Whether INFO comes before the handshake.
+    pub first: HandshakeFirst,
+    /// SHA-256 of the public keys that clients may have, in hexadecimal; empty: any.
+    pub pinned_certs: Vec<String>,
+    /// Of all files and names, so that a reload sees what has changed.
+    digest: [u8; 32],
+}
+
+/// When the handshake begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeFirst {
+    /// After INFO.
+    No,
+    /// Before INFO, which is then never sent in clear.
+    Always,
+    /// Before INFO if the client begins it within so many milliseconds, else after.
+    Within(u64),
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+            && (self.timeout_ms, self.verify, self.map, self.first, &self.pinned_certs)
+                == (other.timeout_ms, other.verify, other.map, other.first, &other.pinned_certs)
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeout_ms, verify, map, first, .. } = self;
+        write!(f, "Tls {{ timeout_ms: {timeout_ms}, verify: {verify}, map: {map}, {first:?} }}")
+    }
+}
+
+/// The block as it is written, or what flags say in its place.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    pub(super) cert_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) verify: bool,
+    pub(super) map: bool,
+    pub(super) timeout_ms: u64,
+    pub(super) first: HandshakeFirst,
+    pub(super) cipher_suites: Vec<String>,
+    pub(super) curves: Vec<String>,
+    pub(super) since_tls13: bool,
+    pub(super) pinned_certs: Vec<String>,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self {
+            cert_file: None,
+            key_file: None,
+            ca_file: None,
+            verify: false,
+            map: false,
+            timeout_ms: 2000,
+            first: HandshakeFirst::No,
+            cipher_suites: Vec::new(),
+            curves: Vec::new(),
+            since_tls13: false,
+            pinned_certs: Vec::new(),
+        }
+    }
+}
+
+const TLS: &[Key<Block>] = &[
+    Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.cert_file = Some(file.into())))),
+    Key(&["key_file"], Set(|b, v| v.text().map(|file| b.key_file = Some(file.into())))),
+    Key(&["ca_file"], Set(|b, v| v.text().map(|file| b.ca_file = Some(file.into())))),
+    Key(&["certs"], Set(certs)),
+    Key(&["verify"], Set(|b, v| v.boolean().map(|on| b.verify |= on))),
+    Key(
+        &["verify_and_map"],
+        Set(|b, v| {
+            b.map = v.boolean()?;
+            b.verify |= b.map;
+            Ok(())
+        }),
+    ),
+    Key(&["timeout"], Set(|b, v| v.seconds_ms().map(|ms| b.timeout_ms = ms))),
+    Key(&["handshake_first", "first", "immediate"], Set(handshake_first)),
+    Key(&["cipher_suites", "ciphers"], Set(|b, v| names(v).map(|names| b.cipher_suites = names))),
+    Key(&["curve_preferences"], Set(|b, v| names(v).map(|names| b.curves = names))),
+    Key(&["min_version"], Set(min_version)),
+    Key(&["pinned_certs"], Set(pinned_certs)),
+    Key(&["connection_rate_limit"], Ignore(&missing::ANY)),
+    Key(&["insecure", "allow_insecure_cipher_suites"], Ignore(&missing::ANY)),
+    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(&missing::ANY)),
+    Key(
+        &["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"],
+        Refuse(&missing::ANY),
+    ),
+];
+
+/// Binds a block, and reads the files it names.
+pub(super) fn bind(v: &mut Field<'_>) -> Result<Tls, StartError> {
+    let mut block = Block::default();
+    bind_map(&[TLS], v.map()?, &mut block, v.warnings)?;
+    block.load().map_err(|error| v.error(error))
+}
+
+fn names(v: &mut Field<'_>) -> Result<Vec<String>, StartError> {
+    Ok(v.texts()?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// A list of pairs of files; one pair is all that is supported.
+fn certs(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
+    const PAIR: &[Key<Block>] = &[
+        Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.cert_file = Some(file.into())))),
+        Key(&["key_file"], Set(|b, v| v.text().map(|file| b.key_file = Some(file.into())))),
+    ];
+    let pairs: Vec<_> = v.list()?.collect();
+    let [(key, value)] = pairs[..] else {
+        return Err(v.error("certs with more than one pair is not supported yet; name one"));
+    };
+    let pair = Field { key, value, warnings: &mut *v.warnings };
+    bind_map(&[PAIR], pair.map()?, block, pair.warnings)
+}
+
+fn handshake_first(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
+    block.first = match &v.value.kind {
+        Kind::Boolean(false) => HandshakeFirst::No,
+        Kind::Boolean(true) => HandshakeFirst::Always,
+        Kind::Text(text) if text.eq_ignore_ascii_case("auto") => {
+            HandshakeFirst::Within(FALLBACK_AUTO_MS)
+        }
+        Kind::Text(text) if ["true", "on"].contains(&text.to_ascii_lowercase().as_str()) => {
+            HandshakeFirst::Always
+        }
+        Kind::Text(text) if ["false", "off"].contains(&text.to_ascii_lowercase().as_str()) => {
+            HandshakeFirst::No
+        }
+        _ => HandshakeFirst::Within(v.duration_ms()?),
+    };
+    Ok(())
+}
+
+fn min_version(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
+    block.since_tls13 = match v.text()?.trim_start_matches("TLS").trim() {
+        "1.2" | "v1.2" => false,
+        "1.3" | "v1.3" => true,
+        _ => return Err(v.error("min_version is \"1.2\" or \"1.3\"; older ones are not safe")),
+    };
+    Ok(())
+}
+
+fn pinned_certs(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
+    for (pin, value) in v.texts()? {
+        let pin = pin.to_ascii_lowercase();
+        if pin.len() != 64 || !pin.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let reason = "a pinned certificate is the SHA-256 of its public key, 64 hex digits";
+            return Err(value.position.error(reason));
+        }
+        block.pinned_certs.push(pin);
+    }
+    Ok(())
+}
+
+impl Block {
+    /// Reads the files and puts everything together.
+    pub(super) fn load(self) -> Result<Tls, StartError> {
+        let (Some(cert_file), Some(key_file)) = (&self.cert_file, &self.key_file) else {
+            return Err(StartError::new("tls needs cert_file and key_file; name both"));
+        };
+        if self.verify && self.ca_file.is_none() {
+            let reason = "tls with verify needs ca_file: who vouches for the clients";
+            return Err(StartError::new(reason));
+        }
+        let mut digest = Sha256::new();
+        digest.update(format!("{:?} {:?} {}", self.cipher_suites, self.curves, self.since_tls13));
+        let chain = certificates(cert_file, &mut digest)?;
+        let key = private_key(key_file, &mut digest)?;
+        let mut roots = RootCertStore::empty();
+        if let Some(ca_file) = &self.ca_file {
+            for root in certificates(ca_file, &mut digest)? {
+                roots.add(root).map_err(|error| unusable(ca_file, &error.to_string()))?;
+            }
+        }
+        let provider = Arc::new(self.provider()?);
+        let versions: &[&SupportedProtocolVersion] =
+            if self.since_tls13 { &[&rustls::version::TLS13] } else { rustls::ALL_VERSIONS };
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .map_err(|error| StartError::new(format!("tls: {error}")))?;
+        let builder = if self.verify {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = verifier.build().map_err(|error| {
+                StartError::new(format!("tls: the certificates of ca_file cannot be used: {error}"))
+            })?;
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let mut server = builder.with_single_cert(chain, key).map_err(|error| {
+            unusable(cert_file, &format!("{error}; does the key belong to it?"))
+        })?;
+        // The cheapest that is safe first, as nats-server does.
+        server.ignore_client_order = true;
+        // Clients keep their sessions themselves, encrypted: any shard can take one up again.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        let ticketer = crypto::Ticketer::new();
+        server.ticketer = ticketer.map_err(|error| StartError::new(format!("tls: {error}")))?;
+        Ok(Tls {
+            server: Arc::new(server),
+            timeout_ms: self.timeout_ms,
+            verify: self.verify,
+            map: self.map,
+            first: self.first,
+            pinned_certs: self.pinned_certs,
+            digest: digest.finalize().into(),
+        })
+    }
+
+    /// The cipher suites and curves that are asked for, as far as there are such.
+    fn provider(&self) -> Result<CryptoProvider, StartError> {
+        let mut provider = crypto::default_provider();
+        // AES with the shorter key first: it is the fastest wherever there is hardware for it.
+        provider.cipher_suites.sort_by_key(|suite| {
+            let name = format!("{:?}", suite.suite());
+            (!name.starts_with("TLS13"), !name.contains("AES_128"), !name.contains("AES"))
+        });
+        if !self.cipher_suites.is_empty() {
+            provider.cipher_suites.retain(|suite| {
+                let name = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
+                self.cipher_suites.iter().any(|wanted| {
+                    let wanted = wanted.to_ascii_uppercase();
+                    name == wanted || name == format!("{wanted}_SHA256")
+                })
+            });
+            // As in Go, the list is about TLS 1.2; version 1.3 has nothing unsafe to leave out.
+            if !self.since_tls13 {
+                let all = crypto::default_provider().cipher_suites;
+                let is_13 = |suite: &rustls::SupportedCipherSuite| suite.tls13().is_some();
+                if !provider.cipher_suites.iter().any(is_13) {
+                    provider.cipher_suites.splice(0..0, all.into_iter().filter(is_13));
+                }
+            }
+        }
+        if !self.curves.is_empty() {
+            let known = |wanted: &String| {
+                let wanted = wanted.to_ascii_uppercase();
+                let name = match wanted.strip_prefix("CURVE").unwrap_or(&wanted) {
+                    "P256" => "secp256r1",
+                    "P384" => "secp384r1",
+                    "X25519" => "X25519",
+                    _ => return None,
+                };
+                let groups = &provider.kx_groups;
+                groups.iter().find(|group| format!("{:?}", group.name()) == name).copied()
+            };
+            provider.kx_groups = self.curves.iter().filter_map(known).collect();
+        }
+        if provider.cipher_suites.is_empty() || provider.kx_groups.is_empty() {
+            let reason = "tls: none of the cipher_suites or curve_preferences is supported; \
+                          leave them out, or name ones of TLS 1.3 or ECDHE with GCM or ChaCha20";
+            return Err(StartError::new(reason));
+        }
+        Ok(provider)
+    }
+}
+
+fn read(file: &Path, digest: &mut Sha256) -> Result<Vec<u8>, StartError> {
+    let bytes = std::fs::read(file).map_err(|error| unusable(file, &error.to_string()))?;
+    digest.update(&bytes);
+    Ok(bytes)
+}
+
+fn certificates(
+    file: &Path,
+    digest: &mut Sha256,
+) -> Result<Vec<CertificateDer<'static>>, StartError> {
+    let bytes = read(file, digest)?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) => Err(unusable(file, "there is no certificate in PEM form in it")),
+        Err(error) => Err(unusable(file, &error.to_string())),
+    }
+}
+
+fn private_key(file: &Path, digest: &mut Sha256) -> Result<PrivateKeyDer<'static>, StartError> {
+    let bytes = read(file, digest)?;
+    PrivateKeyDer::from_pem_slice(&bytes)
+        .map_err(|error| unusable(file, &format!("no private key in PEM form: {error}")))
+}
+
+fn unusable(file: &Path, reason: &str) -> StartError {
+    StartError::new(format!("tls: cannot use {}: {reason}", file.display()))
+}

@@ -1,0 +1,630 @@
+//! TLS around a connection: records on the wire, the protocol's bytes within.
+//!
+//! Pure like the rest: ciphertext comes in and goes out as bytes. Handshakes are what one
+//! connection can make another wait for; they stand in line, and a turn takes a bounded number.
+
+#![forbid(unsafe_code)]
+
+use std::io::{BufRead, IoSlice, Write};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::{HandshakeKind, ServerConnection};
+
+use super::conn::{Conn, Phase};
+use super::outbox::{Outbox, Spares};
+use super::timers::NEVER;
+use super::{Action, ConnId, Engine, Reason};
+use crate::certificate;
+use crate::config::{HandshakeFirst, Tls};
+use crate::segment::Piece;
+
+/// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
+const HANDSHAKE_STEPS_PER_TURN: usize = 1;
+/// A connection whose handshake waits for its step is read from up to so many bytes: no step
+/// needs more. What the reactor has in hand by then still comes.
+const WAITING_BYTES_MAX: usize = 16 * 1024;
+/// What is encrypted at once, in bytes: each receiver needs a copy of its own of it.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// The first byte of every TLS handshake.
+const HANDSHAKE_RECORD: u8 = 0x16;
+
+/// The TLS of one connection.
+#[derive(Debug)]
+pub(super) struct Secure {
+    stage: Stage,
+    /// Ciphertext that waits for the handshake's next step.
+    waiting: Vec<u8>,
+    /// It stands in line for that step.
+    in_line: bool,
+    /// Bytes of the outbox behind the ciphertext in flight that are not counted as sent yet.
+    in_flight_bytes: usize,
+    /// Nothing follows any more.
+    said_goodbye: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The client's first byte decides whether there is to be TLS at all.
+    Optional,
+    /// INFO is on its way in clear, or not to be sent before the handshake.
+    Expected,
+    /// There is a session: on its way, or made.
+    Session(Box<ServerConnection>),
+}
+
+/// What is known of a finished handshake.
+#[derive(Debug, Clone)]
+pub struct TlsInfo {
+    /// `1.2` or `1.3`.
+    pub version: &'static str,
+    /// Its name as Go writes it.
+    pub cipher_suite: String,
+    /// The client's own certificate first.
+    pub peer_certs: Vec<CertificateDer<'static>>,
+}
+
+impl Secure {
+    fn new(stage: Stage) -> Box<Self> {
+        Box::new(Self {
+            stage,
+            waiting: Vec::new(),
+            in_line: false,
+            in_flight_bytes: 0,
+            said_goodbye: false,
+        })
+    }
+
+    /// Whether the protocol's bytes may flow.
+    pub(super) fn is_established(&self) -> bool {
+        match &self.stage {
+            Stage::Optional => true,
+            Stage::Expected => false,
+            Stage::Session(session) => !session.is_handshaking(),
+        }
+    }
+
+    /// Whether there is ciphertext to be sent.
+    fn wants_write(&self) -> bool {
+        matches!(&self.stage, Stage::Session(session) if session.wants_write())
+    }
+
+    /// What the handshake came to; `None` before its end.
+    pub(super) fn info(&self) -> Option<TlsInfo> {
+        let Stage::Session(session) = &self.stage else { return None };
+        let suite = session.negotiated_cipher_suite().filter(|_| !session.is_handshaking())?;
+        let version = match session.protocol_version()? {
+            rustls::ProtocolVersion::TLSv1_3 => "1.3",
+            _ => "1.2",
+        };
+        let cipher_suite = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
+        let peer_certs = session.peer_certificates().unwrap_or_default().to_vec();
+        Some(TlsInfo { version, cipher_suite, peer_certs })
+    }
+
+    /// Counts ciphertext that the kernel has taken as bytes of the outbox: never too early.
+    fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
+        let sent = if complete { self.in_flight_bytes } else { bytes.min(self.in_flight_bytes) };
+        self.in_flight_bytes -= sent;
+        sent
+    }
+}
+
+impl Conn {
+    /// Whether there is nothing more to be sent.
+    pub(super) fn is_drained(&self) -> bool {
+        let ciphertext = self.secure.as_ref().is_some_and(|secure| secure.wants_write());
+        self.outbox.is_empty() && !ciphertext
+    }
+
+    /// Tells the client that nothing follows, once all is said: a peer can tell that from a cut.
+    pub(super) fn say_goodbye(&mut self) {
+        if let Some(secure) = &mut self.secure
+            && !secure.said_goodbye
+            && let Stage::Session(session) = &mut secure.stage
+            && !session.is_handshaking()
+        {
+            secure.said_goodbye = true;
+            session.send_close_notify();
+        }
+    }
+
+    /// How many bytes of its outbox `bytes` on the wire stand for.
+    pub(super) fn sent_bytes(&mut self, bytes: usize, complete: bool) -> usize {
+        match &mut self.secure {
+            Some(secure) => secure.on_sent(bytes, complete),
+            None => bytes,
+        }
+    }
+
+    /// The next batch as it goes over the wire, unless one is in flight or nothing may go.
+    pub(super) fn take_batch(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
+        let Some(secure) = self.secure.as_deref_mut() else {
+            return self.outbox.take(spares);
+        };
+        let Stage::Session(session) = &mut secure.stage else {
+            let batch = self.outbox.take(spares)?;
+            secure.in_flight_bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+            return Some(batch);
+        };
+        if self.outbox.is_in_flight() {
+            return None;
+        }
+        let mut taken_bytes = 0;
+        if !session.is_handshaking() {
+            taken_bytes = encrypt(session, &mut self.outbox, spares);
+        }
+        if matches!(self.phase, Phase::Flushing { .. })
+            && self.outbox.pending_bytes() == taken_bytes
+        {
+            self.say_goodbye();
+        }
+        let secure = self.secure.as_deref_mut()?;
+        let Stage::Session(session) = &mut secure.stage else { return None };
+        if !session.wants_write() {
+            return None;
+        }
+        let piece = spares.own_piece(|out| {
+            while session.wants_write() {
+                // Writing to memory cannot fail.
+                let _ = session.write_tls(out);
+            }
+        });
+        secure.in_flight_bytes = taken_bytes;
+        Some(self.outbox.start(spares, piece))
+    }
+}
+
+/// Encrypts the next batch. Returns how many bytes of the outbox that is.
+fn encrypt(session: &mut ServerConnection, outbox: &mut Outbox, spares: &mut Spares) -> usize {
+    let Some(batch) = outbox.take_up_to(BATCH_BYTES_MAX, spares) else { return 0 };
+    let slices: Vec<IoSlice<'_>> = batch.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
+    let bytes = slices.iter().map(|slice| slice.len()).sum();
+    // All slices at once, so that records are as long as they can be. There is no limit to what
+    // the session holds: it takes everything.
+    let written = session.writer().write_vectored(&slices);
+    debug_assert!(written.is_ok_and(|written| written == bytes));
+    spares.keep_batch(batch);
+    bytes
+}
+
+impl Engine {
+    /// Gives a new connection its TLS, and says whether it is to be greeted in clear.
+    pub(super) fn begin_secure(&mut self, id: ConnId) -> bool {
+        let Some(tls) = &self.settings.tls else { return true };
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        if self.settings.allow_non_tls {
+            conn.secure = Some(Secure::new(Stage::Optional));
+            return true;
+        }
+        conn.secure = Some(Secure::new(Stage::Expected));
+        conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
+        match tls.first {
+            HandshakeFirst::No => true,
+            HandshakeFirst::Always => false,
+            HandshakeFirst::Within(ms) => {
+                conn.timing.info_due = self.now.saturating_add(ms_to_ns(ms));
+                false
+            }
+        }
+    }
+
+    /// Handles what came over the wire for a connection with TLS; the rest is plain.
+    ///
+    /// Says `false` if the bytes are the protocol's own.
+    pub(super) fn on_ciphertext(&mut self, id: ConnId, bytes: &[u8]) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return true };
+        let Some(secure) = &mut conn.secure else { return false };
+        if matches!(secure.stage, Stage::Optional) && bytes.first() != Some(&HANDSHAKE_RECORD) {
+            conn.secure = None;
+            return false;
+        }
+        if matches!(&secure.stage, Stage::Session(session) if !session.is_handshaking()) {
+            self.decrypt(id, bytes);
+            return true;
+        }
+        secure.waiting.extend_from_slice(bytes);
+        let is_plenty = secure.waiting.len() > WAITING_BYTES_MAX;
+        if !std::mem::replace(&mut secure.in_line, true) {
+            self.handshakes.push_back(id);
+        }
+        if is_plenty {
+            self.brake(id, |brakes| brakes.in_line = true);
+        }
+        true
+    }
+
+    /// Takes the next steps of handshakes.
+    pub(super) fn advance_handshakes(&mut self) {
+        for _ in 0..HANDSHAKE_STEPS_PER_TURN {
+            let Some(id) = self.handshakes.pop_front() else { return };
+            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { continue };
+            let Some(secure) = &mut conn.secure else { continue };
+            secure.in_line = false;
+            let bytes = std::mem::take(&mut secure.waiting);
+            let has_session = matches!(secure.stage, Stage::Session(_));
+            self.release(id, |brakes| brakes.in_line = false);
+            if !has_session && !self.start_session(id) {
+                continue;
+            }
+            self.decrypt(id, &bytes);
+        }
+    }
+
+    fn start_session(&mut self, id: ConnId) -> bool {
+        let (Some(conn), Some(tls)) = (self.conns.get_mut(id), &self.settings.tls) else {
+            // A reload has turned TLS off since; the client will not be understood.
+            self.fail_handshake(id, "TLS is not configured any more");
+            return false;
+        };
+        tracing::debug!("{} - Starting TLS client connection handshake", conn.label());
+        conn.timing.info_due = NEVER;
+        let mut session = match ServerConnection::new(Arc::clone(&tls.server)) {
+            Ok(session) => session,
+            Err(error) => {
+                self.fail_handshake(id, &error.to_string());
+                return false;
+            }
+        };
+        session.set_buffer_limit(None);
+        if let Some(secure) = &mut conn.secure {
+            if matches!(secure.stage, Stage::Optional) {
+                conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
+            }
+            secure.stage = Stage::Session(Box::new(session));
+        }
+        self.rearm(id);
+        true
+    }
+
+    /// Runs ciphertext through the session and handles the plaintext that comes of it.
+    fn decrypt(&mut self, id: ConnId, mut bytes: &[u8]) {
+        // The session is out of its place while the plaintext is handled; nothing is sent before
+        // the turn's end.
+        let Some(mut secure) = self.conns.get_mut(id).and_then(|conn| conn.secure.take()) else {
+            return;
+        };
+        let Stage::Session(session) = &mut secure.stage else { return };
+        let was_handshaking = session.is_handshaking();
+        let mut outcome = Ok(());
+        let mut plaintext = std::mem::take(&mut self.plaintext);
+        while !bytes.is_empty() && outcome.is_ok() {
+            // Memory has no read errors, and what is taken is handled at once, so that there is
+            // always room. Nothing is taken once the client has said that nothing follows.
+            if !matches!(session.read_tls(&mut bytes), Ok(1..)) {
+                break;
+            }
+            outcome = session.process_new_packets().map(drop);
+            let mut reader = session.reader();
+            while let Ok(chunk) = reader.fill_buf()
+                && !chunk.is_empty()
+            {
+                plaintext.extend_from_slice(chunk);
+                let taken = chunk.len();
+                reader.consume(taken);
+            }
+        }
+        let is_complete = was_handshaking && !session.is_handshaking();
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.secure = Some(secure);
+        }
+        match outcome {
+            Ok(()) if is_complete => self.on_handshake_complete(id, resumed),
+            Ok(()) => {}
+            Err(error) if was_handshaking => self.fail_handshake(id, &error.to_string()),
+            Err(error) => {
+                tracing::debug!("TLS read error: {error}");
+                self.fail(id, None, Reason::ReadError);
+            }
+        }
+        if !plaintext.is_empty() {
+            self.on_plaintext(id, &plaintext);
+            plaintext.clear();
+        }
+        self.plaintext = plaintext;
+        self.flush_if_wanted(id);
+    }
+
+    fn on_handshake_complete(&mut self, id: ConnId, resumed: bool) {
+        let Some(tls) = self.settings.tls.clone() else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(info) = conn.secure.as_ref().and_then(|secure| secure.info()) else { return };
+        tracing::debug!("{} - TLS handshake complete", conn.label());
+        let how = if resumed { ", resumed" } else { "" };
+        tracing::debug!(
+            "{} - TLS version {}, cipher suite {}{how}",
+            conn.label(),
+            info.version,
+            info.cipher_suite
+        );
+        if !is_pinned(&tls, &info) {
+            self.fail_handshake(id, "the certificate is not one of pinned_certs");
+            return;
+        }
+        if tls.map {
+            conn.cert_names =
+                info.peer_certs.first().map(|cert| Box::new(certificate::names(cert)));
+        }
+        let auth = self.settings.auth_required();
+        conn.timing.auth_due =
+            if auth { self.now.saturating_add(self.settings.auth_timeout_ns) } else { NEVER };
+        if !conn.informed {
+            self.send_info(id, false);
+        }
+        self.rearm(id);
+    }
+
+    /// Ends a connection that has not come to an understanding; TLS tells the client why.
+    pub(super) fn fail_handshake(&mut self, id: ConnId, why: &str) {
+        if let Some(conn) = self.conns.get(id) {
+            tracing::error!("{} - TLS handshake error: {why}", conn.label());
+        }
+        self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
+    }
+
+    /// The time for a handshake is over. Nothing can be said in a language not agreed upon.
+    pub(super) fn on_handshake_timeout(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get(id) {
+            tracing::debug!("{} - TLS handshake timeout", conn.label());
+        }
+        self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
+    }
+
+    fn flush_if_wanted(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.secure.as_ref().is_some_and(|secure| secure.wants_write()) && !conn.dirty {
+            conn.dirty = true;
+            self.actions.push_back(Action::Flush(id));
+        }
+    }
+}
+
+fn is_pinned(tls: &Tls, info: &TlsInfo) -> bool {
+    let pin = info.peer_certs.first().and_then(|cert| certificate::pin(cert));
+    tls.pinned_certs.is_empty() || pin.is_some_and(|pin| tls.pinned_certs.contains(&pin))
+}
+
+fn ms_to_ns(ms: u64) -> u64 {
+    ms.saturating_mul(1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use rcgen::CertifiedKey;
+    use rustls::pki_types::CertificateDer;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::config::{Options, StartError};
+    use crate::engine::{Identity, Peer, Settings, ShardId};
+
+    /// Options with TLS, and a client's that trusts them.
+    fn options(block: &str) -> (Options, Arc<ClientConfig>) {
+        let names = vec!["localhost".to_owned()];
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let file = |name: &str, text: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path.display().to_string()
+        };
+        let (cert_file, key_file) =
+            (file("cert", cert.pem()), file("key", signing_key.serialize_pem()));
+        let text = format!("tls {{ cert_file: '{cert_file}', key_file: '{key_file}', {block} }}");
+        let options = loaded(&file("conf", text)).unwrap_or_else(|error| panic!("{error}"));
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(cert.der().to_vec())).expect("usable");
+        let provider = rustls::crypto::ring::default_provider().into();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (options, Arc::new(client))
+    }
+
+    fn loaded(path: &str) -> Result<Options, StartError> {
+        use crate::config::args::{Command, parse};
+        match parse(["-c".to_owned(), path.to_owned()])? {
+            Command::Serve(args) => crate::config::load(&args),
+            _ => unreachable!("-c serves"),
+        }
+    }
+
+    /// A client whose bytes are cut anywhere, and an engine that sends in pieces of any size.
+    struct Wire {
+        engine: Engine,
+        rng: fastrand::Rng,
+        batches: Vec<(ConnId, Vec<Piece>, usize)>,
+    }
+
+    struct Client {
+        id: ConnId,
+        session: ClientConnection,
+        /// INFO in clear, up to its line end.
+        greeting: Vec<u8>,
+        heard: Vec<u8>,
+        closed: bool,
+    }
+
+    impl Wire {
+        fn new(options: &Options, seed: u64) -> Self {
+            let settings = Settings::new(options, &Identity::default(), usize::MAX);
+            let engine = Engine::new(ShardId(0), 1, Rc::new(settings), seed);
+            Self { engine, rng: fastrand::Rng::with_seed(seed), batches: Vec::new() }
+        }
+
+        fn connect(&mut self, slot: u32, config: &Arc<ClientConfig>) -> Client {
+            let id = ConnId { slot, generation: 0 };
+            self.engine.open(id, Peer { cid: u64::from(slot), ip: "".into(), port: 1 }, true);
+            let name = "localhost".try_into().expect("a name");
+            let mut session = ClientConnection::new(Arc::clone(config), name).expect("a session");
+            session.set_buffer_limit(None);
+            Client { id, session, greeting: Vec::new(), heard: Vec::new(), closed: false }
+        }
+
+        /// One turn: some of what the client has to send, some of what the engine has.
+        fn turn(&mut self, clients: &mut [Client]) {
+            for client in clients.iter_mut() {
+                let mut bytes = Vec::new();
+                let greeted = client.greeting.ends_with(b"\r\n");
+                while greeted && client.session.wants_write() {
+                    client.session.write_tls(&mut bytes).expect("memory");
+                }
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let (head, tail) = rest.split_at(self.rng.usize(1..=rest.len()));
+                    self.engine.on_bytes(client.id, head);
+                    rest = tail;
+                }
+            }
+            self.engine.tick();
+            self.engine.end_turn();
+            while let Some(action) = self.engine.next_action() {
+                match action {
+                    Action::Flush(id) => {
+                        if let Some(batch) = self.engine.take_batch(id) {
+                            self.batches.push((id, batch, 0));
+                        }
+                    }
+                    Action::Close { conn, .. } => {
+                        let client = clients.iter_mut().find(|client| client.id == conn);
+                        client.expect("one of ours").closed = true;
+                        self.engine.on_closed(conn);
+                    }
+                    Action::Pause(_) | Action::Resume(_) => {}
+                }
+            }
+            for (id, batch, sent) in std::mem::take(&mut self.batches) {
+                let bytes: Vec<u8> =
+                    batch.iter().flat_map(|piece| piece.bytes()).copied().collect();
+                let now = self.rng.usize(1..=bytes.len() - sent);
+                let client = clients.iter_mut().find(|client| client.id == id);
+                client.expect("one of ours").receive(&bytes[sent..sent + now]);
+                if sent + now == bytes.len() {
+                    self.engine.on_sent(id, now, Some(batch));
+                } else {
+                    self.engine.on_sent(id, now, None);
+                    self.batches.push((id, batch, sent + now));
+                }
+            }
+        }
+    }
+
+    impl Client {
+        fn say(&mut self, text: &str) {
+            self.session.writer().write_all(text.as_bytes()).expect("memory");
+        }
+
+        fn receive(&mut self, mut bytes: &[u8]) {
+            use std::io::Read;
+            while !bytes.is_empty() && !self.greeting.ends_with(b"\r\n") {
+                self.greeting.push(bytes[0]);
+                bytes = &bytes[1..];
+            }
+            while !bytes.is_empty() {
+                self.session.read_tls(&mut bytes).expect("memory");
+                self.session.process_new_packets().expect("records that are in order");
+                let _ = self.session.reader().read_to_end(&mut self.heard);
+            }
+        }
+    }
+
+    #[test]
+    fn wherever_both_directions_are_cut_the_same_messages_arrive() {
+        let (options, config) = options("");
+        for seed in 0..20 {
+            let mut wire = Wire::new(&options, seed);
+            let mut clients = [wire.connect(0, &config), wire.connect(1, &config)];
+            clients[0].say("CONNECT {\"verbose\":false}\r\nSUB a 7\r\nPING\r\n");
+            while !clients[0].heard.ends_with(b"PONG\r\n") {
+                wire.turn(&mut clients);
+            }
+            let payload = "x".repeat(40_000);
+            let publish = format!("PUB a {}\r\n{payload}\r\n", payload.len());
+            clients[1].say("CONNECT {\"verbose\":false}\r\n");
+            (0..5).for_each(|_| clients[1].say(&publish));
+            clients[1].say("bogus\r\n");
+            clients[0].heard.clear();
+            let wanted = format!("MSG a 7 {}\r\n{payload}\r\n", payload.len()).repeat(5);
+            while clients[0].heard.len() < wanted.len() || !clients[1].closed {
+                wire.turn(&mut clients);
+            }
+            assert!(clients[0].heard == wanted.as_bytes(), "seed {seed}");
+            let error = String::from_utf8_lossy(&clients[1].heard);
+            assert_eq!(error, "-ERR 'Unknown Protocol Operation'\r\n");
+            assert_eq!(wire.engine.spares.held_bytes(), 0, "all memory came home");
+        }
+    }
+
+    #[test]
+    fn handshakes_stand_in_line_and_a_turn_takes_one_step() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        for slot in 0..10 {
+            let mut client = wire.connect(slot, &config);
+            let mut hello = Vec::new();
+            client.session.write_tls(&mut hello).expect("memory");
+            wire.engine.on_bytes(client.id, &hello);
+        }
+        for turn in 0..=10 {
+            let conns = wire.engine.conns.0.iter().flatten();
+            let secures = conns.filter_map(|conn| conn.secure.as_ref());
+            let begun = secures.filter(|secure| matches!(secure.stage, Stage::Session(_)));
+            assert_eq!(begun.count(), turn * HANDSHAKE_STEPS_PER_TURN);
+            let is_due = wire.engine.next_deadline().is_some_and(|due| due <= wire.engine.now);
+            assert_eq!(is_due, turn < 10, "nobody sleeps while somebody stands in line");
+            wire.engine.tick();
+        }
+    }
+
+    #[test]
+    fn who_sends_more_than_a_handshake_needs_is_not_read_from_until_its_step() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        let mut client = wire.connect(0, &config);
+        let mut hello = Vec::new();
+        client.session.write_tls(&mut hello).expect("memory");
+        hello.resize(WAITING_BYTES_MAX + 1, 0x17);
+        wire.engine.on_bytes(client.id, &hello);
+        let actions = |engine: &mut Engine| -> Vec<Action> {
+            std::iter::from_fn(|| engine.next_action()).collect()
+        };
+        assert!(actions(&mut wire.engine).contains(&Action::Pause(client.id)));
+        wire.engine.tick();
+        assert!(actions(&mut wire.engine).contains(&Action::Resume(client.id)));
+    }
+
+    #[test]
+    fn what_follows_a_clients_goodbye_is_not_looked_at() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        let mut clients = [wire.connect(0, &config)];
+        clients[0].say("CONNECT {\"verbose\":false}\r\nPING\r\n");
+        while clients[0].heard.is_empty() {
+            wire.turn(&mut clients);
+        }
+        clients[0].session.send_close_notify();
+        wire.turn(&mut clients);
+        wire.engine.on_bytes(clients[0].id, b"more");
+        assert_eq!(wire.engine.open_conns(), 1, "the end of the stream is the end");
+    }
+
+    #[test]
+    fn who_begins_no_handshake_in_time_is_closed() {
+        let (options, config) = options("timeout: 3");
+        let mut wire = Wire::new(&options, 1);
+        let mut clients = [wire.connect(0, &config)];
+        wire.engine.set_now(2_999_000_000);
+        wire.turn(&mut clients);
+        assert!(!clients[0].closed);
+        wire.engine.set_now(3_000_000_000);
+        while !clients[0].closed {
+            wire.turn(&mut clients);
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! TLS as clients use it: async-nats against the broker, with certificates made here.
+
+mod broker;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+
+use async_nats::{Client, ConnectOptions};
+use broker::peers::{meet, next, within};
+use broker::{Broker, PATIENCE, shard_counts};
+use futures::future::try_join_all;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// An authority and what it has signed, as files.
+struct Authority {
+    dir: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own = params.self_signed(&key).expect("a certificate");
+        std::fs::write(dir.path().join("ca.pem"), own.pem()).expect("written");
+        Self { dir, issuer: Issuer::new(params, key) }
+    }
+
+    /// Signs a certificate `file.pem` with its key in `file.key`.
+    fn sign(&self, file: &str, common_name: &str, alternative: Vec<SanType>) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.subject_alt_names = alternative;
+        let signed = params.signed_by(&key, &self.issuer).expect("a certificate");
+        std::fs::write(self.file(&format!("{file}.pem")), signed.pem()).expect("written");
+        std::fs::write(self.file(&format!("{file}.key")), key.serialize_pem()).expect("written");
+    }
+
+    fn sign_server(&self) {
+        let local = SanType::DnsName("localhost".try_into().expect("a name"));
+        self.sign("server", "server", vec![local]);
+    }
+
+    fn sign_client(&self, file: &str, email: &str) {
+        self.sign(file, file, vec![SanType::Rfc822Name(email.try_into().expect("a name"))]);
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A configuration with the block `tls`, `inside` in it and `outside` around it.
+    fn config(&self, inside: &str, outside: &str) -> String {
+        let path = |name: &str| self.file(name).display().to_string();
+        let (cert, key, ca) = (path("server.pem"), path("server.key"), path("ca.pem"));
+        format!(
+            "tls {{\n cert_file: \"{cert}\"\n key_file: \"{key}\"\n ca_file: \"{ca}\"\n \
+             {inside}\n}}\n{outside}\n"
+        )
+    }
+
+    fn options(&self) -> ConnectOptions {
+        ConnectOptions::new().require_tls(true).add_root_certificates(self.file("ca.pem"))
+    }
+
+    fn options_of(&self, client: &str) -> ConnectOptions {
+        let file = |kind: &str| self.file(&format!("{client}.{kind}"));
+        self.options().add_client_certificate(file("pem"), file("key"))
+    }
+}
+
+fn authority() -> Authority {
+    let authority = Authority::new("the authority of this test");
+    authority.sign_server();
+    authority
+}
+
+async fn connect(broker: &Broker, options: ConnectOptions) -> Result<Client, String> {
+    let url = format!("tls://localhost:{}", broker.port());
+    let connecting = options.connection_timeout(PATIENCE).connect(url);
+    within(connecting).await.map_err(|error| format!("{error} ({:?})", error.kind()))
+}
+
+/// Sends messages of all sizes from one client to the other; all arrive in order and unharmed.
+async fn exchange(from: &Client, to: &Client) {
+    let mut inbox = to.subscribe("exchange").await.expect("connected");
+    meet(to, from).await;
+    let sizes = [0, 1, 100, 5000, 16_384, 16_385, 100_000, 1_000_000];
+    let payload = |size: usize| -> Vec<u8> {
+        (0..size).map(|at| u8::try_from((at * 31 + at / 251) % 256).expect("a byte")).collect()
+    };
+    for size in sizes {
+        from.publish("exchange", payload(size).into()).await.expect("connected");
+    }
+    for size in sizes {
+        let message = next(&mut inbox).await;
+        assert!(*message.payload == *payload(size), "{size} bytes arrived as they were sent");
+    }
+}
+
+#[tokio::test]
+async fn messages_of_any_size_pass_between_clients_with_tls() {
+    let authority = authority();
+    for &shards in shard_counts() {
+        let broker = Broker::with_config(shards, &authority.config("", ""));
+        let options = || authority.options();
+        let clients = try_join_all((0..4).map(|_| connect(&broker, options()))).await;
+        let clients = clients.expect("they connect");
+        for pair in clients.windows(2) {
+            exchange(&pair[0], &pair[1]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_handshake_may_come_before_info() {
+    let authority = authority();
+    let broker = Broker::with_config(1, &authority.config("handshake_first: true", ""));
+    let first = connect(&broker, authority.options().tls_first()).await.expect("it connects");
+    exchange(&first, &first).await;
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_a_handshake_first_greets_in_clear_when_none_comes() {
+    let authority = authority();
+    let broker = Broker::with_config(1, &authority.config("handshake_first: 100ms", ""));
+    let first = connect(&broker, authority.options().tls_first()).await.expect("it connects");
+    let later = connect(&broker, authority.options()).await.expect("it connects");
+    exchange(&first, &later).await;
+}
+
+#[tokio::test]
+async fn where_tls_is_optional_clients_with_and_without_it_meet() {
+    let authority = authority();
+    let broker = Broker::with_config(2, &authority.config("", "allow_non_tls: true"));
+    let secure = connect(&broker, authority.options()).await.expect("it connects");
+    let plain = within(async_nats::connect(broker.url())).await.expect("it connects");
+    exchange(&secure, &plain).await;
+    exchange(&plain, &secure).await;
+}
+
+#[tokio::test]
+async fn with_verify_only_clients_with_a_certificate_get_in() {
+    let authority = authority();
+    authority.sign_client("ann", "ann@example.com");
+    let stranger = Authority::new("another authority");
+    stranger.sign_client("bob", "ann@example.com");
+    let broker = Broker::with_config(1, &authority.config("verify: true", ""));
+    let ann = connect(&broker, authority.options_of("ann")).await.expect("it connects");
+    exchange(&ann, &ann).await;
+    connect(&broker, authority.options()).await.expect_err("it has no certificate");
+    let (pem, key) = (stranger.file("bob.pem"), stranger.file("bob.key"));
+    let bob = authority.options().add_client_certificate(pem, key);
+    connect(&broker, bob).await.expect_err("nobody vouches for it");
+}
+
+#[tokio::test]
+async fn the_certificate_says_which_user_a_client_is() {
+    let authority = authority();
+    authority.sign_client("ann", "ann@example.com");
+    authority.sign_client("eve", "eve@example.com");
+    let users = "authorization { users: [\n\
+                 {user: \"ann@example.com\", permissions: {publish: [\"ann.>\", \"_INBOX.>\"]}}\n\
+                 {user: \"CN=carl\"}\n] }";
+    authority.sign("carl", "carl", Vec::new());
+    let broker = Broker::with_config(2, &authority.config("verify_and_map: true", users));
+    let ann = connect(&broker, authority.options_of("ann")).await.expect("it connects");
+    let carl = connect(&broker, authority.options_of("carl")).await.expect("it connects");
+    let mut all = carl.subscribe("*.1").await.expect("connected");
+    meet(&carl, &ann).await;
+    ann.publish("bob.1", "not allowed".into()).await.expect("connected");
+    ann.publish("ann.1", "allowed".into()).await.expect("connected");
+    let message = next(&mut all).await;
+    assert_eq!(message.subject.as_str(), "ann.1");
+    connect(&broker, authority.options_of("eve")).await.expect_err("no user has this address");
+    // The name in CONNECT does not count, the password does.
+    let with = |password: &str| {
+        authority.options_of("ann").user_and_password("CN=carl".into(), password.into())
+    };
+    connect(&broker, with("")).await.expect("it is ann by its certificate");
+    connect(&broker, with("x")).await.expect_err("ann has no such password");
+}
+
+#[tokio::test]
+async fn only_pinned_certificates_get_in() {
+    let authority = authority();
+    authority.sign_client("ann", "ann@example.com");
+    let pins = format!("verify: true\n pinned_certs: [\"{}\"]", "0".repeat(64));
+    let broker = Broker::with_config(1, &authority.config(&pins, ""));
+    connect(&broker, authority.options_of("ann")).await.expect_err("it is not the pinned one");
+}
+
+#[tokio::test]
+async fn a_reload_takes_new_certificates_and_leaves_those_who_are_connected() {
+    let (old, new) = (authority(), authority());
+    let mut broker = Broker::with_config(2, &old.config("", ""));
+    let before = connect(&broker, old.options()).await.expect("it connects");
+    for file in ["server.pem", "server.key", "ca.pem"] {
+        std::fs::copy(new.file(file), old.file(&format!("new-{file}"))).expect("copied");
+        // Moved into place, so that no half file is ever read.
+        std::fs::rename(old.file(&format!("new-{file}")), old.file(file)).expect("moved");
+    }
+    broker.signal(Signal::HUP);
+    broker.wait_for_line("Reloaded server configuration");
+    let after = connect(&broker, new.options()).await.expect("it trusts the new authority");
+    exchange(&before, &after).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_changes_nothing() {
+    let authority = authority();
+    let mut broker = Broker::with_config(1, &authority.config("", ""));
+    std::fs::write(authority.file("server.key"), "no key").expect("written");
+    broker.signal(Signal::HUP);
+    broker.wait_for_line("cannot use");
+    connect(&broker, authority.options()).await.expect("the old one is still in use");
+}
+
+#[tokio::test]
+async fn older_clients_speak_tls_1_2() {
+    let authority = authority();
+    let broker = Broker::with_config(1, &authority.config("", ""));
+    let options = ConnectOptions::new().require_tls(true);
+    let only_12 = client_config(&authority.file("ca.pem"), &[&rustls::version::TLS12]);
+    let client = connect(&broker, options.tls_client_config(only_12)).await.expect("it connects");
+    exchange(&client, &client).await;
+    let broker = Broker::with_config(1, &authority.config("min_version: \"1.3\"", ""));
+    let options = ConnectOptions::new().require_tls(true);
+    let only_12 = client_config(&authority.file("ca.pem"), &[&rustls::version::TLS12]);
+    connect(&broker, options.tls_client_config(only_12)).await.expect_err("1.2 is not wanted");
+}
+
+fn client_config(
+    ca_file: &Path,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> rustls::ClientConfig {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca_file).expect("a certificate")).expect("usable");
+    rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(versions)
+        .expect("versions that exist")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+#[tokio::test]
+async fn many_handshakes_at_once_all_succeed_while_others_are_served() {
+    let authority = authority();
+    let broker = Broker::with_config(1, &authority.config("timeout: 30", ""));
+    let settled = connect(&broker, authority.options()).await.expect("it connects");
+    let storm = try_join_all((0..100).map(|_| connect(&broker, authority.options())));
+    let (clients, ()) = futures::join!(storm, exchange(&settled, &settled));
+    let clients = clients.expect("all connect");
+    exchange(&clients[0], &clients[99]).await;
+}
+
+#[test]
+fn who_does_not_speak_tls_is_closed_and_hears_nothing_that_could_be_misread() {
+    let authority = authority();
+    let config = authority.config("timeout: 0.2", "");
+    let broker = Broker::with_config(1, &config);
+    let sends: [&[u8]; 4] = [
+        b"",
+        b"CONNECT {}\r\nPING\r\n",
+        b"\x16\x03\x01\x00\x05hello",
+        b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc",
+    ];
+    for sent in sends {
+        let mut socket = TcpStream::connect(("127.0.0.1", broker.port())).expect("connected");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        socket.write_all(sent).expect("sent");
+        let mut heard = Vec::new();
+        // A reset instead of an end is no lie either.
+        let _ = socket.read_to_end(&mut heard);
+        let text = String::from_utf8_lossy(&heard);
+        assert!(text.starts_with("INFO "), "{text}");
+        assert!(!text.contains("PONG") && !text.contains("+OK"), "{text}");
+    }
+}
