@@ -184,7 +184,7 @@ fn a_mistake_on_the_command_line_is_one_line_and_exit_status_1() {
     assert_eq!(refused(&["--prot", "1"]), hint);
     assert_eq!(refused(&["foo"]), "shardcast: unrecognized command: \"foo\"");
     assert!(refused(&["-p", "x"]).starts_with("shardcast: invalid value \"x\" for --port"));
-    assert!(refused(&["--tls"]).contains("not supported yet"));
+    assert!(refused(&["--help_tls"]).contains("not supported yet"));
     assert!(refused(&["-t"]).contains("--config"));
 }
 
