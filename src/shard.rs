@@ -48,6 +48,11 @@ pub enum Control {
     },
     /// The options have changed.
     Reload(Arc<config::Options>),
+    /// There are too many connections: close those with numbers up to this.
+    Shed {
+        /// The highest number that is closed.
+        cid_max: u64,
+    },
     /// Accept no more; send clients away, the first after `grace`, all within `spread` after it.
     LameDuck {
         /// Until the first is closed.
@@ -459,6 +464,7 @@ impl Shard {
                     self.engine.reload(Rc::new(settings));
                     self.options = options;
                 }
+                Control::Shed { cid_max } => self.engine.shed(cid_max),
                 Control::LameDuck { grace, spread } => {
                     self.stop_listening();
                     let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -184,7 +184,7 @@ fn a_mistake_on_the_command_line_is_one_line_and_exit_status_1() {
     assert_eq!(refused(&["--prot", "1"]), hint);
     assert_eq!(refused(&["foo"]), "shardcast: unrecognized command: \"foo\"");
     assert!(refused(&["-p", "x"]).starts_with("shardcast: invalid value \"x\" for --port"));
-    assert!(refused(&["--tls"]).contains("not supported yet"));
+    assert!(refused(&["--help_tls"]).contains("not supported yet"));
     assert!(refused(&["-t"]).contains("--config"));
 }
 
@@ -388,4 +388,79 @@ fn ipv6_can_be_listened_on() {
     let mut server = Server::spawn(&["--addr", "::1"]);
     let line = server.wait_for("client connections on");
     assert!(line.contains("client connections on [::1]:"), "{line}");
+}
+
+#[test]
+fn without_a_file_there_is_nothing_to_reload_and_without_a_log_file_nothing_to_reopen() {
+    let mut server = Server::start(&[]);
+    server.signal(Signal::HUP);
+    let line = server.wait_for("Failed to reload server configuration");
+    assert!(line.contains("can only reload config when a file is provided using -c"), "{line}");
+    server.signal(Signal::USR1);
+    server.wait_for("File log re-open ignored, not a file logger");
+}
+
+#[test]
+fn log_lines_can_be_json() {
+    let mut server = Server::spawn(&["--log_format", "json"]);
+    let line = server.wait_for("Server is ready");
+    let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(object["level"], "INF");
+    assert_eq!(object["message"], "Server is ready");
+    assert_eq!(object["pid"], server.pid());
+    assert!(object["time"].as_str().unwrap().ends_with('Z'), "{line}");
+}
+
+#[test]
+fn the_log_can_go_to_the_system_log_of_another_machine() {
+    let log = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let url = format!("udp://{}", log.local_addr().unwrap());
+    let server = Server::spawn(&["-r", &url]);
+    let mut bytes = [0; 2000];
+    let tag = format!(" shardcast[{}]: ", server.pid());
+    loop {
+        let length = log.recv(&mut bytes).unwrap();
+        let message = std::str::from_utf8(&bytes[..length]).unwrap();
+        assert!(message.starts_with("<29>") && message.contains(&tag), "{message}");
+        if message.ends_with("]: Server is ready\n") {
+            break;
+        }
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.end(), (Some(0), String::new()));
+    assert!(refused(&["-r", "nowhere"]).contains("udp://host:port or tcp://host:port"));
+}
+
+#[test]
+fn a_trace_shows_messages_cut_at_their_limit_and_no_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "max_traced_msg_len: 5\n");
+    let mut server = Server::start(&["-V", "-c", &path]);
+    let mut client = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    let connect = "CONNECT {\"verbose\":false,\"headers\":true,\"pass\":\"hush\"}\r\nSUB foo 1\r\n";
+    client.write_all(connect.as_bytes()).unwrap();
+    client.write_all(b"HPUB foo 12 23\r\nNATS/1.0\r\n\r\nhello world\r\n").unwrap();
+    server.wait_for("<<- [CONNECT {");
+    server.wait_for(" - <<- [HPUB foo 12 23]");
+    server.wait_for(" - <<- MSG_PAYLOAD: [\"NATS/...\"]");
+    server.wait_for(" - ->> [HMSG foo 1 12 23]");
+    server.wait_for(" - ->> MSG_PAYLOAD: [\"NATS/...\"]");
+    let log = server.lines.join("\n");
+    assert!(log.contains("\"pass\":\"[REDACTED]\"") && !log.contains("hush"), "{log}");
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_client_and_tells_of_what_was_dropped() {
+    let mut server = Server::start(&["-V"]);
+    let mut client = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    client.write_all(b"CONNECT {\"verbose\":false}\r\n").unwrap();
+    // Two lines in the log for each; the queue has room for 65,536.
+    let publishes = b"PUB foo 1\r\nx\r\n".repeat(50_000);
+    client.write_all(&publishes).unwrap();
+    client.write_all(b"PING\r\n").unwrap();
+    let mut answers = BufReader::new(client.try_clone().unwrap()).lines();
+    assert!(answers.any(|line| line.unwrap() == "PONG"));
+    drop(client);
+    let line = server.wait_for(" log lines were dropped because too many waited");
+    assert!(line.contains("[WRN] "), "{line}");
 }

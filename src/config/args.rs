@@ -10,7 +10,7 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{Options, Secret, ShardCount, StartError, User};
+use super::{LogFormat, Options, Secret, ShardCount, StartError, Syslog, User};
 use super::{duration, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
@@ -61,6 +61,12 @@ pub struct Args {
     log: Option<PathBuf>,
     #[arg(long = "log_size_limit")]
     log_size_limit: Option<u64>,
+    #[arg(long, alias = "s", value_parser = switch)]
+    syslog: Option<bool>,
+    #[arg(long = "remote_syslog", alias = "r", value_parser = str::parse::<Syslog>)]
+    remote_syslog: Option<Syslog>,
+    #[arg(long = "log_format", value_parser = str::parse::<LogFormat>)]
+    log_format: Option<LogFormat>,
     #[arg(long, alias = "T", value_parser = switch)]
     logtime: Option<bool>,
     #[arg(long = "logtime_utc", value_parser = switch)]
@@ -120,7 +126,7 @@ pub struct Args {
 
     /// What the operator should know about flags that have no effect.
     #[arg(skip)]
-    warnings: Vec<String>,
+    missing: Vec<String>,
 }
 
 /// A flag of nats-server that this server does not have.
@@ -133,8 +139,6 @@ struct Missing {
 
 const MISSING: &[Missing] = &[
     Missing { names: &["help_tls"], takes_value: false, matters: true },
-    Missing { names: &["syslog", "s"], takes_value: false, matters: true },
-    Missing { names: &["remote_syslog", "r"], takes_value: true, matters: true },
     Missing {
         names: &["cluster", "cluster_listen", "cluster_name", "cluster_advertise", "routes"],
         takes_value: true,
@@ -154,13 +158,13 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartErr
     {
         return Ok(Command::Doctor(rest.to_vec()));
     }
-    let mut warnings = Vec::new();
-    let uniform = uniform(&args, &mut warnings)?;
+    let mut missing = Vec::new();
+    let uniform = uniform(&args, &mut missing)?;
     let mut parsed = Args::command()
         .try_get_matches_from(uniform)
         .and_then(|matches| Args::from_arg_matches(&matches))
         .map_err(|error| StartError::new(one_line(&error)))?;
-    parsed.warnings = warnings;
+    parsed.missing = missing;
     command(parsed)
 }
 
@@ -200,7 +204,7 @@ fn command(args: Args) -> Result<Command, StartError> {
 ///
 /// As in nats-server, the word after a flag that takes a value is its value, whatever it looks
 /// like (`-p -1`), and flags end at the first other word or at `--`.
-fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, StartError> {
+fn uniform(args: &[String], no_effect: &mut Vec<String>) -> Result<Vec<String>, StartError> {
     let clap = Args::command();
     let mut uniform = Vec::with_capacity(args.len() + 1);
     let mut rest = args.iter();
@@ -233,7 +237,7 @@ fn uniform(args: &[String], warnings: &mut Vec<String>) -> Result<Vec<String>, S
                 let reason = format!("flag {arg} is not supported yet; start without it");
                 return Err(StartError::new(reason));
             }
-            Some(_) => warnings.push(format!("Flag {arg} is not supported yet and has no effect")),
+            Some(_) => no_effect.push(format!("Flag {arg} is not supported yet and has no effect")),
             None => uniform.push(format!("--{name}={}", value.as_deref().unwrap_or("true"))),
         }
     }
@@ -299,7 +303,7 @@ impl Args {
         options.runtime.uring_tier = self.uring_tier.or(options.runtime.uring_tier);
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.spin_us, &self.spin);
-        options.warnings.extend(self.warnings.iter().cloned());
+        options.missing.extend(self.missing.iter().cloned());
         self.apply_tls(options)?;
         self.apply_auth(options)
     }
@@ -326,6 +330,9 @@ impl Args {
         let log = &mut options.log;
         set_some(&mut log.file, &self.log);
         set(&mut log.file_bytes_max, &self.log_size_limit);
+        set_some(&mut log.syslog, &self.syslog.unwrap_or_default().then_some(Syslog::Local));
+        set_some(&mut log.syslog, &self.remote_syslog);
+        set(&mut log.format, &self.log_format);
         set(&mut log.timestamps, &self.logtime);
         set(&mut log.utc, &self.logtime_utc);
         set(&mut log.traced_message_bytes_max, &self.max_traced_msg_len);
@@ -435,7 +442,8 @@ Server Options:
     -t                               Test configuration and exit
     -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
                                      (ldm, stop, quit, term, reopen, reload);
-                                     <pid> is a process id or the path of a pid file
+                                     <pid> is a process id, the path of a pid file, or
+                                     the beginning of ids and a *
         --client_advertise <string>  Client address to advertise to other servers
 
 Performance Options:
@@ -448,6 +456,9 @@ Performance Options:
 Logging Options:
     -l, --log <file>                 File to redirect log output
         --log_size_limit <bytes>     Size after which the log file is put aside (default: never)
+    -s, --syslog                     Log to the system's log (unless there is a log file)
+    -r, --remote_syslog <url>        Log to one elsewhere (udp://host:514, tcp://host:514)
+        --log_format <format>        Lines as text or json (default: text)
     -T, --logtime                    Timestamp log entries (default: true)
         --logtime_utc                Timestamps in UTC instead of local time (default: false)
     -D, --debug                      Enable debugging output
@@ -551,7 +562,7 @@ mod tests {
         let rust = options("--store_dir /tmp/x -p -1 -l /tmp/l -P /tmp/pid");
         assert_eq!(rust.log.file.as_deref(), Some(Path::new("/tmp/l")));
         assert_eq!(rust.pid_file.as_deref(), Some(Path::new("/tmp/pid")));
-        assert_eq!(rust.warnings.len(), 1);
+        assert_eq!(rust.missing.len(), 1);
 
         let c = options("-a 127.0.0.1 -p 22 -l log -DV -user ivan -pass secret");
         assert!(c.log.debug && c.log.trace);
@@ -600,13 +611,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--cluster nats://h:1", "-routes a,b", "-s"] {
+        for line in ["--cluster nats://h:1", "-routes a,b", "--no_advertise"] {
             assert!(refused(line).contains("is not supported yet"), "{line}");
         }
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1"] {
             options(line);
         }
-        assert!(options("-js").warnings[0].contains("-js"));
+        assert!(options("-js").missing[0].contains("-js"));
     }
 
     #[test]

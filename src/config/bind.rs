@@ -4,9 +4,9 @@
 
 use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 use super::field::Action::{Ignore, Refuse, Set};
-use super::field::{Field, Key, bind_map};
+use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, StartError};
+use super::{Options, StartError, Syslog, missing};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -14,9 +14,10 @@ const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
 
 /// Binds a whole file.
 pub(super) fn bind(map: &Map, options: &mut Options) -> Result<(), StartError> {
-    let mut warnings = Vec::new();
+    let mut warnings = Warnings::default();
     bind_map(&[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS], map, options, &mut warnings)?;
-    options.warnings.append(&mut warnings);
+    options.warnings.append(&mut warnings.doubtful);
+    options.missing.append(&mut warnings.missing);
     Ok(())
 }
 
@@ -88,7 +89,34 @@ const LOG: &[Key<Options>] = &[
     ),
     Key(
         &["log_max_num", "logfile_max_num"],
-        Set(|o, v| v.limit().map(|n| o.log.files_kept_max = n.unwrap_or(0))),
+        Set(|o, v| v.limit().map(|n| o.log.files_max = n.unwrap_or(0))),
+    ),
+    Key(
+        &["syslog"],
+        Set(|o, v| {
+            let local = v.boolean()?.then_some(Syslog::Local);
+            // The remote one wins, wherever it stands.
+            let remote = o.log.syslog.take().filter(|to| *to != Syslog::Local);
+            o.log.syslog = remote.or(local);
+            Ok(())
+        }),
+    ),
+    Key(
+        &["remote_syslog"],
+        Set(|o, v| {
+            let url = v.text()?;
+            if !url.is_empty() {
+                o.log.syslog = Some(url.parse().map_err(|reason: String| v.error(reason))?);
+            }
+            Ok(())
+        }),
+    ),
+    Key(
+        &["log_format"],
+        Set(|o, v| {
+            o.log.format = v.text()?.parse().map_err(|reason: String| v.error(reason))?;
+            Ok(())
+        }),
     ),
     Key(&["logtime"], Set(|o, v| v.boolean().map(|on| o.log.timestamps = on))),
     Key(&["logtime_utc"], Set(|o, v| v.boolean().map(|on| o.log.utc = on))),
@@ -102,7 +130,14 @@ const LOG: &[Key<Options>] = &[
             Ok(())
         }),
     ),
-    Key(&["trace_headers"], Set(|o, v| v.boolean().map(|on| o.log.trace_headers = on))),
+    Key(
+        &["trace_headers"],
+        Set(|o, v| {
+            o.log.trace_headers = v.boolean()?;
+            o.log.trace |= o.log.trace_headers;
+            Ok(())
+        }),
+    ),
     Key(
         &["max_traced_msg_len"],
         Set(|o, v| v.limit().map(|n| o.log.traced_message_bytes_max = n.unwrap_or(0))),
@@ -114,12 +149,21 @@ const LOG: &[Key<Options>] = &[
 const LIMITS: &[Key<Options>] = &[
     Key(
         &["max_control_line"],
-        Set(|o, v| v.size(SIZE_MAX).map(|n| o.limits.control_line_bytes_max = n)),
+        Set(|o, v| {
+            v.size(SIZE_MAX).map(|n| set_unless_zero(&mut o.limits.control_line_bytes_max, n))
+        }),
     ),
-    Key(&["max_payload"], Set(|o, v| v.size(SIZE_MAX).map(|n| o.limits.payload_bytes_max = n))),
+    Key(
+        &["max_payload"],
+        Set(|o, v| v.size(SIZE_MAX).map(|n| set_unless_zero(&mut o.limits.payload_bytes_max, n))),
+    ),
     Key(
         &["max_pending"],
-        Set(|o, v| v.limit().map(|n| o.limits.pending_bytes_max = n.unwrap_or(usize::MAX))),
+        Set(|o, v| {
+            let limit = v.limit()?.unwrap_or(usize::MAX);
+            set_unless_zero(&mut o.limits.pending_bytes_max, limit);
+            Ok(())
+        }),
     ),
     Key(
         &["max_connections", "max_conn"],
@@ -171,7 +215,9 @@ const LAME_DUCK_DURATION_MS_MIN: u64 = 30_000;
 fn write_timeout(_: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     match v.text()?.as_str() {
         "default" | "close" => {}
-        "retry" => v.warn("write_timeout: retry is not supported yet; such clients are closed"),
+        "retry" => {
+            v.warn_missing("write_timeout: retry is not supported yet; such clients are closed")
+        }
         _ => return Err(v.error("write_timeout is default, close or retry")),
     }
     Ok(())
@@ -182,23 +228,33 @@ const AUTH: &[Key<Options>] = &[
     Key(&["no_auth_user"], Set(|o, v| v.text().map(|name| o.auth.no_auth_user = Some(name)))),
     Key(&["tls"], Set(|o, v| super::tls::bind(v).map(|tls| o.tls = Some(tls)))),
     Key(&["allow_non_tls"], Set(|o, v| v.boolean().map(|on| o.allow_non_tls = on))),
-    Key(&["accounts", "system_account", "system", "default_sentinel"], Refuse),
-    Key(&["operator", "operators", "root", "roots", "root_operators"], Refuse),
-    Key(&["resolver", "resolvers", "account_resolver", "account_resolvers"], Refuse),
-    Key(&["resolver_preload", "resolver_tls", "resolver_pinned_accounts"], Refuse),
-    Key(&["trusted_keys", "trusted", "mappings", "maps", "proxies", "proxy_protocol"], Refuse),
-    Key(&["ocsp", "ocsp_cache", "cluster"], Refuse),
+    Key(&["accounts"], Refuse(&missing::ACCOUNTS)),
+    Key(&["system_account", "system", "default_sentinel"], Refuse(&missing::ANY)),
+    Key(&["operator", "operators", "root", "roots"], Refuse(&missing::ANY)),
+    Key(&["root_operator", "root_operators"], Refuse(&missing::ANY)),
+    Key(&["resolver", "account_resolver", "accounts_resolver"], Refuse(&missing::ANY)),
+    Key(&["resolver_preload", "resolver_pinned_accounts"], Refuse(&missing::ANY)),
+    Key(&["trusted_keys", "trusted", "mappings", "maps"], Refuse(&missing::ANY)),
+    Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
+    Key(&["resolver_tls"], Refuse(&missing::TLS)),
+    Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
+    Key(&["cluster"], Refuse(&missing::CLUSTER)),
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
-    Key(&["jetstream", "store_dir", "jetstream_store_dir", "default_js_domain"], Ignore),
-    Key(&["leafnodes", "leaf", "gateway", "mqtt", "websocket", "ws"], Ignore),
-    Key(&["no_system_account", "no_system", "no_sys_acc"], Ignore),
-    Key(&["prof_port", "prof_block_rate"], Ignore),
-    Key(&["syslog", "remote_syslog"], Refuse),
-    Key(&["no_fast_producer_stall", "disable_sublist_cache", "server_metadata"], Ignore),
-    Key(&["connect_error_reports", "reconnect_error_reports", "feature_flags"], Ignore),
-    Key(&["jetstream_max_disk_store", "jetstream_max_mem_store", "js_cluster_size"], Ignore),
+    Key(&["jetstream"], Ignore(&missing::JETSTREAM)),
+    Key(&["store_dir", "storedir", "default_js_domain"], Ignore(&missing::ANY)),
+    Key(&["leafnodes", "leaf"], Ignore(&missing::LEAFNODES)),
+    Key(&["gateway"], Ignore(&missing::GATEWAY)),
+    Key(&["mqtt"], Ignore(&missing::MQTT)),
+    Key(&["websocket", "ws"], Ignore(&missing::WEBSOCKET)),
+    Key(&["no_system_account"], Ignore(&missing::ANY)),
+    Key(&["no_system", "no_sys_acc"], Ignore(&missing::ANY)),
+    Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
+    Key(&["no_fast_producer_stall", "server_metadata"], Ignore(&missing::ANY)),
+    Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(&missing::ANY)),
+    Key(&["connect_error_reports", "reconnect_error_reports"], Ignore(&missing::ANY)),
+    Key(&["feature_flags"], Ignore(&missing::ANY)),
 ];
 
 /// The block `authorization`, before it is known which of its forms was used.
@@ -222,7 +278,7 @@ const AUTHORIZATION: &[Key<Authorization>] = &[
         &["default_permission", "default_permissions", "permissions"],
         Set(|a, v| permissions(v).map(|p| a.default_permissions = Some(p))),
     ),
-    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse),
+    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse(&missing::ANY)),
 ];
 
 fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -277,7 +333,7 @@ const USER: &[Key<User>] = &[
         Set(|u, v| permissions(v).map(|p| u.permissions = Some(p))),
     ),
     Key(&["allowed_connection_types", "connection_types", "clients"], Set(connection_types)),
-    Key(&["nkey", "proxy_required"], Refuse),
+    Key(&["nkey", "proxy_required"], Refuse(&missing::ANY)),
 ];
 
 fn user(v: &mut Field<'_>) -> Result<User, StartError> {
@@ -655,8 +711,8 @@ mod tests {
         }
         bound("authorization { users: [{user: a, allowed_connection_types: [STANDARD, MQTT]}] }");
         for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
-            let warnings = bound(text).warnings;
-            assert!(warnings[0].contains("has no effect"), "{text}");
+            let missing = bound(text).missing;
+            assert!(missing[0].contains("has no effect"), "{text}");
         }
         let nats_js = "host: 127.0.0.1\nport: -1\nhttp: 127.0.0.1:-1\nserver_tags: [a, b:c]\n\
              websocket {port: -1, no_tls: true}\nports_file_dir: /tmp";

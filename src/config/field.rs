@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::file::{Entry, Kind, Map, Value};
+use super::missing::Block;
 use super::{StartError, duration, nearest};
 
 /// What is done with the value of a key; `T` is what the block of keys amounts to.
@@ -10,10 +11,10 @@ pub(super) enum Action<T> {
     /// Bind it.
     Set(fn(&mut T, &mut Field<'_>) -> Result<(), StartError>),
     /// It belongs to what this server does not have, and nobody gets more or less than without.
-    Ignore,
+    Ignore(&'static Block),
     /// It belongs to what this server does not have, and leaving it out would change who may do
     /// what, or whom messages reach.
-    Refuse,
+    Refuse(&'static Block),
 }
 
 /// A row of a table of keys: the synonyms, in lower case, and what is done with the value.
@@ -24,7 +25,7 @@ pub(super) fn bind_map<T>(
     tables: &[&[Key<T>]],
     map: &Map,
     target: &mut T,
-    warnings: &mut Vec<String>,
+    warnings: &mut Warnings,
 ) -> Result<(), StartError> {
     for entry in map.entries() {
         let key = entry.key.to_ascii_lowercase();
@@ -33,18 +34,22 @@ pub(super) fn bind_map<T>(
             if entry.is_variable {
                 continue;
             }
-            return Err(unknown(tables, entry, &key));
+            let names = tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter());
+            return Err(unknown(names.copied(), entry));
         };
         let mut field = Field { key: &key, value: &entry.value, warnings: &mut *warnings };
         match action {
             Action::Set(set) => set(target, &mut field)?,
-            Action::Ignore => {
-                let text =
-                    format!("{}: {key} is not supported yet and has no effect", entry.position);
-                warnings.push(text);
+            Action::Ignore(block) => {
+                block.check(&entry.value)?;
+                let place = &entry.position;
+                warnings
+                    .missing
+                    .push(format!("{place}: {key} is not supported yet and has no effect"));
             }
-            Action::Refuse if entry.value.kind == Kind::Boolean(false) => {}
-            Action::Refuse => {
+            Action::Refuse(_) if entry.value.kind == Kind::Boolean(false) => {}
+            Action::Refuse(block) => {
+                block.check(&entry.value)?;
                 let reason = format!("{key} is not supported yet; start without it");
                 return Err(entry.position.error(reason));
             }
@@ -53,20 +58,29 @@ pub(super) fn bind_map<T>(
     Ok(())
 }
 
-fn unknown<T>(tables: &[&[Key<T>]], entry: &Entry, key: &str) -> StartError {
-    let names = tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter().copied());
-    let hint = match nearest(key, names) {
+/// An error about a key that is none of `names`.
+pub(super) fn unknown<'a>(names: impl Iterator<Item = &'a str>, entry: &Entry) -> StartError {
+    let hint = match nearest(&entry.key.to_ascii_lowercase(), names) {
         Some(near) => format!("; did you mean \"{near}\"?"),
         None => String::new(),
     };
     entry.position.error(format!("unknown field \"{}\"{hint}", entry.key))
 }
 
+/// What the operator should know about a file that is valid.
+#[derive(Debug, Default)]
+pub(super) struct Warnings {
+    /// What ought to be written otherwise.
+    pub(super) doubtful: Vec<String>,
+    /// What has no effect here.
+    pub(super) missing: Vec<String>,
+}
+
 /// A key of the file and its value.
 pub(super) struct Field<'a> {
     pub(super) key: &'a str,
     pub(super) value: &'a Value,
-    pub(super) warnings: &'a mut Vec<String>,
+    pub(super) warnings: &'a mut Warnings,
 }
 
 impl<'a> Field<'a> {
@@ -137,7 +151,11 @@ impl<'a> Field<'a> {
             port => port.parse().map_err(|_| expected())?,
         };
         let host = host.trim();
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        if bracketed.is_none() && host.contains(':') {
+            return Err(self.error(format!("write \"[{host}]:{port}\" for an IPv6 address")));
+        }
+        let host = bracketed.unwrap_or(host);
         Ok(((!host.is_empty()).then(|| host.to_owned()), port))
     }
 
@@ -208,8 +226,12 @@ impl<'a> Field<'a> {
         values.into_iter().map(text).collect()
     }
 
+    pub(super) fn warn_missing(&mut self, text: impl std::fmt::Display) {
+        self.warnings.missing.push(format!("{}: {text}", self.value.position));
+    }
+
     pub(super) fn warn(&mut self, text: impl std::fmt::Display) {
-        self.warnings.push(format!("{}: {text}", self.value.position));
+        self.warnings.doubtful.push(format!("{}: {text}", self.value.position));
     }
 }
 

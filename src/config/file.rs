@@ -217,7 +217,10 @@ impl Parser<'_> {
         let quoted = matches!(cursor.peek(), Some('"' | '\''));
         let key = cursor.key()?;
         cursor.skip_blanks();
-        if key == "include" && !quoted && !matches!(cursor.peek(), Some(':' | '=' | '{' | '\n')) {
+        if key == "include"
+            && !quoted
+            && !matches!(cursor.peek(), Some(':' | '=' | '{' | '\n' | '\r'))
+        {
             return self.include(cursor);
         }
         cursor.skip_space();
@@ -225,7 +228,7 @@ impl Parser<'_> {
             cursor.bump();
             cursor.skip_blanks();
         }
-        if matches!(cursor.peek(), None | Some('\n' | ',' | ';' | '}')) {
+        if matches!(cursor.peek(), None | Some('\n' | '\r' | ',' | ';' | '}')) {
             return Err(position.error(format!("key \"{key}\" has no value")));
         }
         let value = self.value(cursor)?;
@@ -400,11 +403,11 @@ impl<'t> Cursor<'t> {
     }
 
     fn skip_blanks(&mut self) {
-        self.skip_while(|c| c != '\n' && c.is_whitespace());
+        self.skip_while(|c| c == ' ' || c == '\t');
     }
 
     fn skip_space(&mut self) {
-        self.skip_while(char::is_whitespace);
+        self.skip_while(is_space);
     }
 
     fn at_comment(&self) -> bool {
@@ -412,10 +415,10 @@ impl<'t> Cursor<'t> {
         rest.starts_with('#') || rest.starts_with("//")
     }
 
-    /// To where a key, or a list's value, may start: past separators and comments too.
+    /// To where a key, or a list's value, may start: past comments too.
     fn skip_to_key(&mut self) {
         loop {
-            self.skip_while(|c| c.is_whitespace() || c == ',' || c == ';');
+            self.skip_space();
             if !self.at_comment() {
                 return;
             }
@@ -423,11 +426,20 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Checks that nothing follows a value on its line but a separator, a comment or `closing`.
+    /// Checks that nothing follows a value on its line but a separator, which is skipped, a
+    /// comment, or `closing`.
     fn end_of_value(&mut self, closing: Option<char>) -> Result<(), StartError> {
         self.skip_blanks();
         match self.peek() {
-            None | Some('\n' | ',' | ';') => Ok(()),
+            None | Some('\n' | '\r') => Ok(()),
+            Some(',') => {
+                self.bump();
+                Ok(())
+            }
+            Some(';') if closing != Some(']') => {
+                self.bump();
+                Ok(())
+            }
             Some(_) if self.at_comment() => Ok(()),
             other if other == closing => Ok(()),
             Some(other) => {
@@ -441,7 +453,7 @@ impl<'t> Cursor<'t> {
             return self.quoted();
         }
         let start = self.rest.as_str();
-        self.skip_while(|c| !c.is_whitespace() && !":={},;".contains(c));
+        self.skip_while(|c| !is_space(c) && !":={},;".contains(c));
         let key = &start[..start.len() - self.rest.as_str().len()];
         if key.is_empty() {
             let found = self.peek().map_or("the end of the file".into(), |c| format!("{c:?}"));
@@ -454,7 +466,7 @@ impl<'t> Cursor<'t> {
     fn bare(&mut self) -> Result<String, StartError> {
         let mut word = String::new();
         while let Some(c) = self.peek() {
-            if c.is_whitespace() || ",;]}".contains(c) {
+            if is_space(c) || ",;]}".contains(c) {
                 break;
             }
             self.bump();
@@ -524,6 +536,10 @@ impl<'t> Cursor<'t> {
         self.bump();
         Ok(text)
     }
+}
+
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r')
 }
 
 /// Whether a word that begins with `$` is a bcrypt hash instead of a variable.
@@ -648,9 +664,11 @@ mod tests {
 
     #[test]
     fn lists_are_parted_by_commas_or_new_lines() {
-        let lists = ["l: [a, b]", "l [a,b,]", "l = [\na\nb\n]", "l [\n 'a' \n, \"b\"]", "l: [a;b]"];
-        for line in lists {
+        for line in ["l: [a, b]", "l [a,b,]", "l = [\na\nb\n]", "l [\n 'a' ,\n \"b\"]"] {
             assert_eq!(texts(&parsed(line), "l"), ["a", "b"], "{line}");
+        }
+        for line in ["l: [a;b]", "l: [a,,b]", "l: [,a]", "l: [a\n,b]"] {
+            assert!(refused(line).starts_with("c.conf:"), "{line}");
         }
         assert_eq!(texts(&parsed("l: []"), "l"), [""; 0]);
     }

@@ -12,10 +12,12 @@ mod bind;
 mod duration;
 mod field;
 pub mod file;
+mod missing;
 pub mod tls;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
@@ -100,8 +102,10 @@ pub struct Options {
     pub runtime: RuntimeOptions,
     /// The file these options came from (none).
     pub source: Option<Source>,
-    /// What the operator should know but need not mend; logged at start.
+    /// What the operator should write otherwise; logged at start, and a failure of `-t`.
     pub warnings: Vec<String>,
+    /// What has no effect because this server does not have it; logged at start.
+    pub missing: Vec<String>,
 }
 
 impl Default for Options {
@@ -131,6 +135,7 @@ impl Default for Options {
             runtime: RuntimeOptions::default(),
             source: None,
             warnings: Vec::new(),
+            missing: Vec::new(),
         }
     }
 }
@@ -202,8 +207,12 @@ pub struct LogOptions {
     pub file: Option<PathBuf>,
     /// Bytes after which the log file is put aside and begun anew; 0 is never (0).
     pub file_bytes_max: u64,
-    /// Log files put aside that are kept; 0 is all of them (0).
-    pub files_kept_max: usize,
+    /// Log files that are kept, the current one included; 0 is all of them (0).
+    pub files_max: usize,
+    /// The system's log to write to instead, unless there is a file (none).
+    pub syslog: Option<Syslog>,
+    /// How a line looks (`text`).
+    pub format: LogFormat,
     /// Date and time before each line (true).
     pub timestamps: bool,
     /// Date and time in UTC instead of local time (false).
@@ -225,7 +234,9 @@ impl Default for LogOptions {
         Self {
             file: None,
             file_bytes_max: 0,
-            files_kept_max: 0,
+            files_max: 0,
+            syslog: None,
+            format: LogFormat::Text,
             timestamps: true,
             utc: false,
             debug: false,
@@ -233,6 +244,50 @@ impl Default for LogOptions {
             trace_verbose: false,
             trace_headers: false,
             traced_message_bytes_max: 0,
+        }
+    }
+}
+
+/// A system log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Syslog {
+    /// This machine's.
+    Local,
+    /// `host:port`, by datagrams.
+    Udp(String),
+    /// `host:port`, over a connection.
+    Tcp(String),
+}
+
+impl FromStr for Syslog {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        match url.split_once("://") {
+            Some(("udp", address)) if address.contains(':') => Ok(Self::Udp(address.to_owned())),
+            Some(("tcp", address)) if address.contains(':') => Ok(Self::Tcp(address.to_owned())),
+            _ => Err("expected udp://host:port or tcp://host:port".to_owned()),
+        }
+    }
+}
+
+/// How a line of the log looks; the system's log has its own form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// nats-server's.
+    Text,
+    /// A JSON object with `time` (UTC), `pid`, `level` and `message`.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("expected text or json".to_owned()),
         }
     }
 }
@@ -288,6 +343,9 @@ pub fn load(args: &Args) -> Result<Options, StartError> {
 fn read_file(path: &Path, options: &mut Options) -> Result<(), StartError> {
     let bytes = file::read(path).map_err(StartError::new)?;
     let map = file::parse(path, &bytes)?;
+    if map.entries().next().is_none() {
+        options.warnings.push(format!("{}: config has no values or is empty", path.display()));
+    }
     bind::bind(&map, options)?;
     options.source = Some(Source { path: path.to_owned(), sha256: hex(&Sha256::digest(&bytes)) });
     Ok(())
@@ -302,12 +360,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The candidate most like `name`, if any is alike enough to be what was meant.
+/// The candidate nearest to `name`, if it is near enough to be what was meant: a third of the
+/// letters may be wrong.
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    const LIKENESS_MIN: f64 = 0.8;
+    let wrong_max = name.chars().count().div_ceil(3).min(4);
     candidates
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|candidate| (strsim::osa_distance(name, candidate), candidate))
+        .filter(|(wrong, _)| *wrong <= wrong_max)
+        .min_by_key(|(wrong, _)| *wrong)
         .map(|(_, candidate)| candidate)
 }

@@ -17,10 +17,10 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 
-use super::StartError;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::{StartError, missing};
 
 /// What `handshake_first: auto` means.
 const FALLBACK_AUTO_MS: u64 = 50;
@@ -126,10 +126,13 @@ const TLS: &[Key<Block>] = &[
     Key(&["curve_preferences"], Set(|b, v| names(v).map(|names| b.curves = names))),
     Key(&["min_version"], Set(min_version)),
     Key(&["pinned_certs"], Set(pinned_certs)),
-    Key(&["connection_rate_limit"], Ignore),
-    Key(&["insecure", "allow_insecure_cipher_suites"], Ignore),
-    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse),
-    Key(&["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"], Refuse),
+    Key(&["connection_rate_limit"], Ignore(&missing::ANY)),
+    Key(&["insecure", "allow_insecure_cipher_suites"], Ignore(&missing::ANY)),
+    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(&missing::ANY)),
+    Key(
+        &["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"],
+        Refuse(&missing::ANY),
+    ),
 ];
 
 /// Binds a block, and reads the files it names.

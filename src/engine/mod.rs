@@ -25,6 +25,7 @@ mod secure;
 mod settings;
 mod snapshot;
 mod timers;
+mod trace;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -366,12 +367,13 @@ impl Engine {
             if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
                 self.send_info(id, false);
             }
-            self.fail(
-                id,
-                Some("maximum connections exceeded"),
-                Reason::Protocol("Maximum Connections Exceeded"),
-            );
+            self.refuse_seat(id);
         }
+    }
+
+    fn refuse_seat(&mut self, id: ConnId) {
+        let reason = Reason::Protocol("Maximum Connections Exceeded");
+        self.fail(id, Some("maximum connections exceeded"), reason);
     }
 
     /// The client has closed its side, or reading failed.
@@ -669,7 +671,7 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
-        if self.settings.trace {
+        if self.settings.tracing.is_some() {
             let mut line = Vec::new();
             write(&mut line);
             // nats-server leaves the quotes of an error out.

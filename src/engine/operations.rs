@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::interest::{Sub, SubKey};
 use super::publish::Run;
 use super::settings::{Settings, Standing};
+use super::trace;
 use super::{ConnId, Engine, Reason};
 use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
 use crate::subject;
@@ -174,8 +175,10 @@ impl Engine {
     }
 
     fn on_operation(&mut self, id: ConnId, op: &Op<'_>) {
-        if self.settings.trace {
-            self.trace(id, op);
+        if self.settings.tracing.is_some()
+            && let Some(conn) = self.conns.get(id)
+        {
+            trace::operation(conn, op);
         }
         match *op {
             Op::Connect(json) => self.on_connect(id, json),
@@ -187,34 +190,6 @@ impl Engine {
             Op::Pub(_) => unreachable!("publishes are gathered into runs"),
         }
         self.settle_deliveries();
-    }
-
-    fn trace(&self, id: ConnId, op: &Op<'_>) {
-        let Some(conn) = self.conns.get(id) else { return };
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let line = match op {
-            Op::Connect(json) => format!("CONNECT {}", redacted(json)),
-            Op::Ping => "PING".to_owned(),
-            Op::Pong => "PONG".to_owned(),
-            Op::Sub { subject, queue, sid } => {
-                let queue = queue.map_or(String::new(), |queue| format!("{} ", text(queue)));
-                format!("SUB {} {queue}{}", text(subject), text(sid))
-            }
-            Op::Unsub { sid, max: None } => format!("UNSUB {}", text(sid)),
-            Op::Unsub { sid, max: Some(max) } => format!("UNSUB {} {max}", text(sid)),
-            Op::Pub(_) | Op::Nothing => return,
-        };
-        tracing::trace!("{} - <<- [{line}]", conn.label());
-    }
-
-    fn trace_publish(&self, id: ConnId, wire: &[u8]) {
-        let Some(conn) = self.conns.get(id) else { return };
-        let line_len = memchr::memchr(b'\n', wire).unwrap_or(wire.len());
-        let line = String::from_utf8_lossy(&wire[..line_len]);
-        tracing::trace!("{} - <<- [{}]", conn.label(), line.trim_end());
-        let payload = String::from_utf8_lossy(wire.get(line_len + 1..).unwrap_or_default());
-        let payload = payload.strip_suffix("\r\n").unwrap_or(&payload);
-        tracing::trace!("{} - <<- MSG_PAYLOAD: [{payload:?}]", conn.label());
     }
 
     fn on_connect(&mut self, id: ConnId, json: &[u8]) {
@@ -441,8 +416,10 @@ impl Engine {
         wire: &[u8],
         continues: bool,
     ) -> Verdict {
-        if self.settings.trace {
-            self.trace_publish(id, wire);
+        if let Some(tracing) = self.settings.tracing
+            && let Some(conn) = self.conns.get(id)
+        {
+            tracing.publish(conn, publish, wire);
         }
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
             return Verdict::Dropped;
@@ -479,23 +456,64 @@ impl Engine {
     }
 
     /// Takes over a new configuration: who is no longer allowed is cut, what is no longer
-    /// permitted ends.
+    /// permitted ends, who is owed more than `max_pending` now is slow. New deadlines count from
+    /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
         for id in self.conns.ids() {
-            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { continue };
-            let Some(user) = &conn.user else { continue };
-            match self.settings.standing(user, &old) {
-                Standing::Stays(user) => {
-                    conn.user = Some(user);
-                    conn.checks = None;
-                    conn.review();
-                    self.end_unpermitted(id);
-                }
-                Standing::Changed => self.refuse_login(id),
-                Standing::Gone => {
-                    self.fail(id, None, Reason::Protocol("Authentication Failure"));
-                }
+            self.review_user(id, &old);
+            self.review_limits(id, &old);
+        }
+        self.settle_deliveries();
+    }
+
+    /// Whether a connection may stay under the new settings, and as whom.
+    fn review_user(&mut self, id: ConnId, old: &Settings) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        let Some(user) = &conn.user else {
+            // Whoever is still to log in goes on having time for it; whoever did not need to is
+            // not allowed any more.
+            if !self.settings.auth_required() {
+                conn.timing.auth_due = super::NEVER;
+            } else if !old.auth_required() {
+                self.refuse_login(id);
+            }
+            return;
+        };
+        match self.settings.standing(user, &conn.connect, old) {
+            Standing::Stays(user) => {
+                conn.user = Some(user);
+                conn.checks = None;
+                conn.review();
+                self.end_unpermitted(id);
+            }
+            Standing::Changed => self.refuse_login(id),
+            Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
+        }
+    }
+
+    fn review_limits(&mut self, id: ConnId, old: &Settings) {
+        let settings = &self.settings;
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        if conn.outbox.pending_bytes() > settings.limits.pending_bytes_max {
+            self.doomed.push(id);
+        }
+        if settings.ping_interval_ns != old.ping_interval_ns {
+            // Not all at the same instant.
+            let jitter = self.rng.u64(..=settings.ping_interval_ns / 5);
+            let due = self.now.saturating_add(settings.ping_interval_ns - jitter);
+            conn.timing.ping_due = conn.timing.ping_due.min(due);
+        }
+        self.rearm(id);
+    }
+
+    /// Closes the connections with numbers up to `cid_max`: there are too many.
+    pub fn shed(&mut self, cid_max: u64) {
+        for id in self.conns.ids() {
+            let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else { continue };
+            if conn.peer.cid <= cid_max {
+                tracing::error!("{} - maximum connections exceeded", conn.label());
+                self.refuse_seat(id);
             }
         }
     }
@@ -537,18 +555,4 @@ fn is_reserved_subject(subject: &[u8]) -> bool {
 fn is_reserved_reply(reply: &[u8]) -> bool {
     matches!(reply.first(), Some(b'_' | b'$'))
         && [&b"_R_."[..], b"_GR_.", b"$JS.ACK."].iter().any(|prefix| reply.starts_with(prefix))
-}
-
-/// The JSON of CONNECT without its secrets.
-fn redacted(json: &[u8]) -> String {
-    let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_slice(json) else {
-        return "[REDACTED]".to_owned();
-    };
-    for (name, value) in &mut fields {
-        let secrets = ["pass", "auth_token", "jwt", "sig"];
-        if secrets.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
-            *value = "[REDACTED]".into();
-        }
-    }
-    serde_json::Value::Object(fields).to_string()
 }

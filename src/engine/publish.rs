@@ -91,6 +91,10 @@ impl<'a> Run<'a> {
         self.messages.len()
     }
 
+    pub(super) fn publishes(&self) -> impl Iterator<Item = &Publish<'a>> {
+        self.messages.iter().map(|message| &message.publish)
+    }
+
     fn subject(&self) -> &'a [u8] {
         self.messages.first().map_or(b"", |message| message.publish.subject)
     }
@@ -346,8 +350,11 @@ impl Engine {
 
     /// Books a delivery that is in the member's outbox.
     fn account_for(&mut self, member: Member, run: &Run<'_>, count: usize, headers: bool) {
-        if self.settings.trace {
-            self.trace_deliveries(member, run, count);
+        if let Some(tracing) = self.settings.tracing
+            && let Some(conn) = self.conns.at(member.conn)
+        {
+            let sid = &self.subs[member.sub as usize].sid;
+            tracing.deliveries(conn, sid, run, count, headers);
         }
         let payload_bytes = run.delivered_bytes(count, headers);
         let Some(conn) = self.conns.at_mut(member.conn) else { return };
@@ -368,17 +375,6 @@ impl Engine {
             conn.timing.last_delivered = self.now;
             conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
             self.actions.push_back(Action::Flush(conn.id));
-        }
-    }
-
-    fn trace_deliveries(&self, member: Member, run: &Run<'_>, count: usize) {
-        let Some(conn) = self.conns.at(member.conn) else { return };
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let sid = text(&self.subs[member.sub as usize].sid);
-        for Message { publish, .. } in &run.messages[..count] {
-            let reply = publish.reply.map_or(String::new(), |reply| format!("{} ", text(reply)));
-            let (subject, size) = (text(publish.subject), text(publish.size_text));
-            tracing::trace!("{} - ->> [MSG {subject} {sid} {reply}{size}]", conn.label());
         }
     }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
+use super::trace::Tracing;
 use crate::certificate;
 use crate::config::{Limits, Options, Secret, Tls};
 use crate::proto::{Connect, Info};
@@ -36,7 +37,7 @@ pub struct Settings {
     /// Connections that have ended and are remembered for the monitoring.
     pub(super) closed_conns_max: usize,
     /// Log every operation.
-    pub(super) trace: bool,
+    pub(super) tracing: Option<Tracing>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -88,7 +89,7 @@ impl Settings {
             auth_timeout_ns: auth.timeout_ms.saturating_mul(NS_PER_MS),
             memory_bytes_max,
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
-            trace: options.log.trace,
+            tracing: Tracing::new(&options.log),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
@@ -145,17 +146,23 @@ impl Settings {
         login.password.matches(&connect.pass).then(|| Rc::clone(&login.user))
     }
 
-    /// What has become of a user of `old`.
-    pub(super) fn standing(&self, user: &User, old: &Self) -> Standing {
+    /// The same for credentials shown before, unless checking them takes long: all connections
+    /// are asked about in one go, and hashes would hold up the shard for seconds.
+    fn log_in_at_once(&self, connect: &Connect) -> Option<Rc<User>> {
+        let password = self.users.get(&connect.user).map(|login| &login.password);
+        let is_slow = self.token.as_ref().or(password).is_some_and(Secret::is_bcrypt);
+        // Without names, certificates that say who somebody is are asked for anew.
+        if is_slow { None } else { self.log_in(connect, None) }
+    }
+
+    /// What has become of a user of `old`, who sent `connect`.
+    pub(super) fn standing(&self, user: &User, connect: &Connect, old: &Self) -> Standing {
         let Some(name) = user.name.as_deref() else {
-            // It came by a token, or without any credentials.
-            return match &self.token {
-                _ if self.token == old.token && self.users.is_empty() => {
-                    Standing::Stays(Rc::clone(&self.nobody))
-                }
-                None if self.users.is_empty() => Standing::Stays(Rc::clone(&self.nobody)),
-                _ => Standing::Changed,
-            };
+            // It came by a token, or without needing any credentials.
+            if self.users.is_empty() && (self.token.is_none() || self.token == old.token) {
+                return Standing::Stays(Rc::clone(&self.nobody));
+            }
+            return self.log_in_at_once(connect).map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
             (Some(new), Some(old)) if new.password == old.password => {

@@ -1,117 +1,203 @@
-//! The log, in nats-server's line format.
+//! The log, in nats-server's line format or as JSON.
 //!
-//! Whoever logs never waits for a disk or a terminal: lines go through a bounded queue to a thread
-//! of their own, and what does not fit is dropped and counted.
+//! Whoever logs never waits for a disk or a terminal: what is said goes through a queue, bounded
+//! in lines and bytes, to a thread of its own that writes it; what does not fit is dropped and
+//! counted, and the log says so once there is room again.
 
 #![forbid(unsafe_code)]
 
 use std::fmt::{self, Write as _};
-use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use chrono::{Local, Utc};
+use chrono::{DateTime, Local, SecondsFormat, Utc};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use serde_json::json;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
-use crate::config::{LogOptions, StartError};
+use super::log_file::LogFile;
+use super::syslog::SyslogWriter;
+use crate::config::{LogFormat, LogOptions, StartError};
 
 /// Lines that may wait for the disk or terminal.
 const WAITING_LINES_MAX: usize = 64 * 1024;
+/// Bytes of text that may: traces can show whole payloads.
+const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long the end of the process waits for a disk or terminal to take what still waits.
+const END_MAX: Duration = Duration::from_secs(2);
 /// The target of errors that end the process; tracing has no level for them.
 pub const FATAL: &str = "fatal";
 
 /// The running log. Dropping it writes what still waits.
 #[derive(Debug)]
 pub struct Log {
-    reopen: Arc<AtomicBool>,
-    dropped: ErrorCounter,
-    _writer: WorkerGuard,
+    shared: Arc<Shared>,
+    queue: Sender<Item>,
+    orders: Sender<Order>,
+    /// Disconnected when the writing thread has ended.
+    ended: Receiver<()>,
+    options: LogOptions,
+}
+
+/// What those who log and the thread that writes both look at.
+#[derive(Debug, Default)]
+struct Shared {
+    debug: AtomicBool,
+    trace: AtomicBool,
+    waiting_bytes: AtomicUsize,
+    dropped_lines: AtomicU64,
+}
+
+/// What the queue holds.
+#[derive(Debug)]
+enum Item {
+    Entry(Entry),
+    /// Nothing follows.
+    End,
+}
+
+/// Something to be logged.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) at: DateTime<Utc>,
+    pub(super) severity: Severity,
+    pub(super) text: String,
+}
+
+/// What the thread that writes does before the next line.
+#[derive(Debug)]
+enum Order {
+    /// Open the file again by its name.
+    Reopen,
+    /// Write like this, and there, if it is somewhere else than before.
+    Change(Box<LogOptions>, Option<Sink>),
+}
+
+/// The levels of nats-server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Severity {
+    Fatal,
+    Error,
+    Warning,
+    Info,
+    Debug,
+    Trace,
 }
 
 impl Log {
     /// Starts logging for the whole process; works once.
     pub fn start(options: &LogOptions) -> Result<Self, StartError> {
-        let reopen = Arc::new(AtomicBool::new(false));
-        let queue = NonBlockingBuilder::default()
-            .buffered_lines_limit(WAITING_LINES_MAX)
-            .thread_name("log");
-        let (queue, writer) = match &options.file {
-            Some(path) => queue.finish(LogFile::open(path, options, Arc::clone(&reopen))?),
-            None => queue.finish(io::stderr()),
+        let sink = Sink::open(options)?;
+        let shared = Arc::new(Shared::default());
+        let (queue, waiting) = bounded(WAITING_LINES_MAX);
+        let (orders, ordered) = unbounded();
+        let (alive, ended) = bounded(0);
+        let writer = Writer {
+            waiting,
+            orders: ordered,
+            shared: Arc::clone(&shared),
+            sink,
+            options: options.clone(),
+            told_lines: 0,
+            _alive: alive,
         };
-        let dropped = queue.error_counter();
-        let lines = Lines {
-            queue,
-            pid: std::process::id(),
-            timestamps: options.timestamps,
-            utc: options.utc,
-            debug: options.debug,
-            trace: options.trace,
-        };
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| StartError::new(format!("cannot start a thread to log: {error}")))?;
+        shared.set_levels(options);
+        let lines = Lines { shared: Arc::clone(&shared), queue: queue.clone() };
         tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines))
             .map_err(|_| StartError::new("the log is running already; start it once"))?;
-        Ok(Self { reopen, dropped, _writer: writer })
+        Ok(Self { shared, queue, orders, ended, options: options.clone() })
     }
 
     /// Closes the log file and opens it again by its name before the next line.
     pub fn reopen(&self) {
-        self.reopen.store(true, Ordering::Release);
+        self.order(Order::Reopen);
+    }
+
+    /// Logs from the next line on as `options` say.
+    ///
+    /// # Errors
+    ///
+    /// If there is somewhere new to log to and it cannot be opened; then nothing has changed.
+    pub fn reload(&mut self, options: &LogOptions) -> Result<(), StartError> {
+        if *options == self.options {
+            return Ok(());
+        }
+        let moved = (&options.file, &options.syslog) != (&self.options.file, &self.options.syslog);
+        let sink = moved.then(|| Sink::open(options)).transpose()?;
+        self.order(Order::Change(Box::new(options.clone()), sink));
+        self.shared.set_levels(options);
+        self.options = options.clone();
+        Ok(())
     }
 
     /// Lines that were dropped so far because too many waited.
-    pub fn dropped_lines(&self) -> usize {
-        self.dropped.dropped_lines()
+    pub fn dropped_lines(&self) -> u64 {
+        self.shared.dropped_lines.load(Ordering::Relaxed)
+    }
+
+    fn order(&self, order: Order) {
+        // Without the thread nothing is logged any more, and nobody could be told.
+        let _ = self.orders.send(order);
     }
 }
 
-/// Turns events into lines.
+impl Drop for Log {
+    fn drop(&mut self) {
+        if self.queue.send_timeout(Item::End, END_MAX).is_ok() {
+            // Nothing is ever sent: the wait ends with the thread, or with our patience.
+            let _ = self.ended.recv_timeout(END_MAX);
+        }
+    }
+}
+
+impl Shared {
+    fn set_levels(&self, options: &LogOptions) {
+        self.debug.store(options.debug, Ordering::Relaxed);
+        self.trace.store(options.trace, Ordering::Relaxed);
+        // Whether a line is wanted at all is remembered where it is written.
+        tracing::callsite::rebuild_interest_cache();
+    }
+}
+
+/// Turns events into entries of the queue.
 struct Lines {
-    queue: NonBlocking,
-    pid: u32,
-    timestamps: bool,
-    utc: bool,
-    debug: bool,
-    trace: bool,
+    shared: Arc<Shared>,
+    queue: Sender<Item>,
 }
 
 impl Lines {
-    fn line(&self, metadata: &Metadata<'_>, text: &str) -> String {
-        const TIME: &str = "%Y/%m/%d %H:%M:%S%.6f";
-        let time = match (self.timestamps, self.utc) {
-            (false, _) => String::new(),
-            (true, true) => format!("{} ", Utc::now().format(TIME)),
-            (true, false) => format!("{} ", Local::now().format(TIME)),
-        };
-        let level = match *metadata.level() {
-            Level::ERROR if metadata.target() == FATAL => "FTL",
-            Level::ERROR => "ERR",
-            Level::WARN => "WRN",
-            Level::INFO => "INF",
-            Level::DEBUG => "DBG",
-            Level::TRACE => "TRC",
-        };
-        format!("[{}] {time}[{level}] {text}\n", self.pid)
+    fn push(&self, entry: Entry) {
+        let (shared, bytes) = (&self.shared, entry.text.len());
+        let fits = shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) < WAITING_BYTES_MAX;
+        if !fits || self.queue.try_send(Item::Entry(entry)).is_err() {
+            shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            shared.dropped_lines.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
         match *metadata.level() {
-            Level::DEBUG => self.debug,
-            Level::TRACE => self.trace,
+            Level::DEBUG => self.shared.debug.load(Ordering::Relaxed),
+            Level::TRACE => self.shared.trace.load(Ordering::Relaxed),
             _ => true,
         }
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(match (self.debug, self.trace) {
+        let debug = self.shared.debug.load(Ordering::Relaxed);
+        Some(match (debug, self.shared.trace.load(Ordering::Relaxed)) {
             (_, true) => LevelFilter::TRACE,
             (true, false) => LevelFilter::DEBUG,
             (false, false) => LevelFilter::INFO,
@@ -121,9 +207,32 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        let line = self.line(event.metadata(), &text.0);
-        // The queue takes the line or counts it as dropped; it does not fail.
-        let _ = self.queue.clone().write_all(line.as_bytes());
+        let severity = Severity::of(event.metadata());
+        self.push(Entry { at: Utc::now(), severity, text: text.0 });
+    }
+}
+
+impl Severity {
+    fn of(metadata: &Metadata<'_>) -> Self {
+        match *metadata.level() {
+            Level::ERROR if metadata.target() == FATAL => Self::Fatal,
+            Level::ERROR => Self::Error,
+            Level::WARN => Self::Warning,
+            Level::INFO => Self::Info,
+            Level::DEBUG => Self::Debug,
+            Level::TRACE => Self::Trace,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Fatal => "FTL",
+            Self::Error => "ERR",
+            Self::Warning => "WRN",
+            Self::Info => "INF",
+            Self::Debug => "DBG",
+            Self::Trace => "TRC",
+        }
     }
 }
 
@@ -151,152 +260,185 @@ impl Visit for Text {
     }
 }
 
-/// A log file that can be opened again, and put aside when it has grown.
-struct LogFile {
-    path: PathBuf,
-    file: File,
-    length: u64,
-    /// Bytes after which the file is put aside; 0 is never.
-    length_max: u64,
-    /// Files put aside that are kept; 0 is all.
-    kept_max: usize,
-    reopen: Arc<AtomicBool>,
+/// The thread that writes.
+struct Writer {
+    waiting: Receiver<Item>,
+    orders: Receiver<Order>,
+    shared: Arc<Shared>,
+    sink: Sink,
+    options: LogOptions,
+    /// Dropped lines that the log has told of.
+    told_lines: u64,
+    _alive: Sender<()>,
 }
 
-impl LogFile {
-    fn open(
-        path: &Path,
-        options: &LogOptions,
-        reopen: Arc<AtomicBool>,
-    ) -> Result<Self, StartError> {
-        let (file, length) = append_to(path).map_err(|error| {
-            StartError::new(format!("cannot open log file {}: {error}", path.display()))
-        })?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            length,
-            length_max: options.file_bytes_max,
-            kept_max: options.files_kept_max,
-            reopen,
-        })
-    }
-
-    /// Opens the file by its name. If that fails the old one stays: some log beats none.
-    fn open_again(&mut self) {
-        match append_to(&self.path) {
-            Ok((file, length)) => (self.file, self.length) = (file, length),
-            Err(error) => {
-                let path = self.path.display();
-                let _ = writeln!(io::stderr(), "cannot open log file {path} again: {error}");
+impl Writer {
+    fn run(mut self) {
+        while let Ok(item) = self.waiting.recv() {
+            while let Ok(order) = self.orders.try_recv() {
+                self.obey(order);
+            }
+            if let Item::Entry(entry) = &item {
+                self.shared.waiting_bytes.fetch_sub(entry.text.len(), Ordering::Relaxed);
+                self.write(entry);
+            }
+            self.tell_of_dropped();
+            if matches!(item, Item::End) {
+                return;
             }
         }
     }
 
-    fn put_aside(&mut self) {
-        let mut aside = self.path.clone().into_os_string();
-        aside.push(Local::now().format(".%Y.%m.%d.%H.%M.%S.%f").to_string());
-        if fs::rename(&self.path, aside).is_ok() {
-            self.open_again();
-            self.remove_oldest();
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Reopen => {
+                if let Sink::File(file) = &mut self.sink {
+                    file.open_again();
+                }
+            }
+            Order::Change(options, sink) => {
+                self.options = *options;
+                if let Some(sink) = sink {
+                    self.sink = sink;
+                }
+            }
         }
-        // A file that cannot be moved grows by as much again before that is tried again.
-        self.length = 0;
     }
 
-    fn remove_oldest(&self) {
-        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty());
-        let Some(name) = self.path.file_name().filter(|_| self.kept_max > 0) else {
-            return;
+    fn tell_of_dropped(&mut self) {
+        let dropped = self.shared.dropped_lines.load(Ordering::Relaxed);
+        if dropped > self.told_lines {
+            let count = dropped - std::mem::replace(&mut self.told_lines, dropped);
+            let text = format!("{count} log lines were dropped because too many waited");
+            self.write(&Entry { at: Utc::now(), severity: Severity::Warning, text });
+        }
+    }
+
+    /// Writes an entry; where that fails, there is nobody left to tell.
+    fn write(&mut self, entry: &Entry) {
+        if let Sink::File(file) = &mut self.sink {
+            for text in file.put_aside_if_grown(&self.options) {
+                let entry = Entry { at: Utc::now(), severity: Severity::Info, text };
+                let _ = file.write(&line(&entry, &self.options));
+            }
+        }
+        let line = || line(entry, &self.options);
+        let _ = match &mut self.sink {
+            Sink::Stderr => io::stderr().write_all(line().as_bytes()),
+            Sink::File(file) => file.write(&line()),
+            Sink::Syslog(syslog) => syslog.write(entry),
         };
-        let prefix = format!("{}.", name.to_string_lossy());
-        let is_aside = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let date = name.strip_prefix(&prefix).unwrap_or_default();
-            date.len() > 20 && date.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-        };
-        let entries = fs::read_dir(directory.unwrap_or(Path::new(".")));
-        let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut aside: Vec<PathBuf> = paths.filter(is_aside).collect();
-        aside.sort();
-        for path in aside.iter().rev().skip(self.kept_max) {
-            // What cannot be removed now is tried again the next time.
-            let _ = fs::remove_file(path);
+    }
+}
+
+/// Where lines go.
+#[derive(Debug)]
+enum Sink {
+    Stderr,
+    File(LogFile),
+    Syslog(SyslogWriter),
+}
+
+impl Sink {
+    /// As in nats-server, a file wins over the system's log.
+    fn open(options: &LogOptions) -> Result<Self, StartError> {
+        match (&options.file, &options.syslog) {
+            (Some(path), _) => LogFile::open(path).map(Self::File),
+            (None, Some(to)) => SyslogWriter::open(to).map(Self::Syslog),
+            (None, None) => Ok(Self::Stderr),
         }
     }
 }
 
-impl Write for LogFile {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.reopen.swap(false, Ordering::AcqRel) {
-            self.open_again();
-        }
-        if self.length_max > 0 && self.length >= self.length_max {
-            self.put_aside();
-        }
-        let written = self.file.write(line)?;
-        self.length += written as u64;
-        Ok(written)
+fn line(entry: &Entry, options: &LogOptions) -> String {
+    const TIME: &str = "%Y/%m/%d %H:%M:%S%.6f";
+    let (pid, severity, text) = (std::process::id(), entry.severity.label(), &entry.text);
+    if options.format == LogFormat::Json {
+        let time = entry.at.to_rfc3339_opts(SecondsFormat::Micros, true);
+        let line = json!({ "time": time, "pid": pid, "level": severity, "message": text });
+        return format!("{line}\n");
     }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-fn append_to(path: &Path) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new().create(true).append(true).open(path)?;
-    let length = file.metadata()?.len();
-    Ok((file, length))
+    let time = match (options.timestamps, options.utc) {
+        (false, _) => String::new(),
+        (true, true) => format!("{} ", entry.at.format(TIME)),
+        (true, false) => format!("{} ", entry.at.with_timezone(&Local).format(TIME)),
+    };
+    format!("[{pid}] {time}[{severity}] {text}\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn log_file(path: &Path, length_max: u64, kept_max: usize) -> (LogFile, Arc<AtomicBool>) {
-        let options = LogOptions {
-            file_bytes_max: length_max,
-            files_kept_max: kept_max,
-            ..LogOptions::default()
-        };
-        let reopen = Arc::new(AtomicBool::new(false));
-        (LogFile::open(path, &options, Arc::clone(&reopen)).unwrap(), reopen)
+    fn entry(text: &str) -> Entry {
+        let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
+        Entry { at, severity: Severity::Warning, text: text.to_owned() }
+    }
+
+    fn lines(shared: &Arc<Shared>, lines_max: usize) -> (Lines, Receiver<Item>) {
+        let (queue, waiting) = bounded(lines_max);
+        (Lines { shared: Arc::clone(shared), queue }, waiting)
     }
 
     #[test]
-    fn a_log_file_moved_away_is_created_anew_on_reopen() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, moved) = (dir.path().join("log"), dir.path().join("moved"));
-        let (mut log, reopen) = log_file(&path, 0, 0);
-        log.write_all(b"one\n").unwrap();
-        fs::rename(&path, &moved).unwrap();
-        log.write_all(b"two\n").unwrap();
-        reopen.store(true, Ordering::Release);
-        log.write_all(b"three\n").unwrap();
-        assert_eq!(fs::read_to_string(moved).unwrap(), "one\ntwo\n");
-        assert_eq!(fs::read_to_string(path).unwrap(), "three\n");
+    fn lines_are_nats_servers_or_json() {
+        let pid = std::process::id();
+        let mut options = LogOptions { utc: true, ..LogOptions::default() };
+        let text = line(&entry("a \"b\""), &options);
+        assert_eq!(text, format!("[{pid}] 2023/11/14 22:13:20.123456 [WRN] a \"b\"\n"));
+        options.timestamps = false;
+        assert_eq!(line(&entry("a"), &options), format!("[{pid}] [WRN] a\n"));
+        options.format = LogFormat::Json;
+        let json: serde_json::Value =
+            serde_json::from_str(&line(&entry("a \"b\""), &options)).unwrap();
+        let time = "2023-11-14T22:13:20.123456Z";
+        let wanted = json!({"time": time, "pid": pid, "level": "WRN", "message": "a \"b\""});
+        assert_eq!(json, wanted);
     }
 
     #[test]
-    fn a_log_file_that_has_grown_is_put_aside_and_only_so_many_are_kept() {
+    fn what_does_not_fit_the_queue_is_dropped_and_counted() {
+        let shared = Arc::new(Shared::default());
+        let (lines, waiting) = lines(&shared, 2);
+        (0..5).for_each(|_| lines.push(entry("a")));
+        assert_eq!(waiting.len(), 2);
+        assert_eq!(shared.dropped_lines.load(Ordering::Relaxed), 3);
+        assert_eq!(shared.waiting_bytes.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn lines_that_are_too_long_together_are_dropped_however_few() {
+        let shared = Arc::new(Shared::default());
+        let (lines, waiting) = lines(&shared, 100);
+        let long = "x".repeat(WAITING_BYTES_MAX);
+        lines.push(entry(&long));
+        lines.push(entry("a"));
+        assert_eq!(waiting.len(), 1);
+        assert_eq!(shared.dropped_lines.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn the_log_tells_of_a_gap_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let (mut log, _) = log_file(&path, 8, 2);
-        for line in 0..20 {
-            log.write_all(format!("line {line:03}\n").as_bytes()).unwrap();
+        let shared = Arc::new(Shared::default());
+        let (lines, waiting) = lines(&shared, 2);
+        (0..5).for_each(|_| lines.push(entry("a")));
+        waiting.try_recv().unwrap();
+        lines.queue.send(Item::End).unwrap();
+        let (_orders, ordered) = unbounded();
+        let options = LogOptions { file: Some(path.clone()), ..LogOptions::default() };
+        Writer {
+            waiting,
+            orders: ordered,
+            shared,
+            sink: Sink::open(&options).unwrap(),
+            options,
+            told_lines: 0,
+            _alive: bounded(0).0,
         }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "the log and two put aside");
-        assert_eq!(fs::read_to_string(path).unwrap(), "line 019\n");
-    }
-
-    #[test]
-    fn a_log_goes_on_after_a_restart_where_it_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        for line in [b"one\n", b"two\n"] {
-            log_file(&path, 0, 0).0.write_all(line).unwrap();
-        }
-        assert_eq!(fs::read_to_string(path).unwrap(), "one\ntwo\n");
+        .run();
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.matches(" 3 log lines were dropped").count(), 1, "{text}");
     }
 }

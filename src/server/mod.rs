@@ -9,11 +9,13 @@
 pub mod files;
 pub mod listen;
 pub mod log;
+mod log_file;
 mod monitor;
 pub mod place;
 mod reload;
 pub mod shards;
 pub mod signals;
+mod syslog;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -81,10 +83,15 @@ impl Identity {
     }
 }
 
-/// What is in force, and where it comes from.
-struct Configured<'a> {
+/// The running server, as far as a signal may change it.
+struct Running<'a> {
     args: &'a Args,
     options: Arc<Options>,
+    identity: Arc<Identity>,
+    log: &'a mut Log,
+    shards: &'a Shards,
+    monitor: Option<&'a Monitor>,
+    ports_file: Option<PortsFile>,
 }
 
 /// Does what the command line asks for.
@@ -122,7 +129,7 @@ fn say(to: &mut dyn Write, line: &str) {
 }
 
 fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError> {
-    for warning in &options.warnings {
+    for warning in options.warnings.iter().chain(&options.missing) {
         say(&mut io::stderr(), &format!("{program}: {warning}"));
     }
     if !options.warnings.is_empty() {
@@ -140,26 +147,27 @@ fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError>
 /// Is a server until a signal ends it.
 pub fn run(args: &Args, program: String) -> Result<ExitCode, StartError> {
     let options = config::load(args)?;
-    let log = Log::start(&options.log)?;
-    let in_file = options.log.file.is_some();
-    let ended = serve(args, Arc::new(options), program, &log);
+    let mut log = Log::start(&options.log)?;
+    let elsewhere = options.log.file.is_some() || options.log.syslog.is_some();
+    let ended = serve(args, Arc::new(options), program, &mut log);
     if let Err(error) = &ended {
         error!(target: FATAL, "{error}");
-    }
-    let dropped_lines = log.dropped_lines();
-    if dropped_lines > 0 {
-        warn!("{dropped_lines} log lines were dropped because too many waited");
     }
     drop(log);
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
         // Who started the server looks at standard error, not into the log file.
-        Err(error) if in_file => Err(error),
+        Err(error) if elsewhere => Err(error),
         Err(_) => Ok(ExitCode::FAILURE),
     }
 }
 
-fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Result<(), StartError> {
+fn serve(
+    args: &Args,
+    options: Arc<Options>,
+    program: String,
+    log: &mut Log,
+) -> Result<(), StartError> {
     raise_open_files_limit();
     let signals = signals::listen()?;
     let listener = listen::bind(&options.host, options.port)?;
@@ -181,9 +189,19 @@ fn serve(args: &Args, options: Arc<Options>, program: String, log: &Log) -> Resu
     info!("Listening for client connections on {address}");
     info!("Server is ready");
 
-    let mut configured = Configured { args, options };
-    let ended = control(&signals, &shards, monitor.as_ref(), log, &mut configured);
+    let (shards_ref, monitor_ref) = (&shards, monitor.as_ref());
+    let mut running = Running {
+        args,
+        options,
+        identity,
+        log,
+        shards: shards_ref,
+        monitor: monitor_ref,
+        ports_file,
+    };
+    let ended = running.control(&signals);
     info!("Initiating Shutdown...");
+    let ports_file = running.ports_file.take();
     drop(monitor);
     shards.stop();
     drop(ports_file);
@@ -253,7 +271,7 @@ fn log_remarks(options: &Options) {
     if options.limits.payload_bytes_max > PAYLOAD_BYTES_USUAL {
         warn!("Maximum payloads over 8 MB are discouraged: they hold up everybody else's messages");
     }
-    for warning in &options.warnings {
+    for warning in options.warnings.iter().chain(&options.missing) {
         warn!("{warning}");
     }
     if let Some(source) = &options.source {
@@ -262,22 +280,93 @@ fn log_remarks(options: &Options) {
     }
 }
 
-impl Configured<'_> {
-    /// Reads the configuration again and puts it in force, all of it or nothing.
-    fn reload(&mut self, shards: &Shards, monitor: Option<&Monitor>) -> Result<(), String> {
-        let options = config::load(self.args).map_err(|error| error.to_string())?;
-        let changes = reload::changes(&self.options, &options)?;
+impl Running<'_> {
+    /// Waits for what ends the server.
+    fn control(&mut self, signals: &Receiver<Request>) -> Result<(), StartError> {
+        let mut is_lame_duck = false;
+        let gone = "all shards have stopped; see the log above";
+        loop {
+            let request = select! {
+                recv(signals) -> request => request.unwrap_or(Request::Terminate),
+                recv(self.shards.outcomes()) -> outcome => match outcome {
+                    Ok(Outcome::Drained) => return Ok(()),
+                    Ok(Outcome::Failed(reason)) => return Err(StartError::new(reason)),
+                    Err(_) => return Err(StartError::new(gone)),
+                },
+            };
+            info!("Trapped \"{}\" signal", request.signal_name());
+            match request {
+                Request::Reload => {
+                    if let Err(reason) = self.reload() {
+                        error!("Failed to reload server configuration: {reason}");
+                    }
+                }
+                Request::ReopenLog => {
+                    if self.options.log.file.is_some() {
+                        self.log.reopen();
+                        info!("File log re-opened");
+                    } else {
+                        info!("File log re-open ignored, not a file logger");
+                    }
+                }
+                Request::LameDuck if is_lame_duck => {}
+                Request::LameDuck => {
+                    is_lame_duck = true;
+                    self.enter_lame_duck_mode();
+                }
+                Request::Terminate if is_lame_duck => {}
+                Request::Terminate | Request::Quit => return Ok(()),
+            }
+        }
+    }
+
+    fn enter_lame_duck_mode(&self) {
+        info!("Entering lame duck mode, stop accepting new clients");
+        self.shards.lame_duck(&self.options);
+        info!("Closing existing clients");
+        if let Some(monitor) = self.monitor {
+            monitor.note(Change::LameDuck);
+        }
+    }
+
+    /// Reads the configuration again and puts it in force: nothing of it if it is not valid, else
+    /// all but what needs a restart.
+    fn reload(&mut self) -> Result<(), StartError> {
+        if self.args.config.is_none() {
+            let reason = "can only reload config when a file is provided using -c or --config";
+            return Err(StartError::new(reason));
+        }
+        let mut options = config::load(self.args)?;
+        let kept = reload::keep_fixed(&self.options, &mut options);
+        let changes = reload::changes(&self.options, &options);
+        // What can fail comes first, and what cannot be undone last.
+        let ports_file = self.new_ports_file(&options)?;
+        if let Some(path) =
+            options.pid_file.as_ref().filter(|_| options.pid_file != self.options.pid_file)
+        {
+            files::write_pid(path)?;
+        }
+        self.log.reload(&options.log)?;
+        if let Some(ports_file) = ports_file {
+            self.ports_file = ports_file;
+        }
         let options = Arc::new(options);
-        shards.reload(&options);
-        if let Some(monitor) = monitor {
+        let closed = self.shards.reload(&options);
+        if let Some(monitor) = self.monitor {
             monitor.note(Change::Options(Arc::clone(&options)));
         }
         self.options = options;
-        for warning in &self.options.warnings {
-            warn!("{warning}");
+        if closed > 0 {
+            info!("Closed {closed} connections to fall within max_connections");
         }
         for change in changes {
             info!("Reloaded: {change}");
+        }
+        for change in kept {
+            warn!("Reload does not change {change}; restart the server for that");
+        }
+        for warning in self.options.warnings.iter().chain(&self.options.missing) {
+            warn!("{warning}");
         }
         match &self.options.source {
             Some(source) => info!("Reloaded server configuration (sha256:{})", source.sha256),
@@ -285,49 +374,14 @@ impl Configured<'_> {
         }
         Ok(())
     }
-}
 
-/// Waits for what ends the server.
-fn control(
-    signals: &Receiver<Request>,
-    shards: &Shards,
-    monitor: Option<&Monitor>,
-    log: &Log,
-    configured: &mut Configured<'_>,
-) -> Result<(), StartError> {
-    let mut is_lame_duck = false;
-    loop {
-        let request = select! {
-            recv(signals) -> request => request.unwrap_or(Request::Terminate),
-            recv(shards.outcomes()) -> outcome => match outcome {
-                Ok(Outcome::Drained) => return Ok(()),
-                Ok(Outcome::Failed(reason)) => return Err(StartError::new(reason)),
-                Err(_) => return Err(StartError::new("all shards have stopped; see the log above")),
-            },
-        };
-        info!("Trapped \"{}\" signal", request.signal_name());
-        match request {
-            Request::Reload => match configured.reload(shards, monitor) {
-                Ok(()) => {}
-                Err(reason) => error!("Failed to reload server configuration: {reason}"),
-            },
-            Request::ReopenLog => {
-                log.reopen();
-                info!("File log re-opened");
-            }
-            Request::LameDuck if is_lame_duck => {}
-            Request::LameDuck => {
-                is_lame_duck = true;
-                info!("Entering lame duck mode, stop accepting new clients");
-                shards.lame_duck();
-                info!("Closing existing clients");
-                if let Some(monitor) = monitor {
-                    monitor.note(Change::LameDuck);
-                }
-            }
-            Request::Terminate if is_lame_duck => {}
-            Request::Terminate | Request::Quit => return Ok(()),
+    /// The ports file if it is somewhere else now; within, none if there is to be none.
+    fn new_ports_file(&self, new: &Options) -> Result<Option<Option<PortsFile>>, StartError> {
+        if new.ports_file_dir == self.options.ports_file_dir {
+            return Ok(None);
         }
+        let directory = new.ports_file_dir.as_deref();
+        directory.map(|dir| PortsFile::write(dir, &self.identity)).transpose().map(Some)
     }
 }
 

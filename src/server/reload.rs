@@ -2,31 +2,64 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt::Debug;
+use std::time::Duration;
+
 use crate::config::Options;
 
-/// The changes from `old` to `new`, as the log names them; the error names one that needs a
-/// restart.
-pub(super) fn changes(old: &Options, new: &Options) -> Result<Vec<String>, String> {
-    refuse("Host", &old.host, &new.host)?;
-    refuse("Port", &old.port, &new.port)?;
-    refuse("ServerName", &old.server_name, &new.server_name)?;
-    refuse("HTTP", &old.http, &new.http)?;
-    refuse("HTTPBasePath", &old.http_base_path, &new.http_base_path)?;
-    refuse("PidFile", &old.pid_file, &new.pid_file)?;
-    refuse("PortsFileDir", &old.ports_file_dir, &new.ports_file_dir)?;
-    if old.log != new.log {
-        return Err("config reload not supported for log settings: restart to change them".into());
+/// Keeps of `old` what only a restart can change. Returns what `new` would have changed, as the
+/// log names it.
+pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
+    let mut kept = Vec::new();
+    keep("host", &old.host, &mut new.host, &mut kept);
+    keep("port", &old.port, &mut new.port, &mut kept);
+    keep("server_name", &old.server_name, &mut new.server_name, &mut kept);
+    keep("http", &old.http, &mut new.http, &mut kept);
+    keep("http_base_path", &old.http_base_path, &mut new.http_base_path, &mut kept);
+    let (was, is) = (&old.runtime, &mut new.runtime);
+    keep("shards", &was.shards, &mut is.shards, &mut kept);
+    keep("uring_tier", &was.uring_tier, &mut is.uring_tier, &mut kept);
+    keep("no_pin", &!was.pin, &mut !is.pin, &mut kept);
+    is.pin = was.pin;
+    keep("spin", &was.spin_us, &mut is.spin_us, &mut kept);
+    kept
+}
+
+fn keep<T: Clone + Debug + PartialEq>(name: &str, old: &T, new: &mut T, kept: &mut Vec<String>) {
+    if old != new {
+        kept.push(format!("{name}: old={old:?}, new={new:?}"));
+        new.clone_from(old);
     }
-    refuse("Shards", &old.runtime, &new.runtime)?;
-    refuse("LameDuckDuration", &old.lame_duck_duration_ms, &new.lame_duck_duration_ms)?;
-    refuse("LameDuckGracePeriod", &old.lame_duck_grace_ms, &new.lame_duck_grace_ms)?;
+}
+
+/// The changes from `old` to `new`, as the log names them.
+pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     let mut changes = Vec::new();
-    let mut note = |name: &str, was: &dyn ToString, is: &dyn ToString| {
-        let (was, is) = (was.to_string(), is.to_string());
+    let mut note = |name: &str, was: &dyn Debug, is: &dyn Debug| {
+        let (was, is) = (format!("{was:?}"), format!("{is:?}"));
         if was != is {
             changes.push(format!("{name} = {is}"));
         }
     };
+    let (was, is) = (&old.log, &new.log);
+    note("log_file", &path(was.file.as_ref()), &path(is.file.as_ref()));
+    note("log_size_limit", &was.file_bytes_max, &is.file_bytes_max);
+    note("log_max_num", &was.files_max, &is.files_max);
+    note("syslog", &was.syslog, &is.syslog);
+    note("log_format", &was.format, &is.format);
+    note("logtime", &was.timestamps, &is.timestamps);
+    note("logtime_utc", &was.utc, &is.utc);
+    note("debug", &was.debug, &is.debug);
+    note("trace", &was.trace, &is.trace);
+    note("trace_verbose", &was.trace_verbose, &is.trace_verbose);
+    note("trace_headers", &was.trace_headers, &is.trace_headers);
+    let (was_traced, is_traced) = (was.traced_message_bytes_max, is.traced_message_bytes_max);
+    note("max_traced_msg_len", &was_traced, &is_traced);
+    note("pid_file", &path(old.pid_file.as_ref()), &path(new.pid_file.as_ref()));
+    let directory = |options: &Options| path(options.ports_file_dir.as_ref());
+    note("ports_file_dir", &directory(old), &directory(new));
+    note("client_advertise", &old.client_advertise, &new.client_advertise);
+    note("server_tags", &old.server_tags, &new.server_tags);
     let (was, is) = (&old.limits, &new.limits);
     note("max_control_line", &was.control_line_bytes_max, &is.control_line_bytes_max);
     note("max_payload", &was.payload_bytes_max, &is.payload_bytes_max);
@@ -39,27 +72,32 @@ pub(super) fn changes(old: &Options, new: &Options) -> Result<Vec<String>, Strin
     note("ping_interval", &millis(old.ping_interval_ms), &millis(new.ping_interval_ms));
     note("ping_max", &old.ping_max, &new.ping_max);
     note("write_deadline", &millis(old.write_deadline_ms), &millis(new.write_deadline_ms));
+    let (was, is) = (old.lame_duck_duration_ms, new.lame_duck_duration_ms);
+    note("lame_duck_duration", &millis(was), &millis(is));
+    let (was, is) = (old.lame_duck_grace_ms, new.lame_duck_grace_ms);
+    note("lame_duck_grace_period", &millis(was), &millis(is));
     note("no_header_support", &old.no_header_support, &new.no_header_support);
+    if old.tls != new.tls {
+        changes.push("tls".to_owned());
+    }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());
     }
-    Ok(changes)
+    changes
 }
 
-fn millis(ms: u64) -> String {
-    format!("{:?}", std::time::Duration::from_millis(ms))
+fn path(path: Option<&std::path::PathBuf>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
-fn refuse<T: PartialEq + std::fmt::Debug>(name: &str, old: &T, new: &T) -> Result<(), String> {
-    if old == new {
-        return Ok(());
-    }
-    Err(format!("config reload not supported for {name}: old={old:?}, new={new:?}"))
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ShardCount;
 
     #[test]
     fn what_changed_is_named_with_its_new_value() {
@@ -67,14 +105,33 @@ mod tests {
         let mut new = Options::default();
         new.limits.payload_bytes_max = 1000;
         new.ping_interval_ms = 250;
-        assert_eq!(changes(&old, &old.clone()).unwrap(), Vec::<String>::new());
-        assert_eq!(changes(&old, &new).unwrap(), ["max_payload = 1000", "ping_interval = 250ms"]);
+        new.log.file = Some("/tmp/log".into());
+        assert_eq!(changes(&old, &old.clone()), Vec::<String>::new());
+        let wanted = ["log_file = \"/tmp/log\"", "max_payload = 1000", "ping_interval = 250ms"];
+        assert_eq!(changes(&old, &new), wanted);
     }
 
     #[test]
-    fn what_needs_a_restart_is_refused_by_name() {
-        let new = Options { port: 4333, ..Options::default() };
-        let refused = changes(&Options::default(), &new).unwrap_err();
-        assert_eq!(refused, "config reload not supported for Port: old=4222, new=4333");
+    fn what_needs_a_restart_is_named_and_stays_as_it_was() {
+        let old = Options::default();
+        let mut new = Options { port: 4333, ping_max: 7, ..Options::default() };
+        new.runtime.shards = ShardCount::Exactly(3);
+        new.runtime.pin = false;
+        let kept = keep_fixed(&old, &mut new);
+        let wanted = [
+            "port: old=4222, new=4333",
+            "shards: old=Auto, new=Exactly(3)",
+            "no_pin: old=false, new=true",
+        ];
+        assert_eq!(kept, wanted);
+        assert_eq!(new, Options { ping_max: 7, ..old });
+    }
+
+    #[test]
+    fn no_secret_is_named() {
+        let old = Options::default();
+        let mut new = Options::default();
+        new.auth.token = Some(crate::config::Secret::new("hush"));
+        assert_eq!(changes(&old, &new), ["authorization"]);
     }
 }

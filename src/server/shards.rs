@@ -26,7 +26,6 @@ pub struct Shards {
     outcomes: Receiver<Outcome>,
     started_at: DateTime<Utc>,
     tier: Tier,
-    lame_duck: (Duration, Duration),
 }
 
 /// Asks the shards how they are, from any thread; see [`Shards::reporter`].
@@ -132,10 +131,7 @@ impl Shards {
             // A shard that is gone by now has reported why.
             let _ = parts.send(shared.clone());
         }
-        let grace = Duration::from_millis(options.lame_duck_grace_ms);
-        let all = Duration::from_millis(options.lame_duck_duration_ms);
-        let lame_duck = (grace, all.saturating_sub(grace));
-        Ok(Self { addresses, threads, outcomes, started_at, tier, lame_duck })
+        Ok(Self { addresses, threads, outcomes, started_at, tier })
     }
 
     /// What of io_uring is used.
@@ -148,14 +144,25 @@ impl Shards {
         &self.outcomes
     }
 
-    /// New options for all shards.
-    pub fn reload(&self, options: &Arc<Options>) {
+    /// New options for all shards. Returns how many connections are closed because there are more
+    /// than `max_connections` now: the oldest, as in nats-server.
+    pub fn reload(&self, options: &Arc<Options>) -> usize {
         self.tell(|| Control::Reload(Arc::clone(options)));
+        // Which are left is known once the shards have done that, and no more than those come.
+        let mut cids: Vec<u64> = self.reporter().conns().iter().map(|conn| conn.cid).collect();
+        let excess = cids.len().saturating_sub(options.limits.connections_max);
+        if excess > 0 {
+            cids.sort_unstable();
+            self.tell(|| Control::Shed { cid_max: cids[excess - 1] });
+        }
+        excess
     }
 
     /// Accepts no more connections and sends those that are there away.
-    pub fn lame_duck(&self) {
-        let (grace, spread) = self.lame_duck;
+    pub fn lame_duck(&self, options: &Options) {
+        let grace = Duration::from_millis(options.lame_duck_grace_ms);
+        let all = Duration::from_millis(options.lame_duck_duration_ms);
+        let spread = all.saturating_sub(grace);
         self.tell(|| Control::LameDuck { grace, spread });
     }
 

@@ -65,7 +65,8 @@ pub fn listen() -> Result<Receiver<Request>, StartError> {
     Ok(receiver)
 }
 
-/// Does what `--signal` asks for: `command`, `command=pid` or `command=pidfile`.
+/// Does what `--signal` asks for: `command`, `command=pid`, `command=pidfile`, or `command=12*` for
+/// all servers whose ids begin so.
 pub fn send(request: &str) -> Result<(), StartError> {
     let (command, to) = match request.split_once('=') {
         Some((command, to)) => (command, Some(to)),
@@ -85,12 +86,16 @@ pub fn send(request: &str) -> Result<(), StartError> {
             return Err(StartError::new(reason));
         }
     };
-    let pid = match to {
-        Some(to) => pid_of(to)?,
-        None => only_server()?,
+    let pids = match to.map(|to| (to, to.strip_suffix('*'))) {
+        Some((_, Some(prefix))) => all_servers(prefix)?,
+        Some((to, None)) => vec![pid_of(to)?],
+        None => vec![only_server()?],
     };
-    rustix::process::kill_process(pid, signal)
-        .map_err(|error| StartError::new(format!("signal \"{command}\" to {pid}: {error}")))
+    for pid in pids {
+        rustix::process::kill_process(pid, signal)
+            .map_err(|error| StartError::new(format!("signal \"{command}\" to {pid}: {error}")))?;
+    }
+    Ok(())
 }
 
 fn pid_of(text: &str) -> Result<Pid, StartError> {
@@ -105,25 +110,45 @@ fn pid_of(text: &str) -> Result<Pid, StartError> {
 
 /// The one other process of this program's name.
 fn only_server() -> Result<Pid, StartError> {
+    let (name, pids) = servers();
+    match pids.as_slice() {
+        [pid] => Ok(*pid),
+        [] => Err(StartError::new(format!("no {name} processes running"))),
+        [first, ..] => {
+            let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+            let pids = pids.join(", ");
+            let reason = format!(
+                "multiple {name} processes running: {pids}; say which one, as in ldm={first}"
+            );
+            Err(StartError::new(reason))
+        }
+    }
+}
+
+/// Those of them whose ids begin with `prefix`.
+fn all_servers(prefix: &str) -> Result<Vec<Pid>, StartError> {
+    let (name, mut pids) = servers();
+    pids.retain(|pid| pid.to_string().starts_with(prefix));
+    if pids.is_empty() {
+        return Err(StartError::new(format!("no {name} processes running with id {prefix}*")));
+    }
+    Ok(pids)
+}
+
+/// This program's name, and the other processes that have it.
+fn servers() -> (String, Vec<Pid>) {
     let name_of = |process: &Path| fs::read_to_string(process.join("comm")).ok();
     let own_name = name_of(Path::new("/proc/self")).unwrap_or_default();
     let own_id = rustix::process::getpid();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids: Vec<Pid> = processes
+    let mut pids: Vec<Pid> = processes
         .filter(|process| name_of(&process.path()).as_ref() == Some(&own_name))
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
         .filter_map(Pid::from_raw)
         .filter(|pid| *pid != own_id)
         .collect();
-    let name = own_name.trim();
-    match pids.as_slice() {
-        [pid] => Ok(*pid),
-        [] => Err(StartError::new(format!("no {name} processes running"))),
-        _ => {
-            let reason = format!("multiple {name} processes running; say which one, as in ldm=PID");
-            Err(StartError::new(reason))
-        }
-    }
+    pids.sort_by_key(|pid| pid.as_raw_nonzero());
+    (own_name.trim().to_owned(), pids)
 }
 
 #[cfg(test)]
@@ -144,6 +169,13 @@ mod tests {
         let path = dir.path().join("pid");
         fs::write(&path, "34\n").unwrap();
         assert_eq!(pid_of(path.to_str().unwrap()).unwrap(), Pid::from_raw(34).unwrap());
+    }
+
+    #[test]
+    fn a_star_stands_for_servers_of_this_name_only() {
+        // The first process of a machine is no test.
+        let error = send("reload=0*").unwrap_err().to_string();
+        assert!(error.ends_with("processes running with id 0*"), "{error}");
     }
 
     #[test]

@@ -122,6 +122,18 @@ impl Broker {
         kill_process(pid, signal).expect("the server runs");
     }
 
+    /// Gives a server that has a configuration file another one.
+    pub(crate) fn reconfigure(&self, config: &str) {
+        std::fs::write(&self.args[1], config).expect("the configuration is written");
+        self.signal(Signal::HUP);
+    }
+
+    /// The same, and returns the line that says how it went.
+    pub(crate) fn reload(&mut self, config: &str) -> String {
+        self.reconfigure(config);
+        self.wait_for_line(" server configuration")
+    }
+
     /// Waits until a line of the log contains `text`, and returns that line.
     pub(crate) fn wait_for_line(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;

@@ -1,0 +1,436 @@
+//! The keys of what nats-server has and this server does not: a mistake in them is found anyway.
+
+#![forbid(unsafe_code)]
+
+use super::StartError;
+use super::field::unknown;
+use super::file::{Kind, Map, Value};
+
+/// What may stand in a block.
+pub(super) struct Block {
+    keys: &'static [&'static str],
+    /// Blocks within it that are looked into; they are among its keys.
+    blocks: &'static [(&'static str, &'static Block)],
+    /// Its keys are names that its writer chose, each with such a block.
+    each: Option<&'static Block>,
+}
+
+impl Block {
+    /// Finds the first key in `value`, a block or a list of them, that nats-server does not know.
+    pub(super) fn check(&self, value: &Value) -> Result<(), StartError> {
+        match &value.kind {
+            Kind::Map(map) => self.check_map(map),
+            Kind::List(values) => values.iter().try_for_each(|value| self.check(value)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_map(&self, map: &Map) -> Result<(), StartError> {
+        if self.keys.is_empty() && self.each.is_none() {
+            return Ok(());
+        }
+        for entry in map.entries() {
+            let key = entry.key.to_ascii_lowercase();
+            if let Some(block) = self.each {
+                block.check(&entry.value)?;
+            } else if let Some((_, block)) = self.blocks.iter().find(|(name, _)| *name == key) {
+                block.check(&entry.value)?;
+            } else if !self.keys.contains(&key.as_str()) && !entry.is_variable {
+                return Err(unknown(self.keys.iter().copied(), entry));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value that is no block, or one whose keys are anybody's.
+pub(super) static ANY: Block = Block { keys: &[], blocks: &[], each: None };
+
+/// `accounts`
+pub(super) static ACCOUNTS: Block = Block { keys: &[], blocks: &[], each: Some(&ACCOUNT) };
+
+/// `permissions` of a cluster
+static IMPORTS: Block = Block {
+    keys: &["import", "export", "publish", "subscribe", "pub", "sub"],
+    blocks: &[],
+    each: None,
+};
+
+/// `cluster`
+pub(super) static CLUSTER: Block = Block {
+    keys: &[
+        "accounts",
+        "advertise",
+        "authorization",
+        "cluster_advertise",
+        "compression",
+        "connect_backoff",
+        "connect_retries",
+        "host",
+        "listen",
+        "name",
+        "net",
+        "no_advertise",
+        "permissions",
+        "ping_interval",
+        "ping_max",
+        "pool_size",
+        "port",
+        "routes",
+        "tls",
+        "write_deadline",
+        "write_timeout",
+    ],
+    blocks: &[
+        ("authorization", &LOGINS),
+        ("compression", &COMPRESSION),
+        ("tls", &TLS),
+        ("permissions", &IMPORTS),
+    ],
+    each: None,
+};
+
+/// `gateway`
+pub(super) static GATEWAY: Block = Block {
+    keys: &[
+        "advertise",
+        "authorization",
+        "connect_backoff",
+        "connect_retries",
+        "gateways",
+        "host",
+        "listen",
+        "name",
+        "net",
+        "port",
+        "reject_unknown",
+        "reject_unknown_cluster",
+        "tls",
+        "write_deadline",
+        "write_timeout",
+    ],
+    blocks: &[("authorization", &LOGINS), ("tls", &TLS), ("gateways", &GATEWAY_REMOTE)],
+    each: None,
+};
+
+/// An entry of `gateways`
+static GATEWAY_REMOTE: Block =
+    Block { keys: &["name", "tls", "url", "urls"], blocks: &[("tls", &TLS)], each: None };
+
+/// `leafnodes`
+pub(super) static LEAFNODES: Block = Block {
+    keys: &[
+        "advertise",
+        "authorization",
+        "compression",
+        "host",
+        "isolate",
+        "isolate_leafnode_interest",
+        "listen",
+        "min_version",
+        "net",
+        "no_advertise",
+        "port",
+        "reconnect",
+        "reconnect_delay",
+        "reconnect_interval",
+        "remotes",
+        "tls",
+        "write_deadline",
+        "write_timeout",
+    ],
+    blocks: &[
+        ("authorization", &LEAF_LOGINS),
+        ("compression", &COMPRESSION),
+        ("tls", &TLS),
+        ("remotes", &LEAF_REMOTE),
+    ],
+    each: None,
+};
+
+/// An entry of `remotes`
+static LEAF_REMOTE: Block = Block {
+    keys: &[
+        "account",
+        "compression",
+        "credentials",
+        "creds",
+        "deny_export",
+        "deny_exports",
+        "deny_import",
+        "deny_imports",
+        "disabled",
+        "first_info_timeout",
+        "hub",
+        "ignore_discovered_servers",
+        "isolate",
+        "isolate_leafnode_interest",
+        "js_cluster_migrate",
+        "local",
+        "nkey",
+        "proxy",
+        "request_isolation",
+        "tls",
+        "url",
+        "urls",
+        "websocket_compression",
+        "websocket_no_masking",
+        "ws_compress",
+        "ws_compression",
+        "ws_no_masking",
+    ],
+    blocks: &[("compression", &COMPRESSION), ("tls", &TLS)],
+    each: None,
+};
+
+/// `websocket`
+pub(super) static WEBSOCKET: Block = Block {
+    keys: &[
+        "advertise",
+        "allow_origin",
+        "allowed_origins",
+        "authorization",
+        "compression",
+        "handshake_timeout",
+        "headers",
+        "host",
+        "jwt_cookie",
+        "listen",
+        "net",
+        "no_auth_user",
+        "no_tls",
+        "origin",
+        "pass_cookie",
+        "ping_interval",
+        "port",
+        "same_origin",
+        "tls",
+        "token_cookie",
+        "user_cookie",
+    ],
+    blocks: &[("authorization", &LOGIN), ("tls", &TLS)],
+    each: None,
+};
+
+/// `mqtt`
+pub(super) static MQTT: Block = Block {
+    keys: &[
+        "ack_wait",
+        "ackwait",
+        "authorization",
+        "consumer_auto_cleanup",
+        "consumer_inactive_threshold",
+        "consumer_memory_storage",
+        "consumer_replicas",
+        "downgrade_qos2_subscribe",
+        "host",
+        "js_api_timeout",
+        "js_domain",
+        "listen",
+        "max_ack_pending",
+        "max_inflight",
+        "max_pending",
+        "net",
+        "no_auth_user",
+        "port",
+        "reject_qos2_publish",
+        "stream_replicas",
+        "tls",
+    ],
+    blocks: &[("authorization", &LOGIN), ("tls", &TLS)],
+    each: None,
+};
+
+/// `jetstream`
+pub(super) static JETSTREAM: Block = Block {
+    keys: &[
+        "cipher",
+        "domain",
+        "ek",
+        "enable",
+        "enabled",
+        "encryption_key",
+        "extension_hint",
+        "info_queue_limit",
+        "key",
+        "limits",
+        "max_buffered_msgs",
+        "max_buffered_size",
+        "max_file",
+        "max_file_store",
+        "max_mem",
+        "max_mem_store",
+        "max_memory_store",
+        "max_outstanding_catchup",
+        "meta_compact",
+        "meta_compact_size",
+        "prev_key",
+        "request_queue_limit",
+        "store",
+        "store_dir",
+        "storedir",
+        "strict",
+        "sync",
+        "sync_interval",
+        "tpm",
+        "unique_tag",
+    ],
+    blocks: &[("limits", &JETSTREAM_LIMITS)],
+    each: None,
+};
+
+/// `limits` of `jetstream`
+static JETSTREAM_LIMITS: Block = Block {
+    keys: &["batch", "duplicate_window", "max_ack_pending", "max_ha_assets", "max_request_batch"],
+    blocks: &[],
+    each: None,
+};
+
+/// An entry of `accounts`
+static ACCOUNT: Block = Block {
+    keys: &[
+        "default_permissions",
+        "exports",
+        "imports",
+        "jetstream",
+        "limits",
+        "mappings",
+        "maps",
+        "msg_trace",
+        "nkey",
+        "trace_dest",
+        "users",
+    ],
+    blocks: &[("exports", &EXPORT), ("imports", &IMPORT), ("jetstream", &ACCOUNT_JETSTREAM)],
+    each: None,
+};
+
+/// `jetstream` of an account
+static ACCOUNT_JETSTREAM: Block = Block {
+    keys: &[
+        "cluster_traffic",
+        "consumers",
+        "disk",
+        "disk_max_stream_bytes",
+        "max_ack_pending",
+        "max_bytes_required",
+        "max_consumers",
+        "max_file",
+        "max_mem",
+        "max_store",
+        "max_stream_bytes",
+        "max_streams",
+        "mem",
+        "mem_max_stream_bytes",
+        "memory_max_stream_bytes",
+        "store",
+        "streams",
+    ],
+    blocks: &[],
+    each: None,
+};
+
+/// An entry of `exports`
+static EXPORT: Block = Block {
+    keys: &[
+        "account_token_position",
+        "accounts",
+        "allow_trace",
+        "latency",
+        "response",
+        "response_threshold",
+        "response_type",
+        "service",
+        "stream",
+    ],
+    blocks: &[],
+    each: None,
+};
+
+/// An entry of `imports`
+static IMPORT: Block = Block {
+    keys: &["allow_trace", "prefix", "service", "share", "stream", "to"],
+    blocks: &[],
+    each: None,
+};
+
+/// `tls`, wherever it stands
+pub(super) static TLS: Block = Block {
+    keys: &[
+        "allow_insecure_cipher_suites",
+        "ca_certs_match",
+        "ca_file",
+        "cert_file",
+        "cert_match",
+        "cert_match_by",
+        "cert_match_skip_invalid",
+        "cert_store",
+        "certs",
+        "cipher_suites",
+        "connection_rate_limit",
+        "curve_preferences",
+        "first",
+        "handshake_first",
+        "immediate",
+        "insecure",
+        "key_file",
+        "min_version",
+        "ocsp_peer",
+        "pinned_certs",
+        "timeout",
+        "verify",
+        "verify_and_map",
+        "verify_cert_and_check_known_urls",
+    ],
+    blocks: &[("handshake_first", &ANY)],
+    each: None,
+};
+
+/// `compression`
+static COMPRESSION: Block =
+    Block { keys: &["mode", "rtt_thresholds", "thresholds"], blocks: &[], each: None };
+
+/// `authorization` of a cluster
+static LOGINS: Block = Block {
+    keys: &[
+        "auth_callout",
+        "auth_hook",
+        "default_permission",
+        "default_permissions",
+        "pass",
+        "password",
+        "permissions",
+        "proxy_required",
+        "timeout",
+        "token",
+        "user",
+        "username",
+        "users",
+    ],
+    blocks: &[],
+    each: None,
+};
+
+/// `authorization` of leafnodes
+static LEAF_LOGINS: Block = Block {
+    keys: &[
+        "account",
+        "nkey",
+        "pass",
+        "password",
+        "proxy_required",
+        "timeout",
+        "user",
+        "username",
+        "users",
+    ],
+    blocks: &[],
+    each: None,
+};
+
+/// `authorization` of listeners with users of their own
+static LOGIN: Block = Block {
+    keys: &["pass", "password", "timeout", "token", "user", "username"],
+    blocks: &[],
+    each: None,
+};
