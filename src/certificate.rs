@@ -97,7 +97,7 @@ fn subject(certificate: &X509Certificate<'_>) -> String {
 pub struct Shown {
     /// Its subject, as `CN=…,O=…`.
     pub subject: String,
-    /// SHA-256 of its public key, in hexadecimal.
+    /// SHA-256 of its public key, in hexadecimal: what `pinned_certs` lists.
     pub key_sha256: String,
     /// SHA-256 of all of it, in hexadecimal.
     pub sha256: String,
@@ -111,9 +111,4 @@ pub fn show(der: &[u8]) -> Option<Shown> {
         key_sha256: hex(&Sha256::digest(certificate.public_key().raw)),
         sha256: hex(&Sha256::digest(der)),
     })
-}
-
-/// SHA-256 of the certificate's public key, in hexadecimal: what `pinned_certs` lists.
-pub fn pin(der: &[u8]) -> Option<String> {
-    show(der).map(|shown| shown.key_sha256)
 }

@@ -189,6 +189,24 @@ async fn the_certificate_says_which_user_a_client_is() {
 }
 
 #[tokio::test]
+async fn monitoring_shows_what_a_handshake_came_to() {
+    let authority = authority();
+    authority.sign_client("ann", "ann@example.com");
+    let config = authority.config("verify: true", "http: \"127.0.0.1:-1\"");
+    let broker = Broker::with_config(1, &config);
+    let _ann = connect(&broker, authority.options_of("ann")).await.expect("it connects");
+    let connz = broker::http::json(&broker, "/connz?auth=1");
+    let conn = &connz["connections"][0];
+    assert_eq!(conn["tls_version"], "1.3");
+    assert_eq!(conn["tls_cipher_suite"], "TLS_AES_128_GCM_SHA256");
+    let cert = &conn["tls_peer_certs"][0];
+    assert_eq!(cert["subject"], "CN=ann");
+    for digest in ["spki_sha256", "cert_sha256"] {
+        assert_eq!(cert[digest].as_str().map(str::len), Some(64), "{digest}");
+    }
+}
+
+#[tokio::test]
 async fn only_pinned_certificates_get_in() {
     let authority = authority();
     authority.sign_client("ann", "ann@example.com");

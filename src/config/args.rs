@@ -473,6 +473,13 @@ Authorization Options:
         --pass <password>            Password required for connections
         --auth <token>               Authorization token required for connections
 
+TLS Options:
+        --tls                        TLS for clients (with the files of the configuration or below)
+        --tlscert <file>             Server certificate file
+        --tlskey <file>              Private key of the server certificate
+        --tlsverify                  Clients need a certificate, too
+        --tlscacert <file>           Who vouches for their certificates
+
 Commands:
     doctor [--json] [<interface>]    Examine this host and say what to mend; the exit status is
                                      0 (all pass), 1 (something warns) or 2 (something fails)

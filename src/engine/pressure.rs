@@ -431,6 +431,17 @@ mod tests {
         assert_eq!(output(&mut engine, ids[1]), "PONG\r\n");
     }
 
+    #[test]
+    fn a_503_waits_until_its_subscription_holds_everywhere() {
+        let (mut engine, ids) = shard_with(1);
+        engine.on_bytes(ids[0], b"CONNECT {\"headers\":true,\"no_responders\":true}\r\n");
+        turn(&mut engine, ids[0], b"SUB inbox 1\r\nPUB nobody inbox 0\r\n\r\n");
+        assert!(!output(&mut engine, ids[0]).contains("503"));
+        let [epoch] = barriers(&mut engine)[..] else { panic!("one barrier for one reply") };
+        engine.on_record(OTHER, Record::Settled { epoch });
+        assert!(output(&mut engine, ids[0]).contains("503"));
+    }
+
     /// One shard whose first connection publishes `a` to all others, which have subscribed.
     fn fan_out(conns: u32, memory_bytes_max: usize) -> (Engine, Vec<ConnId>) {
         let settings = Settings::new(&Default::default(), &Default::default(), memory_bytes_max);

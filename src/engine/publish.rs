@@ -513,7 +513,8 @@ impl Engine {
         let mut members = targets.groups.iter().flat_map(|group| &group.members);
         let Some(member) = members.find(|member| member.conn == from.slot) else { return };
         let sid = self.subs[member.sub as usize].sid.clone();
-        self.reply(from, |out| encode::no_responders(out, reply, &sid, request.subject));
+        // It shows that the subscription is known, and somebody may rely on that elsewhere.
+        self.confirm(from, |out| encode::no_responders(out, reply, &sid, request.subject));
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Secure {
     in_flight_bytes: usize,
     /// Nothing follows any more.
     said_goodbye: bool,
+    /// What the handshake came to, once it is done.
+    info: Option<Arc<TlsInfo>>,
 }
 
 #[derive(Debug)]
@@ -61,7 +63,7 @@ pub struct TlsInfo {
     /// Its name as Go writes it.
     pub cipher_suite: String,
     /// The client's own certificate first.
-    pub peer_certs: Vec<CertificateDer<'static>>,
+    pub peer_certs: Vec<certificate::Shown>,
 }
 
 impl Secure {
@@ -72,6 +74,7 @@ impl Secure {
             in_line: false,
             in_flight_bytes: 0,
             said_goodbye: false,
+            info: None,
         })
     }
 
@@ -90,16 +93,24 @@ impl Secure {
     }
 
     /// What the handshake came to; `None` before its end.
-    pub(super) fn info(&self) -> Option<TlsInfo> {
+    pub(super) fn info(&self) -> Option<&Arc<TlsInfo>> {
+        self.info.as_ref()
+    }
+
+    /// Looks at a finished handshake. Returns the client's own certificate, if it has one.
+    fn conclude(&mut self) -> Option<CertificateDer<'static>> {
         let Stage::Session(session) = &self.stage else { return None };
-        let suite = session.negotiated_cipher_suite().filter(|_| !session.is_handshaking())?;
         let version = match session.protocol_version()? {
             rustls::ProtocolVersion::TLSv1_3 => "1.3",
             _ => "1.2",
         };
-        let cipher_suite = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
-        let peer_certs = session.peer_certificates().unwrap_or_default().to_vec();
-        Some(TlsInfo { version, cipher_suite, peer_certs })
+        let suite = session.negotiated_cipher_suite()?.suite();
+        let cipher_suite = format!("{suite:?}").replace("TLS13_", "TLS_");
+        let certs = session.peer_certificates().unwrap_or_default();
+        let peer_certs = certs.iter().filter_map(|cert| certificate::show(cert)).collect();
+        let own = certs.first().map(|cert| cert.clone().into_owned());
+        self.info = Some(Arc::new(TlsInfo { version, cipher_suite, peer_certs }));
+        own
     }
 
     /// Counts ciphertext that the kernel has taken as bytes of the outbox: never too early.
@@ -329,7 +340,9 @@ impl Engine {
     fn on_handshake_complete(&mut self, id: ConnId, resumed: bool) {
         let Some(tls) = self.settings.tls.clone() else { return };
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let Some(info) = conn.secure.as_ref().and_then(|secure| secure.info()) else { return };
+        let Some(secure) = &mut conn.secure else { return };
+        let own_cert = secure.conclude();
+        let Some(info) = secure.info().cloned() else { return };
         tracing::debug!("{} - TLS handshake complete", conn.label());
         let how = if resumed { ", resumed" } else { "" };
         tracing::debug!(
@@ -343,8 +356,7 @@ impl Engine {
             return;
         }
         if tls.map {
-            conn.cert_names =
-                info.peer_certs.first().map(|cert| Box::new(certificate::names(cert)));
+            conn.cert_names = own_cert.map(|cert| Box::new(certificate::names(&cert)));
         }
         let auth = self.settings.auth_required();
         conn.timing.auth_due =
@@ -381,8 +393,8 @@ impl Engine {
 }
 
 fn is_pinned(tls: &Tls, info: &TlsInfo) -> bool {
-    let pin = info.peer_certs.first().and_then(|cert| certificate::pin(cert));
-    tls.pinned_certs.is_empty() || pin.is_some_and(|pin| tls.pinned_certs.contains(&pin))
+    let own = info.peer_certs.first();
+    tls.pinned_certs.is_empty() || own.is_some_and(|own| tls.pinned_certs.contains(&own.key_sha256))
 }
 
 fn ms_to_ns(ms: u64) -> u64 {

@@ -6,10 +6,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::conn::{Conn, Traffic};
 use super::interest::{NO_MAX, Sub};
-use super::{ConnId, Engine, Reason};
+use super::{ConnId, Engine, Reason, TlsInfo};
 
 /// Entries looked at for one page.
 const PAGE_ENTRIES_MAX: u64 = 512;
@@ -59,6 +60,8 @@ pub struct ConnSnapshot {
     pub lang: Box<str>,
     /// From CONNECT; empty if not given.
     pub version: Box<str>,
+    /// What its TLS handshake came to.
+    pub tls: Option<Arc<TlsInfo>>,
     /// The user or key it named, or who it was taken for; of a token only that it was one.
     pub user: Option<Box<str>>,
 }
@@ -178,11 +181,14 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         name: connect.name.as_str().into(),
         lang: connect.lang.as_str().into(),
         version: connect.version.as_str().into(),
+        tls: conn.secure.as_ref().and_then(|secure| secure.info().cloned()),
         user: user_of(conn),
     };
-    let ConnSnapshot { name, lang, version, user, .. } = &snapshot;
+    let ConnSnapshot { name, lang, version, user, tls, .. } = &snapshot;
     let user_bytes = user.as_ref().map_or(0, |user| user.len());
-    let text_bytes = name.len() + lang.len() + version.len() + user_bytes;
+    let certs = tls.iter().flat_map(|tls| &tls.peer_certs);
+    let certs_bytes: usize = certs.map(|cert| cert.subject.len() + 2 * 64).sum();
+    let text_bytes = name.len() + lang.len() + version.len() + user_bytes + certs_bytes;
     (snapshot, text_bytes)
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::query::{Detail, Query, Refusal};
 use super::{State, text};
+use crate::certificate;
 use crate::engine::{ClosedConn, ConnSnapshot, SubSnapshot};
 use crate::subject;
 
@@ -61,6 +62,12 @@ struct Conn {
     #[serde(skip_serializing_if = "str::is_empty")]
     version: Box<str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tls_version: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cipher_suite: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tls_peer_certs: Vec<PeerCert>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     authorized_user: Option<Box<str>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list: Vec<Box<str>>,
@@ -68,6 +75,21 @@ struct Conn {
     subscriptions_list_detail: Vec<Sub>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name_tag: Option<&'static str>,
+}
+
+/// A certificate that a client has shown.
+#[derive(Serialize)]
+struct PeerCert {
+    subject: String,
+    spki_sha256: String,
+    cert_sha256: String,
+}
+
+impl PeerCert {
+    fn new(shown: &certificate::Shown) -> Self {
+        let certificate::Shown { subject, key_sha256, sha256 } = shown.clone();
+        Self { subject, spki_sha256: key_sha256, cert_sha256: sha256 }
+    }
 }
 
 /// A subscription as pages show it.
@@ -304,6 +326,8 @@ impl Conn {
         let until = stop.unwrap_or(now);
         // As there, an account is only shown of those that are open.
         let name_tag = (request.auth && end.is_none()).then_some(ACCOUNT);
+        let tls = conn.tls.as_deref();
+        let certs = tls.filter(|_| request.auth).map_or(&[][..], |tls| &tls.peer_certs);
         let reason = end.as_ref().map(|end| end.reason);
         let subs = end.map_or(Vec::new(), |end| end.subs);
         let (mut subscriptions_list, mut subscriptions_list_detail) = (Vec::new(), Vec::new());
@@ -337,6 +361,9 @@ impl Conn {
             name: conn.name,
             lang: conn.lang,
             version: conn.version,
+            tls_version: tls.map(|tls| tls.version),
+            tls_cipher_suite: tls.map(|tls| tls.cipher_suite.clone()),
+            tls_peer_certs: certs.iter().map(PeerCert::new).collect(),
             authorized_user: conn.user.filter(|_| request.auth),
             subscriptions_list,
             subscriptions_list_detail,
