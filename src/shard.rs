@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config;
 use crate::engine::{
     Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats, LaneFigures, Page,
-    Peer, Settings, ShardId, Stats, SubSnapshot,
+    Peer, Proof, Settings, ShardId, Stats, SubSnapshot,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
@@ -62,6 +62,13 @@ pub enum Control {
     },
     /// Flush, close and end.
     Stop,
+    /// What a client has shown of itself was checked.
+    Proven {
+        /// Whose.
+        conn: ConnId,
+        /// It is true.
+        holds: bool,
+    },
     /// Say how things are.
     Report(Sender<Report>),
     /// Say how it works.
@@ -219,6 +226,8 @@ pub struct Parts {
     pub seed: u64,
     /// Where it says what it came to.
     pub outcome: Sender<Outcome>,
+    /// Where credentials are checked that take long.
+    pub proofs: Sender<(ShardId, ConnId, Proof)>,
 }
 
 /// One shard, on its own thread.
@@ -252,6 +261,7 @@ pub struct Shard {
     /// There while clients are sent away.
     draining: bool,
     outcome: Sender<Outcome>,
+    proofs: Sender<(ShardId, ConnId, Proof)>,
 }
 
 impl Shard {
@@ -285,6 +295,7 @@ impl Shard {
             busy_until: parts.started,
             draining: false,
             outcome: parts.outcome,
+            proofs: parts.proofs,
         }
     }
 
@@ -426,6 +437,10 @@ impl Shard {
                 Action::Resume(conn) => self.reactor.read(socket_id(conn)),
             }
         }
+        while let Some((conn, proof)) = self.engine.pop_proof() {
+            // Whoever checks it lives as long as any shard.
+            let _ = self.proofs.send((self.id, conn, proof));
+        }
         any
     }
 
@@ -471,6 +486,7 @@ impl Shard {
                     self.engine.start_lame_duck(ns(grace), ns(spread));
                     self.draining = true;
                 }
+                Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
                 Control::Stop => {
                     self.stop_listening();
                     self.engine.shut_down();

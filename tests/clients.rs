@@ -374,6 +374,29 @@ async fn connect_many(broker: &Broker, count: usize) -> Vec<Client> {
     try_join_all(connecting).await.expect("the broker takes every client")
 }
 
+#[tokio::test]
+async fn a_client_with_an_nkey_signs_in_by_it() {
+    let (ann, eve) = (nkeys::KeyPair::new_user(), nkeys::KeyPair::new_user());
+    let seed = |key: &nkeys::KeyPair| key.seed().expect("a key of our own");
+    let config = format!(
+        "authorization {{ users: [ {{ nkey: {}, permissions: {{ publish: \"self\" }} }},\n\
+         {{ user: bob, password: pw }} ] }}",
+        ann.public_key()
+    );
+    for &shards in shard_counts() {
+        let broker = Broker::with_config(shards, &config);
+        let client = ConnectOptions::with_nkey(seed(&ann)).connect(broker.url()).await;
+        sends_to_itself(&client.expect("its key is known")).await;
+        refused(&broker, ConnectOptions::with_nkey(seed(&eve))).await;
+        refused(&broker, ConnectOptions::new()).await;
+        // The public key alone is no password.
+        let thief = ConnectOptions::with_user_and_password(ann.public_key(), String::new());
+        refused(&broker, thief).await;
+        let bob = ConnectOptions::with_user_and_password("bob".into(), "pw".into());
+        sends_to_itself(&bob.connect(broker.url()).await.expect("its password is right")).await;
+    }
+}
+
 async fn sends_to_itself(client: &Client) {
     let mut inbox = client.subscribe("self").await.expect("connected");
     client.publish("self", "me".into()).await.expect("connected");

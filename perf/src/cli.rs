@@ -276,7 +276,7 @@ pub(crate) struct ThroughputArgs {
     load: LoadArgs,
     /// Bytes that publishers may be ahead of the slowest subscriber (less when the copies of all
     /// subscribers exceed 256 MiB)
-    #[arg(long, default_value = "4MiB", value_parser = parse_bytes)]
+    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
     window: usize,
 }
 
@@ -318,7 +318,7 @@ pub(crate) struct CeilingArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Bytes that the slowest subscriber may be behind; see throughput
-    #[arg(long, default_value = "4MiB", value_parser = parse_bytes)]
+    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
     window: usize,
     /// Bytes sent to a subscriber at once, at most
     #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]

@@ -359,7 +359,8 @@ impl Args {
             (Some(name), password, None) => {
                 auth.token = None;
                 let password = password.clone().unwrap_or_else(|| Secret::new(""));
-                auth.users = vec![User { name: name.clone(), password, permissions: None }];
+                let name = name.clone();
+                auth.users = vec![User { name, password, has_nkey: false, permissions: None }];
             }
             (None, Some(_), _) => {
                 return Err(StartError::new("--pass needs --user beside it"));

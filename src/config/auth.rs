@@ -49,10 +49,12 @@ impl Auth {
 /// Somebody who may connect by name and password.
 #[derive(Debug, Clone, PartialEq)]
 pub struct User {
-    /// The name, unique among the users.
+    /// The name, unique among the users; of a user with an nkey, that.
     pub name: String,
     /// The password, or its bcrypt hash.
     pub password: Secret,
+    /// The name is a public nkey, and the client signs a nonce in place of a password (false).
+    pub has_nkey: bool,
     /// What the user may do (none: the default permissions).
     pub permissions: Option<Permissions>,
 }
@@ -151,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_printed() {
-        let user = User { name: "ann".into(), password: Secret::new("hush"), permissions: None };
+        let (name, password) = ("ann".into(), Secret::new("hush"));
+        let user = User { name, password, has_nkey: false, permissions: None };
         assert!(!format!("{user:?}").contains("hush"));
     }
 

@@ -298,6 +298,7 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
     let single = block.user.map(|name| User {
         name,
         password: block.password.unwrap_or_else(|| Secret::new("")),
+        has_nkey: false,
         permissions: None,
     });
     options.auth = Auth {
@@ -333,14 +334,32 @@ const USER: &[Key<User>] = &[
         Set(|u, v| permissions(v).map(|p| u.permissions = Some(p))),
     ),
     Key(&["allowed_connection_types", "connection_types", "clients"], Set(connection_types)),
-    Key(&["nkey", "proxy_required"], Refuse(&missing::ANY)),
+    Key(&["nkey"], Set(nkey)),
+    Key(&["proxy_required"], Refuse(&missing::ANY)),
 ];
 
+fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+    let key = v.text()?;
+    if !key.starts_with('U') || nkeys::KeyPair::from_public_key(&key).is_err() {
+        return Err(v.error("nkey is the public key of a user: 56 characters that begin with U"));
+    }
+    if !user.name.is_empty() {
+        return Err(v.error("a user has a name or an nkey; leave one out"));
+    }
+    user.name = key;
+    user.has_nkey = true;
+    Ok(())
+}
+
 fn user(v: &mut Field<'_>) -> Result<User, StartError> {
-    let mut user = User { name: String::new(), password: Secret::new(""), permissions: None };
+    let (name, password) = (String::new(), Secret::new(""));
+    let mut user = User { name, password, has_nkey: false, permissions: None };
     bind_map(&[USER], v.map()?, &mut user, v.warnings)?;
     if user.name.is_empty() {
         return Err(v.error("a user needs a name, as in {user: ann, password: \"…\"}"));
+    }
+    if user.has_nkey && (!user.name.starts_with('U') || user.password != Secret::new("")) {
+        return Err(v.error("a user with an nkey has no name and no password; leave them out"));
     }
     Ok(user)
 }
@@ -705,10 +724,8 @@ mod tests {
         for text in ["accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
-        for user in ["{nkey: UABC}", "{user: a, allowed_connection_types: [WEBSOCKET]}"] {
-            let text = format!("authorization {{ users: [{user}] }}");
-            assert!(refused(&text).contains("not supported yet"), "{text}");
-        }
+        let other = "authorization { users: [{user: a, allowed_connection_types: [WEBSOCKET]}] }";
+        assert!(refused(other).contains("not supported yet"), "{other}");
         bound("authorization { users: [{user: a, allowed_connection_types: [STANDARD, MQTT]}] }");
         for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
             let missing = bound(text).missing;

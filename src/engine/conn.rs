@@ -63,6 +63,14 @@ pub(super) struct User {
     pub(super) permissions: Option<Permissions>,
 }
 
+/// A CONNECT that is not decided yet. What follows it waits.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) user: Rc<User>,
+    /// It was not the first.
+    pub(super) again: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) id: ConnId,
@@ -71,6 +79,8 @@ pub(super) struct Conn {
     pub(super) account: AccountId,
     /// Set once the credentials are good, or none are needed.
     pub(super) user: Option<Rc<User>>,
+    /// Who it is if what it has shown holds, which is being checked elsewhere.
+    pub(super) claim: Option<Claim>,
     pub(super) checks: Option<Box<Checks>>,
     /// There if the connection has TLS, or may yet.
     pub(super) secure: Option<Box<Secure>>,
@@ -117,11 +127,13 @@ pub(super) struct Brakes {
     pub(super) behind: ShardSet,
     /// It stands in line for its handshake, and has sent more than that needs.
     pub(super) in_line: bool,
+    /// Its credentials are being checked.
+    pub(super) claims: bool,
 }
 
 impl Brakes {
     pub(super) fn any(&self) -> bool {
-        !self.lanes.is_empty() || !self.behind.is_empty() || self.in_line
+        !self.lanes.is_empty() || !self.behind.is_empty() || self.in_line || self.claims
     }
 }
 
@@ -158,6 +170,7 @@ impl Conn {
             phase: Phase::Open,
             account: AccountId::GLOBAL,
             user: None,
+            claim: None,
             checks: None,
             secure: None,
             cert_names: None,

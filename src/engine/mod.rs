@@ -19,6 +19,7 @@ mod operations;
 mod outbox;
 mod permissions;
 mod pressure;
+mod proof;
 mod publish;
 mod record;
 mod secure;
@@ -45,6 +46,7 @@ use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
+pub use proof::{NonceKey, Proof};
 use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
@@ -269,6 +271,8 @@ pub struct Engine {
     handshakes: VecDeque<ConnId>,
     /// Memory for what is decrypted.
     plaintext: Vec<u8>,
+    /// What is to be checked elsewhere.
+    proofs: VecDeque<(ConnId, Proof)>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -319,6 +323,7 @@ impl Engine {
             lame_duck: None,
             handshakes: VecDeque::new(),
             plaintext: Vec::new(),
+            proofs: VecDeque::new(),
             stats: Stats::default(),
             closed: Closed::default(),
             arrived: 0,
@@ -487,6 +492,12 @@ impl Engine {
     /// What to do next, until there is nothing more.
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// Credentials that are to be checked where it takes nobody's time, until there are no more;
+    /// [`Engine::on_proof`] wants to hear of each.
+    pub fn pop_proof(&mut self) -> Option<(ConnId, Proof)> {
+        self.proofs.pop_front()
     }
 
     /// Another shard has something to say.

@@ -4,9 +4,10 @@
 
 use std::rc::Rc;
 
+use super::conn::{Claim, User};
 use super::interest::{Sub, SubKey};
 use super::publish::Run;
-use super::settings::{Settings, Standing};
+use super::settings::{Identified, Settings, Standing};
 use super::trace;
 use super::{ConnId, Engine, Reason};
 use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
@@ -37,6 +38,9 @@ impl Engine {
 
     /// Handles what a client has sent, without its TLS.
     pub(super) fn on_plaintext(&mut self, id: ConnId, mut bytes: &[u8]) {
+        if self.wait_for_proof(id, bytes) {
+            return;
+        }
         while let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.partial.is_empty()) {
             // The operation that was cut is completed in a buffer of its own, and with nothing
             // but what belongs to it: the rest is handled where it is.
@@ -60,7 +64,7 @@ impl Engine {
                 partial.clear();
                 self.spares.offer_buffer(partial);
             }
-            if bytes.is_empty() {
+            if bytes.is_empty() || self.wait_for_proof(id, bytes) {
                 return;
             }
         }
@@ -75,6 +79,15 @@ impl Engine {
             conn.partial.reserve(reserve);
             conn.partial.extend_from_slice(&bytes[used..]);
         }
+    }
+
+    /// Puts off what follows a CONNECT that is not decided yet; `false` if there is none such.
+    fn wait_for_proof(&mut self, id: ConnId, bytes: &[u8]) -> bool {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
+            return false;
+        };
+        conn.partial.extend_from_slice(bytes);
+        true
     }
 
     /// Handles all whole operations. Returns how many bytes they took; all of them when the
@@ -98,7 +111,7 @@ impl Engine {
             if !conn.is_open() {
                 return bytes.len();
             }
-            if conn.need_bytes > 0 {
+            if conn.need_bytes > 0 || conn.claim.is_some() {
                 return at;
             }
         }
@@ -207,14 +220,44 @@ impl Engine {
         if !again {
             conn.timing.rtt = self.now - conn.timing.opened;
         }
-        conn.user = self.settings.log_in(&conn.connect, conn.cert_names.as_deref());
-        let connect = &conn.connect;
-        let (verbose, protocol) = (connect.verbose, connect.protocol);
-        let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);
-        if conn.user.is_none() || !connect.account.is_empty() || connect.new_account {
+        conn.user = None;
+        if !conn.connect.account.is_empty() || conn.connect.new_account {
             self.refuse_login(id);
             return;
         }
+        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref()) {
+            Identified::Is(user) => self.admit(id, user, again),
+            Identified::Refused => self.refuse_login(id),
+            Identified::IsIf(user, proof) => {
+                conn.claim = Some(Claim { user, again });
+                self.proofs.push_back((id, proof));
+                self.brake(id, |brakes| brakes.claims = true);
+            }
+        }
+    }
+
+    /// What a client has shown of itself was checked.
+    pub fn on_proof(&mut self, id: ConnId, holds: bool) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        let Some(Claim { user, again }) = conn.claim.take() else { return };
+        let rest = std::mem::take(&mut conn.partial);
+        conn.need_bytes = 0;
+        if holds {
+            self.admit(id, user, again);
+        } else {
+            self.refuse_login(id);
+        }
+        self.release(id, |brakes| brakes.claims = false);
+        self.on_plaintext(id, &rest);
+    }
+
+    /// The client is this user: its CONNECT takes effect.
+    fn admit(&mut self, id: ConnId, user: Rc<User>, again: bool) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.user = Some(user);
+        let connect = &conn.connect;
+        let (verbose, protocol) = (connect.verbose, connect.protocol);
+        let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);
         conn.checks = None;
         conn.timing.auth_due = super::NEVER;
         if !(0..=1).contains(&protocol) {
@@ -470,6 +513,11 @@ impl Engine {
     /// Whether a connection may stay under the new settings, and as whom.
     fn review_user(&mut self, id: ConnId, old: &Settings) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        if conn.claim.is_some() {
+            // What is being checked is of the old configuration.
+            self.refuse_login(id);
+            return;
+        }
         let Some(user) = &conn.user else {
             // Whoever is still to log in goes on having time for it; whoever did not need to is
             // not allowed any more.
@@ -480,7 +528,7 @@ impl Engine {
             }
             return;
         };
-        match self.settings.standing(user, &conn.connect, old) {
+        match self.settings.standing(user, &conn.peer, &conn.connect, old) {
             Standing::Stays(user) => {
                 conn.user = Some(user);
                 conn.checks = None;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
+use super::proof::{NonceKey, Proof};
 use super::trace::Tracing;
 use crate::certificate;
 use crate::config::{Limits, Options, Secret, Tls};
@@ -21,6 +22,8 @@ pub struct Identity {
     pub name: String,
     /// The port it really listens on.
     pub port: u16,
+    /// Makes what clients with nkeys have to sign.
+    pub nonces: NonceKey,
 }
 
 /// What an engine has to know of the configuration.
@@ -42,6 +45,9 @@ pub struct Settings {
     pub(super) tls: Option<Tls>,
     /// They may also go without.
     pub(super) allow_non_tls: bool,
+    nonces: NonceKey,
+    /// Some users have nkeys.
+    has_nkeys: bool,
     users: HashMap<String, Login>,
     token: Option<Secret>,
     guest: Option<Rc<User>>,
@@ -52,7 +58,19 @@ pub struct Settings {
 #[derive(Debug)]
 struct Login {
     password: Secret,
+    has_nkey: bool,
     user: Rc<User>,
+}
+
+/// What the credentials in a CONNECT come to.
+#[derive(Debug)]
+pub(super) enum Identified {
+    /// The client is this user.
+    Is(Rc<User>),
+    /// It is if that holds.
+    IsIf(Rc<User>, Proof),
+    /// It is nobody.
+    Refused,
 }
 
 /// What a reload means for a user.
@@ -76,7 +94,8 @@ impl Settings {
             let permissions = user.permissions.as_ref().or(auth.default_permissions.as_ref());
             let name = Some(user.name.as_str().into());
             let user_of = User { name, permissions: permissions.map(Permissions::new) };
-            (user.name.clone(), Login { password: user.password.clone(), user: Rc::new(user_of) })
+            let (password, has_nkey) = (user.password.clone(), user.has_nkey);
+            (user.name.clone(), Login { password, has_nkey, user: Rc::new(user_of) })
         };
         let users: HashMap<_, _> = auth.users.iter().map(compile).collect();
         let guest = auth.no_auth_user.as_ref().and_then(|name| users.get(name));
@@ -93,6 +112,8 @@ impl Settings {
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
+            nonces: identity.nonces.clone(),
+            has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             users,
             token: auth.token.clone(),
             nobody: Rc::new(User { name: None, permissions: None }),
@@ -113,56 +134,81 @@ impl Settings {
         self.guest.clone()
     }
 
-    /// Who a client is by its credentials; `None`: nobody.
+    /// Who a client is by its credentials.
     ///
     /// `names` are those of its certificate, where certificates say who somebody is.
     pub(super) fn log_in(
         &self,
+        peer: &Peer,
         connect: &Connect,
         names: Option<&certificate::Names>,
-    ) -> Option<Rc<User>> {
-        if self.tls.as_ref().is_some_and(|tls| tls.map) {
-            let name = names?.user(self.users.keys().map(String::as_str))?;
-            if !connect.user.is_empty() && connect.user != name {
-                let user = &connect.user;
-                tracing::warn!("User {user:?} found in connect proto, but user required from cert");
-            }
-            let login = self.users.get(name)?;
-            return login.password.matches(&connect.pass).then(|| Rc::clone(&login.user));
-        }
+    ) -> Identified {
         if let Some(token) = &self.token {
-            return token.matches(&connect.auth_token).then(|| Rc::clone(&self.nobody));
+            return check(token, &connect.auth_token, &self.nobody);
         }
         if self.users.is_empty() {
-            return Some(Rc::clone(&self.nobody));
+            return Identified::Is(Rc::clone(&self.nobody));
         }
+        let maps = self.tls.as_ref().is_some_and(|tls| tls.map);
         let given = [&connect.user, &connect.pass, &connect.auth_token, &connect.nkey];
-        if given.iter().all(|text| text.is_empty())
+        if !maps
+            && given.iter().all(|text| text.is_empty())
             && let Some(guest) = &self.guest
         {
-            return Some(Rc::clone(guest));
+            return Identified::Is(Rc::clone(guest));
         }
-        let login = self.users.get(&connect.user)?;
-        login.password.matches(&connect.pass).then(|| Rc::clone(&login.user))
+        let name = if maps {
+            names.and_then(|names| names.user(self.users.keys().map(String::as_str)))
+        } else if connect.nkey.is_empty() {
+            Some(connect.user.as_str())
+        } else {
+            Some(connect.nkey.as_str())
+        };
+        let Some(login) = name.and_then(|name| self.users.get(name)) else {
+            return Identified::Refused;
+        };
+        if maps && !connect.user.is_empty() && login.user.name.as_deref() != Some(&connect.user) {
+            let user = &connect.user;
+            tracing::warn!("User {user:?} found in connect proto, but user required from cert");
+        }
+        match (login.has_nkey, connect.nkey.is_empty()) {
+            (false, true) => check(&login.password, &connect.pass, &login.user),
+            (true, false) => Identified::IsIf(
+                Rc::clone(&login.user),
+                Proof::Signature {
+                    key: connect.nkey.clone(),
+                    nonce: self.nonces.nonce(peer.cid),
+                    signature: connect.sig.clone(),
+                },
+            ),
+            _ => Identified::Refused,
+        }
     }
 
     /// The same for credentials shown before, unless checking them takes long: all connections
-    /// are asked about in one go, and hashes would hold up the shard for seconds.
-    fn log_in_at_once(&self, connect: &Connect) -> Option<Rc<User>> {
-        let password = self.users.get(&connect.user).map(|login| &login.password);
-        let is_slow = self.token.as_ref().or(password).is_some_and(Secret::is_bcrypt);
+    /// are asked about in one go, which must not hold up the shard.
+    fn log_in_at_once(&self, peer: &Peer, connect: &Connect) -> Option<Rc<User>> {
         // Without names, certificates that say who somebody is are asked for anew.
-        if is_slow { None } else { self.log_in(connect, None) }
+        match self.log_in(peer, connect, None) {
+            Identified::Is(user) => Some(user),
+            Identified::IsIf(..) | Identified::Refused => None,
+        }
     }
 
     /// What has become of a user of `old`, who sent `connect`.
-    pub(super) fn standing(&self, user: &User, connect: &Connect, old: &Self) -> Standing {
+    pub(super) fn standing(
+        &self,
+        user: &User,
+        peer: &Peer,
+        connect: &Connect,
+        old: &Self,
+    ) -> Standing {
         let Some(name) = user.name.as_deref() else {
             // It came by a token, or without needing any credentials.
             if self.users.is_empty() && (self.token.is_none() || self.token == old.token) {
                 return Standing::Stays(Rc::clone(&self.nobody));
             }
-            return self.log_in_at_once(connect).map_or(Standing::Changed, Standing::Stays);
+            return self.log_in_at_once(peer, connect).map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
             (Some(new), Some(old)) if new.password == old.password => {
@@ -179,12 +225,25 @@ impl Settings {
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
+        info.nonce = self.has_nkeys.then(|| self.nonces.nonce(peer.cid));
         if after_connect {
             info.connect_info = true;
             info.remote_account = Some("$G".to_owned());
         }
         info.to_json()
     }
+}
+
+/// Whether `given` is the secret of `user`, as far as that is to be seen at once.
+fn check(secret: &Secret, given: &str, user: &Rc<User>) -> Identified {
+    let user = Rc::clone(user);
+    if secret.is_bcrypt() {
+        return Identified::IsIf(
+            user,
+            Proof::Password { secret: secret.clone(), given: given.to_owned() },
+        );
+    }
+    if secret.matches(given) { Identified::Is(user) } else { Identified::Refused }
 }
 
 fn info(options: &Options, identity: &Identity) -> Info {

@@ -12,6 +12,7 @@ pub mod log;
 mod log_file;
 mod monitor;
 pub mod place;
+mod proofs;
 mod reload;
 pub mod shards;
 pub mod signals;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, select};
 use nkeys::KeyPair;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::rand::GetRandomFlags;
 use tracing::{error, info, warn};
 
 use crate::config::args::{self, Args, Command};
@@ -79,7 +81,11 @@ pub struct Endpoint {
 
 impl Identity {
     fn of_engine(&self) -> engine::Identity {
-        engine::Identity { id: self.id.clone(), name: self.name.clone(), port: self.port }
+        let mut secret = [0; 32];
+        // As many bytes as this come whole, and at once since the machine has started.
+        let _ = rustix::rand::getrandom(&mut secret, GetRandomFlags::empty());
+        let nonces = engine::NonceKey::new(secret);
+        engine::Identity { id: self.id.clone(), name: self.name.clone(), port: self.port, nonces }
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::place;
+use super::proofs::Check;
+use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
 use crate::host::{self, Tree};
@@ -65,6 +66,7 @@ struct SharedParts {
     identity: engine::Identity,
     memory_bytes_max: usize,
     started: Instant,
+    proofs: Sender<Check>,
 }
 
 impl Shards {
@@ -118,6 +120,8 @@ impl Shards {
             .map(|(control, bell)| Address { control, bell })
             .collect();
         let started_at = Utc::now();
+        let (to_check, checks) = unbounded();
+        threads.push(proofs::start(checks, addresses.clone())?);
         let shared = SharedParts {
             addresses: addresses.clone(),
             seats: Arc::new(Seats::new(cpus.len())),
@@ -126,6 +130,7 @@ impl Shards {
             // Half of what there is, for the output of all connections.
             memory_bytes_max: host::memory_bytes(&Tree::default()) / 2 / cpus.len().max(1),
             started: now(),
+            proofs: to_check,
         };
         for parts in parts {
             // A shard that is gone by now has reported why.
@@ -289,6 +294,7 @@ fn grow(seed: Seed) {
         started: shared.started,
         listener: seed.listener,
         seed: fastrand::u64(..),
+        proofs: shared.proofs,
     };
     if let Err(error) = Shard::new(parts, reactor).run() {
         // The control thread may be about to end for another reason.
