@@ -974,6 +974,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_steady_load_leaves_for_reuse_does_not_grow() {
+        let (mut engine, ids) = engine_with(&Options::default(), 1, 2);
+        engine.on_bytes(ids[0], b"SUB a 1\r\n");
+        let mut kept = [0, 0];
+        for kept in &mut kept {
+            for _ in 0..1000 {
+                engine.on_bytes(ids[1], b"PUB a 5\r\nhello\r\nPUB a");
+                engine.on_bytes(ids[1], b" 5\r\nhello\r\n");
+                out(&mut engine, ids[0]);
+            }
+            *kept = engine.spares.kept_bytes();
+        }
+        assert_eq!(kept[0], kept[1]);
+    }
+
+    #[test]
     fn confirmations_held_for_one_epoch_are_one_piece() {
         let (mut engine, ids) = engine_with(&Options::default(), 2, 1);
         let record = InterestRecord {

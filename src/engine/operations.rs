@@ -60,9 +60,6 @@ impl Engine {
             if used < partial.len() {
                 partial.drain(..used);
                 conn.partial = partial;
-            } else if partial.capacity() <= self.settings.limits.control_line_bytes_max {
-                partial.clear();
-                self.spares.offer_buffer(partial);
             }
             if bytes.is_empty() || self.wait_for_proof(id, bytes) {
                 return;

@@ -61,10 +61,10 @@ impl Spares {
         Piece::Own(buffer)
     }
 
-    /// Takes memory that never held output.
-    pub(super) fn offer_buffer(&mut self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        self.keep_buffer(buffer);
+    /// Memory that waits to be filled again.
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.buffers_bytes + self.segments_bytes
     }
 
     fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
