@@ -13,6 +13,7 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
+use thin_vec::ThinVec;
 
 use super::{ShardId, ShardSet};
 use crate::subject::{Table, first_token, is_literal};
@@ -35,9 +36,11 @@ pub(super) struct Sub {
     pub(super) conn: u32,
     /// Its place in the filter's list.
     position: u32,
-    pub(super) sid: Box<[u8]>,
-    pub(super) subject: Box<[u8]>,
-    pub(super) queue: Option<Box<[u8]>>,
+    /// Its sid, its subject, and the name of its queue group: there are millions of subscriptions,
+    /// and memory for one text costs less than for three.
+    text: Box<[u8]>,
+    sid_bytes: u32,
+    subject_bytes: u32,
     /// Messages delivered since SUB.
     pub(super) delivered: u64,
     /// It ends when `delivered` reaches this.
@@ -49,12 +52,31 @@ impl Sub {
         Self {
             conn,
             position: 0,
-            sid: sid.into(),
-            subject: subject.into(),
-            queue: queue.map(Into::into),
+            text: [sid, subject, queue.unwrap_or_default()].concat().into(),
+            sid_bytes: count(sid.len()),
+            subject_bytes: count(subject.len()),
             delivered: 0,
             max: NO_MAX,
         }
+    }
+
+    pub(super) fn sid(&self) -> &[u8] {
+        &self.text[..self.sid_bytes as usize]
+    }
+
+    pub(super) fn subject(&self) -> &[u8] {
+        &self.text[self.sid_bytes as usize..][..self.subject_bytes as usize]
+    }
+
+    /// Bytes of all three.
+    pub(super) fn text_bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Never empty: an operation's arguments are not.
+    pub(super) fn queue(&self) -> Option<&[u8]> {
+        let queue = &self.text[(self.sid_bytes + self.subject_bytes) as usize..];
+        (!queue.is_empty()).then_some(queue)
     }
 }
 
@@ -69,7 +91,7 @@ pub(super) struct Announce {
 struct Filter {
     plain: SmallVec<[SubKey; 4]>,
     shards: ShardSet,
-    queues: Vec<Queue>,
+    queues: ThinVec<Queue>,
 }
 
 #[derive(Debug)]
@@ -275,21 +297,17 @@ impl Interest {
     pub(super) fn add(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> Option<Announce> {
         self.stats.inserts += 1;
         let sub = &mut subs[key as usize];
-        let filter = self.table.entry(&sub.subject);
-        let announce = match &sub.queue {
-            None => {
-                sub.position = count(filter.plain.len());
-                filter.plain.push(key);
-                (filter.plain.len() == 1).then_some(Announce { members: 1 })
-            }
-            Some(name) => {
-                let local = &mut filter.queue(name).local;
-                sub.position = count(local.len());
-                local.push(key);
-                Some(Announce { members: count(local.len()) })
-            }
+        let filter = self.table.entry(sub.subject());
+        let queue = sub.queue();
+        let list = match queue {
+            None => &mut filter.plain,
+            Some(name) => &mut filter.queue(name).local,
         };
-        self.cache.forget(&subs[key as usize].subject);
+        list.push(key);
+        let members = count(list.len());
+        let announce = (queue.is_some() || members == 1).then_some(Announce { members });
+        sub.position = members - 1;
+        self.cache.forget(sub.subject());
         announce
     }
 
@@ -297,10 +315,10 @@ impl Interest {
     pub(super) fn remove(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> (Sub, Option<Announce>) {
         self.stats.removes += 1;
         let sub = subs.remove(key as usize);
-        let Some(filter) = self.table.get_mut(&sub.subject) else {
+        let Some(filter) = self.table.get_mut(sub.subject()) else {
             unreachable!("a subscription is in the table from SUB to its end");
         };
-        let list = match &sub.queue {
+        let list = match sub.queue() {
             None => &mut filter.plain,
             Some(name) => &mut filter.queue(name).local,
         };
@@ -310,12 +328,12 @@ impl Interest {
             subs[moved as usize].position = sub.position;
         }
         let left = count(list.len());
-        let announce = (sub.queue.is_some() || left == 0).then_some(Announce { members: left });
+        let announce = (sub.queue().is_some() || left == 0).then_some(Announce { members: left });
         filter.prune();
         if filter.is_empty() {
-            self.table.remove(&sub.subject);
+            self.table.remove(sub.subject());
         }
-        self.cache.forget(&sub.subject);
+        self.cache.forget(sub.subject());
         (sub, announce)
     }
 
@@ -386,8 +404,8 @@ impl Interest {
             for &key in &filter.plain {
                 let sub = &subs[key as usize];
                 let headers = takes_headers(sub.conn);
-                let at = *group_of.entry((&sub.sid, headers)).or_insert_with(|| {
-                    let (sid, members) = (sub.sid.clone(), Vec::new());
+                let at = *group_of.entry((sub.sid(), headers)).or_insert_with(|| {
+                    let (sid, members) = (sub.sid().into(), Vec::new());
                     targets.groups.push(SidGroup { sid, headers, members });
                     targets.groups.len() - 1
                 });

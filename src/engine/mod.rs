@@ -801,7 +801,7 @@ impl Engine {
         let (id, account) = (conn.id, conn.account);
         let (sub, announce) = self.accounts[account.index()].remove(key, &mut self.subs);
         if let Some(announce) = announce {
-            self.announce(id, account, (&sub.subject, sub.queue.as_deref()), announce);
+            self.announce(id, account, (sub.subject(), sub.queue()), announce);
         }
     }
 
@@ -848,7 +848,7 @@ impl Engine {
 
     fn end_subscription(&mut self, key: SubKey) {
         let Some(sub) = self.subs.get(key as usize) else { return };
-        let hash = self.hasher.hash_one(&*sub.sid);
+        let hash = self.hasher.hash_one(sub.sid());
         if let Some(conn) = self.conns.at_mut(sub.conn)
             && let Ok(entry) = conn.subs.find_entry(hash, |other| *other == key)
         {

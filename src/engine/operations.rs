@@ -321,7 +321,7 @@ impl Engine {
         let limits = &self.settings.limits;
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
-        let same_sid = |key: &SubKey| *self.subs[*key as usize].sid == *sid;
+        let same_sid = |key: &SubKey| self.subs[*key as usize].sid() == sid;
         let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
@@ -359,7 +359,7 @@ impl Engine {
             unreachable!("a shard's memory ends long before 4 billion subscriptions")
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
-        conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
+        conn.subs.insert_unique(hash, key, |key| hasher.hash_one(subs[*key as usize].sid()));
         let announce = self.accounts[account.index()].add(key, &mut self.subs);
         match announce {
             Some(announce) => self.announce(id, account, (subject, queue), announce),
@@ -399,7 +399,7 @@ impl Engine {
         let verbose = conn.connect.verbose;
         let hash = self.hasher.hash_one(sid);
         let subs = &mut self.subs;
-        if let Some(&key) = conn.subs.find(hash, |key| *subs[*key as usize].sid == *sid) {
+        if let Some(&key) = conn.subs.find(hash, |key| subs[*key as usize].sid() == sid) {
             let sub = &mut subs[key as usize];
             match max {
                 Some(max) if sub.delivered < max => sub.max = max,
@@ -567,12 +567,12 @@ impl Engine {
         let Some(conn) = self.conns.get(id) else { return };
         let unpermitted = |key: &SubKey| {
             let sub = &self.subs[*key as usize];
-            !may_subscribe(conn, &sub.subject, sub.queue.as_deref())
+            !may_subscribe(conn, sub.subject(), sub.queue())
         };
         let keys: Vec<SubKey> = conn.subs.iter().copied().filter(unpermitted).collect();
         for key in keys {
-            let Sub { subject, queue, sid, .. } = &self.subs[key as usize];
-            let error = encode::removed_subscription(subject, queue.as_deref(), sid);
+            let sub = &self.subs[key as usize];
+            let error = encode::removed_subscription(sub.subject(), sub.queue(), sub.sid());
             self.end_subscription(key);
             self.refuse(id, &error);
         }

@@ -334,8 +334,7 @@ impl Engine {
         else {
             return left.min(run.len());
         };
-        if permissions.filters_deliveries()
-            && !permissions.may_receive(run.subject(), sub.queue.as_deref())
+        if permissions.filters_deliveries() && !permissions.may_receive(run.subject(), sub.queue())
         {
             return 0;
         }
@@ -353,7 +352,7 @@ impl Engine {
         if let Some(tracing) = self.settings.tracing
             && let Some(conn) = self.conns.at(member.conn)
         {
-            let sid = &self.subs[member.sub as usize].sid;
+            let sid = self.subs[member.sub as usize].sid();
             tracing.deliveries(conn, sid, run, count, headers);
         }
         let payload_bytes = run.delivered_bytes(count, headers);
@@ -421,7 +420,7 @@ impl Engine {
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let headers = conn.connect.headers;
             let sub = &self.subs[member.sub as usize];
-            conn.outbox.push(&mut self.spares, |out| one.render(1, &sub.sid, headers, out));
+            conn.outbox.push(&mut self.spares, |out| one.render(1, sub.sid(), headers, out));
             self.account_for(member, one, 1, headers);
             let level_bytes = self.backlog_level_bytes(group.local.len());
             let mut backlog = Backlog { level_bytes, ..Backlog::default() };
@@ -512,7 +511,7 @@ impl Engine {
         };
         let mut members = targets.groups.iter().flat_map(|group| &group.members);
         let Some(member) = members.find(|member| member.conn == from.slot) else { return };
-        let sid = self.subs[member.sub as usize].sid.clone();
+        let sid = self.subs[member.sub as usize].sid().to_vec();
         // It shows that the subscription is known, and somebody may rely on that elsewhere.
         self.confirm(from, |out| encode::no_responders(out, reply, &sid, request.subject));
     }

@@ -205,14 +205,13 @@ fn of_sub(conn: &Conn, sub: &Sub) -> (SubSnapshot, usize) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
     let snapshot = SubSnapshot {
         cid: conn.peer.cid,
-        subject: text(&sub.subject),
-        queue: sub.queue.as_deref().map(text),
-        sid: text(&sub.sid),
+        subject: text(sub.subject()),
+        queue: sub.queue().map(text),
+        sid: text(sub.sid()),
         msgs: sub.delivered,
         max: (sub.max != NO_MAX).then_some(sub.max),
     };
-    let queue_bytes = sub.queue.as_ref().map_or(0, |queue| queue.len());
-    (snapshot, sub.subject.len() + queue_bytes + sub.sid.len())
+    (snapshot, sub.text_bytes())
 }
 
 /// Collects what `entry` makes of the numbers from `from` up to `end`, with the bytes of its text.
