@@ -220,7 +220,7 @@ pub(crate) struct LoadArgs {
 }
 
 impl LoadArgs {
-    fn plan(&self, pace: Pace) -> Outcome<Plan> {
+    fn plan(&self, pace: impl FnOnce(&Workload) -> Pace) -> Outcome<Plan> {
         if self.pub_threads == 0 || self.sub_threads == 0 || self.duration.is_zero() {
             return Err(Fault::new("no thread or no time to run", "give more than 0"));
         }
@@ -249,6 +249,7 @@ impl LoadArgs {
             reply_bytes: self.reply,
             verify: self.verify,
         };
+        let pace = pace(&workload);
         workload.check(pace)?;
         Ok(Plan {
             workload,
@@ -268,6 +269,11 @@ pub(crate) trait Measures {
     fn work(&self) -> Outcome<Work>;
 }
 
+/// The window that was asked for, or else the one that suits the load.
+fn window(given: Option<usize>, load: &Workload) -> u64 {
+    given.map_or_else(|| load.usual_window_bytes(), |bytes| bytes as u64)
+}
+
 /// Options of `throughput`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ThroughputArgs {
@@ -275,14 +281,16 @@ pub(crate) struct ThroughputArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Bytes that publishers may be ahead of the slowest subscriber (less when the copies of all
-    /// subscribers exceed 256 MiB)
-    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
-    window: usize,
+    /// subscribers exceed 256 MiB) [default: 64 MiB for all copies of a message together, but 256
+    /// KiB to 1 MiB]
+    #[arg(long, value_parser = parse_bytes)]
+    window: Option<usize>,
 }
 
 impl Measures for ThroughputArgs {
     fn work(&self) -> Outcome<Work> {
-        let plan = self.load.plan(Pace::Closed { window_bytes: self.window as u64 })?;
+        let pace = |load: &Workload| Pace::Closed { window_bytes: window(self.window, load) };
+        let plan = self.load.plan(pace)?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }
@@ -306,7 +314,7 @@ impl Measures for LatencyArgs {
         if !self.rate.is_finite() || self.rate <= 0.0 {
             return Err(Fault::new("the rate is not positive", "give --rate above 0"));
         }
-        let plan = self.load.plan(Pace::Open { rate: self.rate })?;
+        let plan = self.load.plan(|_| Pace::Open { rate: self.rate })?;
         Ok(Work::Load { plan, lag_max_us: self.lag_max.as_secs_f64() * 1e6 })
     }
 }
@@ -318,8 +326,8 @@ pub(crate) struct CeilingArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Bytes that the slowest subscriber may be behind; see throughput
-    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
-    window: usize,
+    #[arg(long, value_parser = parse_bytes)]
+    window: Option<usize>,
     /// Bytes sent to a subscriber at once, at most
     #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
     batch: usize,
@@ -330,8 +338,10 @@ pub(crate) struct CeilingArgs {
 
 impl Measures for CeilingArgs {
     fn work(&self) -> Outcome<Work> {
-        let (window_bytes, batch_bytes) = (self.window as u64, self.batch as u64);
-        let plan = self.load.plan(Pace::Poured { window_bytes, batch_bytes })?;
+        let plan = self.load.plan(|load| Pace::Poured {
+            window_bytes: window(self.window, load),
+            batch_bytes: self.batch as u64,
+        })?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }

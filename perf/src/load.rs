@@ -4,6 +4,8 @@
 //! counters and the server's CPU at both ends of the measured window. Publishers share one or
 //! more threads, subscribers one or more others, each thread with its own tokio-uring runtime.
 
+mod subscriber;
+
 use crate::ceiling;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
@@ -21,14 +23,16 @@ use std::time::{Duration, Instant};
 
 /// What a publisher writes at once, in bytes.
 const BATCH_BYTES: usize = 64 * 1024;
-/// All read buffers of a thread together, when the user gives no size.
-const READ_BUFFERS_BYTES: usize = 8 << 20;
 /// How often a publisher whose window is full looks again.
 const WINDOW_POLL_NS: u64 = 200_000;
 /// How often a thread looks whether the run is over, and measures its own lag.
 const HEARTBEAT_NS: u64 = 5_000_000;
 /// Deliveries that are under way at most, in bytes, so that no server runs out of memory.
 const UNDER_WAY_BYTES_MAX: u64 = 256 << 20;
+/// As many of them are usual: more leave the caches, and what is measured then is memory.
+const UNDER_WAY_BYTES_USUAL: u64 = 64 << 20;
+/// With less ahead of each subscriber the publishers are what a fast server waits for.
+const WINDOW_BYTES_USUAL: std::ops::RangeInclusive<u64> = 256 << 10..=1 << 20;
 /// Without a delivery for so long, those that are missing are given up.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const SETUP_PATIENCE: Duration = Duration::from_secs(60);
@@ -157,6 +161,12 @@ impl Workload {
         let reply = wire::reply(self.reply_bytes);
         let subjects = self.subjects_of(publisher).into_iter();
         subjects.map(|number| format!("{}{reply}", self.subject(number))).collect()
+    }
+
+    /// What publishers may be ahead of the slowest subscriber, in bytes, if nobody says.
+    pub(crate) fn usual_window_bytes(&self) -> u64 {
+        let (least, most) = WINDOW_BYTES_USUAL.into_inner();
+        (UNDER_WAY_BYTES_USUAL / self.deliveries().max(1)).clamp(least, most)
     }
 
     /// Says which option to change when the options do not go together.
@@ -448,7 +458,7 @@ pub(crate) fn run(
     };
     let coordinator = Coordinator { plan, stage: &job.stage, server_pid, stop };
     let measured = (|| {
-        spawn(subscribers, plan.sub_threads.min(plan.workload.subs));
+        spawn(subscriber::subscribers, plan.sub_threads.min(plan.workload.subs));
         coordinator.await_ready(plan.workload.subs)?;
         spawn(publishers, plan.pub_threads.min(plan.workload.pubs));
         let churning = usize::from(plan.workload.churn_rate > 0.0);
@@ -619,147 +629,12 @@ async fn heartbeat(stage: &Stage, mut late: impl FnMut(u64)) -> Outcome<()> {
     Ok(())
 }
 
-/// Runs the subscribing connections of one thread.
-fn subscribers(job: &Arc<Job>, index: usize) -> Share {
-    let mine =
-        dealt(job.plan.workload.subs, job.plan.sub_threads.min(job.plan.workload.subs), index);
-    let buffer_bytes = match job.plan.read_buffer_bytes {
-        0 => (READ_BUFFERS_BYTES / mine.len().max(1)).clamp(16 << 10, 256 << 10),
-        given => given,
-    };
-    let share = Rc::new(RefCell::new(Share::new()));
-    let outcome = with_ring(mine.len(), async {
-        let (mut conns, mut tasks) = (Vec::new(), Vec::new());
-        for number in mine {
-            if job.plan.workload.idle_between {
-                let (idle, ..) = Conn::open(&job.target, number).await?;
-                conns.push(idle.clone());
-                tasks.push(tokio_uring::spawn(listen(Arc::clone(job), idle, Rc::default())));
-            }
-            let subscriber = Subscriber::open(job, number, buffer_bytes, Rc::clone(&share)).await?;
-            conns.push(subscriber.conn.clone());
-            tasks.push(tokio_uring::spawn(subscriber.work()));
-            job.stage.ready.fetch_add(1, Ordering::Release);
-        }
-        let late = |ns| share.borrow_mut().receive_lag.saturating_record(ns);
-        heartbeat(&job.stage, late).await?;
-        go_home(&conns, tasks).await;
-        Ok(())
-    });
-    outcome.unwrap_or_else(|fault| job.stage.fail(fault));
-    share.replace(Share::new())
-}
-
 /// Ends a thread's connections and waits for their tasks.
 async fn go_home<T: 'static>(conns: &[Conn], tasks: Vec<impl Future<Output = T>>) {
     conns.iter().for_each(Conn::shut_down);
     for task in tasks {
         task.await;
     }
-}
-
-struct Subscriber {
-    job: Arc<Job>,
-    conn: Conn,
-    number: usize,
-    inbox: Inbox,
-    scanner: Scanner,
-    share: Rc<RefCell<Share>>,
-    /// The latest sequence number of each publisher.
-    latest: Vec<Option<u32>>,
-}
-
-impl Subscriber {
-    async fn open(
-        job: &Arc<Job>,
-        number: usize,
-        buffer_bytes: usize,
-        share: Rc<RefCell<Share>>,
-    ) -> Outcome<Self> {
-        let workload = &job.plan.workload;
-        let (conn, info, _) = Conn::open(&job.target, number).await?;
-        let wire_bytes = workload.payload_bytes + workload.header_bytes;
-        if workload.header_bytes > 0 && !info.headers {
-            return Err(Fault::new("the server has no headers", "leave --headers out"));
-        }
-        if info.max_payload > 0 && wire_bytes > info.max_payload {
-            return Err(Fault::new(
-                format!("{wire_bytes} bytes exceed max_payload {}", info.max_payload),
-                "lower --payload or raise the server's max_payload",
-            ));
-        }
-        let timed = matches!(job.plan.pace, Pace::Open { .. });
-        let prefix = match (workload.verify, timed) {
-            (true, _) => Stamp::BYTES,
-            (false, true) => Stamp::TIME_BYTES,
-            (false, false) => 0,
-        };
-        let queue = workload.queue(number);
-        let mut wire = Vec::new();
-        for (at, filter) in workload.filters(number).iter().enumerate() {
-            push_sub(filter, queue.as_deref(), workload.sid(number, at), &mut wire);
-        }
-        wire.extend_from_slice(b"PING\r\n");
-        conn.write(wire).await?;
-        let (mut inbox, mut scanner) = (Inbox::new(buffer_bytes), Scanner::new(prefix));
-        conn.await_pong(&mut inbox, &mut scanner).await?;
-        let (job, latest) = (Arc::clone(job), vec![None; workload.pubs]);
-        Ok(Self { job, conn, number, inbox, scanner, share, latest })
-    }
-
-    async fn work(mut self) {
-        if let Err(fault) = self.receive().await {
-            self.job.stage.fail(fault);
-        }
-    }
-
-    async fn receive(&mut self) -> Outcome<()> {
-        let job = Arc::clone(&self.job);
-        let stage = &job.stage;
-        let timed = matches!(job.plan.pace, Pace::Open { .. });
-        let verify = job.plan.workload.verify;
-        let broadcast = job.plan.workload.is_broadcast();
-        let mut count = 0;
-        loop {
-            self.conn.fill(&mut self.inbox).await?;
-            let now_ns = if timed { stage.clock.now_ns() } else { 0 };
-            let seen = if timed || verify {
-                let share = &mut *self.share.borrow_mut();
-                let latest = &mut self.latest;
-                self.scanner.scan(self.inbox.bytes(), |message| {
-                    count += 1;
-                    let stamp = Stamp::from_prefix(message.prefix);
-                    if timed && stage.in_window(stamp.intended_ns) {
-                        share.latency.saturating_record(now_ns.saturating_sub(stamp.intended_ns));
-                    }
-                    if verify && !in_order(latest, stamp, broadcast) {
-                        share.disordered += 1;
-                    }
-                })?
-            } else {
-                self.scanner.scan(self.inbox.bytes(), |_| count += 1)?
-            };
-            self.inbox.consume(seen.used);
-            stage.delivered[self.number].0.store(count, Ordering::Relaxed);
-            self.conn.answer(seen.pings).await?;
-        }
-    }
-}
-
-/// Whether `stamp` follows its publisher's latest one: directly, when every message comes here.
-fn in_order(latest: &mut [Option<u32>], stamp: Stamp, broadcast: bool) -> bool {
-    let Some(latest) = latest.get_mut(stamp.publisher as usize) else {
-        return false;
-    };
-    let follows = match *latest {
-        None => !broadcast || stamp.sequence == 0,
-        Some(before) => {
-            let step = stamp.sequence.wrapping_sub(before);
-            if broadcast { step == 1 } else { (1..1 << 31).contains(&step) }
-        }
-    };
-    *latest = Some(stamp.sequence);
-    follows
 }
 
 /// Runs the publishing connections of one thread.
@@ -1126,22 +1001,15 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_window_is_smaller_with_more_copies() {
+        let windows = [1, 64, 100, 1000].map(|subs| workload(subs, 1, subs).usual_window_bytes());
+        assert_eq!(windows, [1 << 20, 1 << 20, 671_088, 256 << 10]);
+    }
+
+    #[test]
     fn the_window_keeps_the_copies_of_a_large_fanout_in_memory() {
         assert_eq!(window_messages(4 << 20, 1024, 1), 4096);
         assert_eq!(window_messages(4 << 20, 16384, 1000), 16);
         assert_eq!(window_messages(1, 16384, 1000), 1);
-    }
-
-    #[test]
-    fn order_means_the_next_number_when_every_message_comes() {
-        let stamp = |sequence| Stamp { intended_ns: 0, publisher: 0, sequence };
-        let mut latest = vec![None];
-        assert!(in_order(&mut latest, stamp(0), true));
-        assert!(in_order(&mut latest, stamp(1), true));
-        assert!(!in_order(&mut latest, stamp(3), true));
-        assert!(in_order(&mut latest, stamp(9), false));
-        assert!(!in_order(&mut latest, stamp(8), false));
-        let elsewhere = Stamp { publisher: 1, ..stamp(0) };
-        assert!(!in_order(&mut latest, elsewhere, false));
     }
 }
