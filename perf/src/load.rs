@@ -7,11 +7,13 @@
 mod subscriber;
 
 use crate::ceiling;
+use crate::cli::Subject;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
+use crate::monitor::{Counters, Rates};
 use crate::report::Progress;
-use crate::server::Usage;
+use crate::server::{Setup, Usage};
 use crate::wire::{self, Renderer, Scanner, Stamp, push_sub};
 use hdrhistogram::Histogram;
 use std::cell::{Cell, RefCell};
@@ -259,6 +261,9 @@ pub(crate) struct Plan {
     pub(crate) sub_threads: usize,
     /// Read buffer of each subscribing connection, in bytes; 0: chosen by their number.
     pub(crate) read_buffer_bytes: usize,
+    /// What a server that is started for it is like.
+    #[serde(skip)]
+    pub(crate) setup: Setup,
 }
 
 /// What a run showed. Counts and times are of the measured window, if nothing else is said.
@@ -274,6 +279,8 @@ pub(crate) struct Seen {
     pub(crate) churned: u64,
     /// What the server used, when its process is known.
     pub(crate) server: Option<Usage>,
+    /// What the server counted, when its monitoring is known.
+    pub(crate) counted: Option<Rates>,
     /// What this program used.
     pub(crate) generator: Usage,
     /// Deliveries that never came, of the whole run.
@@ -437,18 +444,16 @@ impl Share {
     }
 }
 
-/// Runs `plan` against `target`. `server_pid` is the process whose CPU is measured; `stop` ends
-/// the window early.
+/// Runs `plan` against `subject`; `stop` ends the window early.
 pub(crate) fn run(
     plan: &Plan,
-    target: &Target,
-    server_pid: Option<u32>,
+    subject: &Subject,
     stop: &AtomicBool,
     progress: &mut Progress,
 ) -> Outcome<Seen> {
     plan.workload.check(plan.pace)?;
     let stage = Stage::new(&plan.workload);
-    let job = Arc::new(Job { plan: plan.clone(), target: target.clone(), stage });
+    let job = Arc::new(Job { plan: plan.clone(), target: subject.target.clone(), stage });
     let mut threads = Vec::new();
     let mut spawn = |work: fn(&Arc<Job>, usize) -> Share, count: usize| {
         threads.extend((0..count).map(|index| {
@@ -456,7 +461,7 @@ pub(crate) fn run(
             thread::spawn(move || work(&job, index))
         }));
     };
-    let coordinator = Coordinator { plan, stage: &job.stage, server_pid, stop };
+    let coordinator = Coordinator { plan, stage: &job.stage, subject, stop };
     let measured = (|| {
         spawn(subscriber::subscribers, plan.sub_threads.min(plan.workload.subs));
         coordinator.await_ready(plan.workload.subs)?;
@@ -482,7 +487,7 @@ pub(crate) fn run(
 struct Coordinator<'a> {
     plan: &'a Plan,
     stage: &'a Stage,
-    server_pid: Option<u32>,
+    subject: &'a Subject,
     stop: &'a AtomicBool,
 }
 
@@ -493,6 +498,7 @@ struct Sample {
     delivered: u64,
     churned: u64,
     server: Option<Usage>,
+    counters: Option<Counters>,
     generator: Usage,
 }
 
@@ -535,7 +541,8 @@ impl Coordinator<'_> {
             sent: self.stage.sent(),
             delivered: self.stage.delivered(),
             churned: self.stage.churned.0.load(Ordering::Relaxed),
-            server: self.server_pid.and_then(Usage::of),
+            server: self.subject.pid.and_then(Usage::of),
+            counters: self.subject.monitor.and_then(Counters::of),
             generator: Usage::of_self(),
         }
     }
@@ -562,6 +569,7 @@ impl Coordinator<'_> {
             delivered: after.delivered - before.delivered,
             churned: after.churned - before.churned,
             server: after.server.zip(before.server).map(|(after, before)| after.since(before)),
+            counted: after.counters.zip(before.counters).map(|(a, b)| a.since(b)),
             generator: after.generator.since(before.generator),
             missing,
             surplus,
