@@ -12,9 +12,25 @@ use super::interest::{Interest, InterestStats};
 use crate::config::{self, Shared};
 use crate::subject::Table;
 
-/// What the system account may ask the server.
-const SYSTEM_REQUESTS: &[&str] = &["$SYS.REQ.>"];
-/// What every other account may.
+/// What can be asked of a server in the system account, ping or one by its id.
+const SERVER_PAGES: [&str; 13] = [
+    "ACCOUNTZ",
+    "CONNZ",
+    "GATEWAYZ",
+    "HEALTHZ",
+    "IDZ",
+    "IPQUEUESZ",
+    "JSZ",
+    "LEAFZ",
+    "RAFTZ",
+    "ROUTEZ",
+    "STATSZ",
+    "SUBSZ",
+    "VARZ",
+];
+/// What can be asked there of an account.
+const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
+/// What every other account may ask.
 const ACCOUNT_REQUESTS: &[&str] = &[
     "$SYS.REQ.USER.INFO",
     "$SYS.REQ.ACCOUNT.PING.CONNZ",
@@ -108,7 +124,7 @@ impl Accounts {
     }
 
     /// Puts imports in force: each of them is an outlet of the account that messages come from.
-    pub(super) fn link(&mut self) {
+    pub(super) fn link(&mut self, server_id: &str) {
         let mut tables: Vec<Table<Vec<Rc<Outlet>>>> = Vec::new();
         tables.resize_with(self.all.len(), || Table::with_seed(self.seed));
         let ids: HashMap<&str, AccountId> =
@@ -141,10 +157,12 @@ impl Accounts {
                 tables[from.index()].entry(&filter).push(Rc::new(outlet));
             }
             if let Some(system) = self.system {
-                let own = if system == id { SYSTEM_REQUESTS } else { ACCOUNT_REQUESTS };
-                for filter in own {
-                    let filter = filter.as_bytes();
-                    tables[id.index()].entry(filter).push(Rc::new(Outlet::Server));
+                let filters = match system == id {
+                    true => system_requests(server_id),
+                    false => ACCOUNT_REQUESTS.iter().map(ToString::to_string).collect(),
+                };
+                for filter in filters {
+                    tables[id.index()].entry(filter.as_bytes()).push(Rc::new(Outlet::Server));
                 }
             }
         }
@@ -161,6 +179,16 @@ impl Accounts {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
         self.all.iter()
     }
+}
+
+fn system_requests(server_id: &str) -> Vec<String> {
+    let mut filters = vec!["$SYS.REQ.SERVER.PING".to_owned(), "$SYS.REQ.USER.INFO".to_owned()];
+    for page in SERVER_PAGES {
+        filters.push(format!("$SYS.REQ.SERVER.PING.{page}"));
+        filters.push(format!("$SYS.REQ.SERVER.{server_id}.{page}"));
+    }
+    filters.extend(ACCOUNT_PAGES.iter().map(|page| format!("$SYS.REQ.ACCOUNT.*.{page}")));
+    filters
 }
 
 /// How an account is on one shard.

@@ -15,6 +15,7 @@
 mod accounts;
 mod conn;
 mod departures;
+mod events;
 mod imports;
 mod interest;
 mod operations;
@@ -45,6 +46,7 @@ pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
+pub use events::ConnEvent;
 use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
@@ -270,6 +272,8 @@ pub struct Engine {
     answers: Answers,
     /// Requests to the server itself.
     server_requests: VecDeque<ServerRequest>,
+    /// What happened to connections, if anybody wants to know.
+    events: VecDeque<ConnEvent>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -316,6 +320,7 @@ impl Engine {
             held: Vec::new(),
             answers: Answers::new(&hasher),
             server_requests: VecDeque::new(),
+            events: VecDeque::new(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,

@@ -281,6 +281,7 @@ impl Engine {
             }
         }
         self.rearm(id);
+        self.tell_connected(id);
         if verbose {
             self.confirm(id, encode::ok);
         }
