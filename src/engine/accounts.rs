@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::ShardId;
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
@@ -68,10 +69,32 @@ pub(super) struct Account {
     pub(super) interest: Interest,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
+    /// The same of other shards, as they have told, if their number is limited.
+    elsewhere: Vec<usize>,
     /// Those that were closed as slow consumers.
     pub(super) slow_consumers: u64,
     /// What went through its connections.
     pub(super) traffic: Traffic,
+}
+
+impl Account {
+    pub(super) fn limits(&self) -> config::AccountLimits {
+        self.config.as_ref().map(|config| config.limits).unwrap_or_default()
+    }
+
+    /// Whether it has as many connections as it may. Shards that let somebody in at the same
+    /// instant do not know of one another yet: it may come to have one more for each of them.
+    pub(super) fn is_full(&self) -> bool {
+        let all = self.conns + self.elsewhere.iter().sum::<usize>();
+        self.limits().connections_max.is_some_and(|max| all >= max)
+    }
+
+    pub(super) fn set_elsewhere(&mut self, shard: ShardId, conns: usize) {
+        if self.elsewhere.len() <= shard.index() {
+            self.elsewhere.resize(shard.index() + 1, 0);
+        }
+        self.elsewhere[shard.index()] = conns;
+    }
 }
 
 /// All accounts by number.
@@ -99,6 +122,7 @@ impl Accounts {
                 config: None,
                 interest: Interest::new(seed),
                 conns: 0,
+                elsewhere: Vec::new(),
                 slow_consumers: 0,
                 traffic: Traffic::default(),
             });
@@ -174,6 +198,10 @@ impl Accounts {
     /// The name of an account; empty if it is not configured.
     pub(super) fn name(&self, id: AccountId) -> Arc<str> {
         self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = AccountId> + use<> {
+        (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {

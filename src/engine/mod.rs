@@ -515,6 +515,9 @@ impl Engine {
                 let interest = &mut self.accounts.at(account).interest;
                 interest.set_remote(from, &filter, queue.as_deref(), members);
             }
+            Record::Seats { account, conns } => {
+                self.accounts.at(account).set_elsewhere(from, conns);
+            }
             Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
             Record::Settled { epoch } => self.on_settled(from, epoch),
             Record::Pause { conn } => self.pause_for(conn, from),
@@ -818,6 +821,20 @@ impl Engine {
         if std::mem::take(&mut conn.seated) {
             let account = self.accounts.at(conn.account);
             account.conns -= 1;
+            let id = conn.account;
+            self.announce_seats(id);
+        }
+    }
+
+    /// Tells the other shards how many connections an account has here, if that has a limit.
+    fn announce_seats(&mut self, account: AccountId) {
+        let here = self.accounts.at(account);
+        if here.limits().connections_max.is_none() {
+            return;
+        }
+        let conns = here.conns;
+        for shard in self.others() {
+            self.push_record(shard, Record::Seats { account, conns });
         }
     }
 
