@@ -14,7 +14,7 @@ use super::secure::Secure;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, ShardSet};
 use crate::certificate;
-use crate::config;
+use crate::config::{self, AccountLimits};
 use crate::proto::Connect;
 
 /// How long an error may take to reach its client before the connection is closed over it.
@@ -81,6 +81,8 @@ pub(super) struct Conn {
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) account: AccountId,
+    /// What its account allows, besides what everybody is.
+    pub(super) limits: AccountLimits,
     /// It counts as one of the account's.
     pub(super) seated: bool,
     /// Set once the credentials are good, or none are needed.
@@ -185,6 +187,7 @@ impl Conn {
             peer,
             phase: Phase::Open,
             account: AccountId::GLOBAL,
+            limits: AccountLimits::default(),
             seated: false,
             user: None,
             claim: None,

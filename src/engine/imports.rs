@@ -13,15 +13,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ahash::RandomState;
+use serde::Serialize;
 
 use super::accounts::AccountId;
 use super::interest::Targets;
 use super::publish::{Run, Source, parse_run};
 use super::record::{Record, RunRecord};
-use super::{ConnId, Engine, ShardId, ShardSet};
-use crate::config::Response;
+use super::{Conn, ConnId, Engine, ShardId, ShardSet};
+use crate::config::{self, Response};
 use crate::proto::{Publish, encode};
 use crate::subject::Transform;
 
@@ -103,8 +105,10 @@ pub struct ServerRequest {
     pub reply: Box<[u8]>,
     /// Its payload, without headers.
     pub payload: Box<[u8]>,
-    /// The number of the connection that asks; 0 if it has gone.
-    pub cid: u64,
+    /// The name of that account.
+    pub account_name: Arc<str>,
+    /// The user who asks; none if it is nobody in particular.
+    pub user: Option<Box<str>>,
 }
 
 /// A request of a local connection that may still be answered.
@@ -238,7 +242,11 @@ impl Engine {
             };
         }
         match targets.answering {
-            Some(shard) if shard == self.shard => reached |= self.deliver_answers(source, run),
+            // The other shards cannot tell whether it is still waited for, so it always is.
+            Some(shard) if shard == self.shard => {
+                self.deliver_answers(source, run);
+                reached = true;
+            }
             Some(shard) if shard.index() < self.lanes.len() => {
                 self.stage_answers(source, run, shard);
                 reached = true;
@@ -309,16 +317,13 @@ impl Engine {
         answer_subject(self.shard, id)
     }
 
-    /// Publishes answers where they are waited for. False if none of them is.
-    fn deliver_answers(&mut self, source: Source, run: &Run<'_>) -> bool {
-        let mut reached = false;
+    /// Publishes answers where they are waited for.
+    pub(super) fn deliver_answers(&mut self, source: Source, run: &Run<'_>) {
         for publish in run.publishes() {
             let Some((_, id)) = parse_answer(publish.subject) else { continue };
             let body_bytes = publish.body().len();
             let taken = self.answers.take(id, source.account, body_bytes, self.now);
             let Some((to, subject)) = taken else { continue };
-            // Whoever answers gets no 503 for a requester that waits no more.
-            reached = true;
             let reply = publish.reply.map(|reply| {
                 self.expect_answer(Answer {
                     from: to,
@@ -337,12 +342,6 @@ impl Engine {
             let targets = self.targets(to, &subject);
             self.deliver(next, &mapped, &targets);
         }
-        reached
-    }
-
-    /// Answers that another shard has sent here, where it is known what they answer.
-    pub(super) fn on_answers(&mut self, source: Source, run: &Run<'_>) {
-        self.deliver_answers(source, run);
     }
 
     fn stage_answers(&mut self, source: Source, run: &Run<'_>, shard: ShardId) {
@@ -363,7 +362,9 @@ impl Engine {
     }
 
     fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8]) -> bool {
-        let cid = self.conns.get(source.publisher.conn).map_or(0, |conn| conn.peer.cid);
+        let conn = self.conns.get(source.publisher.conn);
+        let user = conn.and_then(|conn| conn.user.as_ref()).and_then(|user| user.name.clone());
+        let account_name = self.accounts.name(source.account);
         for publish in run.publishes() {
             let Some(reply) = publish.reply else { continue };
             if self.server_requests.len() < SERVER_REQUESTS_MAX {
@@ -372,7 +373,8 @@ impl Engine {
                     subject: subject.into(),
                     reply: reply.into(),
                     payload: publish.body().into(),
-                    cid,
+                    account_name: Arc::clone(&account_name),
+                    user: user.clone(),
                 });
             }
         }
@@ -385,41 +387,32 @@ impl Engine {
         let conn = self.conns.get(source.publisher.conn);
         let conn = conn.filter(|_| source.publisher.shard == self.shard);
         let here = self.accounts.name(source.account);
-        let mut info = serde_json::Map::new();
+        let mut info = RequestInfo::default();
+        let account = conn.map_or_else(|| Arc::clone(&here), Conn::account_name);
+        info.acc = &account;
         if let Some(conn) = conn {
-            if share {
-                info.insert("host".into(), (&*conn.peer.ip).into());
-                info.insert("id".into(), conn.peer.cid.into());
-            }
-            let account = conn.account_name();
-            info.insert("acc".into(), (&*account).into());
-            if account != here {
-                info.insert("svc".into(), (&*here).into());
-            }
+            info.svc = Some(&*here).filter(|here| **here != *account);
+            info.rtt = Some(conn.timing.rtt);
             if share {
                 let user = conn.user.as_ref().and_then(|user| user.name.as_deref());
-                let optional = [
-                    ("user", user.unwrap_or_default()),
-                    ("name", &conn.connect.name),
-                    ("lang", &conn.connect.lang),
-                    ("ver", &conn.connect.version),
-                ];
-                for (key, value) in optional {
-                    if !value.is_empty() {
-                        info.insert(key.into(), value.into());
-                    }
-                }
+                let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
+                info.host = Some(&conn.peer.ip);
+                info.id = Some(conn.peer.cid);
+                info.user = user;
+                info.name = given(&conn.connect.name);
+                info.lang = given(&conn.connect.lang);
+                info.ver = given(&conn.connect.version);
+                info.server = Some(self.settings.server_name());
+                (info.kind, info.client_type) = (Some("Client"), Some("nats"));
             }
-            info.insert("rtt".into(), conn.timing.rtt.into());
-            if share {
-                info.insert("server".into(), self.settings.server_name().into());
-                info.insert("kind".into(), "Client".into());
-                info.insert("client_type".into(), "nats".into());
-            }
-        } else {
-            info.insert("acc".into(), (&*here).into());
         }
-        serde_json::Value::Object(info).to_string().into_bytes()
+        serde_json::to_vec(&info).unwrap_or_default()
+    }
+
+    /// Puts an account in force that comes at run time, or changes one.
+    pub fn set_account(&mut self, id: AccountId, account: &config::Account) {
+        self.accounts.configure(id, Rc::new(account.clone()));
+        self.accounts.link(self.settings.server_id());
     }
 
     /// Publishes a message of the server itself in an account.
@@ -443,6 +436,34 @@ impl Engine {
         self.deliver(source, &run, &targets);
         self.settle_deliveries();
     }
+}
+
+/// Who asks, in the order in which nats-server says it.
+#[derive(Debug, Default, Serialize)]
+struct RequestInfo<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    acc: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    svc: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lang: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ver: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rtt: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_type: Option<&'a str>,
 }
 
 /// Writes a message as a client would publish it, with another subject and reply; with `info`, it

@@ -15,6 +15,7 @@
 mod accounts;
 mod conn;
 mod departures;
+mod events;
 mod imports;
 mod interest;
 mod operations;
@@ -45,6 +46,7 @@ pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
+pub use events::ConnEvent;
 use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
@@ -270,6 +272,8 @@ pub struct Engine {
     answers: Answers,
     /// Requests to the server itself.
     server_requests: VecDeque<ServerRequest>,
+    /// What happened to connections, if anybody wants to know.
+    events: VecDeque<ConnEvent>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -316,6 +320,7 @@ impl Engine {
             held: Vec::new(),
             answers: Answers::new(&hasher),
             server_requests: VecDeque::new(),
+            events: VecDeque::new(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
@@ -509,6 +514,9 @@ impl Engine {
                 let InterestRecord { account, filter, queue, members } = *interest;
                 let interest = &mut self.accounts.at(account).interest;
                 interest.set_remote(from, &filter, queue.as_deref(), members);
+            }
+            Record::Seats { account, conns } => {
+                self.accounts.at(account).set_elsewhere(from, conns);
             }
             Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
             Record::Settled { epoch } => self.on_settled(from, epoch),
@@ -813,6 +821,20 @@ impl Engine {
         if std::mem::take(&mut conn.seated) {
             let account = self.accounts.at(conn.account);
             account.conns -= 1;
+            let id = conn.account;
+            self.announce_seats(id);
+        }
+    }
+
+    /// Tells the other shards how many connections an account has here, if that has a limit.
+    fn announce_seats(&mut self, account: AccountId) {
+        let here = self.accounts.at(account);
+        if here.limits().connections_max.is_none() {
+            return;
+        }
+        let conns = here.conns;
+        for shard in self.others() {
+            self.push_record(shard, Record::Seats { account, conns });
         }
     }
 

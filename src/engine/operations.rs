@@ -173,7 +173,10 @@ impl Engine {
         let conn = self.conns.get(id)?;
         Some(Limits {
             control_line_bytes_max: self.settings.limits.control_line_bytes_max,
-            payload_bytes_max: self.settings.limits.payload_bytes_max,
+            payload_bytes_max: match conn.limits.payload_bytes_max {
+                Some(max) => max.min(self.settings.limits.payload_bytes_max),
+                None => self.settings.limits.payload_bytes_max,
+            },
             headers: self.settings.headers && conn.connect.headers,
         })
     }
@@ -281,6 +284,7 @@ impl Engine {
             }
         }
         self.rearm(id);
+        self.tell_connected(id);
         if verbose {
             self.confirm(id, encode::ok);
         }
@@ -298,10 +302,20 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return false };
         conn.account = account;
         conn.user = Some(user);
+        conn.limits = self.accounts.at(account).limits();
         conn.review();
-        if !std::mem::replace(&mut conn.seated, true) {
-            self.accounts.at(account).conns += 1;
+        if conn.seated {
+            return true;
         }
+        if self.accounts.at(account).is_full() {
+            tracing::error!("{} - maximum account active connections exceeded", conn.label());
+            let reason = Reason::Protocol("Maximum Account Connections Exceeded");
+            self.fail(id, Some("maximum account active connections exceeded"), reason);
+            return false;
+        }
+        conn.seated = true;
+        self.accounts.at(account).conns += 1;
+        self.announce_seats(account);
         true
     }
 
@@ -344,7 +358,9 @@ impl Engine {
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
         let same_sid = |key: &SubKey| self.subs[*key as usize].sid() == sid;
-        let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
+        let too_many = (limits.subscriptions_max > 0
+            && conn.subs.len() >= limits.subscriptions_max)
+            || conn.limits.subscriptions_max.is_some_and(|max| conn.subs.len() >= max);
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
         } else if !may_subscribe(conn, subject, queue) {
@@ -523,6 +539,9 @@ impl Engine {
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
         self.settings.configure(&mut self.accounts);
+        for account in self.accounts.ids() {
+            self.announce_seats(account);
+        }
         for id in self.conns.ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
@@ -550,6 +569,7 @@ impl Engine {
         };
         match self.settings.standing(user, &conn.peer, &conn.connect, old) {
             Standing::Stays(user) => {
+                conn.limits = self.accounts.at(user.account).limits();
                 conn.user = Some(user);
                 conn.checks = None;
                 conn.review();

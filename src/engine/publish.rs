@@ -221,7 +221,7 @@ impl Engine {
         let now = std::mem::replace(&mut self.arrived, arrived);
         let source = Source { account, publisher, echo, visited, hops };
         if record.answers {
-            self.on_answers(source, &run);
+            self.deliver_answers(source, &run);
         }
         let targets = self.targets(account, run.subject());
         let before = self.stats;

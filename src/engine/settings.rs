@@ -153,7 +153,12 @@ impl Settings {
             accounts.configure(*id, Rc::clone(account));
         }
         accounts.system = self.system;
-        accounts.link();
+        accounts.link(&self.info.server_id);
+    }
+
+    /// The server's id.
+    pub(super) fn server_id(&self) -> &str {
+        &self.info.server_id
     }
 
     /// The server's name.

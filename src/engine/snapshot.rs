@@ -151,6 +151,7 @@ impl Engine {
 
     /// Keeps what monitoring will show of a connection that ends now.
     pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
+        self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
         let Some(conn) = self.conns.get(id).filter(|_| conns_max > 0) else { return };
         let (snapshot, mut text_bytes) = of_conn(conn);
@@ -165,6 +166,13 @@ impl Engine {
         }
         let closed = ClosedConn { conn: snapshot, stopped_ns: self.now, reason, subs };
         self.closed.push(closed, text_bytes, conns_max);
+    }
+}
+
+impl Conn {
+    /// What is shown of it.
+    pub(super) fn snapshot(&self) -> ConnSnapshot {
+        of_conn(self).0
     }
 }
 
