@@ -6,7 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+mod inbox;
+
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -27,6 +28,7 @@ use crate::mesh::Mesh;
 use crate::uring::{
     self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
 };
+use inbox::Inbox;
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
@@ -245,7 +247,7 @@ pub struct Shard {
     started: Instant,
     now: Instant,
     /// Arrived, but not yet handled, each with the time of its turn in nanoseconds.
-    inbox: VecDeque<(u64, Event)>,
+    inbox: Inbox<(u64, Event)>,
     turn_ns: Histogram,
     listener: Option<ListenerId>,
     accept_again: Option<Instant>,
@@ -255,7 +257,7 @@ pub struct Shard {
     sockets: usize,
     stop_by: Option<Instant>,
     /// How long it looks for work before it sleeps.
-    spin: Duration,
+    busy_poll: Duration,
     /// Until when it does.
     busy_until: Instant,
     /// There while clients are sent away.
@@ -269,7 +271,7 @@ impl Shard {
     pub fn new(parts: Parts, mut reactor: Reactor) -> Self {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
-        let spin = Duration::from_micros(parts.options.runtime.spin_us);
+        let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
         let listener = parts.listener.map(|listener| reactor.listen(listener));
         Self {
             id: parts.id,
@@ -284,14 +286,14 @@ impl Shard {
             memory_bytes_max: parts.memory_bytes_max,
             started: parts.started,
             now: parts.started,
-            inbox: VecDeque::new(),
+            inbox: Inbox::new(),
             turn_ns: Histogram::default(),
             listener,
             accept_again: None,
             last_cid: 0,
             sockets: 0,
             stop_by: None,
-            spin,
+            busy_poll,
             busy_until: parts.started,
             draining: false,
             outcome: parts.outcome,
@@ -309,7 +311,7 @@ impl Shard {
             let began = self.read_clock();
             let mut is_busy = !events.is_empty() || !self.inbox.is_empty();
             if !events.is_empty() {
-                self.busy_until = self.now + self.spin;
+                self.busy_until = self.now + self.busy_poll;
             }
             for event in events.drain(..) {
                 self.on_event(event, began);
@@ -353,7 +355,9 @@ impl Shard {
 
     fn on_event(&mut self, event: Event, now: u64) {
         match event {
-            Event::Received { .. } | Event::Ended { .. } => self.inbox.push_back((now, event)),
+            Event::Received { socket, .. } | Event::Ended { socket, .. } => {
+                self.inbox.push(socket.slot, (now, event));
+            }
             Event::Sent { socket, bytes, batch } => {
                 self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
             }
@@ -383,7 +387,7 @@ impl Shard {
     fn take_input(&mut self, now: u64) {
         let mut taken_bytes = 0;
         while taken_bytes < INPUT_BYTES_PER_TURN {
-            let Some((arrived, event)) = self.inbox.pop_front() else { break };
+            let Some((arrived, event)) = self.inbox.pop() else { break };
             self.engine.set_arrived(arrived);
             match event {
                 Event::Received { socket, chunk } => {
@@ -412,7 +416,7 @@ impl Shard {
             |to| reactor.ring_bell(&addresses[to.index()].bell),
         );
         if any {
-            self.busy_until = self.now + self.spin;
+            self.busy_until = self.now + self.busy_poll;
         }
         (any, more)
     }

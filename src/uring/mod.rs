@@ -34,7 +34,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::cqueue;
-use io_uring::types::Timespec;
+use io_uring::types::{Napi, Timespec};
 
 use crate::histogram::Histogram;
 
@@ -69,6 +69,9 @@ pub struct Options {
     pub zero_copy_from: usize,
     /// How long a graceful close waits for the peer to close too.
     pub linger: Duration,
+    /// Microseconds for which the kernel polls the queues of network cards before a wait sleeps.
+    /// 0: it waits for their interrupts. It makes no difference on the loopback interface.
+    pub napi_us: u32,
 }
 
 impl Default for Options {
@@ -81,6 +84,7 @@ impl Default for Options {
             send_bytes_max: 1024 * 1024,
             zero_copy_from: usize::MAX,
             linger: Duration::from_secs(2),
+            napi_us: 0,
         }
     }
 }
@@ -249,6 +253,10 @@ impl Reactor {
         let ring =
             Ring::new(tier, options.entries).map_err(|error| Unavailable::at_setup(tier, error))?;
         let can = probe::examine(tier, &ring)?;
+        if options.napi_us > 0 {
+            let mut napi = Napi::new().set_busy_poll_timeout(options.napi_us);
+            ring.submitter().register_napi(&mut napi).map_err(Unavailable::NoNapi)?;
+        }
         let mut pool = Pool::new(options.chunks, options.chunk_bytes);
         if tier > Tier::Base {
             pool.register(&ring).map_err(|error| match error.raw_os_error() {

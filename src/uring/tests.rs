@@ -43,6 +43,30 @@ fn own(bytes: &[u8]) -> Batch {
     Batch::from(vec![Piece::Own(bytes.to_vec())])
 }
 
+#[test]
+fn a_ring_that_polls_network_cards_says_so_and_receives_as_ever() {
+    on_every_tier(|options| {
+        let mut reactor = match Reactor::new(&Options { napi_us: 50, ..options }) {
+            Ok(reactor) => reactor,
+            Err(Unavailable::NoNapi(_)) => return,
+            Err(other) => panic!("{other}"),
+        };
+        let (ours, mut theirs) = connection();
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        reactor.read(socket);
+        theirs.write_all(b"hello").unwrap();
+        let Some(Event::Received { chunk, .. }) = events_of(&mut reactor).pop() else {
+            panic!("nothing was received");
+        };
+        assert_eq!(reactor.bytes(&chunk), b"hello");
+        reactor.recycle(chunk);
+        // Registering anew shows what was in force.
+        let mut napi = Napi::new();
+        reactor.ring.submitter().register_napi(&mut napi).unwrap();
+        assert_eq!(napi.busy_poll_timeout(), 50);
+    });
+}
+
 /// Takes turns until one brings events.
 fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
