@@ -34,6 +34,8 @@ use inbox::Inbox;
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
 /// How long accepting rests after it failed, for instance for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
+/// Memory is given back when so many connections and subscriptions have gone, and half of them.
+const GONE_MIN: usize = 256;
 /// How long a stopping shard waits for its clients to take what is queued.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -255,6 +257,8 @@ pub struct Shard {
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
+    /// The most connections and subscriptions there were since memory was last given back.
+    held_max: usize,
     stop_by: Option<Instant>,
     /// How long it looks for work before it sleeps.
     busy_poll: Duration,
@@ -292,6 +296,7 @@ impl Shard {
             accept_again: None,
             last_cid: 0,
             sockets: 0,
+            held_max: 0,
             stop_by: None,
             busy_poll,
             busy_until: parts.started,
@@ -460,6 +465,7 @@ impl Shard {
         if waiting || self.now < self.busy_until {
             return Wait::No;
         }
+        self.give_back_memory();
         if !self.mesh.fall_asleep(&self.engine, behind) {
             return Wait::No;
         }
@@ -470,6 +476,21 @@ impl Shard {
             Some(due) => Wait::For(due.saturating_duration_since(self.now)),
             None => Wait::Forever,
         }
+    }
+
+    /// Gives back what a burst of connections or subscriptions has left, when there is nothing
+    /// else to do.
+    fn give_back_memory(&mut self) {
+        let held = self.sockets + self.engine.subscriptions();
+        self.held_max = self.held_max.max(held);
+        if self.held_max - held < GONE_MIN.max(self.held_max / 2) {
+            return;
+        }
+        self.held_max = held;
+        self.engine.shrink();
+        self.reactor.shrink();
+        self.inbox.shrink();
+        uring::give_back_memory();
     }
 
     /// Does what the control thread and the accepting shard have asked for.

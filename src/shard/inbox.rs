@@ -28,6 +28,11 @@ impl<T> Inbox<T> {
         self.pieces.is_empty() && self.next.is_empty()
     }
 
+    /// Forgets who was heard, and gives memory back. At worst somebody is heard twice in a round.
+    pub(super) fn shrink(&mut self) {
+        self.heard = Vec::new();
+    }
+
     /// Adds what the connection in `slot` has sent.
     pub(super) fn push(&mut self, slot: u32, piece: T) {
         self.pieces.push_back((slot, piece));

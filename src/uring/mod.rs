@@ -8,6 +8,7 @@
 //! - `pool`: the memory that the kernel receives into
 //! - `socket`: what is known about each socket; `receive`, `send` and `close` change it
 //! - `probe`: which of all this the host can do
+//! - `memory`: what the allocator keeps after a burst
 //!
 //! Memory shown to the kernel belongs to the reactor until the operation's *last* completion. A
 //! slot, with its descriptor and its batch, is given up when its last operation has completed;
@@ -17,6 +18,7 @@
 
 mod bell;
 mod close;
+mod memory;
 mod op;
 mod pool;
 mod probe;
@@ -40,6 +42,7 @@ use crate::histogram::Histogram;
 
 pub use bell::Bell;
 pub use close::Closing;
+pub use memory::give_back_memory;
 pub use pool::Chunk;
 pub use probe::{Probe, Tier, Unavailable, probe};
 pub use send::Batch;
@@ -312,6 +315,11 @@ impl Reactor {
     /// The tier in use, and what goes beyond it.
     pub fn capabilities(&self) -> Probe {
         self.can
+    }
+
+    /// Lets go of what only more sockets than there are now would need.
+    pub fn shrink(&mut self) {
+        self.sockets.shrink();
     }
 
     /// Submits all that was asked for, waits, and appends what happened to `events`: first what

@@ -67,6 +67,21 @@ fn a_ring_that_polls_network_cards_says_so_and_receives_as_ever() {
     });
 }
 
+#[test]
+fn a_slot_that_was_given_up_never_gets_an_old_name_again() {
+    let mut sockets = Sockets::default();
+    let mut names = HashSet::new();
+    for count in [1, 5, 3, 8, 2] {
+        let ids: Vec<_> = (0..count).map(|_| sockets.insert(connection().0)).collect();
+        ids.iter().for_each(|id| assert!(names.insert(*id), "{id:?} for the second time"));
+        // All but the first, so that some slots stay and others go.
+        ids[1..].iter().for_each(|id| sockets.remove(id.slot));
+        sockets.shrink();
+        sockets.remove(ids[0].slot);
+        assert_eq!(sockets.occupied(), []);
+    }
+}
+
 /// Takes turns until one brings events.
 fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
