@@ -6,7 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+mod inbox;
+
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -28,11 +29,14 @@ use crate::mesh::Mesh;
 use crate::uring::{
     self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
 };
+use inbox::Inbox;
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
 /// How long accepting rests after it failed, for instance for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
+/// Memory is given back when so many connections and subscriptions have gone, and half of them.
+const GONE_MIN: usize = 256;
 /// How long a stopping shard waits for its clients to take what is queued.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -284,7 +288,7 @@ pub struct Shard {
     started: Instant,
     now: Instant,
     /// Arrived, but not yet handled, each with the time of its turn in nanoseconds.
-    inbox: VecDeque<(u64, Event)>,
+    inbox: Inbox<(u64, Event)>,
     turn_ns: Histogram,
     listener: Option<ListenerId>,
     accept_again: Option<Instant>,
@@ -292,9 +296,11 @@ pub struct Shard {
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
+    /// The most connections and subscriptions there were since memory was last given back.
+    held_max: usize,
     stop_by: Option<Instant>,
     /// How long it looks for work before it sleeps.
-    spin: Duration,
+    busy_poll: Duration,
     /// Until when it does.
     busy_until: Instant,
     /// There while clients are sent away.
@@ -309,7 +315,7 @@ impl Shard {
     pub fn new(parts: Parts, mut reactor: Reactor) -> Self {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
-        let spin = Duration::from_micros(parts.options.runtime.spin_us);
+        let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
         let listener = parts.listener.map(|listener| reactor.listen(listener));
         Self {
             id: parts.id,
@@ -324,14 +330,15 @@ impl Shard {
             memory_bytes_max: parts.memory_bytes_max,
             started: parts.started,
             now: parts.started,
-            inbox: VecDeque::new(),
+            inbox: Inbox::new(),
             turn_ns: Histogram::default(),
             listener,
             accept_again: None,
             last_cid: 0,
             sockets: 0,
+            held_max: 0,
             stop_by: None,
-            spin,
+            busy_poll,
             busy_until: parts.started,
             draining: false,
             outcome: parts.outcome,
@@ -350,7 +357,7 @@ impl Shard {
             let began = self.read_clock();
             let mut is_busy = !events.is_empty() || !self.inbox.is_empty();
             if !events.is_empty() {
-                self.busy_until = self.now + self.spin;
+                self.busy_until = self.now + self.busy_poll;
             }
             for event in events.drain(..) {
                 self.on_event(event, began);
@@ -394,7 +401,9 @@ impl Shard {
 
     fn on_event(&mut self, event: Event, now: u64) {
         match event {
-            Event::Received { .. } | Event::Ended { .. } => self.inbox.push_back((now, event)),
+            Event::Received { socket, .. } | Event::Ended { socket, .. } => {
+                self.inbox.push(socket.slot, (now, event));
+            }
             Event::Sent { socket, bytes, batch } => {
                 self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
             }
@@ -424,7 +433,7 @@ impl Shard {
     fn take_input(&mut self, now: u64) {
         let mut taken_bytes = 0;
         while taken_bytes < INPUT_BYTES_PER_TURN {
-            let Some((arrived, event)) = self.inbox.pop_front() else { break };
+            let Some((arrived, event)) = self.inbox.pop() else { break };
             self.engine.set_arrived(arrived);
             match event {
                 Event::Received { socket, chunk } => {
@@ -453,7 +462,7 @@ impl Shard {
             |to| reactor.ring_bell(&addresses[to.index()].bell),
         );
         if any {
-            self.busy_until = self.now + self.spin;
+            self.busy_until = self.now + self.busy_poll;
         }
         (any, more)
     }
@@ -504,6 +513,7 @@ impl Shard {
         if waiting || self.now < self.busy_until {
             return Wait::No;
         }
+        self.give_back_memory();
         if !self.mesh.fall_asleep(&self.engine, behind) {
             return Wait::No;
         }
@@ -514,6 +524,21 @@ impl Shard {
             Some(due) => Wait::For(due.saturating_duration_since(self.now)),
             None => Wait::Forever,
         }
+    }
+
+    /// Gives back what a burst of connections or subscriptions has left, when there is nothing
+    /// else to do.
+    fn give_back_memory(&mut self) {
+        let held = self.sockets + self.engine.subscriptions();
+        self.held_max = self.held_max.max(held);
+        if self.held_max - held < GONE_MIN.max(self.held_max / 2) {
+            return;
+        }
+        self.held_max = held;
+        self.engine.shrink();
+        self.reactor.shrink();
+        self.inbox.shrink();
+        uring::give_back_memory();
     }
 
     /// Does what the control thread and the accepting shard have asked for.

@@ -46,19 +46,21 @@ pub(crate) fn of(plan: &Plan) -> Outcome<Vec<(Plan, String)>> {
 }
 
 fn command(plan: &Plan) -> Outcome<String> {
-    let Pace::Poured { batch_bytes, .. } = plan.pace else {
+    let Pace::Poured { window_bytes, batch_bytes } = plan.pace else {
         return Err(Fault::new("nothing is poured", "report this bug"));
     };
     let program = std::env::current_exe()
         .map_err(|e| Fault::new(format!("this program has no path ({e})"), "run it from a file"))?;
     Ok(format!(
         "'{}' pour --port {{port}} --subs {} --payload {} --headers {} --reply {} \
-         --batch {batch_bytes}",
+         --batch {batch_bytes} --least {}",
         program.display(),
         plan.workload.subs,
         plan.workload.payload_bytes,
         plan.workload.header_bytes,
-        plan.workload.reply_bytes
+        plan.workload.reply_bytes,
+        // With a part of the window only, the rest of it is always granted in the end.
+        batch_bytes.min(window_bytes / 4)
     ))
 }
 
@@ -84,6 +86,7 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
         peers: HashMap::new(),
         prepared: HashMap::new(),
         granted: 0,
+        is_all_granted: false,
         was_subscribed: false,
     };
     let mut events = Vec::new();
@@ -92,9 +95,9 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
             .reactor
             .turn(Wait::Forever, &mut events)
             .map_err(|e| broken("the ring failed", &e))?;
-        let granted = pourer.granted;
+        let granted = (pourer.granted, pourer.is_all_granted);
         events.drain(..).for_each(|event| pourer.on_event(event));
-        if pourer.granted > granted {
+        if (pourer.granted, pourer.is_all_granted) != granted {
             pourer.send_all();
         }
     }
@@ -122,6 +125,8 @@ struct Prepared {
     each: usize,
     /// How many a batch has, about.
     count: u64,
+    /// As many are waited for.
+    least: u64,
 }
 
 struct Pourer {
@@ -133,6 +138,8 @@ struct Pourer {
     prepared: HashMap<(String, usize), Rc<Prepared>>,
     /// Messages that everybody may have by now.
     granted: u64,
+    /// No more will be granted.
+    is_all_granted: bool,
     was_subscribed: bool,
 }
 
@@ -179,18 +186,22 @@ impl Pourer {
     fn on_received(&mut self, socket: SocketId, chunk: Chunk) {
         if let Some(peer) = self.peers.get_mut(&socket) {
             peer.input.extend_from_slice(self.reactor.bytes(&chunk));
-            let (args, prepared, granted) = (&self.args, &mut self.prepared, &mut self.granted);
+            let Self { args, prepared, granted, is_all_granted, was_subscribed, .. } = self;
             let used =
                 split_lines(&peer.input, |line| match line.split(' ').collect::<Vec<_>>()[..] {
                     ["GRANT", messages] => *granted += messages.parse().unwrap_or(0),
-                    ["PING"] => peer.answers.extend_from_slice(b"PONG\r\n"),
+                    ["PING"] => {
+                        peer.answers.extend_from_slice(b"PONG\r\n");
+                        // A publisher's last word.
+                        *is_all_granted |= *granted > 0;
+                    }
                     ["SUB", subject, .., sid] => {
                         let made = prepared
                             .entry((subject.to_owned(), sid.len()))
                             .or_insert_with(|| Rc::new(Prepared::new(args, subject, sid)));
                         peer.prepared = Some(Rc::clone(made));
                         peer.sent = *granted;
-                        self.was_subscribed = true;
+                        *was_subscribed = true;
                     }
                     _ => {}
                 });
@@ -207,8 +218,11 @@ impl Pourer {
         };
         let batch = if !peer.answers.is_empty() {
             vec![Piece::Own(std::mem::take(&mut peer.answers))].into()
-        } else if let Some(prepared) = peer.prepared.as_ref().filter(|_| peer.sent < self.granted) {
-            let messages = prepared.next(self.granted - peer.sent);
+        } else if let Some(prepared) = peer.prepared.as_ref()
+            && let left = self.granted - peer.sent
+            && left >= if self.is_all_granted { 1 } else { prepared.least }
+        {
+            let messages = prepared.next(left);
             peer.sent += messages;
             let range = 0..prepared.each * usize::try_from(messages).unwrap_or(0);
             let segment = Rc::clone(&prepared.segment);
@@ -230,7 +244,9 @@ impl Prepared {
         let one = delivery(&address, args.payload, args.headers);
         let count = (args.batch / one.len()).max(1);
         let most = count + count.div_ceil(2);
-        Self { segment: Rc::new(one.repeat(most)), each: one.len(), count: count as u64 }
+        let least = (args.least / one.len()).max(1) as u64;
+        let segment = Rc::new(one.repeat(most));
+        Self { segment, each: one.len(), count: count as u64, least }
     }
 
     /// How many of `left` messages the next batch has: they are divided into equal ones, so that

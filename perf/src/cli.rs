@@ -382,9 +382,12 @@ pub(crate) struct PourArgs {
     /// Reply subject in bytes; 0: none
     #[arg(long)]
     pub(crate) reply: usize,
-    /// Bytes sent to a subscriber at once, at most
+    /// Bytes sent to a subscriber at once, about
     #[arg(long)]
     pub(crate) batch: usize,
+    /// Bytes that are waited for before they are sent, unless they are the last
+    #[arg(long)]
+    pub(crate) least: usize,
 }
 
 /// Options of `rtt`.

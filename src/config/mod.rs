@@ -307,12 +307,14 @@ pub struct RuntimeOptions {
     /// Keep each shard on one core (true).
     pub pin: bool,
     /// Microseconds a shard looks for work before it sleeps (0).
-    pub spin_us: u64,
+    pub busy_poll_us: u32,
+    /// Microseconds the kernel polls network cards before a shard sleeps (0).
+    pub napi_us: u32,
 }
 
 impl Default for RuntimeOptions {
     fn default() -> Self {
-        Self { shards: ShardCount::Auto, uring_tier: None, pin: true, spin_us: 0 }
+        Self { shards: ShardCount::Auto, uring_tier: None, pin: true, busy_poll_us: 0, napi_us: 0 }
     }
 }
 

@@ -462,6 +462,18 @@ impl Engine {
         }
     }
 
+    /// Lets go of what only more connections and subscriptions than there are now would need. Not
+    /// in the middle of a turn.
+    pub fn shrink(&mut self) {
+        let conns = &mut self.conns.0;
+        conns.truncate(conns.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
+        conns.shrink_to_fit();
+        self.timers.shrink(|id| self.conns.get(id).is_some());
+        self.subs.shrink_to_fit();
+        self.actions.shrink_to_fit();
+        self.spares.shrink();
+    }
+
     /// Ends a turn: barriers go out, limits are enforced.
     pub fn end_turn(&mut self) {
         self.departures.forget();

@@ -41,6 +41,11 @@ const SPARE_BYTES_MAX: usize = 1024 * 1024;
 const SPARE_BATCHES_MAX: usize = 4096;
 
 impl Spares {
+    /// Frees all that is kept for reuse.
+    pub(super) fn shrink(&mut self) {
+        *self = Self { held_bytes: self.held_bytes, ..Self::default() };
+    }
+
     /// An empty buffer for own bytes.
     pub(super) fn buffer(&mut self) -> Vec<u8> {
         let buffer = self.buffers.pop().unwrap_or_default();

@@ -33,7 +33,7 @@ use rustix::rand::GetRandomFlags;
 use tracing::{error, info, warn};
 
 use crate::config::args::{self, Args, Command};
-use crate::config::{self, Options, StartError};
+use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
@@ -271,8 +271,9 @@ fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
     info!("  Name:     {}", identity.name);
     info!("  ID:       {}", identity.id);
     info!("  Shards:   {placement}");
-    if options.runtime.spin_us > 0 {
-        info!("  Spin:     {} µs", options.runtime.spin_us);
+    let RuntimeOptions { busy_poll_us, napi_us, .. } = options.runtime;
+    if busy_poll_us > 0 || napi_us > 0 {
+        info!("  Polling:  {busy_poll_us} µs by shards, {napi_us} µs by the kernel");
     }
 }
 

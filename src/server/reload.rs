@@ -22,7 +22,8 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     keep("uring_tier", &was.uring_tier, &mut is.uring_tier, &mut kept);
     keep("no_pin", &!was.pin, &mut !is.pin, &mut kept);
     is.pin = was.pin;
-    keep("spin", &was.spin_us, &mut is.spin_us, &mut kept);
+    keep("busy_poll", &was.busy_poll_us, &mut is.busy_poll_us, &mut kept);
+    keep("napi", &was.napi_us, &mut is.napi_us, &mut kept);
     kept
 }
 

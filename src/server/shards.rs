@@ -104,6 +104,7 @@ impl Shards {
                 cpu: *cpu,
                 reactor: uring::Options {
                     tier: options.runtime.uring_tier,
+                    napi_us: options.runtime.napi_us,
                     ..uring::Options::default()
                 },
                 control: controlled,

@@ -76,11 +76,13 @@ impl<V> Table<V> {
         }
         let hasher = &self.wild.hasher;
         let hash = hasher.hash_one(filter);
-        let is_it = |stored: &Box<Stored<V>>| *stored.filter == *filter;
-        let hash_of = |stored: &Box<Stored<V>>| hasher.hash_one(&*stored.filter);
+        let entry = self.literals.entry(
+            hash,
+            |stored| *stored.filter == *filter,
+            |stored| hasher.hash_one(&*stored.filter),
+        );
         let new = || Box::new(Stored { filter: filter.into(), value: V::default() });
-        let entry = self.literals.entry(hash, is_it, hash_of).or_insert_with(new);
-        &mut entry.into_mut().value
+        &mut entry.or_insert_with(new).into_mut().value
     }
 
     /// The value of exactly this filter.
@@ -108,8 +110,8 @@ impl<V> Table<V> {
         let found = self.literals.find_entry(hash, |stored| *stored.filter == *filter).ok()?;
         let (stored, _) = found.remove();
         if is_sparse(self.literals.len(), self.literals.capacity()) {
-            let hash_of = |stored: &Box<Stored<V>>| hasher.hash_one(&*stored.filter);
-            self.literals.shrink_to(self.literals.len() * 2, hash_of);
+            let kept = self.literals.len() * 2;
+            self.literals.shrink_to(kept, |stored| hasher.hash_one(&*stored.filter));
         }
         Some(stored.value)
     }
