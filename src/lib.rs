@@ -23,6 +23,7 @@ pub mod histogram;
 pub mod host;
 pub mod mesh;
 pub mod proto;
+pub mod rates;
 pub mod segment;
 pub mod server;
 pub mod shard;

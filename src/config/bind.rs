@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, StartError, Syslog, missing};
+use super::{Options, Rates, StartError, Syslog, missing};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -194,6 +194,13 @@ const LIMITS: &[Key<Options>] = &[
     ),
     Key(&["write_timeout"], Set(write_timeout)),
     Key(
+        &["rate_limits"],
+        Set(|o, v| {
+            o.rates = Rates::default();
+            bind_map(&[RATES], v.map()?, &mut o.rates, v.warnings)
+        }),
+    ),
+    Key(
         &["lame_duck_duration"],
         Set(|o, v| {
             o.lame_duck_duration_ms = v.duration_ms()?;
@@ -208,6 +215,18 @@ const LIMITS: &[Key<Options>] = &[
         Set(|o, v| v.duration_ms().map(|ms| o.lame_duck_grace_ms = ms)),
     ),
 ];
+
+const RATES: &[Key<Rates>] = &[
+    Key(&["connections"], Set(|r, v| rate(v).map(|n| r.connections = n))),
+    Key(&["connections_per_ip"], Set(|r, v| rate(v).map(|n| r.connections_per_ip = n))),
+    Key(&["msgs_per_connection"], Set(|r, v| rate(v).map(|n| r.msgs_per_connection = n))),
+    Key(&["bytes_per_connection"], Set(|r, v| rate(v).map(|n| r.bytes_per_connection = n))),
+];
+
+/// So many in a second; what is negative is without limit.
+fn rate(v: &mut Field<'_>) -> Result<u64, StartError> {
+    v.limit().map(|limit| limit.unwrap_or(0) as u64)
+}
 
 const LAME_DUCK_DURATION_MS_MIN: u64 = 30_000;
 
@@ -588,6 +607,25 @@ mod tests {
         assert_eq!((options.ping_interval_ms, options.ping_max), (100, 5));
         assert_eq!(options.write_deadline_ms, 2000);
         assert_eq!((options.lame_duck_duration_ms, options.lame_duck_grace_ms), (30_000, 200));
+    }
+
+    #[test]
+    fn rates_are_off_until_they_are_named() {
+        assert!(!bound("").rates.pace_connections());
+        let rates = bound(
+            "rate_limits { connections: 1000, connections_per_ip: 20, \
+             msgs_per_connection: 5k, bytes_per_connection: 1MB }",
+        )
+        .rates;
+        let wanted = Rates {
+            connections: 1000,
+            connections_per_ip: 20,
+            msgs_per_connection: 5000,
+            bytes_per_connection: 1 << 20,
+        };
+        assert_eq!(rates, wanted);
+        assert_eq!(bound("rate_limits { connections: -1 }").rates, Rates::default());
+        assert!(refused("rate_limits { conections: 1 }").contains("\"connections\""));
     }
 
     #[test]

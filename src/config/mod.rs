@@ -70,6 +70,8 @@ pub struct Options {
     pub no_header_support: bool,
     /// What a client may use of the server.
     pub limits: Limits,
+    /// How often connections may come, and what one may send.
+    pub rates: Rates,
     /// Milliseconds of silence after which a client is sent a PING (120 000).
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a connection counts as stale (2).
@@ -118,6 +120,7 @@ impl Default for Options {
             server_tags: Vec::new(),
             no_header_support: false,
             limits: Limits::default(),
+            rates: Rates::default(),
             ping_interval_ms: 120_000,
             ping_max: 2,
             write_deadline_ms: 10_000,
@@ -186,6 +189,27 @@ impl Default for Limits {
             subscriptions_max: 0,
             subscription_tokens_max: 0,
         }
+    }
+}
+
+/// How often connections may come, and what one may send: all of them in a second, and as much as
+/// a second's worth at once; 0 is without limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rates {
+    /// New client connections (0); those beyond are told so and closed.
+    pub connections: u64,
+    /// The same from one address, or from one IPv6 network of 64 bits (0).
+    pub connections_per_ip: u64,
+    /// Messages that one connection publishes (0); one that sends more is read from later.
+    pub msgs_per_connection: u64,
+    /// Bytes that one connection sends, operations included (0); the same.
+    pub bytes_per_connection: u64,
+}
+
+impl Rates {
+    /// Whether there is a limit to what a connection may send.
+    pub fn pace_connections(&self) -> bool {
+        self.msgs_per_connection > 0 || self.bytes_per_connection > 0
     }
 }
 

@@ -13,7 +13,9 @@ use super::secure::Secure;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, ShardSet};
 use crate::certificate;
+use crate::config::Rates;
 use crate::proto::Connect;
+use crate::rates::Meter;
 
 /// How long an error may take to reach its client before the connection is closed over it.
 pub(super) const FLUSH_NS: u64 = 100_000_000;
@@ -106,6 +108,7 @@ pub(super) struct Conn {
     /// The epoch in which it last caused something on another shard.
     pub(super) staged_epoch: u64,
     pub(super) brakes: Brakes,
+    pub(super) pace: Pace,
     /// Waits of publishers that this connection's backlog is part of.
     pub(super) waited_by: Vec<u64>,
     /// The waits are over when no more than this is pending.
@@ -129,11 +132,40 @@ pub(super) struct Brakes {
     pub(super) in_line: bool,
     /// Its credentials are being checked.
     pub(super) claims: bool,
+    /// It has sent more than its rate.
+    pub(super) pace: bool,
 }
 
 impl Brakes {
     pub(super) fn any(&self) -> bool {
-        !self.lanes.is_empty() || !self.behind.is_empty() || self.in_line || self.claims
+        !self.lanes.is_empty()
+            || !self.behind.is_empty()
+            || self.in_line
+            || self.claims
+            || self.pace
+    }
+}
+
+/// What a connection has used of its rates.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    msgs: Meter,
+    bytes: Meter,
+    /// Messages counted so far.
+    msgs_seen: u64,
+}
+
+impl Pace {
+    /// Counts what has come; says when the next may.
+    pub(super) fn take(&mut self, rates: &Rates, bytes: usize, all_msgs: u64, now: u64) -> u64 {
+        let msgs = all_msgs - self.msgs_seen;
+        self.msgs_seen = all_msgs;
+        let take = |meter: &mut Meter, amount, rate| match rate {
+            0 => 0,
+            rate => meter.take(amount, rate, now),
+        };
+        let msgs_due = take(&mut self.msgs, msgs, rates.msgs_per_connection);
+        msgs_due.max(take(&mut self.bytes, bytes as u64, rates.bytes_per_connection))
     }
 }
 
@@ -148,6 +180,8 @@ pub(super) struct Timing {
     pub(super) auth_due: u64,
     /// When INFO is sent in clear to a client that has not begun its handshake.
     pub(super) info_due: u64,
+    /// When it is read from again after it has sent more than its rate.
+    pub(super) read_due: u64,
     /// When it last sent something.
     pub(super) last_active: u64,
     /// The turn in which it last was sent a message.
@@ -186,6 +220,7 @@ impl Conn {
             plain: true,
             staged_epoch: 0,
             brakes: Brakes::default(),
+            pace: Pace::default(),
             waited_by: Vec::new(),
             relief_bytes: 0,
             slow: false,
@@ -195,6 +230,7 @@ impl Conn {
                 ping_due: NEVER,
                 auth_due: NEVER,
                 info_due: NEVER,
+                read_due: NEVER,
                 last_active: now,
                 last_delivered: now,
                 send_started: 0,

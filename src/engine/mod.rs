@@ -376,6 +376,17 @@ impl Engine {
         }
     }
 
+    /// What a client is sent for whom there is no time: it comes too soon after others.
+    pub fn turn_away(&self, peer: &Peer) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+            let info = self.settings.info(peer, self.lame_duck.is_some(), false);
+            encode::info(&mut out, info.as_bytes());
+        }
+        encode::err(&mut out, "Connection throttling is active. Please try again later.");
+        out
+    }
+
     fn refuse_seat(&mut self, id: ConnId) {
         let reason = Reason::Protocol("Maximum Connections Exceeded");
         self.fail(id, Some("maximum connections exceeded"), reason);
@@ -617,6 +628,9 @@ impl Engine {
         } else if conn.timing.info_due <= self.now {
             conn.timing.info_due = NEVER;
             self.send_info(id, false);
+        } else if conn.timing.read_due <= self.now {
+            conn.timing.read_due = NEVER;
+            self.release(id, |brakes| brakes.pace = false);
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
             if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
@@ -666,7 +680,8 @@ impl Engine {
                 } else {
                     NEVER
                 };
-                timing.ping_due.min(timing.auth_due).min(timing.info_due).min(write)
+                let own = timing.ping_due.min(timing.auth_due).min(timing.info_due);
+                own.min(timing.read_due).min(write)
             }
         };
         if due != NEVER {

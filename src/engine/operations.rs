@@ -16,6 +16,10 @@ use crate::subject;
 /// The first PING comes this long after CONNECT, or after the ping interval if that is shorter.
 const FIRST_PING_NS: u64 = 2_000_000_000;
 
+/// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
+/// to more memory before that is done. Clients wait for the PONG anyway.
+const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
+
 /// What is to be done with a publish.
 enum Verdict {
     /// It may be part of a run.
@@ -33,6 +37,9 @@ impl Engine {
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
         if !self.on_ciphertext(id, bytes) {
             self.on_plaintext(id, bytes);
+        }
+        if self.settings.rates.pace_connections() {
+            self.keep_pace(id, bytes.len());
         }
     }
 
@@ -66,6 +73,9 @@ impl Engine {
             }
         }
         let used = self.consume(id, bytes);
+        if used < bytes.len() && self.wait_for_proof(id, &bytes[used..]) {
+            return;
+        }
         if let Some(conn) = self.conns.get_mut(id)
             && conn.is_open()
             && used < bytes.len()
@@ -83,7 +93,16 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
             return false;
         };
-        conn.partial.extend_from_slice(bytes);
+        if conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
+            tracing::error!(
+                "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
+                conn.label()
+            );
+            conn.claim = None;
+            self.refuse_login(id);
+        } else {
+            conn.partial.extend_from_slice(bytes);
+        }
         true
     }
 
@@ -227,8 +246,12 @@ impl Engine {
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
                 conn.claim = Some(Claim { user, again });
+                // Nobody waits for ever, nor is waited for.
+                let due = self.now.saturating_add(self.settings.auth_timeout_ns);
+                conn.timing.auth_due = conn.timing.auth_due.min(due);
                 self.proofs.push_back((id, proof));
                 self.brake(id, |brakes| brakes.claims = true);
+                self.rearm(id);
             }
         }
     }

@@ -162,6 +162,28 @@ mod tests {
     }
 
     #[test]
+    fn who_sends_on_and_on_while_a_password_is_checked_takes_no_memory_and_is_sent_away() {
+        let (mut engine, id) = claimant();
+        output(&mut engine, id);
+        for _ in 0..100 {
+            engine.on_bytes(id, &[b'x'; 1000]);
+        }
+        assert_eq!(output(&mut engine, id), "-ERR 'Authorization Violation'\r\n");
+        engine.on_proof(id, true);
+        assert_eq!(engine.open_conns(), 0);
+    }
+
+    #[test]
+    fn a_password_that_is_not_checked_in_time_is_not_waited_for() {
+        let (mut engine, id) = claimant();
+        output(&mut engine, id);
+        let due = engine.next_deadline().expect("a login has a deadline");
+        engine.set_now(due);
+        engine.tick();
+        assert_eq!(output(&mut engine, id), "-ERR 'Authentication Timeout'\r\n");
+    }
+
+    #[test]
     fn a_reload_while_a_password_is_checked_sends_the_client_away() {
         let (mut engine, id) = claimant();
         output(&mut engine, id);

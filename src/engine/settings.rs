@@ -10,7 +10,7 @@ use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::trace::Tracing;
 use crate::certificate;
-use crate::config::{Limits, Options, Secret, Tls};
+use crate::config::{Limits, Options, Rates, Secret, Tls};
 use crate::proto::{Connect, Info};
 
 /// Who this server is, decided at its start.
@@ -30,6 +30,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Settings {
     pub(super) limits: Limits,
+    pub(super) rates: Rates,
     pub(super) headers: bool,
     pub(super) ping_interval_ns: u64,
     pub(super) ping_max: u32,
@@ -101,6 +102,7 @@ impl Settings {
         let guest = auth.no_auth_user.as_ref().and_then(|name| users.get(name));
         Self {
             limits: options.limits.clone(),
+            rates: options.rates.clone(),
             headers: !options.no_header_support,
             ping_interval_ns: options.ping_interval_ms.saturating_mul(NS_PER_MS),
             ping_max: options.ping_max,

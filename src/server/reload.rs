@@ -69,6 +69,7 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     note("max_subscriptions", &was.subscriptions_max, &is.subscriptions_max);
     let (was_tokens, is_tokens) = (was.subscription_tokens_max, is.subscription_tokens_max);
     note("max_subscription_tokens", &was_tokens, &is_tokens);
+    note("rate_limits", &old.rates, &new.rates);
     note("ping_interval", &millis(old.ping_interval_ms), &millis(new.ping_interval_ms));
     note("ping_max", &old.ping_max, &new.ping_max);
     note("write_deadline", &millis(old.write_deadline_ms), &millis(new.write_deadline_ms));

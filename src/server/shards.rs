@@ -11,13 +11,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::proofs::Check;
 use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
+use crate::shard::{Address, Check, Control, Figures, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
