@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod args;
 pub mod auth;
 mod bind;
@@ -22,6 +23,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
+pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 pub use tls::{HandshakeFirst, Tls};
@@ -84,6 +86,8 @@ pub struct Options {
     pub lame_duck_grace_ms: u64,
     /// Who may connect, and do what.
     pub auth: Auth,
+    /// The accounts that users are in.
+    pub accounts: Accounts,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -127,6 +131,7 @@ impl Default for Options {
             lame_duck_duration_ms: 120_000,
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
+            accounts: Accounts::default(),
             tls: None,
             allow_non_tls: false,
             http: None,

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod conn;
 mod departures;
 mod interest;
@@ -38,11 +39,13 @@ use crate::config::HandshakeFirst;
 use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
+use accounts::Accounts;
+pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
 pub use interest::InterestStats;
-use interest::{Announce, Interest, Sub, SubKey};
+use interest::{Announce, Sub, SubKey};
 use outbox::Spares;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
@@ -114,19 +117,6 @@ pub struct ConnId {
     pub slot: u32,
     /// Counts the lives of the slot.
     pub generation: u32,
-}
-
-/// An account: a world of subjects of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AccountId(u16);
-
-impl AccountId {
-    /// `$G`, where everybody is until accounts can be configured.
-    const GLOBAL: Self = Self(0);
-
-    fn index(self) -> usize {
-        usize::from(self.0)
-    }
 }
 
 /// What the shard has to do.
@@ -243,7 +233,7 @@ pub struct Engine {
     conns: Conns,
     open_conns: usize,
     subs: Slab<Sub>,
-    accounts: Vec<Interest>,
+    accounts: Accounts,
     spares: Spares,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -295,6 +285,8 @@ impl Engine {
         assert!(shards <= SHARDS_MAX, "at most {SHARDS_MAX} shards");
         let mut rng = fastrand::Rng::with_seed(seed);
         let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
+        let mut accounts = Accounts::new(rng.u64(..));
+        settings.configure(&mut accounts);
         Self {
             shard,
             settings,
@@ -302,7 +294,7 @@ impl Engine {
             conns: Conns::default(),
             open_conns: 0,
             subs: Slab::new(),
-            accounts: vec![Interest::new(rng.u64(..))],
+            accounts,
             rng,
             spares: Spares::default(),
             timers: Timers::default(),
@@ -380,7 +372,7 @@ impl Engine {
     pub fn turn_away(&self, peer: &Peer) -> Vec<u8> {
         let mut out = Vec::new();
         if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
-            let info = self.settings.info(peer, self.lame_duck.is_some(), false);
+            let info = self.settings.info(peer, self.lame_duck.is_some(), None);
             encode::info(&mut out, info.as_bytes());
         }
         encode::err(&mut out, "Connection throttling is active. Please try again later.");
@@ -517,8 +509,8 @@ impl Engine {
             Record::Run(run) => self.on_run(&run),
             Record::Interest(interest) => {
                 let InterestRecord { account, filter, queue, members } = *interest;
-                let account = &mut self.accounts[account.index()];
-                account.set_remote(from, &filter, queue.as_deref(), members);
+                let interest = &mut self.accounts.at(account).interest;
+                interest.set_remote(from, &filter, queue.as_deref(), members);
             }
             Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
             Record::Settled { epoch } => self.on_settled(from, epoch),
@@ -564,19 +556,24 @@ impl Engine {
 
     /// Subjects whose receivers are remembered, over all accounts.
     pub fn cached_subjects(&self) -> usize {
-        self.accounts.iter().map(Interest::cached_subjects).sum()
+        self.accounts.iter().map(|account| account.interest.cached_subjects()).sum()
     }
 
     /// Filters in which any shard is interested, over all accounts.
     pub fn filters(&self) -> usize {
-        self.accounts.iter().map(Interest::filters).sum()
+        self.accounts.iter().map(|account| account.interest.filters()).sum()
     }
 
     /// How often subscriptions came and went, and subjects were looked up, over all accounts.
     pub fn interest_stats(&self) -> InterestStats {
         let mut all = InterestStats::default();
-        self.accounts.iter().for_each(|account| all.add(&account.stats()));
+        self.accounts.iter().for_each(|account| all.add(&account.interest.stats()));
         all
+    }
+
+    /// How each account is that is configured or has connections.
+    pub fn account_figures(&self) -> Vec<AccountFigures> {
+        self.accounts.iter().filter(|account| !account.name.is_empty()).map(Into::into).collect()
     }
 
     /// Counters since the start.
@@ -623,7 +620,6 @@ impl Engine {
                 std::time::Duration::from_nanos(self.settings.write_deadline_ns),
                 bytes
             );
-            self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerDeadline);
         } else if conn.timing.info_due <= self.now {
             conn.timing.info_due = NEVER;
@@ -734,7 +730,9 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.informed = true;
         let lame_duck = self.lame_duck.is_some();
-        let info = self.settings.info(&conn.peer, lame_duck, after_connect);
+        let account = conn.account_name();
+        let account = after_connect.then_some(&*account);
+        let info = self.settings.info(&conn.peer, lame_duck, account);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
     }
 
@@ -779,6 +777,10 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
+        if matches!(reason, Reason::SlowConsumerPending | Reason::SlowConsumerDeadline) {
+            self.stats.slow_consumers += 1;
+            self.accounts.at(conn.account).slow_consumers += 1;
+        }
         if conn.is_open() {
             tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
             self.remember(id, reason);
@@ -807,14 +809,25 @@ impl Engine {
         for key in keys {
             self.retract(key);
         }
+        self.leave_account(id);
         self.relieve(id, 0);
+    }
+
+    /// Counts a connection as one of its account no more.
+    fn leave_account(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if std::mem::take(&mut conn.seated) {
+            let account = self.accounts.at(conn.account);
+            account.conns -= 1;
+        }
     }
 
     /// Removes a subscription that its connection no longer knows.
     fn retract(&mut self, key: SubKey) {
         let Some(conn) = self.conns.at(self.subs[key as usize].conn) else { return };
         let (id, account) = (conn.id, conn.account);
-        let (sub, announce) = self.accounts[account.index()].remove(key, &mut self.subs);
+        let interest = &mut self.accounts.at(account).interest;
+        let (sub, announce) = interest.remove(key, &mut self.subs);
         if let Some(announce) = announce {
             self.announce(id, account, (&sub.subject, sub.queue.as_deref()), announce);
         }
@@ -856,7 +869,6 @@ impl Engine {
                 conn.label(),
                 self.settings.limits.pending_bytes_max
             );
-            self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerPending);
         }
     }

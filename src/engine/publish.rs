@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
-use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
+use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet, Stats};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 use crate::segment::Segment;
 
@@ -165,6 +165,9 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
+        let received = &mut self.accounts.at(conn.account).traffic;
+        received.in_msgs += run.len() as u64;
+        received.in_bytes += run.payload_bytes as u64;
         self.stats.in_msgs += run.len() as u64;
         self.stats.in_bytes += run.payload_bytes as u64;
         let publisher = Publisher { shard: self.shard, conn: from };
@@ -203,6 +206,7 @@ impl Engine {
         let now = std::mem::replace(&mut self.arrived, arrived);
         let source = Source { account, publisher, echo, visited };
         let targets = self.targets(account, run.subject());
+        let before = self.stats;
         if record.plain {
             self.deliver_plain(source, &run, &targets);
         }
@@ -217,6 +221,7 @@ impl Engine {
                 }
             }
         }
+        self.count_deliveries(account, before);
         self.settle_deliveries();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
@@ -224,7 +229,7 @@ impl Engine {
 
     fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
         let conns = &self.conns;
-        self.accounts[account.index()].targets(subject, &self.subs, |slot| {
+        self.accounts.at(account).interest.targets(subject, &self.subs, |slot| {
             conns.at(slot).is_some_and(|conn| conn.connect.headers)
         })
     }
@@ -240,16 +245,25 @@ impl Engine {
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
     fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        let before = self.stats;
         let mut reached = self.deliver_plain(source, run, targets);
         let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
         for group in &targets.queues {
             reached |= self.deliver_to_group(source, run, group, &mut picks);
         }
+        self.count_deliveries(source.account, before);
         if !targets.shards.is_empty() || !picks.is_empty() {
             reached = true;
             self.stage_run(source, run, targets.shards, picks);
         }
         reached
+    }
+
+    /// Books for an account what was delivered in it since `before`.
+    fn count_deliveries(&mut self, account: AccountId, before: Stats) {
+        let sent = &mut self.accounts.at(account).traffic;
+        sent.out_msgs += self.stats.out_msgs - before.out_msgs;
+        sent.out_bytes += self.stats.out_bytes - before.out_bytes;
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {

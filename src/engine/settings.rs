@@ -5,12 +5,13 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::accounts::{AccountId, Accounts};
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::trace::Tracing;
 use crate::certificate;
-use crate::config::{Limits, Options, Rates, Secret, Tls};
+use crate::config::{self, Limits, Options, Rates, Secret, Tls};
 use crate::proto::{Connect, Info};
 
 /// Who this server is, decided at its start.
@@ -53,6 +54,8 @@ pub struct Settings {
     token: Option<Secret>,
     guest: Option<Rc<User>>,
     nobody: Rc<User>,
+    /// The configured accounts.
+    accounts: Vec<(AccountId, config::Account)>,
     info: Info,
 }
 
@@ -81,6 +84,8 @@ pub(super) enum Standing {
     Stays(Rc<User>),
     /// Has to show other credentials.
     Changed,
+    /// Is in another account now.
+    Moved,
     /// Is not known any more.
     Gone,
 }
@@ -91,10 +96,16 @@ impl Settings {
     /// Compiles `options`; all shards together may queue `memory_bytes_max` bytes per shard.
     pub fn new(options: &Options, identity: &Identity, memory_bytes_max: usize) -> Self {
         let auth = &options.auth;
-        let compile = |user: &crate::config::User| {
-            let permissions = user.permissions.as_ref().or(auth.default_permissions.as_ref());
-            let name = Some(user.name.as_str().into());
-            let user_of = User { name, permissions: permissions.map(Permissions::new) };
+        let compile = |user: &config::User| {
+            let defaults = auth.default_permissions.as_ref();
+            let defaults = defaults.filter(|_| user.account == config::accounts::GLOBAL);
+            let permissions = user.permissions.as_ref().or(defaults);
+            let user_of = User {
+                name: Some(user.name.as_str().into()),
+                account: account_id(options, &user.account),
+                account_name: user.account.as_str().into(),
+                permissions: permissions.map(Permissions::new),
+            };
             let (password, has_nkey) = (user.password.clone(), user.has_nkey);
             (user.name.clone(), Login { password, has_nkey, user: Rc::new(user_of) })
         };
@@ -118,8 +129,27 @@ impl Settings {
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             users,
             token: auth.token.clone(),
-            nobody: Rc::new(User { name: None, permissions: None }),
+            nobody: Rc::new(User {
+                name: None,
+                account: AccountId::GLOBAL,
+                account_name: config::accounts::GLOBAL.into(),
+                permissions: None,
+            }),
+            accounts: options
+                .accounts
+                .list
+                .iter()
+                .map(|account| (account_id(options, &account.name), account.clone()))
+                .collect(),
             info: info(options, identity),
+        }
+    }
+
+    /// Puts in force what is configured of accounts; the others are nobody's any more.
+    pub(super) fn configure(&self, accounts: &mut Accounts) {
+        accounts.retire();
+        for (id, account) in &self.accounts {
+            accounts.configure(*id, account);
         }
     }
 
@@ -213,6 +243,7 @@ impl Settings {
             return self.log_in_at_once(peer, connect).map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
+            (Some(new), Some(_)) if new.user.account != user.account => Standing::Moved,
             (Some(new), Some(old)) if new.password == old.password => {
                 Standing::Stays(Rc::clone(&new.user))
             }
@@ -222,18 +253,24 @@ impl Settings {
     }
 
     /// The INFO for one client, as JSON.
-    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, after_connect: bool) -> String {
+    ///
+    /// After CONNECT it says in which account the client is.
+    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, account: Option<&str>) -> String {
         let mut info = self.info.clone();
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
         info.nonce = self.has_nkeys.then(|| self.nonces.nonce(peer.cid));
-        if after_connect {
+        if let Some(account) = account {
             info.connect_info = true;
-            info.remote_account = Some("$G".to_owned());
+            info.remote_account = Some(account.to_owned());
         }
         info.to_json()
     }
+}
+
+fn account_id(options: &Options, name: &str) -> AccountId {
+    options.accounts.number(name).map_or(AccountId::GLOBAL, AccountId::new)
 }
 
 /// Whether `given` is the secret of `user`, as far as that is to be seen at once.

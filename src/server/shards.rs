@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,7 +15,9 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::{place, proofs};
 use crate::config::{Options, StartError};
-use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
+use crate::engine::{
+    self, AccountFigures, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot,
+};
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{Address, Check, Control, Figures, Outcome, Parts, Report, Seats, Shard};
@@ -216,6 +220,18 @@ impl Reporter {
         let mut figures = self.ask_all(Control::Figures);
         figures.sort_by_key(|figures| figures.report.shard);
         figures
+    }
+
+    /// How each account is, over the shards that answer in time, in the order of their names.
+    pub fn accounts(&self) -> Vec<AccountFigures> {
+        let mut all: BTreeMap<Arc<str>, AccountFigures> = BTreeMap::new();
+        for account in self.ask_all(Control::Accounts).into_iter().flatten() {
+            match all.entry(Arc::clone(&account.name)) {
+                Entry::Vacant(slot) => drop(slot.insert(account)),
+                Entry::Occupied(mut slot) => slot.get_mut().add(&account),
+            }
+        }
+        all.into_values().collect()
     }
 
     /// One answer of each shard, in no order.

@@ -1,0 +1,140 @@
+//! The accounts as a shard knows them: worlds of subjects, and what their users may use.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::conn::Traffic;
+use super::interest::{Interest, InterestStats};
+use crate::config;
+
+/// An account: a world of subjects of its own. All shards give it the same number, and it keeps
+/// it while the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AccountId(u32);
+
+impl AccountId {
+    /// `$G`, where everybody is who is in no other.
+    pub(crate) const GLOBAL: Self = Self(0);
+
+    /// The account with this number in [`config::Accounts`].
+    pub fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One account on one shard.
+#[derive(Debug)]
+pub(super) struct Account {
+    /// Empty until the account was configured here: another shard may be told of it first, and
+    /// what it says of it is kept.
+    pub(super) name: Arc<str>,
+    pub(super) limits: config::AccountLimits,
+    pub(super) interest: Interest,
+    /// Connections logged in here that are open.
+    pub(super) conns: usize,
+    /// Those that were closed as slow consumers.
+    pub(super) slow_consumers: u64,
+    /// What went through its connections.
+    pub(super) traffic: Traffic,
+}
+
+/// All accounts by number.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    all: Vec<Account>,
+    seed: u64,
+}
+
+impl Accounts {
+    /// `seed` keys the hashes of subjects.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { all: Vec::new(), seed }
+    }
+
+    /// The account, which is made if it is new: ids come from the configuration, never from
+    /// clients, so there are as many as that has.
+    pub(super) fn at(&mut self, id: AccountId) -> &mut Account {
+        while self.all.len() <= id.index() {
+            let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
+            self.all.push(Account {
+                name: "".into(),
+                limits: config::AccountLimits::default(),
+                interest: Interest::new(seed),
+                conns: 0,
+                slow_consumers: 0,
+                traffic: Traffic::default(),
+            });
+        }
+        &mut self.all[id.index()]
+    }
+
+    /// Says what an account is like.
+    pub(super) fn configure(&mut self, id: AccountId, config: &config::Account) {
+        let account = self.at(id);
+        account.name = config.name.as_str().into();
+        account.limits = config.limits;
+    }
+
+    /// Nothing is configured any more.
+    pub(super) fn retire(&mut self) {
+        for account in &mut self.all {
+            account.name = "".into();
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
+        self.all.iter()
+    }
+}
+
+/// How an account is on one shard.
+#[derive(Debug, Clone)]
+pub struct AccountFigures {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Open connections.
+    pub conns: usize,
+    /// Their subscriptions.
+    pub subscriptions: usize,
+    /// What went through its connections, ended ones included.
+    pub traffic: Traffic,
+    /// Connections that were closed because they did not read fast enough.
+    pub slow_consumers: u64,
+    /// Subjects whose receivers are remembered.
+    pub cached_subjects: usize,
+    /// How subscriptions came, went and were looked up.
+    pub interest: InterestStats,
+}
+
+impl From<&Account> for AccountFigures {
+    fn from(account: &Account) -> Self {
+        let interest = account.interest.stats();
+        let subscriptions = interest.inserts.saturating_sub(interest.removes);
+        Self {
+            name: Arc::clone(&account.name),
+            conns: account.conns,
+            subscriptions: usize::try_from(subscriptions).unwrap_or(usize::MAX),
+            traffic: account.traffic,
+            slow_consumers: account.slow_consumers,
+            cached_subjects: account.interest.cached_subjects(),
+            interest,
+        }
+    }
+}
+
+impl AccountFigures {
+    /// Adds those of the same account on another shard.
+    pub fn add(&mut self, other: &Self) {
+        self.conns += other.conns;
+        self.subscriptions += other.subscriptions;
+        self.traffic.add(&other.traffic);
+        self.slow_consumers += other.slow_consumers;
+        self.cached_subjects += other.cached_subjects;
+        self.interest.add(&other.interest);
+    }
+}
