@@ -21,6 +21,7 @@ pub mod doctor;
 pub mod engine;
 pub mod histogram;
 pub mod host;
+pub mod jwt;
 pub mod mesh;
 pub mod proto;
 pub mod rates;
