@@ -8,7 +8,7 @@ use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
 use super::{Options, StartError, missing};
-use crate::subject::{self, is_valid_filter, tokens};
+use crate::subject::{Transform, TransformError, covers, is_valid_filter, overlap, tokens};
 
 /// Everybody who is in no other account is in this one.
 pub const GLOBAL: &str = "$G";
@@ -168,33 +168,50 @@ pub struct Import {
 const RESPONSE_THRESHOLD_MS: u64 = 120_000;
 
 impl Import {
-    /// The subjects here as a filter.
-    pub fn filter(&self) -> String {
-        self.local.clone()
+    /// How the subjects of messages change on their way through it: a stream's from there to
+    /// here, a service's from here to there.
+    ///
+    /// # Errors
+    ///
+    /// When the two subjects do not fit.
+    pub fn mapping(&self) -> Result<Transform, TransformError> {
+        // Wildcards here stand for those there, in order.
+        let mut stars = 0;
+        let marked = |token: &str| {
+            if token != "*" {
+                return token.to_owned();
+            }
+            stars += 1;
+            format!("${stars}")
+        };
+        let local: Vec<String> = self.local.split('.').map(marked).collect();
+        let inwards = Transform::strict(self.subject.as_bytes(), local.join(".").as_bytes())?;
+        match self.shared {
+            Shared::Stream => Ok(inwards),
+            Shared::Service => inwards.reversed().ok_or(TransformError::UnusedWildcards),
+        }
     }
 
-    fn mapping(&self) -> Result<(), String> {
-        Ok(())
+    /// The subjects here as a filter; none if there are none.
+    fn filter(&self) -> Option<Vec<u8>> {
+        let mapping = self.mapping().ok()?;
+        match self.shared {
+            Shared::Stream => mapping.apply_filter(self.subject.as_bytes()),
+            Shared::Service => Some(mapping.source().to_vec()),
+        }
     }
 }
 
 impl Export {
-    /// Whether `account` may import `subject` of it.
-    fn permits(&self, shared: Shared, account: &str, subject: &str) -> bool {
+    /// Whether `account` may import this of it.
+    pub fn permits(&self, import: &Import, account: &str) -> bool {
+        let subject = import.subject.as_bytes();
         let named = match self.account_token.checked_sub(1) {
-            Some(at) => tokens(subject.as_bytes()).nth(at) == Some(account.as_bytes()),
+            Some(at) => tokens(subject).nth(at) == Some(account.as_bytes()),
             None => self.accounts.is_empty() || self.accounts.iter().any(|name| name == account),
         };
-        // A filter's wildcards, taken for literal tokens, are matched by the same and wider ones.
-        self.shared == shared && named && covers(&self.subject, subject)
+        self.shared == import.shared && named && covers(self.subject.as_bytes(), subject)
     }
-}
-
-/// Whether every subject that matches `inner` matches `outer`.
-fn covers(outer: &str, inner: &str) -> bool {
-    let open = inner == ">" || inner.ends_with(".>");
-    let covers_rest = outer == ">" || outer.ends_with(".>");
-    (!open || covers_rest) && subject::matches(outer.as_bytes(), inner.as_bytes())
 }
 
 /// The block `accounts`, or a list of names.
@@ -526,7 +543,7 @@ fn check_import(accounts: &Accounts, account: &Account, import: &Import) -> Resu
         return refuse_import(account, import, "an account cannot import from itself");
     }
     let mut exports = exporter.exports.iter();
-    if !exports.any(|export| export.permits(import.shared, &account.name, &import.subject)) {
+    if !exports.any(|export| export.permits(import, &account.name)) {
         let reason = format!(
             "{kind} import not authorized: no export of account \"{}\" allows it",
             exporter.name
@@ -534,31 +551,29 @@ fn check_import(accounts: &Accounts, account: &Account, import: &Import) -> Resu
         return refuse_import(account, import, &reason);
     }
     if let Err(error) = import.mapping() {
-        return refuse_import(account, import, &error);
+        return refuse_import(account, import, &error.to_string());
     }
     Ok(())
 }
 
 /// Whether what `start` brings into `home` can come back there over other imports.
 fn forms_cycle(accounts: &Accounts, home: &Account, start: &Import) -> bool {
-    let mut open = vec![(start, start.subject.clone())];
+    let meets = |import: &Import, subject: &str| {
+        import.filter().is_some_and(|local| overlap(&local, subject.as_bytes()))
+    };
+    let mut open = vec![start];
     let mut seen: Vec<&Import> = Vec::new();
-    while let Some((import, subject)) = open.pop() {
+    while let Some(import) = open.pop() {
         let Some(exporter) = accounts.get(&import.account) else { continue };
-        for next in exporter.imports.iter().filter(|next| next.shared == start.shared) {
-            let local = next.filter();
-            if !subject::overlap(local.as_bytes(), subject.as_bytes()) {
-                continue;
-            }
-            if next.account == home.name
-                && subject::overlap(next.subject.as_bytes(), start.filter().as_bytes())
-            {
+        let next = exporter.imports.iter().filter(|next| {
+            next.shared == start.shared && meets(next, &import.subject) && !seen.contains(next)
+        });
+        for next in next.collect::<Vec<_>>() {
+            if next.account == home.name && meets(start, &next.subject) {
                 return true;
             }
-            if !seen.contains(&next) {
-                seen.push(next);
-                open.push((next, next.subject.clone()));
-            }
+            seen.push(next);
+            open.push(next);
         }
     }
     false

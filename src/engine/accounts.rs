@@ -2,11 +2,25 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::conn::Traffic;
+use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
-use crate::config;
+use crate::config::{self, Shared};
+use crate::subject::Table;
+
+/// What the system account may ask the server.
+const SYSTEM_REQUESTS: &[&str] = &["$SYS.REQ.>"];
+/// What every other account may.
+const ACCOUNT_REQUESTS: &[&str] = &[
+    "$SYS.REQ.USER.INFO",
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    "$SYS.REQ.ACCOUNT.PING.STATZ",
+    "$SYS.REQ.SERVER.PING.CONNZ",
+];
 
 /// An account: a world of subjects of its own. All shards give it the same number, and it keeps
 /// it while the process lives.
@@ -33,7 +47,8 @@ pub(super) struct Account {
     /// Empty until the account was configured here: another shard may be told of it first, and
     /// what it says of it is kept.
     pub(super) name: Arc<str>,
-    pub(super) limits: config::AccountLimits,
+    /// What it is like; none while it is not configured.
+    config: Option<Rc<config::Account>>,
     pub(super) interest: Interest,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
@@ -47,13 +62,15 @@ pub(super) struct Account {
 #[derive(Debug)]
 pub(super) struct Accounts {
     all: Vec<Account>,
+    /// The one in which the server tells of itself and is asked.
+    pub(super) system: Option<AccountId>,
     seed: u64,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), seed }
+        Self { all: Vec::new(), system: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -63,7 +80,7 @@ impl Accounts {
             let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
             self.all.push(Account {
                 name: "".into(),
-                limits: config::AccountLimits::default(),
+                config: None,
                 interest: Interest::new(seed),
                 conns: 0,
                 slow_consumers: 0,
@@ -74,17 +91,71 @@ impl Accounts {
     }
 
     /// Says what an account is like.
-    pub(super) fn configure(&mut self, id: AccountId, config: &config::Account) {
+    ///
+    /// What it exports and imports is in force with the next [`Self::link`].
+    pub(super) fn configure(&mut self, id: AccountId, config: Rc<config::Account>) {
         let account = self.at(id);
         account.name = config.name.as_str().into();
-        account.limits = config.limits;
+        account.config = Some(config);
     }
 
     /// Nothing is configured any more.
     pub(super) fn retire(&mut self) {
         for account in &mut self.all {
             account.name = "".into();
+            account.config = None;
         }
+    }
+
+    /// Puts imports in force: each of them is an outlet of the account that messages come from.
+    pub(super) fn link(&mut self) {
+        let mut tables: Vec<Table<Vec<Rc<Outlet>>>> = Vec::new();
+        tables.resize_with(self.all.len(), || Table::with_seed(self.seed));
+        let ids: HashMap<&str, AccountId> =
+            (0..).map(AccountId).zip(&self.all).map(|(id, account)| (&*account.name, id)).collect();
+        for (id, account) in (0..).map(AccountId).zip(&self.all) {
+            let Some(config) = &account.config else { continue };
+            for import in &config.imports {
+                let Some(&exporter) = ids.get(import.account.as_str()) else { continue };
+                let exports = self.all[exporter.index()].config.as_ref();
+                let mut exports = exports.iter().flat_map(|config| &config.exports);
+                let Some(export) = exports.find(|export| export.permits(import, &config.name))
+                else {
+                    continue;
+                };
+                let Ok(transform) = import.mapping() else { continue };
+                let filter = transform.source().to_vec();
+                let (from, outlet) = match import.shared {
+                    Shared::Stream => (exporter, Outlet::Stream { to: id, transform }),
+                    Shared::Service => {
+                        let outlet = Outlet::Service {
+                            to: exporter,
+                            transform,
+                            response: export.response,
+                            threshold_ns: export.response_threshold_ms.saturating_mul(1_000_000),
+                            share: import.share,
+                        };
+                        (id, outlet)
+                    }
+                };
+                tables[from.index()].entry(&filter).push(Rc::new(outlet));
+            }
+            if let Some(system) = self.system {
+                let own = if system == id { SYSTEM_REQUESTS } else { ACCOUNT_REQUESTS };
+                for filter in own {
+                    let filter = filter.as_bytes();
+                    tables[id.index()].entry(filter).push(Rc::new(Outlet::Server));
+                }
+            }
+        }
+        for (account, table) in self.all.iter_mut().zip(tables) {
+            account.interest.set_outlets(table);
+        }
+    }
+
+    /// The name of an account; empty if it is not configured.
+    pub(super) fn name(&self, id: AccountId) -> Arc<str> {
+        self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {

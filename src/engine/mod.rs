@@ -15,6 +15,7 @@
 mod accounts;
 mod conn;
 mod departures;
+mod imports;
 mod interest;
 mod operations;
 mod outbox;
@@ -44,6 +45,8 @@ pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
+use imports::Answers;
+pub use imports::ServerRequest;
 pub use interest::InterestStats;
 use interest::{Announce, Sub, SubKey};
 use outbox::Spares;
@@ -263,6 +266,10 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// What is to be checked elsewhere.
     proofs: VecDeque<(ConnId, Proof)>,
+    /// Requests to services of other accounts.
+    answers: Answers,
+    /// Requests to the server itself.
+    server_requests: VecDeque<ServerRequest>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -307,6 +314,8 @@ impl Engine {
             announced_epoch: 0,
             settled_epoch: 0,
             held: Vec::new(),
+            answers: Answers::new(&hasher),
+            server_requests: VecDeque::new(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,

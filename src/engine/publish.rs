@@ -111,7 +111,7 @@ impl<'a> Run<'a> {
         self.messages[..count].iter().map(bytes_of).sum()
     }
 
-    fn concat(&self) -> Bytes {
+    pub(super) fn concat(&self) -> Bytes {
         let mut wire = Vec::with_capacity(self.wire_bytes);
         self.messages.iter().for_each(|message| wire.extend_from_slice(message.wire));
         Bytes::from(wire)
@@ -140,15 +140,40 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Takes the publishes in `wire`, which this server has written, into a run.
+pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
+    let limits = proto::Limits {
+        control_line_bytes_max: usize::MAX,
+        payload_bytes_max: usize::MAX,
+        headers: true,
+    };
+    let mut rest = wire;
+    while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
+        run.push(publish, &rest[..used]);
+        rest = &rest[used..];
+    }
+    assert!(rest.is_empty(), "only whole publishes travel");
+}
+
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
-struct Source {
-    account: AccountId,
-    publisher: Publisher,
+pub(super) struct Source {
+    pub(super) account: AccountId,
+    pub(super) publisher: Publisher,
     /// Whether the publisher gets its own messages.
-    echo: bool,
+    pub(super) echo: bool,
     /// Shards that could not place a queue message of this run.
-    visited: ShardSet,
+    pub(super) visited: ShardSet,
+    /// Accounts that it has come through.
+    pub(super) hops: u8,
+}
+
+impl Source {
+    /// A connection of `shard` that publishes in its account.
+    pub(super) fn new(account: AccountId, shard: ShardId, conn: ConnId) -> Self {
+        let publisher = Publisher { shard, conn };
+        Self { account, publisher, echo: true, visited: ShardSet::default(), hops: 0 }
+    }
 }
 
 /// How many of those a run was delivered to here have a long backlog.
@@ -170,9 +195,9 @@ impl Engine {
         received.in_bytes += run.payload_bytes as u64;
         self.stats.in_msgs += run.len() as u64;
         self.stats.in_bytes += run.payload_bytes as u64;
-        let publisher = Publisher { shard: self.shard, conn: from };
-        let (account, echo) = (conn.account, conn.connect.echo);
-        let source = Source { account, publisher, echo, visited: ShardSet::default() };
+        let account = conn.account;
+        let source = Source::new(account, self.shard, from);
+        let source = Source { echo: conn.connect.echo, ..source };
         let wants_status = conn.connect.no_responders && run.has_reply;
         let targets = self.targets(account, run.subject());
         if wants_status && !self.is_certain(&targets) {
@@ -190,21 +215,14 @@ impl Engine {
 
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
-        let limits = proto::Limits {
-            control_line_bytes_max: usize::MAX,
-            payload_bytes_max: usize::MAX,
-            headers: true,
-        };
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
-        let mut rest: &[u8] = &record.wire;
-        while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
-            run.push(publish, &rest[..used]);
-            rest = &rest[used..];
-        }
-        assert!(rest.is_empty(), "only whole publishes travel between shards");
-        let RunRecord { account, publisher, echo, visited, arrived, .. } = *record;
+        parse_run(&record.wire, &mut run);
+        let RunRecord { account, publisher, echo, visited, arrived, hops, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, arrived);
-        let source = Source { account, publisher, echo, visited };
+        let source = Source { account, publisher, echo, visited, hops };
+        if record.answers {
+            self.on_answers(source, &run);
+        }
         let targets = self.targets(account, run.subject());
         let before = self.stats;
         if record.plain {
@@ -227,7 +245,7 @@ impl Engine {
         self.arrived = now;
     }
 
-    fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
+    pub(super) fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
         let conns = &self.conns;
         self.accounts.at(account).interest.targets(subject, &self.subs, |slot| {
             conns.at(slot).is_some_and(|conn| conn.connect.headers)
@@ -244,7 +262,19 @@ impl Engine {
     }
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
-    fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+    pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        let reached = self.deliver_at_home(source, run, targets);
+        // Both are done, whatever the first comes to.
+        (targets.leaves_account() && self.deliver_abroad(source, run, targets)) || reached
+    }
+
+    /// The same, but within the account.
+    pub(super) fn deliver_at_home(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        targets: &Targets,
+    ) -> bool {
         let before = self.stats;
         let mut reached = self.deliver_plain(source, run, targets);
         let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
@@ -486,15 +516,26 @@ impl Engine {
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, visited } = source;
+        let Source { account, publisher, echo, visited, hops } = source;
+        let answers = false;
         let arrived = self.arrived;
         let mut whole: Option<Bytes> = None;
         for shard in plain.iter() {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            let record =
-                RunRecord { account, publisher, echo, visited, arrived, wire, plain: true, picks };
+            let record = RunRecord {
+                account,
+                publisher,
+                echo,
+                visited,
+                arrived,
+                wire,
+                answers,
+                hops,
+                plain: true,
+                picks,
+            };
             self.stage(shard, Record::Run(Box::new(record)));
         }
         while let Some((shard, _)) = picks.first() {
@@ -511,8 +552,18 @@ impl Engine {
                 }
             }
             let wire = Bytes::from(wire);
-            let record =
-                RunRecord { account, publisher, echo, visited, arrived, wire, plain: false, picks };
+            let record = RunRecord {
+                account,
+                publisher,
+                echo,
+                visited,
+                arrived,
+                wire,
+                answers,
+                hops,
+                plain: false,
+                picks,
+            };
             self.stage(shard, Record::Run(Box::new(record)));
         }
     }

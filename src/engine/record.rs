@@ -48,6 +48,10 @@ pub struct RunRecord {
     pub(super) arrived: u64,
     /// The operations as the client sent them.
     pub(super) wire: Bytes,
+    /// It answers requests of the receiving shard, which knows where it goes.
+    pub(super) answers: bool,
+    /// Accounts it has gone through.
+    pub(super) hops: u8,
     /// Plain subscriptions get the run.
     pub(super) plain: bool,
     /// Queue groups of which a member here gets some of the messages.

@@ -55,7 +55,9 @@ pub struct Settings {
     guest: Option<Rc<User>>,
     nobody: Rc<User>,
     /// The configured accounts.
-    accounts: Vec<(AccountId, config::Account)>,
+    accounts: Vec<(AccountId, Rc<config::Account>)>,
+    /// The one that the server tells of itself in.
+    system: Option<AccountId>,
     info: Info,
 }
 
@@ -139,8 +141,9 @@ impl Settings {
                 .accounts
                 .list
                 .iter()
-                .map(|account| (account_id(options, &account.name), account.clone()))
+                .map(|account| (account_id(options, &account.name), Rc::new(account.clone())))
                 .collect(),
+            system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
             info: info(options, identity),
         }
     }
@@ -149,8 +152,15 @@ impl Settings {
     pub(super) fn configure(&self, accounts: &mut Accounts) {
         accounts.retire();
         for (id, account) in &self.accounts {
-            accounts.configure(*id, account);
+            accounts.configure(*id, Rc::clone(account));
         }
+        accounts.system = self.system;
+        accounts.link();
+    }
+
+    /// The server's name.
+    pub(super) fn server_name(&self) -> &str {
+        &self.info.server_name
     }
 
     /// Whether somebody without credentials is turned away.
