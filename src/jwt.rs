@@ -106,6 +106,8 @@ pub struct Account {
     pub revocations: BTreeMap<String, i64>,
     /// What users may do whose tokens do not say.
     pub default_permissions: Permissions,
+    /// Labels, as `name:value`.
+    pub tags: Vec<String>,
 }
 
 impl Body for Account {

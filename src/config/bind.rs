@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, Rates, StartError, Syslog, accounts, missing};
+use super::{Options, Rates, StartError, Syslog, accounts, missing, trust};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -16,6 +16,7 @@ const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
 pub(super) fn bind(map: &Map, options: &mut Options) -> Result<(), StartError> {
     let mut warnings = Warnings::default();
     bind_map(&[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS], map, options, &mut warnings)?;
+    trust::settle(options)?;
     accounts::settle(options);
     options.warnings.append(&mut warnings.doubtful);
     options.missing.append(&mut warnings.missing);
@@ -263,11 +264,13 @@ const AUTH: &[Key<Options>] = &[
         }),
     ),
     Key(&["default_sentinel"], Refuse(&missing::ANY)),
-    Key(&["operator", "operators", "root", "roots"], Refuse(&missing::ANY)),
-    Key(&["root_operator", "root_operators"], Refuse(&missing::ANY)),
-    Key(&["resolver", "account_resolver", "accounts_resolver"], Refuse(&missing::ANY)),
-    Key(&["resolver_preload", "resolver_pinned_accounts"], Refuse(&missing::ANY)),
-    Key(&["trusted_keys", "trusted", "mappings", "maps"], Refuse(&missing::ANY)),
+    Key(&["operator", "operators", "root", "roots"], Set(trust::operators)),
+    Key(&["root_operator", "root_operators"], Set(trust::operators)),
+    Key(&["resolver", "account_resolver", "accounts_resolver"], Set(trust::resolver)),
+    Key(&["resolver_preload"], Set(trust::preload)),
+    Key(&["resolver_pinned_accounts"], Refuse(&missing::ANY)),
+    Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
+    Key(&["mappings", "maps"], Refuse(&missing::ANY)),
     Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
@@ -399,13 +402,12 @@ fn user(v: &mut Field<'_>) -> Result<User, StartError> {
     Ok(user)
 }
 
-/// All clients are of type STANDARD here, so a list with it changes nothing.
-fn connection_types(_: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
-    let mut types = v.texts()?.into_iter();
-    if types.any(|(text, _)| text.eq_ignore_ascii_case("STANDARD")) {
-        return Ok(());
+fn connection_types(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+    for (name, value) in v.texts()? {
+        let kind = name.parse().map_err(|reason: String| value.position.error(reason))?;
+        user.connection_types.push(kind);
     }
-    Err(v.error("connection types other than STANDARD are not supported yet; add it to the list"))
+    Ok(())
 }
 
 const PERMISSIONS: &[Key<Permissions>] = &[
@@ -539,8 +541,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::HttpOptions;
     use crate::config::file;
+    use crate::config::{ConnectionType, HttpOptions};
 
     fn outcome(text: &str) -> Result<Options, StartError> {
         let mut options = Options::default();
@@ -778,12 +780,15 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in ["accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"] {
+        for text in ["accounts {}", "cluster { port: 1 }"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
-        let other = "authorization { users: [{user: a, allowed_connection_types: [WEBSOCKET]}] }";
-        assert!(refused(other).contains("not supported yet"), "{other}");
-        bound("authorization { users: [{user: a, allowed_connection_types: [STANDARD, MQTT]}] }");
+        let other = "authorization { users: [{user: a, allowed_connection_types: [PIGEON]}] }";
+        assert!(refused(other).contains("a connection type is one of"), "{other}");
+        let two =
+            "authorization { users: [{user: a, allowed_connection_types: [Standard, MQTT]}] }";
+        let wanted = [ConnectionType::Standard, ConnectionType::Mqtt];
+        assert_eq!(bound(two).auth.users[0].connection_types, wanted);
         for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
             let missing = bound(text).missing;
             assert!(missing[0].contains("has no effect"), "{text}");

@@ -15,6 +15,7 @@ mod field;
 pub mod file;
 mod missing;
 pub mod tls;
+pub mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,9 @@ use sha2::{Digest, Sha256};
 use crate::uring::Tier;
 pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
-pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+pub use auth::{
+    Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
+};
 pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
@@ -88,6 +91,8 @@ pub struct Options {
     pub auth: Auth,
     /// The accounts that users are in.
     pub accounts: Accounts,
+    /// Who vouches for accounts and users that come as tokens (nobody).
+    pub trust: Option<trust::Trust>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -132,6 +137,7 @@ impl Default for Options {
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
             accounts: Accounts::default(),
+            trust: None,
             tls: None,
             allow_non_tls: false,
             http: None,
@@ -149,6 +155,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether a client without credentials is turned away.
+    pub fn requires_login(&self) -> bool {
+        (self.auth.is_required() && self.auth.no_auth_user.is_none()) || self.trust.is_some()
+    }
+
     /// Takes where the monitoring listens from another key or flag; what says the port alone
     /// leaves the host.
     fn listen_http(

@@ -12,6 +12,7 @@ use super::outbox::Outbox;
 use super::permissions::{Checks, Permissions};
 use super::secure::Secure;
 use super::timers::NEVER;
+use super::tokens::Pass;
 use super::{AccountId, ConnId, ShardSet};
 use crate::certificate;
 use crate::config::{self, Rates};
@@ -66,6 +67,8 @@ pub(super) struct User {
     pub(super) account: AccountId,
     pub(super) account_name: Arc<str>,
     pub(super) permissions: Option<Permissions>,
+    /// Of one that came by a token.
+    pub(super) pass: Option<Pass>,
 }
 
 /// A CONNECT that is not decided yet. What follows it waits.
@@ -187,6 +190,8 @@ pub(super) struct Timing {
     pub(super) info_due: u64,
     /// When it is read from again after it has sent more than its rate.
     pub(super) read_due: u64,
+    /// When its token expires.
+    pub(super) expires_due: u64,
     /// When it last sent something.
     pub(super) last_active: u64,
     /// The turn in which it last was sent a message.
@@ -247,6 +252,7 @@ impl Conn {
                 auth_due: NEVER,
                 info_due: NEVER,
                 read_due: NEVER,
+                expires_due: NEVER,
                 last_active: now,
                 last_delivered: now,
                 send_started: 0,
@@ -269,8 +275,14 @@ impl Conn {
         self.user.as_ref().and_then(|user| user.permissions.as_ref())
     }
 
-    /// Recomputes whether deliveries to it need a closer look.
+    /// What its token says of it, if it came by one.
+    pub(super) fn pass(&self) -> Option<&Pass> {
+        self.user.as_ref().and_then(|user| user.pass.as_ref())
+    }
+
+    /// Recomputes whether deliveries to it need a closer look, and when its user has to go.
     pub(super) fn review(&mut self) {
+        self.timing.expires_due = self.pass().map_or(NEVER, Pass::ends);
         let checked =
             self.permissions().is_some_and(|p| p.filters_deliveries() || p.allows_responses());
         self.plain = self.is_open() && self.connect.echo && !checked;

@@ -28,6 +28,7 @@ mod secure;
 mod settings;
 mod snapshot;
 mod timers;
+mod tokens;
 mod trace;
 
 use std::collections::{HashMap, VecDeque};
@@ -61,6 +62,7 @@ pub use settings::{Identity, Settings};
 use snapshot::Closed;
 pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
+use tokens::Pass;
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
 const RECHECK_NS_MAX: u64 = 10_000_000_000;
@@ -636,6 +638,12 @@ impl Engine {
         } else if conn.timing.read_due <= self.now {
             conn.timing.read_due = NEVER;
             self.release(id, |brakes| brakes.pace = false);
+        } else if conn.timing.expires_due <= self.now {
+            conn.timing.expires_due = NEVER;
+            if let Some(farewell) = conn.pass().map(Pass::farewell) {
+                tracing::error!("{} - {farewell}", conn.label());
+                self.fail(id, Some(farewell), Reason::Protocol("Authentication Expired"));
+            }
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
             if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
@@ -686,7 +694,7 @@ impl Engine {
                     NEVER
                 };
                 let own = timing.ping_due.min(timing.auth_due).min(timing.info_due);
-                own.min(timing.read_due).min(write)
+                own.min(timing.expires_due).min(timing.read_due).min(write)
             }
         };
         if due != NEVER {

@@ -190,9 +190,10 @@ impl Engine {
             }
         }
         let conn = self.conns.get(id)?;
+        let own = conn.pass().and_then(|pass| pass.payload_bytes_max).unwrap_or(usize::MAX);
         Some(Limits {
             control_line_bytes_max: self.settings.limits.control_line_bytes_max,
-            payload_bytes_max: self.settings.limits.payload_bytes_max,
+            payload_bytes_max: self.settings.limits.payload_bytes_max.min(own),
             headers: self.settings.headers && conn.connect.headers,
         })
     }
@@ -242,7 +243,8 @@ impl Engine {
             self.refuse_login(id);
             return;
         }
-        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref()) {
+        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref(), self.now)
+        {
             Identified::Is(user) => self.admit(id, user, again),
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
@@ -367,7 +369,10 @@ impl Engine {
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
         let same_sid = |key: &SubKey| *self.subs[*key as usize].sid == *sid;
-        let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
+        let own = conn.pass().and_then(|pass| pass.subscriptions_max).unwrap_or(usize::MAX);
+        let too_many = (limits.subscriptions_max > 0
+            && conn.subs.len() >= limits.subscriptions_max)
+            || conn.subs.len() >= own;
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
         } else if !may_subscribe(conn, subject, queue) {
@@ -571,7 +576,7 @@ impl Engine {
             }
             return;
         };
-        match self.settings.standing(user, &conn.peer, &conn.connect, old) {
+        match self.settings.standing(user, &conn.peer, &conn.connect, old, self.now) {
             Standing::Stays(user) => {
                 conn.user = Some(user);
                 conn.checks = None;
@@ -580,6 +585,10 @@ impl Engine {
             }
             Standing::Changed => self.refuse_login(id),
             Standing::Moved => self.fail(id, None, Reason::ClientClosed),
+            Standing::Revoked => {
+                let reason = Reason::Protocol("Credentials Revoked");
+                self.fail(id, Some("User Authentication Revoked"), reason);
+            }
             Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
         }
     }

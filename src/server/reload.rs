@@ -86,6 +86,9 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     if old.accounts.list != new.accounts.list {
         changes.push("accounts".to_owned());
     }
+    if old.trust != new.trust {
+        changes.push("resolver".to_owned());
+    }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());
     }
