@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::net::SendFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
@@ -26,6 +27,7 @@ use crate::engine::{
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
+use crate::rates::Gate;
 use crate::uring::{
     self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
 };
@@ -153,6 +155,8 @@ pub struct Report {
     pub stats: Stats,
     /// Connections it has accepted, for itself and others.
     pub accepted: u64,
+    /// Of these, those turned away because they came too soon after others.
+    pub throttled: u64,
     /// Open connections.
     pub conns: usize,
     /// Subscriptions of its connections.
@@ -241,6 +245,18 @@ impl Address {
     }
 }
 
+/// Credentials that are to be checked elsewhere.
+pub struct Check {
+    /// The shard that waits for the outcome.
+    pub shard: ShardId,
+    /// Whose they are.
+    pub conn: ConnId,
+    /// What is to hold.
+    pub proof: Proof,
+    /// The connection is cut if it takes longer.
+    pub by: Instant,
+}
+
 /// Everything a shard is made of.
 pub struct Parts {
     /// Which shard it is.
@@ -268,7 +284,7 @@ pub struct Parts {
     /// Where it says what it came to.
     pub outcome: Sender<Outcome>,
     /// Where credentials are checked that take long.
-    pub proofs: Sender<(ShardId, ConnId, Proof)>,
+    pub proofs: Sender<Check>,
     /// Where the server is spoken for in the system account; holds [`NEWS_MAX`].
     pub news: Sender<News>,
 }
@@ -292,6 +308,7 @@ pub struct Shard {
     turn_ns: Histogram,
     listener: Option<ListenerId>,
     accept_again: Option<Instant>,
+    gate: Gate,
     /// The number of the connection accepted last.
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
@@ -306,7 +323,7 @@ pub struct Shard {
     /// There while clients are sent away.
     draining: bool,
     outcome: Sender<Outcome>,
-    proofs: Sender<(ShardId, ConnId, Proof)>,
+    proofs: Sender<Check>,
     news: Sender<News>,
 }
 
@@ -334,6 +351,7 @@ impl Shard {
             turn_ns: Histogram::default(),
             listener,
             accept_again: None,
+            gate: Gate::default(),
             last_cid: 0,
             sockets: 0,
             held_max: 0,
@@ -489,7 +507,8 @@ impl Shard {
         }
         while let Some((conn, proof)) = self.engine.pop_proof() {
             // Whoever checks it lives as long as any shard.
-            let _ = self.proofs.send((self.id, conn, proof));
+            let by = self.now + Duration::from_millis(self.options.auth.timeout_ms);
+            let _ = self.proofs.send(Check { shard: self.id, conn, proof, by });
         }
         // What does not fit is dropped: whoever fills the queue is not to fill the memory.
         while let Some(request) = self.engine.pop_server_request() {
@@ -585,6 +604,7 @@ impl Shard {
             shard: self.id,
             stats: self.engine.stats(),
             accepted: self.last_cid,
+            throttled: self.gate.rejected(),
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
@@ -639,7 +659,12 @@ impl Shard {
         // Messages leave when they are there; without this only latency would suffer.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         self.last_cid += 1;
+        let source = peer.ip();
         let peer = Peer { cid: self.last_cid, ip: ip.into(), port };
+        if !self.gate.admits(&self.options, source, self.ns_since_start(self.now)) {
+            self.turn_away(&socket, &peer);
+            return;
+        }
         let admitted = self.seats.all() < self.options.limits.connections_max;
         let seat = self.seats.take();
         if !admitted {
@@ -653,6 +678,20 @@ impl Shard {
             .is_ok()
         {
             self.reactor.ring_bell(&self.addresses[seat].bell);
+        }
+    }
+
+    /// Tells a client that it has come too soon, without a seat, a slot or any patience: there
+    /// may be thousands of them.
+    fn turn_away(&mut self, socket: &OwnedFd, peer: &Peer) {
+        // A new socket has room; if not, the end says enough.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = rustix::net::send(socket, &self.engine.turn_away(peer), flags);
+        if let Some(count) = self.gate.to_report(self.ns_since_start(self.now)) {
+            tracing::warn!(
+                "Rejected {count} connections due to rate limiting, the last of {}",
+                peer.ip
+            );
         }
     }
 

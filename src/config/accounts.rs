@@ -165,7 +165,7 @@ pub struct Import {
 }
 
 /// How long an answer is waited for unless the export says otherwise.
-const RESPONSE_THRESHOLD_MS: u64 = 120_000;
+pub(super) const RESPONSE_THRESHOLD_MS: u64 = 120_000;
 
 impl Import {
     /// How the subjects of messages change on their way through it: a stream's from there to
@@ -528,6 +528,23 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
             }
         }
     }
+    Ok(())
+}
+
+/// Gives an account one more import, if nothing speaks against it.
+pub(super) fn admit(accounts: &mut Accounts, name: &str, import: Import) -> Result<(), StartError> {
+    let Some(at) = accounts.list.iter().position(|account| account.name == name) else {
+        return Ok(());
+    };
+    let account = &accounts.list[at];
+    check_import(accounts, account, &import)?;
+    if account.imports.contains(&import) {
+        return refuse_import(account, &import, "it already exists");
+    }
+    if forms_cycle(accounts, account, &import) {
+        return refuse_import(account, &import, "the import forms a cycle");
+    }
+    accounts.list[at].imports.push(import);
     Ok(())
 }
 

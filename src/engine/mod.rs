@@ -29,6 +29,7 @@ mod secure;
 mod settings;
 mod snapshot;
 mod timers;
+mod tokens;
 mod trace;
 
 use std::collections::{HashMap, VecDeque};
@@ -63,6 +64,7 @@ pub use settings::{Identity, Settings};
 use snapshot::Closed;
 pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
+use tokens::Pass;
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
 const RECHECK_NS_MAX: u64 = 10_000_000_000;
@@ -382,6 +384,17 @@ impl Engine {
         }
     }
 
+    /// What a client is sent for whom there is no time: it comes too soon after others.
+    pub fn turn_away(&self, peer: &Peer) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+            let info = self.settings.info(peer, self.lame_duck.is_some(), None);
+            encode::info(&mut out, info.as_bytes());
+        }
+        encode::err(&mut out, "Connection throttling is active. Please try again later.");
+        out
+    }
+
     fn refuse_seat(&mut self, id: ConnId) {
         let reason = Reason::Protocol("Maximum Connections Exceeded");
         self.fail(id, Some("maximum connections exceeded"), reason);
@@ -642,6 +655,15 @@ impl Engine {
         } else if conn.timing.info_due <= self.now {
             conn.timing.info_due = NEVER;
             self.send_info(id, false);
+        } else if conn.timing.read_due <= self.now {
+            conn.timing.read_due = NEVER;
+            self.release(id, |brakes| brakes.pace = false);
+        } else if conn.timing.expires_due <= self.now {
+            conn.timing.expires_due = NEVER;
+            if let Some(farewell) = conn.pass().map(Pass::farewell) {
+                tracing::error!("{} - {farewell}", conn.label());
+                self.fail(id, Some(farewell), Reason::Protocol("Authentication Expired"));
+            }
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
             if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
@@ -691,7 +713,8 @@ impl Engine {
                 } else {
                     NEVER
                 };
-                timing.ping_due.min(timing.auth_due).min(timing.info_due).min(write)
+                let own = timing.ping_due.min(timing.auth_due).min(timing.info_due);
+                own.min(timing.expires_due).min(timing.read_due).min(write)
             }
         };
         if due != NEVER {

@@ -16,6 +16,10 @@ use crate::subject;
 /// The first PING comes this long after CONNECT, or after the ping interval if that is shorter.
 const FIRST_PING_NS: u64 = 2_000_000_000;
 
+/// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
+/// to more memory before that is done. Clients wait for the PONG anyway.
+const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
+
 /// What is to be done with a publish.
 enum Verdict {
     /// It may be part of a run.
@@ -33,6 +37,9 @@ impl Engine {
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
         if !self.on_ciphertext(id, bytes) {
             self.on_plaintext(id, bytes);
+        }
+        if self.settings.rates.pace_connections() {
+            self.keep_pace(id, bytes.len());
         }
     }
 
@@ -66,6 +73,9 @@ impl Engine {
             }
         }
         let used = self.consume(id, bytes);
+        if used < bytes.len() && self.wait_for_proof(id, &bytes[used..]) {
+            return;
+        }
         if let Some(conn) = self.conns.get_mut(id)
             && conn.is_open()
             && used < bytes.len()
@@ -83,7 +93,16 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
             return false;
         };
-        conn.partial.extend_from_slice(bytes);
+        if conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
+            tracing::error!(
+                "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
+                conn.label()
+            );
+            conn.claim = None;
+            self.refuse_login(id);
+        } else {
+            conn.partial.extend_from_slice(bytes);
+        }
         true
     }
 
@@ -173,10 +192,7 @@ impl Engine {
         let conn = self.conns.get(id)?;
         Some(Limits {
             control_line_bytes_max: self.settings.limits.control_line_bytes_max,
-            payload_bytes_max: match conn.limits.payload_bytes_max {
-                Some(max) => max.min(self.settings.limits.payload_bytes_max),
-                None => self.settings.limits.payload_bytes_max,
-            },
+            payload_bytes_max: conn.payload_bytes_max(&self.settings.limits),
             headers: self.settings.headers && conn.connect.headers,
         })
     }
@@ -226,13 +242,18 @@ impl Engine {
             self.refuse_login(id);
             return;
         }
-        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref()) {
+        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref(), self.now)
+        {
             Identified::Is(user) => self.admit(id, user, again),
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
                 conn.claim = Some(Claim { user, again });
+                // Nobody waits for ever, nor is waited for.
+                let due = self.now.saturating_add(self.settings.auth_timeout_ns);
+                conn.timing.auth_due = conn.timing.auth_due.min(due);
                 self.proofs.push_back((id, proof));
                 self.brake(id, |brakes| brakes.claims = true);
+                self.rearm(id);
             }
         }
     }
@@ -358,9 +379,7 @@ impl Engine {
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
         let same_sid = |key: &SubKey| self.subs[*key as usize].sid() == sid;
-        let too_many = (limits.subscriptions_max > 0
-            && conn.subs.len() >= limits.subscriptions_max)
-            || conn.limits.subscriptions_max.is_some_and(|max| conn.subs.len() >= max);
+        let too_many = conn.subs.len() >= conn.subscriptions_max(limits);
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
         } else if !may_subscribe(conn, subject, queue) {
@@ -567,7 +586,7 @@ impl Engine {
             }
             return;
         };
-        match self.settings.standing(user, &conn.peer, &conn.connect, old) {
+        match self.settings.standing(user, &conn.peer, &conn.connect, old, self.now) {
             Standing::Stays(user) => {
                 conn.limits = self.accounts.at(user.account).limits();
                 conn.user = Some(user);
@@ -577,6 +596,10 @@ impl Engine {
             }
             Standing::Changed => self.refuse_login(id),
             Standing::Moved => self.fail(id, None, Reason::ClientClosed),
+            Standing::Revoked => {
+                let reason = Reason::Protocol("Credentials Revoked");
+                self.fail(id, Some("User Authentication Revoked"), reason);
+            }
             Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
         }
     }

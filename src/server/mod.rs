@@ -87,7 +87,9 @@ impl Identity {
         // As many bytes as this come whole, and at once since the machine has started.
         let _ = rustix::rand::getrandom(&mut secret, GetRandomFlags::empty());
         let nonces = engine::NonceKey::new(secret);
-        engine::Identity { id: self.id.clone(), name: self.name.clone(), port: self.port, nonces }
+        let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+        let (id, name) = (self.id.clone(), self.name.clone());
+        engine::Identity { id, name, port: self.port, nonces, epoch_ms }
     }
 }
 

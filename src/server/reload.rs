@@ -71,6 +71,7 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     note("max_subscriptions", &was.subscriptions_max, &is.subscriptions_max);
     let (was_tokens, is_tokens) = (was.subscription_tokens_max, is.subscription_tokens_max);
     note("max_subscription_tokens", &was_tokens, &is_tokens);
+    note("rate_limits", &old.rates, &new.rates);
     note("ping_interval", &millis(old.ping_interval_ms), &millis(new.ping_interval_ms));
     note("ping_max", &old.ping_max, &new.ping_max);
     note("write_deadline", &millis(old.write_deadline_ms), &millis(new.write_deadline_ms));
@@ -85,6 +86,9 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     }
     if old.accounts.list != new.accounts.list {
         changes.push("accounts".to_owned());
+    }
+    if old.trust != new.trust {
+        changes.push("resolver".to_owned());
     }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::proofs::Check;
 use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{
@@ -22,7 +21,7 @@ use crate::engine::{
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
-    Address, Control, Figures, NEWS_MAX, News, Outcome, Parts, Report, Seats, Shard,
+    Address, Check, Control, Figures, NEWS_MAX, News, Outcome, Parts, Report, Seats, Shard,
 };
 use crate::uring::{self, Bell, Reactor, Tier};
 
