@@ -15,6 +15,7 @@
 mod conn;
 mod departures;
 mod interest;
+mod mapping;
 mod operations;
 mod outbox;
 mod permissions;

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
+use super::mapping::Mapped;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
@@ -44,6 +45,8 @@ pub(super) struct Run<'a> {
     header_bytes: usize,
     payload_bytes_max: usize,
     has_reply: bool,
+    /// What a mapping has made of the subject; it outlives [`Self::clear`].
+    mapped: Option<Mapped>,
 }
 
 impl<'a> Run<'a> {
@@ -55,6 +58,41 @@ impl<'a> Run<'a> {
     pub(super) fn continues_with(&self, publish: &Publish<'_>) -> bool {
         self.wire_bytes < RUN_BYTES_MAX
             && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+            && self.mapped.as_ref().is_none_or(|mapped| mapped.is_certain)
+    }
+
+    /// The same for a publish whose mapping is drawn anew each time, and was.
+    pub(super) fn resumes_with(&self, publish: &Publish<'_>, mapped: Option<&Mapped>) -> bool {
+        mapped.is_some()
+            && self.mapped.as_ref() == mapped
+            && self.wire_bytes < RUN_BYTES_MAX
+            && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+    }
+
+    /// What follows is mapped to this.
+    pub(super) fn map(&mut self, mapped: Option<Mapped>) {
+        self.mapped = mapped;
+    }
+
+    pub(super) fn mapped(&self) -> Option<&Mapped> {
+        self.mapped.as_ref()
+    }
+
+    /// The same run as if it had been published to `subject`; what goes to other shards is written
+    /// to `wire`.
+    pub(super) fn renamed<'b>(&'b self, subject: &'b [u8], wire: &'b mut Vec<u8>) -> Run<'b> {
+        let write = |message: &Message<'_>| {
+            encode::publish(wire, &Publish { subject, ..message.publish });
+            wire.len()
+        };
+        let ends: Vec<usize> = self.messages.iter().map(write).collect();
+        let mut run = Run::default();
+        let mut start = 0;
+        for (message, end) in self.messages.iter().zip(ends) {
+            run.push(Publish { subject, ..message.publish }, &wire[start..end]);
+            start = end;
+        }
+        run
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
@@ -67,7 +105,8 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn clear(&mut self) {
-        *self = Self { messages: std::mem::take(&mut self.messages), ..Self::default() };
+        let (messages, mapped) = (std::mem::take(&mut self.messages), self.mapped.take());
+        *self = Self { messages, mapped, ..Self::default() };
         self.messages.clear();
     }
 

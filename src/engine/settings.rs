@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::conn::{Peer, User};
+use super::mapping::Mappings;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::trace::Tracing;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub(super) closed_conns_max: usize,
     /// Log every operation.
     pub(super) tracing: Option<Tracing>,
+    /// What published subjects become.
+    pub(super) mappings: Option<Mappings>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -109,6 +112,7 @@ impl Settings {
             memory_bytes_max,
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             tracing: Tracing::new(&options.log),
+            mappings: Mappings::new(&options.mappings, None),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
