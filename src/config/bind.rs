@@ -192,6 +192,7 @@ const LIMITS: &[Key<Options>] = &[
         &["write_deadline"],
         Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.write_deadline_ms, ms))),
     ),
+    Key(&["overflow"], Set(|o, v| super::overflow::bind(&mut o.overflow, v))),
     Key(&["write_timeout"], Set(write_timeout)),
     Key(
         &["lame_duck_duration"],

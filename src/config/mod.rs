@@ -14,6 +14,7 @@ mod field;
 pub mod file;
 pub mod mapping;
 mod missing;
+pub mod overflow;
 pub mod tls;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use crate::uring::Tier;
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 pub use mapping::{Destination, Mapping};
+pub use overflow::{OverflowKind, OverflowRule};
 pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
@@ -86,6 +88,8 @@ pub struct Options {
     pub auth: Auth,
     /// What published subjects become (nothing else).
     pub mappings: Vec<Mapping>,
+    /// Of which subjects slow clients miss messages (none).
+    pub overflow: Vec<OverflowRule>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -129,6 +133,7 @@ impl Default for Options {
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
             mappings: Vec::new(),
+            overflow: Vec::new(),
             tls: None,
             allow_non_tls: false,
             http: None,

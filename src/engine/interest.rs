@@ -14,6 +14,7 @@ use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::overflow::{Overflow, Policy};
 use super::{ShardId, ShardSet};
 use crate::subject::{Table, first_token, is_literal};
 
@@ -132,6 +133,8 @@ pub(super) struct Targets {
     pub(super) queues: Vec<QueueTargets>,
     /// Other shards with plain interest.
     pub(super) shards: ShardSet,
+    /// Plain subscriptions that are behind miss messages rather than being cut.
+    pub(super) overflow: Option<Rc<Policy>>,
 }
 
 impl Targets {
@@ -152,6 +155,7 @@ pub(super) struct Interest {
     table: Table<Filter>,
     cache: Cache,
     stats: InterestStats,
+    overflow: Option<Rc<Overflow>>,
 }
 
 /// How often subscriptions of this shard came and went, and subjects were looked up here.
@@ -255,7 +259,7 @@ impl Interest {
     pub(super) fn new(seed: u64) -> Self {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
         let (table, stats) = (Table::with_seed(seed), InterestStats::default());
-        Self { table, cache: Cache::new(hasher), stats }
+        Self { table, cache: Cache::new(hasher), stats, overflow: None }
     }
 
     /// Subjects that are cached.
@@ -346,6 +350,12 @@ impl Interest {
         self.cache.forget(subject);
     }
 
+    /// Takes over what becomes of messages for those who are behind.
+    pub(super) fn set_overflow(&mut self, overflow: Option<Rc<Overflow>>) {
+        self.overflow = overflow;
+        self.forget_all();
+    }
+
     /// Forgets what was resolved: a connection has changed how it takes messages.
     pub(super) fn forget_all(&mut self) {
         self.cache.clear();
@@ -378,7 +388,8 @@ impl Interest {
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
     ) -> Targets {
-        let mut targets = Targets::default();
+        let overflow = self.overflow.as_ref().and_then(|overflow| overflow.policy(subject));
+        let mut targets = Targets { overflow, ..Targets::default() };
         let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
             HashMap::with_hasher(self.cache.resolved.hasher().clone());
         self.table.for_each_match(subject, |filter| {

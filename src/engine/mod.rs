@@ -18,6 +18,7 @@ mod interest;
 mod mapping;
 mod operations;
 mod outbox;
+mod overflow;
 mod permissions;
 mod pressure;
 mod proof;
@@ -45,6 +46,7 @@ use departures::Departures;
 pub use interest::InterestStats;
 use interest::{Announce, Interest, Sub, SubKey};
 use outbox::Spares;
+pub use overflow::Dropped;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
@@ -167,6 +169,8 @@ pub struct Stats {
     pub stalls: u64,
     /// Queue messages for which no member was left when they arrived.
     pub queue_msgs_lost: u64,
+    /// Messages that clients have not got because they were behind.
+    pub dropped: Dropped,
 }
 
 /// The connections of a shard by slot.
@@ -296,6 +300,8 @@ impl Engine {
         assert!(shards <= SHARDS_MAX, "at most {SHARDS_MAX} shards");
         let mut rng = fastrand::Rng::with_seed(seed);
         let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
+        let mut interest = Interest::new(rng.u64(..));
+        interest.set_overflow(settings.overflow.clone());
         Self {
             shard,
             settings,
@@ -303,7 +309,7 @@ impl Engine {
             conns: Conns::default(),
             open_conns: 0,
             subs: Slab::new(),
-            accounts: vec![Interest::new(rng.u64(..))],
+            accounts: vec![interest],
             rng,
             spares: Spares::default(),
             timers: Timers::default(),

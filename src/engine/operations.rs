@@ -525,6 +525,10 @@ impl Engine {
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
+        for account in &mut self.accounts {
+            account.set_overflow(self.settings.overflow.clone());
+        }
+        self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
         for id in self.conns.ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);

@@ -119,6 +119,16 @@ impl<'a> Run<'a> {
         Self { messages, ..Self::default() }
     }
 
+    /// Makes it a run of one message of another run.
+    pub(super) fn only_one_of(&mut self, run: &Run<'a>, at: usize) -> &Self {
+        self.only(&run.messages[at])
+    }
+
+    /// At least what it renders to for subscriptions with `sid`, in bytes.
+    pub(super) fn delivered_bytes_max(&self, sid: &[u8]) -> usize {
+        self.wire_bytes + self.len() * (sid.len() + 1)
+    }
+
     /// Makes it a run of one message.
     fn only(&mut self, message: &Message<'a>) -> &Self {
         self.clear();
@@ -126,7 +136,7 @@ impl<'a> Run<'a> {
         self
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.messages.len()
     }
 
@@ -134,7 +144,7 @@ impl<'a> Run<'a> {
         self.messages.iter().map(|message| &message.publish)
     }
 
-    fn subject(&self) -> &'a [u8] {
+    pub(super) fn subject(&self) -> &'a [u8] {
         self.messages.first().map_or(b"", |message| message.publish.subject)
     }
 
@@ -157,7 +167,7 @@ impl<'a> Run<'a> {
     }
 
     /// Renders the first `count` messages for subscriptions with `sid`.
-    fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
+    pub(super) fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
         if let [message] = &self.messages[..count] {
             encode::msg(out, &message.publish, sid, headers);
             return;
@@ -181,7 +191,7 @@ impl<'a> Run<'a> {
 
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
-struct Source {
+pub(super) struct Source {
     account: AccountId,
     publisher: Publisher,
     /// Whether the publisher gets its own messages.
@@ -292,6 +302,9 @@ impl Engine {
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        if let Some(policy) = &targets.overflow {
+            return self.deliver_loosely(source, run, targets, policy);
+        }
         let mut backlog = Backlog {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
@@ -358,7 +371,7 @@ impl Engine {
     }
 
     /// How many of the run's messages, from the first, `member` takes.
-    fn takes(&mut self, source: Source, run: &Run<'_>, member: Member) -> usize {
+    pub(super) fn takes(&mut self, source: Source, run: &Run<'_>, member: Member) -> usize {
         let Some(conn) = self.conns.at_mut(member.conn) else { return 0 };
         let sub = &self.subs[member.sub as usize];
         let left = usize::try_from(sub.max - sub.delivered).unwrap_or(usize::MAX);
@@ -388,7 +401,13 @@ impl Engine {
     }
 
     /// Books a delivery that is in the member's outbox.
-    fn account_for(&mut self, member: Member, run: &Run<'_>, count: usize, headers: bool) {
+    pub(super) fn account_for(
+        &mut self,
+        member: Member,
+        run: &Run<'_>,
+        count: usize,
+        headers: bool,
+    ) {
         if let Some(tracing) = self.settings.tracing
             && let Some(conn) = self.conns.at(member.conn)
         {

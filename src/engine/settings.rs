@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use super::conn::{Peer, User};
 use super::mapping::Mappings;
+use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::trace::Tracing;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub(super) tracing: Option<Tracing>,
     /// What published subjects become.
     pub(super) mappings: Option<Mappings>,
+    /// Of which subjects slow clients miss messages.
+    pub(super) overflow: Option<Rc<Overflow>>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -113,6 +116,8 @@ impl Settings {
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             tracing: Tracing::new(&options.log),
             mappings: Mappings::new(&options.mappings, None),
+            overflow: Overflow::new(&options.overflow, options.limits.pending_bytes_max)
+                .map(Rc::new),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),

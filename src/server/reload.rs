@@ -80,6 +80,9 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     if old.tls != new.tls {
         changes.push("tls".to_owned());
     }
+    if old.overflow != new.overflow {
+        changes.push("overflow".to_owned());
+    }
     if old.mappings != new.mappings {
         changes.push("mappings".to_owned());
     }
