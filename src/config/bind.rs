@@ -194,6 +194,7 @@ const LIMITS: &[Key<Options>] = &[
         &["write_deadline"],
         Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.write_deadline_ms, ms))),
     ),
+    Key(&["overflow"], Set(|o, v| super::overflow::bind(&mut o.overflow, v))),
     Key(&["write_timeout"], Set(write_timeout)),
     Key(
         &["rate_limits"],
@@ -270,7 +271,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["resolver_preload"], Set(trust::preload)),
     Key(&["resolver_pinned_accounts"], Refuse(&missing::ANY)),
     Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
-    Key(&["mappings", "maps"], Refuse(&missing::ANY)),
+    Key(&["mappings", "maps"], Set(|o, v| super::mapping::bind(&mut o.mappings, v))),
     Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),

@@ -13,7 +13,9 @@ mod bind;
 mod duration;
 mod field;
 pub mod file;
+pub mod mapping;
 mod missing;
+pub mod overflow;
 pub mod tls;
 pub mod trust;
 
@@ -29,6 +31,8 @@ use args::Args;
 pub use auth::{
     Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
 };
+pub use mapping::{Destination, Mapping};
+pub use overflow::{OverflowKind, OverflowRule};
 pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
@@ -93,6 +97,10 @@ pub struct Options {
     pub accounts: Accounts,
     /// Who vouches for accounts and users that come as tokens (nobody).
     pub trust: Option<trust::Trust>,
+    /// What published subjects become (nothing else).
+    pub mappings: Vec<Mapping>,
+    /// Of which subjects slow clients miss messages (none).
+    pub overflow: Vec<OverflowRule>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -138,6 +146,8 @@ impl Default for Options {
             auth: Auth::default(),
             accounts: Accounts::default(),
             trust: None,
+            mappings: Vec::new(),
+            overflow: Vec::new(),
             tls: None,
             allow_non_tls: false,
             http: None,

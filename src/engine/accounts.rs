@@ -10,6 +10,7 @@ use super::ShardId;
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
+use super::overflow::Overflow;
 use crate::config::{self, Shared};
 use crate::subject::Table;
 
@@ -103,13 +104,15 @@ pub(super) struct Accounts {
     all: Vec<Account>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
+    /// What becomes of messages for those who are behind, in all accounts.
+    overflow: Option<Rc<Overflow>>,
     seed: u64,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, seed }
+        Self { all: Vec::new(), system: None, overflow: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -117,10 +120,12 @@ impl Accounts {
     pub(super) fn at(&mut self, id: AccountId) -> &mut Account {
         while self.all.len() <= id.index() {
             let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
+            let mut interest = Interest::new(seed);
+            interest.set_overflow(self.overflow.clone());
             self.all.push(Account {
                 name: "".into(),
                 config: None,
-                interest: Interest::new(seed),
+                interest,
                 conns: 0,
                 elsewhere: Vec::new(),
                 slow_consumers: 0,
@@ -128,6 +133,14 @@ impl Accounts {
             });
         }
         &mut self.all[id.index()]
+    }
+
+    /// Takes over what becomes of messages for those who are behind.
+    pub(super) fn set_overflow(&mut self, overflow: Option<&Rc<Overflow>>) {
+        self.overflow = overflow.cloned();
+        for account in &mut self.all {
+            account.interest.set_overflow(overflow.cloned());
+        }
     }
 
     /// Says what an account is like.

@@ -9,6 +9,7 @@ use hashbrown::HashTable;
 
 use super::interest::SubKey;
 use super::outbox::Outbox;
+use super::overflow::Dropped;
 use super::permissions::{Checks, Permissions};
 use super::secure::Secure;
 use super::timers::NEVER;
@@ -129,6 +130,8 @@ pub(super) struct Conn {
     pub(super) traffic: Traffic,
     /// How often it was not read from because those who get its messages were behind.
     pub(super) stalls: u64,
+    /// Messages that it has not got because it was behind.
+    pub(super) dropped: Dropped,
 }
 
 /// Why a connection is not read from.
@@ -267,6 +270,7 @@ impl Conn {
             },
             traffic: Traffic::default(),
             stalls: 0,
+            dropped: Dropped::default(),
         }
     }
 

@@ -481,7 +481,7 @@ fn write_publish(
         Some(info) => with_request_info(old_header, info),
         None => old_header.to_vec(),
     };
-    encode::publish(out, subject, reply, &header, body);
+    encode::publish_of(out, subject, reply, &header, body);
 }
 
 fn with_request_info(header: &[u8], info: &[u8]) -> Vec<u8> {

@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 use thin_vec::ThinVec;
 
 use super::imports::{Exit, Outlet, answering_shard};
+use super::overflow::{Overflow, Policy};
 use super::{ShardId, ShardSet};
 use crate::subject::{Table, first_token, is_literal};
 
@@ -159,6 +160,8 @@ pub(super) struct Targets {
     pub(super) exits: Vec<Exit>,
     /// The shard that knows where it goes if it answers a request of another account.
     pub(super) answering: Option<ShardId>,
+    /// Plain subscriptions that are behind miss messages rather than being cut.
+    pub(super) overflow: Option<Rc<Policy>>,
 }
 
 impl Targets {
@@ -189,6 +192,7 @@ pub(super) struct Interest {
     outlets: Table<Vec<Rc<Outlet>>>,
     cache: Cache,
     stats: InterestStats,
+    overflow: Option<Rc<Overflow>>,
 }
 
 /// How often subscriptions of this shard came and went, and subjects were looked up here.
@@ -293,7 +297,7 @@ impl Interest {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
         let (table, stats) = (Table::with_seed(seed), InterestStats::default());
         let outlets = Table::with_seed(seed);
-        Self { table, outlets, cache: Cache::new(hasher), stats }
+        Self { table, outlets, cache: Cache::new(hasher), stats, overflow: None }
     }
 
     /// Subjects that are cached.
@@ -386,6 +390,12 @@ impl Interest {
         self.cache.clear();
     }
 
+    /// Takes over what becomes of messages for those who are behind.
+    pub(super) fn set_overflow(&mut self, overflow: Option<Rc<Overflow>>) {
+        self.overflow = overflow;
+        self.forget_all();
+    }
+
     /// Forgets what was resolved: a connection has changed how it takes messages.
     pub(super) fn forget_all(&mut self) {
         self.cache.clear();
@@ -418,7 +428,8 @@ impl Interest {
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
     ) -> Targets {
-        let mut targets = Targets::default();
+        let overflow = self.overflow.as_ref().and_then(|overflow| overflow.policy(subject));
+        let mut targets = Targets { overflow, ..Targets::default() };
         let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
             HashMap::with_hasher(self.cache.resolved.hasher().clone());
         self.table.for_each_match(subject, |filter| {

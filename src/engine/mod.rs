@@ -18,8 +18,10 @@ mod departures;
 mod events;
 mod imports;
 mod interest;
+mod mapping;
 mod operations;
 mod outbox;
+mod overflow;
 mod permissions;
 mod pressure;
 mod proof;
@@ -53,6 +55,7 @@ pub use imports::ServerRequest;
 pub use interest::InterestStats;
 use interest::{Announce, Sub, SubKey};
 use outbox::Spares;
+pub use overflow::Dropped;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
@@ -163,6 +166,8 @@ pub struct Stats {
     pub stalls: u64,
     /// Queue messages for which no member was left when they arrived.
     pub queue_msgs_lost: u64,
+    /// Messages that clients have not got because they were behind.
+    pub dropped: Dropped,
 }
 
 /// The connections of a shard by slot.

@@ -6,10 +6,11 @@ use std::rc::Rc;
 
 use super::conn::{Claim, User};
 use super::interest::{Sub, SubKey};
+use super::mapping::Mapped;
 use super::publish::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
-use super::{ConnId, Engine, Reason};
+use super::{AccountId, ConnId, Engine, Reason};
 use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
 use crate::subject;
 
@@ -484,11 +485,16 @@ impl Engine {
         wire: &'a [u8],
         run: &mut Run<'a>,
     ) -> bool {
-        let continues = run.continues_with(&publish);
+        let mut continues = run.continues_with(&publish);
         if !continues {
-            self.flush_run(id, run);
+            let mapped = self.map(id, publish.subject);
+            continues = run.resumes_with(&publish, mapped.as_ref());
+            if !continues {
+                self.flush_run(id, run);
+                run.map(mapped);
+            }
         }
-        match self.judge(id, &publish, wire, continues) {
+        match self.judge(id, &publish, run.mapped(), wire, continues) {
             Verdict::Joins => run.push(publish, wire),
             Verdict::Alone => {
                 self.flush_run(id, run);
@@ -505,28 +511,41 @@ impl Engine {
         self.conns.get(id).is_some_and(super::Conn::is_open)
     }
 
+    /// What a mapping of its account makes of the subject of a publish.
+    fn map(&mut self, id: ConnId, subject: &[u8]) -> Option<Mapped> {
+        let mappings = self.settings.mappings.as_ref()?;
+        let conn = self.conns.get(id)?;
+        if conn.account != AccountId::GLOBAL {
+            return None;
+        }
+        mappings.map(subject, &mut self.rng)
+    }
+
     /// Checks a publish. With `continues` its subject is that of the run, which was found good.
+    /// What counts is the subject that it was mapped to.
     fn judge(
         &mut self,
         id: ConnId,
         publish: &Publish<'_>,
+        mapped: Option<&Mapped>,
         wire: &[u8],
         continues: bool,
     ) -> Verdict {
         if let Some(tracing) = self.settings.tracing
             && let Some(conn) = self.conns.get(id)
         {
-            tracing.publish(conn, publish, wire);
+            tracing.publish(conn, publish, mapped, wire);
         }
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
             return Verdict::Dropped;
         };
         conn.timing.last_active = self.now;
-        let reserved = !continues && is_reserved_subject(publish.subject);
-        if reserved || !may_publish(conn, publish.subject, self.now) {
-            let subject = encode::go_quoted(publish.subject);
-            tracing::error!("{} - Publish Violation - Subject {subject}", conn.label());
-            return Verdict::Refused(encode::publish_violation(publish.subject));
+        let subject = mapped.map_or(publish.subject, |mapped| &mapped.subject);
+        let reserved = !continues && is_reserved_subject(subject);
+        if reserved || !may_publish(conn, subject, self.now) {
+            let name = encode::go_quoted(subject);
+            tracing::error!("{} - Publish Violation - Subject {name}", conn.label());
+            return Verdict::Refused(encode::publish_violation(subject));
         }
         if let Some(reply) = publish.reply.filter(|reply| is_reserved_reply(reply)) {
             let text = encode::go_quoted(reply);
@@ -547,7 +566,13 @@ impl Engine {
 
     fn flush_run(&mut self, id: ConnId, run: &mut Run<'_>) {
         if !run.is_empty() {
-            self.publish(id, run);
+            match run.mapped() {
+                None => self.publish(id, run),
+                Some(mapped) => {
+                    let mut wire = Vec::new();
+                    self.publish(id, &run.renamed(&mapped.subject, &mut wire));
+                }
+            }
             run.clear();
         }
     }
@@ -561,6 +586,7 @@ impl Engine {
         for account in self.accounts.ids() {
             self.announce_seats(account);
         }
+        self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
         for id in self.conns.ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);

@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Peer, User};
+use super::mapping::Mappings;
+use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::tokens::{Refusal, Trusted};
@@ -46,6 +48,10 @@ pub struct Settings {
     pub(super) closed_conns_max: usize,
     /// Log every operation.
     pub(super) tracing: Option<Tracing>,
+    /// What published subjects become.
+    pub(super) mappings: Option<Mappings>,
+    /// Of which subjects slow clients miss messages.
+    pub(super) overflow: Option<Rc<Overflow>>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -138,6 +144,9 @@ impl Settings {
             memory_bytes_max,
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             tracing: Tracing::new(&options.log),
+            mappings: Mappings::new(&options.mappings, None),
+            overflow: Overflow::new(&options.overflow, options.limits.pending_bytes_max)
+                .map(Rc::new),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
@@ -170,6 +179,7 @@ impl Settings {
         for (id, account) in &self.accounts {
             accounts.configure(*id, Rc::clone(account));
         }
+        accounts.set_overflow(self.overflow.as_ref());
         accounts.system = self.system;
         accounts.link(&self.info.server_id);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::conn::{Conn, Traffic};
 use super::interest::{NO_MAX, Sub};
-use super::{ConnId, Engine, Reason, TlsInfo};
+use super::{ConnId, Dropped, Engine, Reason, TlsInfo};
 
 /// Entries looked at for one page.
 const PAGE_ENTRIES_MAX: u64 = 512;
@@ -52,6 +52,8 @@ pub struct ConnSnapshot {
     pub traffic: Traffic,
     /// How often it was not read from because those who get its messages were behind.
     pub stalls: u64,
+    /// Messages that it has not got because it was behind.
+    pub dropped: Dropped,
     /// Its subscriptions.
     pub subscriptions: usize,
     /// The account it is in.
@@ -189,6 +191,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         pending_bytes: conn.outbox.pending_bytes(),
         traffic: conn.traffic,
         stalls: conn.stalls,
+        dropped: conn.dropped,
         subscriptions: conn.subs.len(),
         account: conn.account_name(),
         name: connect.name.as_str().into(),

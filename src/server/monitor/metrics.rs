@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::State;
 use super::varz::Varz;
-use crate::engine::LaneFigures;
+use crate::engine::{Dropped, LaneFigures};
 use crate::histogram::Histogram;
 use crate::shard::Figures;
 
@@ -219,6 +219,17 @@ impl Exposition {
             for account in &shard.accounts {
                 let labels = [("shard", &*number(shard)), ("account", &*account.name)];
                 self.sample(name, &labels, account.slow_consumers);
+            }
+        }
+        let name = "shardcast_overflow_dropped_messages_total";
+        let help = "Messages that clients have not got because they were behind.";
+        self.family(name, "counter", help);
+        for shard in figures {
+            let Dropped { newest, oldest, conflated } = shard.report.stats.dropped;
+            for (way, count) in
+                [("drop_newest", newest), ("drop_oldest", oldest), ("conflate", conflated)]
+            {
+                self.sample(name, &[("shard", &number(shard)), ("dropped_by", way)], count);
             }
         }
         DISTRIBUTIONS.iter().for_each(|distribution| self.distribution(distribution, figures));
