@@ -125,9 +125,9 @@ pub enum Response {
     /// One.
     #[default]
     Singleton,
-    /// Any number.
+    /// Any number, until an empty one.
     Stream,
-    /// One in several messages; an empty one is the last.
+    /// One in several messages, until an empty one.
     Chunked,
 }
 
@@ -386,10 +386,7 @@ const EXPORT: &[Key<ExportDraft>] = &[
             Ok(())
         }),
     ),
-    Key(
-        &["threshold", "response_threshold", "response_max_time", "response_time"],
-        Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms))),
-    ),
+    Key(Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
     Key(&["latency"], Ignore(&missing::ANY)),
     Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
 ];

@@ -176,8 +176,8 @@ impl Answers {
         let answer = self.open.get_mut(&id).filter(|answer| answer.from == from)?;
         let is_last = match answer.response {
             Response::Singleton => true,
-            Response::Stream => false,
-            Response::Chunked => body_bytes == 0,
+            // As in nats-server, an empty one is the last of a stream, too.
+            Response::Stream | Response::Chunked => body_bytes == 0,
         };
         let is_late = answer.expires <= now;
         answer.expires = now.saturating_add(answer.threshold_ns);
@@ -532,7 +532,7 @@ mod tests {
         assert!(all.take(1, asked, 1, 0).is_some());
         assert_eq!(all.take(1, asked, 1, 0), None, "one answer is all");
         all.insert(2, answer(1, Response::Stream, b"r", 100), 0);
-        assert!((0..5).all(|_| all.take(2, asked, 0, 0).is_some()));
+        assert!((0..5).all(|_| all.take(2, asked, 1, 0).is_some()));
         all.insert(3, answer(1, Response::Chunked, b"r", 100), 0);
         assert!(all.take(3, asked, 1, 0).is_some());
         assert!(all.take(3, asked, 0, 0).is_some(), "the end is still delivered");
