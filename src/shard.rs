@@ -16,15 +16,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::net::SendFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats, LaneFigures, Page,
-    Peer, Proof, Settings, ShardId, Stats, SubSnapshot,
+    AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Engine,
+    Identity, InterestStats, LaneFigures, Page, Peer, Proof, ServerRequest, Settings, ShardId,
+    Stats, SubSnapshot,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
+use crate::rates::Gate;
 use crate::uring::{
     self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
 };
@@ -66,6 +69,22 @@ pub enum Control {
     },
     /// Flush, close and end.
     Stop,
+    /// Publish a message of the server itself.
+    Publish {
+        /// In this account.
+        account: AccountId,
+        /// On this subject.
+        subject: Box<[u8]>,
+        /// Saying this.
+        payload: Box<str>,
+    },
+    /// An account is there, or is different: it is in force with what follows.
+    Account {
+        /// Which.
+        id: AccountId,
+        /// What it is like.
+        account: Arc<config::Account>,
+    },
     /// What a client has shown of itself was checked.
     Proven {
         /// Whose.
@@ -77,6 +96,8 @@ pub enum Control {
     Report(Sender<Report>),
     /// Say how it works.
     Figures(Sender<Figures>),
+    /// Say how the accounts are.
+    Accounts(Sender<Vec<AccountFigures>>),
     /// Show a page of the open connections.
     Conns {
         /// The slot it begins at.
@@ -100,6 +121,22 @@ pub enum Control {
     },
 }
 
+/// What shards tell whoever speaks for the server in the system account.
+#[derive(Debug)]
+pub enum News {
+    /// Something happened to a connection.
+    Event(ConnEvent),
+    /// Somebody asks.
+    Request(ServerRequest),
+    /// Options or state of the server have changed.
+    Change,
+    /// The server ends.
+    Stop,
+}
+
+/// How much of it may wait; what does not fit is dropped.
+pub const NEWS_MAX: usize = 4096;
+
 /// What the control thread has to know of a shard's fate.
 #[derive(Debug)]
 pub enum Outcome {
@@ -118,6 +155,8 @@ pub struct Report {
     pub stats: Stats,
     /// Connections it has accepted, for itself and others.
     pub accepted: u64,
+    /// Of these, those turned away because they came too soon after others.
+    pub throttled: u64,
     /// Open connections.
     pub conns: usize,
     /// Subscriptions of its connections.
@@ -152,6 +191,8 @@ pub struct Figures {
     pub braked_conns: usize,
     /// How often it had to wake another shard for records or for room.
     pub rings: u64,
+    /// The accounts on it.
+    pub accounts: Vec<AccountFigures>,
     /// Its lanes, each with the shard it goes to.
     pub lanes: Vec<(ShardId, LaneFigures)>,
 }
@@ -204,6 +245,18 @@ impl Address {
     }
 }
 
+/// Credentials that are to be checked elsewhere.
+pub struct Check {
+    /// The shard that waits for the outcome.
+    pub shard: ShardId,
+    /// Whose they are.
+    pub conn: ConnId,
+    /// What is to hold.
+    pub proof: Proof,
+    /// The connection is cut if it takes longer.
+    pub by: Instant,
+}
+
 /// Everything a shard is made of.
 pub struct Parts {
     /// Which shard it is.
@@ -231,7 +284,9 @@ pub struct Parts {
     /// Where it says what it came to.
     pub outcome: Sender<Outcome>,
     /// Where credentials are checked that take long.
-    pub proofs: Sender<(ShardId, ConnId, Proof)>,
+    pub proofs: Sender<Check>,
+    /// Where the server is spoken for in the system account; holds [`NEWS_MAX`].
+    pub news: Sender<News>,
 }
 
 /// One shard, on its own thread.
@@ -253,6 +308,7 @@ pub struct Shard {
     turn_ns: Histogram,
     listener: Option<ListenerId>,
     accept_again: Option<Instant>,
+    gate: Gate,
     /// The number of the connection accepted last.
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
@@ -267,7 +323,8 @@ pub struct Shard {
     /// There while clients are sent away.
     draining: bool,
     outcome: Sender<Outcome>,
-    proofs: Sender<(ShardId, ConnId, Proof)>,
+    proofs: Sender<Check>,
+    news: Sender<News>,
 }
 
 impl Shard {
@@ -294,6 +351,7 @@ impl Shard {
             turn_ns: Histogram::default(),
             listener,
             accept_again: None,
+            gate: Gate::default(),
             last_cid: 0,
             sockets: 0,
             held_max: 0,
@@ -303,6 +361,7 @@ impl Shard {
             draining: false,
             outcome: parts.outcome,
             proofs: parts.proofs,
+            news: parts.news,
         }
     }
 
@@ -448,7 +507,15 @@ impl Shard {
         }
         while let Some((conn, proof)) = self.engine.pop_proof() {
             // Whoever checks it lives as long as any shard.
-            let _ = self.proofs.send((self.id, conn, proof));
+            let by = self.now + Duration::from_millis(self.options.auth.timeout_ms);
+            let _ = self.proofs.send(Check { shard: self.id, conn, proof, by });
+        }
+        // What does not fit is dropped: whoever fills the queue is not to fill the memory.
+        while let Some(request) = self.engine.pop_server_request() {
+            let _ = self.news.try_send(News::Request(request));
+        }
+        while let Some(event) = self.engine.pop_event() {
+            let _ = self.news.try_send(News::Event(event));
         }
         any
     }
@@ -511,6 +578,10 @@ impl Shard {
                     self.engine.start_lame_duck(ns(grace), ns(spread));
                     self.draining = true;
                 }
+                Control::Publish { account, subject, payload } => {
+                    self.engine.publish_own(account, &subject, payload.as_bytes());
+                }
+                Control::Account { id, account } => self.engine.set_account(id, &account),
                 Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
                 Control::Stop => {
                     self.stop_listening();
@@ -520,6 +591,7 @@ impl Shard {
                 // Whoever asked may have given up.
                 Control::Report(to) => drop(to.try_send(self.report())),
                 Control::Figures(to) => drop(to.try_send(self.figures())),
+                Control::Accounts(to) => drop(to.try_send(self.engine.account_figures())),
                 Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
                 Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
                 Control::Closed { from, to } => drop(to.try_send(self.engine.closed_page(from))),
@@ -532,6 +604,7 @@ impl Shard {
             shard: self.id,
             stats: self.engine.stats(),
             accepted: self.last_cid,
+            throttled: self.gate.rejected(),
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
@@ -558,6 +631,7 @@ impl Shard {
             output_bytes: self.engine.output_bytes(),
             braked_conns: self.engine.braked_conns(),
             rings: self.mesh.rings(),
+            accounts: self.engine.account_figures(),
             lanes: others.map(lane).collect(),
         }
     }
@@ -585,7 +659,12 @@ impl Shard {
         // Messages leave when they are there; without this only latency would suffer.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         self.last_cid += 1;
+        let source = peer.ip();
         let peer = Peer { cid: self.last_cid, ip: ip.into(), port };
+        if !self.gate.admits(&self.options, source, self.ns_since_start(self.now)) {
+            self.turn_away(&socket, &peer);
+            return;
+        }
         let admitted = self.seats.all() < self.options.limits.connections_max;
         let seat = self.seats.take();
         if !admitted {
@@ -599,6 +678,20 @@ impl Shard {
             .is_ok()
         {
             self.reactor.ring_bell(&self.addresses[seat].bell);
+        }
+    }
+
+    /// Tells a client that it has come too soon, without a seat, a slot or any patience: there
+    /// may be thousands of them.
+    fn turn_away(&mut self, socket: &OwnedFd, peer: &Peer) {
+        // A new socket has room; if not, the end says enough.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = rustix::net::send(socket, &self.engine.turn_away(peer), flags);
+        if let Some(count) = self.gate.to_report(self.ns_since_start(self.now)) {
+            tracing::warn!(
+                "Rejected {count} connections due to rate limiting, the last of {}",
+                peer.ip
+            );
         }
     }
 

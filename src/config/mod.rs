@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod args;
 pub mod auth;
 mod bind;
@@ -14,6 +15,7 @@ mod field;
 pub mod file;
 mod missing;
 pub mod tls;
+pub mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,8 +24,11 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
+pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
-pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+pub use auth::{
+    Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
+};
 pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
@@ -70,6 +75,8 @@ pub struct Options {
     pub no_header_support: bool,
     /// What a client may use of the server.
     pub limits: Limits,
+    /// How often connections may come, and what one may send.
+    pub rates: Rates,
     /// Milliseconds of silence after which a client is sent a PING (120 000).
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a connection counts as stale (2).
@@ -82,6 +89,10 @@ pub struct Options {
     pub lame_duck_grace_ms: u64,
     /// Who may connect, and do what.
     pub auth: Auth,
+    /// The accounts that users are in.
+    pub accounts: Accounts,
+    /// Who vouches for accounts and users that come as tokens (nobody).
+    pub trust: Option<trust::Trust>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -118,12 +129,15 @@ impl Default for Options {
             server_tags: Vec::new(),
             no_header_support: false,
             limits: Limits::default(),
+            rates: Rates::default(),
             ping_interval_ms: 120_000,
             ping_max: 2,
             write_deadline_ms: 10_000,
             lame_duck_duration_ms: 120_000,
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
+            accounts: Accounts::default(),
+            trust: None,
             tls: None,
             allow_non_tls: false,
             http: None,
@@ -141,6 +155,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether a client without credentials is turned away.
+    pub fn requires_login(&self) -> bool {
+        (self.auth.is_required() && self.auth.no_auth_user.is_none()) || self.trust.is_some()
+    }
+
     /// Takes where the monitoring listens from another key or flag; what says the port alone
     /// leaves the host.
     fn listen_http(
@@ -186,6 +205,27 @@ impl Default for Limits {
             subscriptions_max: 0,
             subscription_tokens_max: 0,
         }
+    }
+}
+
+/// How often connections may come, and what one may send: all of them in a second, and as much as
+/// a second's worth at once; 0 is without limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rates {
+    /// New client connections (0); those beyond are told so and closed.
+    pub connections: u64,
+    /// The same from one address, or from one IPv6 network of 64 bits (0).
+    pub connections_per_ip: u64,
+    /// Messages that one connection publishes (0); one that sends more is read from later.
+    pub msgs_per_connection: u64,
+    /// Bytes that one connection sends, operations included (0); the same.
+    pub bytes_per_connection: u64,
+}
+
+impl Rates {
+    /// Whether there is a limit to what a connection may send.
+    pub fn pace_connections(&self) -> bool {
+        self.msgs_per_connection > 0 || self.bytes_per_connection > 0
     }
 }
 

@@ -16,6 +16,10 @@ use crate::subject;
 /// The first PING comes this long after CONNECT, or after the ping interval if that is shorter.
 const FIRST_PING_NS: u64 = 2_000_000_000;
 
+/// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
+/// to more memory before that is done. Clients wait for the PONG anyway.
+const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
+
 /// What is to be done with a publish.
 enum Verdict {
     /// It may be part of a run.
@@ -33,6 +37,9 @@ impl Engine {
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
         if !self.on_ciphertext(id, bytes) {
             self.on_plaintext(id, bytes);
+        }
+        if self.settings.rates.pace_connections() {
+            self.keep_pace(id, bytes.len());
         }
     }
 
@@ -66,6 +73,9 @@ impl Engine {
             }
         }
         let used = self.consume(id, bytes);
+        if used < bytes.len() && self.wait_for_proof(id, &bytes[used..]) {
+            return;
+        }
         if let Some(conn) = self.conns.get_mut(id)
             && conn.is_open()
             && used < bytes.len()
@@ -83,7 +93,16 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
             return false;
         };
-        conn.partial.extend_from_slice(bytes);
+        if conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
+            tracing::error!(
+                "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
+                conn.label()
+            );
+            conn.claim = None;
+            self.refuse_login(id);
+        } else {
+            conn.partial.extend_from_slice(bytes);
+        }
         true
     }
 
@@ -162,17 +181,18 @@ impl Engine {
     fn parse_limits(&mut self, id: ConnId, first: u8) -> Option<Limits> {
         let conn = self.conns.get_mut(id).filter(|conn| conn.is_open())?;
         if conn.user.is_none() && !first.eq_ignore_ascii_case(&b'C') {
-            conn.user = self.settings.user_before_connect();
-            conn.review();
-            if conn.user.is_none() {
+            let Some(user) = self.settings.user_before_connect() else {
                 self.refuse_login(id);
+                return None;
+            };
+            if !self.enter_account(id, user) {
                 return None;
             }
         }
         let conn = self.conns.get(id)?;
         Some(Limits {
             control_line_bytes_max: self.settings.limits.control_line_bytes_max,
-            payload_bytes_max: self.settings.limits.payload_bytes_max,
+            payload_bytes_max: conn.payload_bytes_max(&self.settings.limits),
             headers: self.settings.headers && conn.connect.headers,
         })
     }
@@ -222,13 +242,18 @@ impl Engine {
             self.refuse_login(id);
             return;
         }
-        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref()) {
+        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref(), self.now)
+        {
             Identified::Is(user) => self.admit(id, user, again),
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
                 conn.claim = Some(Claim { user, again });
+                // Nobody waits for ever, nor is waited for.
+                let due = self.now.saturating_add(self.settings.auth_timeout_ns);
+                conn.timing.auth_due = conn.timing.auth_due.min(due);
                 self.proofs.push_back((id, proof));
                 self.brake(id, |brakes| brakes.claims = true);
+                self.rearm(id);
             }
         }
     }
@@ -250,8 +275,10 @@ impl Engine {
 
     /// The client is this user: its CONNECT takes effect.
     fn admit(&mut self, id: ConnId, user: Rc<User>, again: bool) {
+        if !self.enter_account(id, user) {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.user = Some(user);
         let connect = &conn.connect;
         let (verbose, protocol) = (connect.verbose, connect.protocol);
         let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);
@@ -274,13 +301,43 @@ impl Engine {
             let jitter = self.rng.u64(..=first / 5);
             conn.timing.ping_due = self.now.saturating_add(first).saturating_add(jitter);
             if !conn.subs.is_empty() {
-                self.accounts[account.index()].forget_all();
+                self.accounts.at(account).interest.forget_all();
             }
         }
         self.rearm(id);
+        self.tell_connected(id);
         if verbose {
             self.confirm(id, encode::ok);
         }
+    }
+
+    /// Makes a connection one of its user's account; `false` if there is no room for it there.
+    fn enter_account(&mut self, id: ConnId, user: Rc<User>) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        let account = user.account;
+        if conn.account != account {
+            // What it subscribed to as somebody else it may not see any more.
+            self.drop_subscriptions(id);
+            self.leave_account(id);
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.account = account;
+        conn.user = Some(user);
+        conn.limits = self.accounts.at(account).limits();
+        conn.review();
+        if conn.seated {
+            return true;
+        }
+        if self.accounts.at(account).is_full() {
+            tracing::error!("{} - maximum account active connections exceeded", conn.label());
+            let reason = Reason::Protocol("Maximum Account Connections Exceeded");
+            self.fail(id, Some("maximum account active connections exceeded"), reason);
+            return false;
+        }
+        conn.seated = true;
+        self.accounts.at(account).conns += 1;
+        self.announce_seats(account);
+        true
     }
 
     fn refuse_login(&mut self, id: ConnId) {
@@ -322,7 +379,7 @@ impl Engine {
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
         let same_sid = |key: &SubKey| self.subs[*key as usize].sid() == sid;
-        let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
+        let too_many = conn.subs.len() >= conn.subscriptions_max(limits);
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
         } else if !may_subscribe(conn, subject, queue) {
@@ -360,7 +417,7 @@ impl Engine {
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
         conn.subs.insert_unique(hash, key, |key| hasher.hash_one(subs[*key as usize].sid()));
-        let announce = self.accounts[account.index()].add(key, &mut self.subs);
+        let announce = self.accounts.at(account).interest.add(key, &mut self.subs);
         match announce {
             Some(announce) => self.announce(id, account, (subject, queue), announce),
             // What another connection has announced need not be in force yet.
@@ -500,6 +557,10 @@ impl Engine {
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
+        self.settings.configure(&mut self.accounts);
+        for account in self.accounts.ids() {
+            self.announce_seats(account);
+        }
         for id in self.conns.ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
@@ -525,14 +586,20 @@ impl Engine {
             }
             return;
         };
-        match self.settings.standing(user, &conn.peer, &conn.connect, old) {
+        match self.settings.standing(user, &conn.peer, &conn.connect, old, self.now) {
             Standing::Stays(user) => {
+                conn.limits = self.accounts.at(user.account).limits();
                 conn.user = Some(user);
                 conn.checks = None;
                 conn.review();
                 self.end_unpermitted(id);
             }
             Standing::Changed => self.refuse_login(id),
+            Standing::Moved => self.fail(id, None, Reason::ClientClosed),
+            Standing::Revoked => {
+                let reason = Reason::Protocol("Credentials Revoked");
+                self.fail(id, Some("User Authentication Revoked"), reason);
+            }
             Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
         }
     }

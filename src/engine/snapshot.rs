@@ -54,6 +54,8 @@ pub struct ConnSnapshot {
     pub stalls: u64,
     /// Its subscriptions.
     pub subscriptions: usize,
+    /// The account it is in.
+    pub account: Arc<str>,
     /// From CONNECT; empty if not given.
     pub name: Box<str>,
     /// From CONNECT; empty if not given.
@@ -93,6 +95,8 @@ pub(super) struct Closed {
 pub struct SubSnapshot {
     /// The number of its connection.
     pub cid: u64,
+    /// The account of its connection.
+    pub account: Arc<str>,
     /// What it matches.
     pub subject: Box<str>,
     /// Its queue group.
@@ -147,6 +151,7 @@ impl Engine {
 
     /// Keeps what monitoring will show of a connection that ends now.
     pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
+        self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
         let Some(conn) = self.conns.get(id).filter(|_| conns_max > 0) else { return };
         let (snapshot, mut text_bytes) = of_conn(conn);
@@ -164,6 +169,13 @@ impl Engine {
     }
 }
 
+impl Conn {
+    /// What is shown of it.
+    pub(super) fn snapshot(&self) -> ConnSnapshot {
+        of_conn(self).0
+    }
+}
+
 /// What is shown of a connection, and the bytes of its text.
 fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
     let (connect, timing) = (&conn.connect, &conn.timing);
@@ -178,6 +190,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         traffic: conn.traffic,
         stalls: conn.stalls,
         subscriptions: conn.subs.len(),
+        account: conn.account_name(),
         name: connect.name.as_str().into(),
         lang: connect.lang.as_str().into(),
         version: connect.version.as_str().into(),
@@ -205,6 +218,7 @@ fn of_sub(conn: &Conn, sub: &Sub) -> (SubSnapshot, usize) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
     let snapshot = SubSnapshot {
         cid: conn.peer.cid,
+        account: conn.account_name(),
         subject: text(sub.subject()),
         queue: sub.queue().map(text),
         sid: text(sub.sid()),

@@ -22,13 +22,12 @@ pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 /// What the exporter's names begin with: its default, and what its Helm chart sets.
 const PREFIXES: [&str; 2] = ["gnatsd_varz", "nats_varz"];
 /// The one account there is.
-const ACCOUNT: &str = "$G";
 const NS_PER_S: f64 = 1e9;
 
 /// A figure: its name, what it is, and where it comes from.
 type Row<F, T> = (&'static str, &'static str, fn(&F) -> T);
 
-const COUNTERS: [Row<Figures, u64>; 14] = [
+const COUNTERS: [Row<Figures, u64>; 15] = [
     ("turns_total", "Rounds of the shard's loop.", |shard| shard.reactor.turns),
     ("system_calls_total", "Calls of io_uring_enter.", |shard| shard.reactor.enters),
     ("completions_total", "Completions reported by the kernel.", |shard| shard.reactor.completions),
@@ -40,6 +39,9 @@ const COUNTERS: [Row<Figures, u64>; 14] = [
     ),
     ("connections_accepted_total", "Connections accepted, for all shards.", |shard| {
         shard.report.accepted
+    }),
+    ("connections_throttled_total", "Connections turned away for their rate.", |shard| {
+        shard.report.throttled
     }),
     ("messages_received_total", "Messages received from clients.", |shard| {
         shard.report.stats.in_msgs
@@ -214,8 +216,10 @@ impl Exposition {
         let name = "shardcast_slow_consumers_total";
         self.family(name, "counter", "Clients closed because they did not read fast enough.");
         for shard in figures {
-            let labels = [("shard", &*number(shard)), ("account", ACCOUNT)];
-            self.sample(name, &labels, shard.report.stats.slow_consumers);
+            for account in &shard.accounts {
+                let labels = [("shard", &*number(shard)), ("account", &*account.name)];
+                self.sample(name, &labels, account.slow_consumers);
+            }
         }
         DISTRIBUTIONS.iter().for_each(|distribution| self.distribution(distribution, figures));
     }
