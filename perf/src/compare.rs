@@ -103,7 +103,7 @@ const SMOKE: [&str; 14] = [
      --warmup 100ms --duration 1s",
     "1→2, 2 k/s: latency --rate 2000 --subs 2 --verify --lag-max 100ms \
      --warmup 100ms --duration 300ms",
-    "permissions: throughput --subs 2 --permissions --churn 500 --reply 32 --verify \
+    "permissions: throughput --subs 2 --permissions --reply 32 --verify \
      --warmup 100ms --duration 300ms",
     "across shards: throughput --subs 2 --idle-between --shards 2 --verify \
      --warmup 100ms --duration 300ms",
