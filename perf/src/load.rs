@@ -37,6 +37,8 @@ const SETUP_PATIENCE: Duration = Duration::from_secs(60);
 /// of them has a token of its own in front.
 const OVERLAPS: [(&str, &str); 5] =
     [("a", ">"), ("a.c", "*.*"), ("a.d", "*.d"), ("b.c", "b.*"), ("b.d", "b.>")];
+/// Read buffer of a connection that stalls: for its first PONG.
+const STALLED_BYTES: usize = 4096;
 /// How often SUB and UNSUB are written, at most.
 const CHURN_NS: u64 = 1_000_000;
 
@@ -65,6 +67,8 @@ pub(crate) struct Workload {
     pub(crate) idle_between: bool,
     /// Pairs of SUB and UNSUB per second on one more connection; 0: none.
     pub(crate) churn_rate: f64,
+    /// Connections that subscribe as the first so many do, and then read nothing.
+    pub(crate) stalled: usize,
     /// The first token of all subjects.
     pub(crate) prefix: String,
     /// Payload of each message, in bytes.
@@ -192,6 +196,12 @@ impl Workload {
             return refuse(
                 "the ceiling is one of fan-out: one subject to all subscribers",
                 "leave --subjects, --fanout, --queue-groups and --verify out",
+            );
+        }
+        if self.stalled > 0 && (poured || self.subs == 0 || self.queue_groups > 0) {
+            return refuse(
+                "what stalls would have to be taken from what counts",
+                "leave --stalled out, or give --subs and no --queue-groups",
             );
         }
         if self.pubs == 0 || self.subjects == 0 {
@@ -630,6 +640,16 @@ fn subscribers(job: &Arc<Job>, index: usize) -> Share {
     let share = Rc::new(RefCell::new(Share::new()));
     let outcome = with_ring(mine.len(), async {
         let (mut conns, mut tasks) = (Vec::new(), Vec::new());
+        // Nobody reads these; the server may end them when it likes.
+        let mut stalled = Vec::new();
+        if index == 0 {
+            for number in 0..job.plan.workload.stalled {
+                let number = number % job.plan.workload.subs;
+                let one = Subscriber::open(job, number, STALLED_BYTES, Rc::clone(&share)).await?;
+                conns.push(one.conn.clone());
+                stalled.push(one);
+            }
+        }
         for number in mine {
             if job.plan.workload.idle_between {
                 let (idle, ..) = Conn::open(&job.target, number).await?;
@@ -1039,6 +1059,7 @@ mod tests {
             own_subjects: false,
             idle_between: false,
             churn_rate: 0.0,
+            stalled: 0,
             prefix: "perf".into(),
             payload_bytes: 16,
             header_bytes: 0,
