@@ -404,6 +404,7 @@ impl SoakArgs {
         let load = LoadArgs {
             verify: true,
             duration: self.flood,
+            churn: 0.0, // It has a rate of its own, which a flood takes from it.
             warmup: Duration::from_millis(100),
             ..self.load.clone()
         };
