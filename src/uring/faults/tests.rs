@@ -1,6 +1,6 @@
 //! The reactor when the kernel fails it, on every tier that this host has.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -26,38 +26,20 @@ fn first(kind: Kind, errors: &[i32]) -> Faults {
 
 /// Fails now and then with what passes, as the seed decides.
 fn passing(seed: u64) -> Faults {
-    let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));
-    let chance = |rng: &Rc<RefCell<fastrand::Rng>>, of: u64| {
-        let rng = Rc::clone(rng);
-        move || rng.borrow_mut().u64(..of) == 0
+    fastrand::seed(seed);
+    let pick = |errors: &[i32]| errors.get(fastrand::usize(..errors.len() * 6)).copied();
+    let operation = move |kind| match kind {
+        Kind::Receive => pick(&[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
+        Kind::Poll => pick(&[libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
+        Kind::Send | Kind::Linger | Kind::BellRead => pick(&[libc::EAGAIN, libc::EINTR]),
+        Kind::Accept => pick(&[libc::ECONNABORTED, libc::EINTR, libc::EPROTO]),
+        _ => None,
     };
-    let pick = |rng: &Rc<RefCell<fastrand::Rng>>, errors: &[i32]| {
-        errors.get(rng.borrow_mut().usize(..errors.len() * 6)).copied()
-    };
-    let operation = {
-        let rng = Rc::clone(&rng);
-        move |kind| match kind {
-            Kind::Receive => {
-                pick(&rng, &[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR])
-            }
-            Kind::Poll => pick(&rng, &[libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
-            Kind::Send => pick(&rng, &[libc::EAGAIN, libc::EINTR]),
-            Kind::Accept => pick(&rng, &[libc::ECONNABORTED, libc::EINTR, libc::EPROTO]),
-            Kind::Linger => pick(&rng, &[libc::EAGAIN, libc::EINTR]),
-            Kind::BellRead => pick(&rng, &[libc::EAGAIN, libc::EINTR]),
-            _ => None,
-        }
-    };
-    let enter = {
-        let rng = Rc::clone(&rng);
-        move || pick(&rng, &[libc::EINTR, libc::EBUSY, libc::EAGAIN])
-    };
-    let late = Rc::clone(&rng);
     Faults {
         operation: Box::new(operation),
-        short_send: Box::new(chance(&rng, 4)),
-        late_by: Box::new(move || late.borrow_mut().u64(..6)),
-        enter: Box::new(enter),
+        short_send: Box::new(|| fastrand::u64(..4) == 0),
+        late_by: Box::new(|| fastrand::u64(..6)),
+        enter: Box::new(move || pick(&[libc::EINTR, libc::EBUSY, libc::EAGAIN])),
         ..Faults::default()
     }
 }
