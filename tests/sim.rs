@@ -1,12 +1,14 @@
 //! Many runs of the simulator, each decided by one number.
 //!
-//! `SIM_SEEDS=<n> cargo test --test sim` runs the first n seeds; `SEED=<n> cargo test --test sim`
-//! runs one and tells what happens.
+//! `SIM_SEEDS=<n> cargo test --test sim` runs the first n seeds; `SIM_SECONDS=<n>` runs seeds that
+//! nobody has run yet for so long; `SEED=<n>` runs one and tells what happens; `SHRINK=<n>` makes a
+//! short script of one that fails.
 
 #[path = "sim/mod.rs"]
 mod sim;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Seeds that once failed, as long as the script and the schedule they stand for are the same.
 const REGRESSIONS: &[u64] = &[1516, 2083, 9636, 16040];
@@ -19,7 +21,8 @@ struct Culprit(u64);
 impl Drop for Culprit {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("\nseed {0} fails: SEED={0} cargo test --test sim\n", self.0);
+            eprintln!("\nseed {0} fails: SEED={0} cargo test --test sim", self.0);
+            eprintln!("a short script of it: SHRINK={0} cargo test --test sim\n", self.0);
         }
     }
 }
@@ -34,29 +37,41 @@ fn run(seed: u64, trace: bool) -> sim::Outcome {
     sim::run_seed(seed, trace)
 }
 
-fn run_all(seeds: &[u64]) {
+/// Runs `seed_at(0)`, `seed_at(1)` and so on, until there is none.
+fn run_all(seed_at: impl Fn(u64) -> Option<u64> + Sync) {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
         let mut sum = sim::Outcome::default();
-        while let Ok(at) = usize::try_from(next.fetch_add(1, Ordering::Relaxed))
-            && let Some(seed) = seeds.get(at)
-        {
-            sum += run(*seed, false);
+        let mut seeds = 0;
+        while let Some(seed) = seed_at(next.fetch_add(1, Ordering::Relaxed)) {
+            sum += run(seed, false);
+            seeds += 1;
         }
-        sum
+        (sum, seeds)
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let mut sum = sim::Outcome::default();
+        let (mut sum, mut seeds) = (sim::Outcome::default(), 0);
         for worker in workers {
             match worker.join() {
-                Ok(outcome) => sum += outcome,
+                Ok((outcome, count)) => {
+                    sum += outcome;
+                    seeds += count;
+                }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        println!("{} seeds: {sum:?}", seeds.len());
+        println!("{seeds} seeds: {sum:?}");
     });
+}
+
+/// Runs seeds from a random one on.
+#[expect(clippy::disallowed_methods, reason = "how long to look is asked for in seconds")]
+fn run_for(time: Duration) {
+    let (first, end) = (fastrand::u64(..), Instant::now() + time);
+    println!("from seed {first} on");
+    run_all(|at| (Instant::now() < end).then(|| first.wrapping_add(at)));
 }
 
 #[test]
@@ -65,13 +80,21 @@ fn shards_agree_with_a_single_table_whatever_happens_when() {
         run(seed, true);
         return;
     }
-    let seeds: Vec<u64> = (0..number("SIM_SEEDS").unwrap_or(SEEDS)).collect();
-    run_all(&seeds);
+    if let Some(seed) = number("SHRINK") {
+        assert_eq!(sim::shortest(seed), None, "seed {seed} fails");
+        return;
+    }
+    if let Some(seconds) = number("SIM_SECONDS") {
+        run_for(Duration::from_secs(seconds));
+        return;
+    }
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    run_all(|at| (at < seeds).then_some(at));
 }
 
 #[test]
 fn seeds_that_once_failed_do_so_no_more() {
-    run_all(REGRESSIONS);
+    run_all(|at| REGRESSIONS.get(usize::try_from(at).ok()?).copied());
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(crate) enum Command {
     /// What `ceiling` starts and measures.
     #[command(hide = true)]
     Pour(PourArgs),
+    /// Everything at once for a long time on one server: samples of memory, files and latency
+    Soak(SoakArgs),
     /// Compare servers: each scenario on each server in turn, several times.
     Compare(CompareArgs),
 }
@@ -195,6 +197,9 @@ pub(crate) struct LoadArgs {
     /// Pairs of SUB and UNSUB per second on one more connection, during the load
     #[arg(long, default_value_t = 0.0)]
     churn: f64,
+    /// Connections that subscribe as the first so many do, and then read nothing
+    #[arg(long, default_value_t = 0)]
+    stalled: usize,
     /// First token of all subjects
     #[arg(long, default_value = "perf")]
     subject: String,
@@ -256,6 +261,7 @@ impl LoadArgs {
             own_subjects: self.own_subjects,
             idle_between: self.idle_between,
             churn_rate: self.churn,
+            stalled: self.stalled,
             queue_groups: self.queue_groups,
             prefix: self.subject.clone(),
             payload_bytes: self.payload,
@@ -389,6 +395,64 @@ pub(crate) struct PourArgs {
     #[arg(long)]
     pub(crate) least: usize,
 }
+
+/// Options of `soak`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SoakArgs {
+    /// The server.
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// The load of each round; its window is the round's
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Messages published per second, by all publishers together
+    #[arg(long, default_value_t = 2_000.0)]
+    rate: f64,
+    /// How long to go on
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    pub(crate) total: Duration,
+    /// Connections that come and go after each round
+    #[arg(long, default_value_t = 500)]
+    pub(crate) storm: usize,
+    /// Length of the flood after each round: as fast as the server delivers
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    flood: Duration,
+    /// Where the results go.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl SoakArgs {
+    /// The steady load of a round.
+    pub(crate) fn steady(&self) -> Outcome<Work> {
+        let load = LoadArgs { verify: true, ..self.load.clone() };
+        let plan = load.plan(|_| Pace::Open { rate: self.rate })?;
+        Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
+    }
+
+    /// The flood behind it.
+    pub(crate) fn flood(&self) -> Outcome<Work> {
+        let load = LoadArgs {
+            verify: true,
+            duration: self.flood,
+            churn: 0.0, // It has a rate of its own, which a flood takes from it.
+            warmup: Duration::from_millis(100),
+            ..self.load.clone()
+        };
+        let plan = load.plan(|_| Pace::Closed { window_bytes: FLOOD_WINDOW_BYTES })?;
+        Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
+    }
+
+    /// The connections that come and go.
+    pub(crate) fn storm(&self) -> Work {
+        let (conns, concurrency) = (self.storm, FLOOD_CONNS);
+        Work::Storm(Storm { conns, concurrency, settle: Duration::ZERO, burst: false })
+    }
+}
+
+/// How far the publishers of a soak's flood are ahead, and connections opened at a time after it.
+const FLOOD_WINDOW_BYTES: u64 = 256 << 10;
+const FLOOD_CONNS: usize = 64;
 
 /// Options of `rtt`.
 #[derive(Clone, Debug, Args)]

@@ -24,6 +24,9 @@ pub(crate) enum Suite {
     Fanout,
     /// Latency at fixed rates
     Latency,
+    /// 100 subscribers that read, beside 0, 1, 10 and 50 that do not: latency at a fixed rate, and
+    /// as fast as it goes
+    Slow,
     /// All that a broker is judged by: rates, memory, times, and what could spoil them
     Limits,
     /// One short run of each kind, to see that all works
@@ -49,6 +52,7 @@ impl Suite {
             .iter()
             .map(|(name, options)| format!("{name}: latency --duration 5s {options}"))
             .collect(),
+            Self::Slow => slow(),
             Self::Limits => LIMITS.iter().map(|text| (*text).to_owned()).collect(),
             Self::Smoke => SMOKE.iter().map(|text| (*text).to_owned()).collect(),
         }
@@ -87,7 +91,7 @@ const LIMITS: [&str; 29] = [
     "1,000,000 subscriptions: subs",
 ];
 
-const SMOKE: [&str; 14] = [
+const SMOKE: [&str; 15] = [
     "1→2 128 B: throughput --subs 2 --verify --warmup 100ms --duration 300ms",
     "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify \
      --warmup 100ms --duration 300ms",
@@ -108,10 +112,22 @@ const SMOKE: [&str; 14] = [
     "across shards: throughput --subs 2 --idle-between --shards 2 --verify \
      --warmup 100ms --duration 300ms",
     "beside a flood: rtt --flood 1 --rate 200 --warmup 100ms --duration 300ms",
+    "1→2 beside 2 stalled: throughput --subs 2 --stalled 2 --verify --warmup 100ms \
+     --duration 300ms",
     "round trips: rtt --warmup 100ms --duration 300ms",
     "idle: idle --conns 100 --settle 100ms --burst",
     "subs: subs --count 10000 --settle 100ms",
 ];
+
+fn slow() -> Vec<String> {
+    let stalled = [0, 1, 10, 50];
+    let kinds = ["latency --rate 2000 --duration 8s", "throughput --duration 4s"];
+    let scenario = |kind: &str, stalled: usize| {
+        let (what, _) = kind.split_once(' ').unwrap_or((kind, ""));
+        format!("1→100 beside {stalled} stalled, {what}: {kind} --subs 100 --stalled {stalled}")
+    };
+    kinds.iter().flat_map(|kind| stalled.map(|stalled| scenario(kind, stalled))).collect()
+}
 
 fn fanout() -> Vec<String> {
     let mut scenarios = Vec::new();

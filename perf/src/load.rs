@@ -43,6 +43,8 @@ const SETUP_PATIENCE: Duration = Duration::from_secs(60);
 /// of them has a token of its own in front.
 const OVERLAPS: [(&str, &str); 5] =
     [("a", ">"), ("a.c", "*.*"), ("a.d", "*.d"), ("b.c", "b.*"), ("b.d", "b.>")];
+/// Read buffer of a connection that stalls: for its first PONG.
+const STALLED_BYTES: usize = 4096;
 /// How often SUB and UNSUB are written, at most.
 const CHURN_NS: u64 = 1_000_000;
 
@@ -71,6 +73,8 @@ pub(crate) struct Workload {
     pub(crate) idle_between: bool,
     /// Pairs of SUB and UNSUB per second on one more connection; 0: none.
     pub(crate) churn_rate: f64,
+    /// Connections that subscribe as the first so many do, and then read nothing.
+    pub(crate) stalled: usize,
     /// The first token of all subjects.
     pub(crate) prefix: String,
     /// Payload of each message, in bytes.
@@ -204,6 +208,12 @@ impl Workload {
             return refuse(
                 "the ceiling is one of fan-out: one subject to all subscribers",
                 "leave --subjects, --fanout, --queue-groups and --verify out",
+            );
+        }
+        if self.stalled > 0 && (poured || self.subs == 0 || self.queue_groups > 0) {
+            return refuse(
+                "what stalls would have to be taken from what counts",
+                "leave --stalled out, or give --subs and no --queue-groups",
             );
         }
         if self.pubs == 0 || self.subjects == 0 {
@@ -922,6 +932,7 @@ mod tests {
             own_subjects: false,
             idle_between: false,
             churn_rate: 0.0,
+            stalled: 0,
             prefix: "perf".into(),
             payload_bytes: 16,
             header_bytes: 0,

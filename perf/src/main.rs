@@ -14,6 +14,7 @@ mod plot;
 mod probe;
 mod report;
 mod server;
+mod soak;
 mod stats;
 mod tls;
 mod wire;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Subs(one) => measure("subs", one),
         Command::Ceiling(args) => run_ceiling(args),
         Command::Pour(args) => ceiling::pour(args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => run_soak(args),
         Command::Compare(args) => run_compare(args),
     };
     outcome.unwrap_or_else(|fault| {
@@ -127,6 +129,17 @@ fn run_compare(args: &cli::CompareArgs) -> Outcome<ExitCode> {
         write_file(path, plot::comparison(&comparison)?.as_bytes())?;
     }
     Ok(exit_code(comparison.is_valid(), comparison.interrupted))
+}
+
+fn run_soak(args: &cli::SoakArgs) -> Outcome<ExitCode> {
+    let stop = interruption()?;
+    let soak = soak::run(args, &stop)?;
+    publish(&soak, &soak.text(), args.output.json.as_deref())?;
+    if let Some(path) = &args.output.plot {
+        write_file(path, plot::soak(&soak)?.as_bytes())?;
+    }
+    // Ended early is not failed: what was seen until then counts.
+    Ok(exit_code(soak.faults.is_empty(), false))
 }
 
 fn exit_code(valid: bool, interrupted: bool) -> ExitCode {

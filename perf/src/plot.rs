@@ -4,6 +4,7 @@ use crate::compare::{Comparison, Entry, Row};
 use crate::fault::{Fault, Outcome};
 use crate::measure::Kind;
 use crate::report::human;
+use crate::soak::{Sample, Soak};
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -11,6 +12,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 const WIDTH: u32 = 900;
 const CURVES_HEIGHT: u32 = 420;
+const SOAK_PANEL_HEIGHT: u32 = 240;
 const BAR_HEIGHT: u32 = 18;
 const BARS_FRAME_HEIGHT: u32 = 130;
 /// The percentile axis ends here: 99.999 %.
@@ -67,6 +69,82 @@ pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
     finish(drawn)?;
     drop(area);
     Ok(svg)
+}
+
+/// Draws what a soak saw over time: memory, files, latency, deliveries.
+pub(crate) fn soak(soak: &Soak) -> Outcome<String> {
+    type Line = (&'static str, fn(&Sample) -> Option<f64>);
+    let panels: [(&str, &[Line]); 4] = [
+        ("server's memory, MiB", &[("", |s| Some(s.rss_bytes? as f64 / f64::from(1 << 20)))]),
+        ("server's open files", &[("", |s| Some(s.files? as f64))]),
+        (
+            "latency, ms",
+            &[
+                ("p50", |s| Some(s.latency_us?.p50 / 1e3)),
+                ("p99", |s| Some(s.latency_us?.p99 / 1e3)),
+                ("p99.9", |s| Some(s.latency_us?.p999 / 1e3)),
+            ],
+        ),
+        ("deliveries per second of the flood, millions", &[("", |s| Some(s.flood_per_s / 1e6))]),
+    ];
+    let mut svg = String::new();
+    let size = (WIDTH, SOAK_PANEL_HEIGHT * 4);
+    let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+    let drawn = area.fill(&WHITE).and_then(|()| {
+        let end_s = soak.samples.last().map_or(1.0, |sample| sample.at_s).max(1.0);
+        for ((title, lines), panel) in panels.iter().zip(area.split_evenly((4, 1))) {
+            let series: Vec<(&str, Vec<(f64, f64)>)> = lines
+                .iter()
+                .map(|(name, of)| {
+                    let point = |s: &Sample| Some((s.at_s, of(s)?));
+                    (*name, soak.samples.iter().filter_map(point).collect())
+                })
+                .collect();
+            draw_lines(&panel, title, end_s, &series)?;
+        }
+        area.present()
+    });
+    finish(drawn)?;
+    drop(area);
+    Ok(svg)
+}
+
+fn draw_lines(
+    area: &Area<'_>,
+    title: &str,
+    end_s: f64,
+    series: &[(&str, Vec<(f64, f64)>)],
+) -> Drawn {
+    let points = series.iter().flat_map(|(_, points)| points);
+    let high = points.map(|(_, value)| *value).fold(0.0, f64::max).max(1e-9) * 1.1;
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 16))
+        .margin(10)
+        .margin_right(34)
+        .x_label_area_size(34)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..end_s, 0.0..high)?;
+    chart
+        .configure_mesh()
+        .x_desc("seconds")
+        .label_style(("sans-serif", 13))
+        .light_line_style(RGBColor(0xee, 0xee, 0xee))
+        .draw()?;
+    for ((name, points), color) in series.iter().zip(COLORS.iter().cycle()) {
+        let drawn =
+            chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
+        if !name.is_empty() {
+            drawn
+                .label(*name)
+                .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        }
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.85))
+        .label_font(("sans-serif", 13))
+        .draw()
 }
 
 fn finish(drawn: Drawn) -> Outcome<()> {

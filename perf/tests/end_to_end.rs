@@ -301,6 +301,55 @@ fn the_ceiling_is_measured_alone_and_as_one_more_server() {
 }
 
 #[test]
+fn a_server_that_waits_for_a_subscriber_that_stalls_delivers_nothing_more() {
+    let port = fake_server(Manners::default());
+    let run = |stalled: u32| {
+        perf(&format!(
+            "throughput --url nats://127.0.0.1:{port} --payload 64KiB --subs 2 --warmup 50ms \
+             --duration 2s --json - --stalled {stalled}"
+        ))
+    };
+    let output = run(0);
+    assert!(output.status.success(), "{}", error_of(&output));
+    let output = run(1);
+    assert_eq!(output.status.code(), Some(2), "{}", error_of(&output));
+    assert!(json_of(&output)["missing"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_soak_samples_each_round_and_finds_no_fault_in_a_real_server() {
+    let Some(server) = real_server() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let picture = dir.path().join("soak.svg");
+    let arguments = "soak --total 3s --warmup 50ms --duration 500ms --flood 300ms --storm 50 \
+                     --subs 4 --stalled 1 --churn 200 --rate 500 --json - --plot";
+    let output = perf_with(arguments, &[picture.to_str().unwrap(), "--server", &server]);
+    assert!(output.status.success(), "{}", error_of(&output));
+    let report = json_of(&output);
+    let samples = report["samples"].as_array().unwrap();
+    assert!(!samples.is_empty());
+    for sample in samples {
+        for figure in ["rss_bytes", "files", "steady_per_s", "flood_per_s", "storm_per_s"] {
+            assert!(sample[figure].as_f64().unwrap() > 0.0, "{figure}: {sample}");
+        }
+        assert!(sample["latency_us"]["p999"].as_f64().unwrap() > 0.0, "{sample}");
+    }
+    assert!(std::fs::read_to_string(picture).unwrap().contains("p99.9"));
+}
+
+#[test]
+fn a_soak_names_the_round_in_which_a_delivery_is_missing() {
+    let port = fake_server(Manners { forgets: Some(20), ..Manners::default() });
+    let output = perf(&format!(
+        "soak --url nats://127.0.0.1:{port} --total 1s --warmup 50ms --duration 300ms --storm 5 \
+         --flood 100ms --rate 500 --json -"
+    ));
+    assert_eq!(output.status.code(), Some(2), "{}", error_of(&output));
+    let faults = json_of(&output)["faults"].to_string();
+    assert!(faults.contains("round 1, steady: 1 deliveries are missing"), "{faults}");
+}
+
+#[test]
 fn ctrl_c_prints_what_there_is_and_stops_the_server() {
     let Some(server) = real_server() else { return };
     let mut child = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))

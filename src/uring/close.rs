@@ -98,7 +98,12 @@ impl Reactor {
         if slot.phase != Phase::Lingering {
             return;
         }
-        if matches!(result, Ok(1..)) {
+        let goes_on = match &result {
+            Ok(bytes) => *bytes > 0,
+            // Closing over input that is still there would cost the peer our last word.
+            Err(error) => is_passing(error),
+        };
+        if goes_on {
             self.discard_input(socket);
             return;
         }
@@ -108,11 +113,11 @@ impl Reactor {
         }
     }
 
-    pub(super) fn on_linger_timer(&mut self, socket: SocketId, result: io::Result<u32>) {
+    /// The time is up; or there is no timer, and nothing else would bound the wait.
+    pub(super) fn on_linger_timer(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
         slot.timed = false;
-        let has_expired = result.is_err_and(|error| error.raw_os_error() == Some(libc::ETIME));
-        if has_expired && slot.phase == Phase::Lingering {
+        if slot.phase == Phase::Lingering {
             self.end_lingering(socket);
         }
     }
@@ -175,4 +180,9 @@ impl Reactor {
         self.sockets.remove(socket.slot);
         self.early.push(Event::Closed { socket, batch });
     }
+}
+
+/// Errors of throwing input away after which there may be more to throw away.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }

@@ -18,6 +18,8 @@
 
 mod bell;
 mod close;
+#[cfg(test)]
+mod faults;
 mod memory;
 mod op;
 mod pool;
@@ -49,7 +51,7 @@ pub use send::Batch;
 pub use socket::SocketId;
 
 use pool::Pool;
-use ring::Ring;
+use ring::{Completion, Ring};
 use send::Sending;
 use socket::Sockets;
 use token::{Kind, Token};
@@ -232,7 +234,7 @@ pub struct Reactor {
     /// Events that leave room for what comes before them.
     early: Vec<Event>,
     late: Vec<Event>,
-    completions: Vec<cqueue::Entry>,
+    completions: Vec<Completion>,
     /// Boxes for batches to come.
     #[expect(clippy::vec_box, reason = "the boxes are moved as they are into the slots")]
     spare: Vec<Box<Sending>>,
@@ -444,21 +446,21 @@ impl Reactor {
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.reap(&mut completions);
         for completion in completions.drain(..) {
-            self.on_completion(&completion);
+            self.on_completion(completion);
         }
         self.completions = completions;
     }
 
-    fn on_completion(&mut self, completion: &cqueue::Entry) {
-        let Some(token) = Token::from_user_data(completion.user_data()) else {
+    fn on_completion(&mut self, completion: Completion) {
+        let Some(token) = Token::from_user_data(completion.user_data) else {
             return;
         };
-        let is_last = !cqueue::more(completion.flags());
+        let is_last = !cqueue::more(completion.flags);
         // Another ring's wish is the other ring's operation.
         if is_last && token.kind != Kind::Rung {
             self.ring.retire();
         }
-        let result = outcome(completion.result());
+        let result = outcome(completion.result);
         match token.kind {
             Kind::Accept => self.on_accept(token.slot, result, is_last),
             Kind::BellRead => {
@@ -477,7 +479,7 @@ impl Reactor {
                 self.listeners[token.slot as usize].cancels -= 1;
                 self.settle_listener(token.slot);
             }
-            _ => self.on_socket(token, result, completion.flags()),
+            _ => self.on_socket(token, result, completion.flags),
         }
     }
 
@@ -497,7 +499,7 @@ impl Reactor {
             Kind::Send if cqueue::notif(flags) => self.on_send_released(socket),
             Kind::Send => self.on_send(socket, result, !is_last),
             Kind::Linger => self.on_linger(socket, result),
-            Kind::LingerTimer => self.on_linger_timer(socket, result),
+            Kind::LingerTimer => self.on_linger_timer(socket),
             _ => {}
         }
         self.advance_closing(socket);

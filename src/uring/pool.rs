@@ -86,6 +86,8 @@ impl Pool {
     pub(super) fn register(&mut self, ring: &Ring) -> io::Result<()> {
         let entries = u16::try_from(self.region.ring_entries).unwrap_or(u16::MAX);
         let address = self.region.start.as_ptr() as u64;
+        #[cfg(test)]
+        super::faults::at_registration()?;
         // SAFETY: the region's first `entries` ring entries are page-aligned, used for nothing
         // else, and freed only after the ring is closed (see `Reactor::drop`).
         unsafe {

@@ -8,12 +8,30 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
 use super::Wait;
+#[cfg(test)]
+use super::faults;
 use super::probe::Tier;
 
 /// Completion entries per submission entry: a multishot operation answers many times.
 const COMPLETIONS_PER_SUBMISSION: u32 = 4;
 /// How often one turn may enter the kernel before what is left waits for the next turn.
 const ENTERS_MAX: usize = 8;
+
+/// What the kernel says of an operation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Completion {
+    /// The operation's name; see [`super::token::Token`].
+    pub(super) user_data: u64,
+    /// The result, or minus the error.
+    pub(super) result: i32,
+    pub(super) flags: u32,
+}
+
+impl From<cqueue::Entry> for Completion {
+    fn from(entry: cqueue::Entry) -> Self {
+        Self { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() }
+    }
+}
 
 /// An io_uring with room for every entry that is pushed.
 pub(super) struct Ring {
@@ -30,6 +48,8 @@ pub(super) struct Ring {
 impl Ring {
     /// A ring set up as `tier` says; fails as the kernel does.
     pub(super) fn new(tier: Tier, entries: u32) -> io::Result<Self> {
+        #[cfg(test)]
+        faults::at_setup()?;
         let mut builder = IoUring::builder();
         builder
             .dontfork()
@@ -81,6 +101,8 @@ impl Ring {
     /// kernel) or changed (for reads) until the operation's last completion has been reaped.
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         self.in_flight += 1;
+        #[cfg(test)]
+        let Some(entry) = faults::at_push(entry) else { return };
         if !self.backlog.is_empty() || !self.try_push(&entry) {
             self.backlog.push_back(entry);
             self.flush();
@@ -90,6 +112,10 @@ impl Ring {
     /// Submits everything, waits as told, and returns when there may be completions.
     pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
         let mut wait = wait;
+        #[cfg(test)]
+        {
+            wait = faults::at_wait(wait);
+        }
         for _ in 0..ENTERS_MAX {
             self.shift_backlog();
             let submission = self.uring.submission();
@@ -123,8 +149,12 @@ impl Ring {
     }
 
     /// Moves all completions into `into`.
-    pub(super) fn reap(&mut self, into: &mut Vec<cqueue::Entry>) {
-        into.extend(self.uring.completion());
+    pub(super) fn reap(&mut self, into: &mut Vec<Completion>) {
+        #[cfg(test)]
+        let is_overflowing = self.uring.submission().cq_overflow();
+        into.extend(self.uring.completion().map(Completion::from));
+        #[cfg(test)]
+        faults::at_reap(into, is_overflowing);
         self.completions += into.len() as u64;
     }
 
@@ -160,6 +190,8 @@ impl Ring {
 
     fn enter_once(&mut self, queued: usize, wait: Wait, flags: EnterFlags) -> io::Result<usize> {
         self.enters += 1;
+        #[cfg(test)]
+        faults::at_enter()?;
         let timeout;
         let mut args = SubmitArgs::new();
         if let Wait::For(duration) = wait {

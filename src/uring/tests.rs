@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Long enough for what is on its way over loopback to arrive; only ever a nothing is awaited.
 const QUIET: Duration = Duration::from_millis(30);
 
-fn on_every_tier(test: impl Fn(Options)) {
+pub(super) fn on_every_tier(test: impl Fn(Options)) {
     let best = probe(None).unwrap().tier;
     for tier in Tier::ALL.into_iter().filter(|tier| *tier <= best) {
         eprintln!("tier {tier}");
@@ -28,18 +28,18 @@ fn on_every_tier(test: impl Fn(Options)) {
 }
 
 /// Both ends of a connection: ours and the peer's.
-fn connection() -> (OwnedFd, TcpStream) {
+pub(super) fn connection() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (ours, _) = listener.accept().unwrap();
     (OwnedFd::from(ours), theirs)
 }
 
-fn pattern(seed: usize, len: usize) -> Vec<u8> {
+pub(super) fn pattern(seed: usize, len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 31 + at / 251 + seed * 7).to_le_bytes()[0]).collect()
 }
 
-fn own(bytes: &[u8]) -> Batch {
+pub(super) fn own(bytes: &[u8]) -> Batch {
     Batch::from(vec![Piece::Own(bytes.to_vec())])
 }
 
@@ -83,7 +83,7 @@ fn a_slot_that_was_given_up_never_gets_an_old_name_again() {
 }
 
 /// Takes turns until one brings events.
-fn events_of(reactor: &mut Reactor) -> Vec<Event> {
+pub(super) fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
     for _ in 0..1000 {
         reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
@@ -95,7 +95,7 @@ fn events_of(reactor: &mut Reactor) -> Vec<Event> {
 }
 
 /// Takes turns until nothing happens for a while.
-fn events_until_quiet(reactor: &mut Reactor) -> Vec<Event> {
+pub(super) fn events_until_quiet(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
         let before = events.len();
@@ -108,7 +108,7 @@ fn events_until_quiet(reactor: &mut Reactor) -> Vec<Event> {
     }
 }
 
-fn closed(reactor: &mut Reactor, socket: SocketId) -> Option<Batch> {
+pub(super) fn closed(reactor: &mut Reactor, socket: SocketId) -> Option<Batch> {
     loop {
         for event in events_of(reactor) {
             match event {
@@ -121,7 +121,7 @@ fn closed(reactor: &mut Reactor, socket: SocketId) -> Option<Batch> {
 }
 
 /// Everything that a peer hears until the other side ends; `false` when it ended by a reset.
-fn hear_all(mut peer: &TcpStream) -> (Vec<u8>, bool) {
+pub(super) fn hear_all(mut peer: &TcpStream) -> (Vec<u8>, bool) {
     let mut heard = Vec::new();
     let ended_well = peer.read_to_end(&mut heard).is_ok();
     (heard, ended_well)
@@ -197,7 +197,7 @@ fn start_echo_peers(address: SocketAddr, peers: usize, len: usize) -> Vec<thread
     (0..peers).map(start).collect()
 }
 
-fn echo_among(options: &Options, peers: usize, len: usize) {
+pub(super) fn echo_among(options: &Options, peers: usize, len: usize) {
     let mut reactor = Reactor::new(options).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -9,6 +9,7 @@
 //! * [`book`]: the oracle's memory: what clients sent, and when
 //! * [`hear`]: what a client receives, judged as it comes
 //! * [`verdict`]: what must have arrived in the end
+//! * [`shrink`]: a failing run becomes a short one
 //!
 //! Whatever contradicts the protocol or its promises panics with a sentence that says so.
 
@@ -17,6 +18,8 @@ pub(crate) mod accounts;
 mod book;
 mod hear;
 mod script;
+#[allow(dead_code, reason = "the fuzz target has a shrinker of its own")]
+mod shrink;
 mod verdict;
 mod wire;
 mod world;
@@ -29,6 +32,24 @@ use world::World;
 #[allow(dead_code, reason = "the fuzz target comes with bytes of its own")]
 pub(crate) fn run_seed(seed: u64, trace: bool) -> Outcome {
     run(&script::bytes_of(seed), trace)
+}
+
+/// What is left of `seed` when all is taken away without which it still fails; nothing when it
+/// does not fail at all.
+#[allow(dead_code, reason = "the fuzz target comes with bytes of its own")]
+pub(crate) fn shortest(seed: u64) -> Option<String> {
+    let fails = |plan: &Plan| {
+        let run = || World::new(plan, false).run(plan.clone());
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    let plan = Plan::decode(&script::bytes_of(seed));
+    if !fails(&plan) {
+        return None;
+    }
+    let short = shrink::shrink(plan, fails);
+    eprintln!("{}", short.text());
+    World::new(&short, true).run(short.clone());
+    Some(short.text())
 }
 
 /// Runs what `bytes` stand for: any bytes are a script.

@@ -98,7 +98,7 @@ pub(crate) struct Flavour {
 }
 
 /// A whole run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// Decides everything that the script leaves open.
     pub(crate) schedule: u64,

@@ -1,0 +1,163 @@
+//! What a kernel can do to a reactor but seldom does, for tests: operations fail without being
+//! carried out, notifications come late, system calls are refused, memory is not to be had.
+//!
+//! A test arms faults for its own thread, and with that for the reactors it makes. The ring asks
+//! here at the four places where it meets the kernel.
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::io;
+
+use io_uring::{cqueue, squeue};
+
+use super::Wait;
+use super::ring::Completion;
+use super::token::{Kind, Token};
+
+/// What goes wrong. Every field is asked each time; the default is that nothing does.
+pub(super) struct Faults {
+    /// The error that this operation fails with, instead of being carried out.
+    pub(super) operation: Box<dyn FnMut(Kind) -> Option<i32>>,
+    /// Whether no more than one byte of a send is taken.
+    pub(super) short_send: Box<dyn FnMut() -> bool>,
+    /// How many reaps later the kernel lets go of what it sends without a copy.
+    pub(super) late_by: Box<dyn FnMut() -> u64>,
+    /// The error that an entry into the kernel fails with.
+    pub(super) enter: Box<dyn FnMut() -> Option<i32>>,
+    /// The error of setting up a ring.
+    pub(super) setup: Option<i32>,
+    /// The error of registering its buffers.
+    pub(super) registration: Option<i32>,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            operation: Box::new(|_| None),
+            short_send: Box::new(|| false),
+            late_by: Box::new(|| 0),
+            enter: Box::new(|| None),
+            setup: None,
+            registration: None,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Armed {
+    faults: Faults,
+    /// Answers of operations that failed, for the next reap.
+    made: Vec<Completion>,
+    /// Completions held back, and the reap that brings them.
+    late: Vec<(u64, Completion)>,
+    reaps: u64,
+    /// The kernel had more completions than their queue has room for.
+    overflowed: bool,
+}
+
+thread_local! {
+    static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
+}
+
+/// Faults happen on this thread until this is dropped; make it before the reactor.
+pub(super) struct Guard(());
+
+pub(super) fn arm(faults: Faults) -> Guard {
+    ARMED.set(Some(Armed { faults, ..Armed::default() }));
+    Guard(())
+}
+
+impl Guard {
+    /// Whether the completion queue was ever too small since.
+    pub(super) fn overflowed(&self) -> bool {
+        ARMED.with_borrow(|armed| armed.as_ref().is_some_and(|armed| armed.overflowed))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        ARMED.set(None);
+    }
+}
+
+fn armed<T>(ask: impl FnOnce(&mut Armed) -> T) -> Option<T> {
+    ARMED.with_borrow_mut(|armed| armed.as_mut().map(ask))
+}
+
+pub(super) fn at_setup() -> io::Result<()> {
+    refuse(armed(|armed| armed.faults.setup).flatten())
+}
+
+pub(super) fn at_registration() -> io::Result<()> {
+    refuse(armed(|armed| armed.faults.registration).flatten())
+}
+
+pub(super) fn at_enter() -> io::Result<()> {
+    refuse(armed(|armed| (armed.faults.enter)()).flatten())
+}
+
+fn refuse(errno: Option<i32>) -> io::Result<()> {
+    errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+}
+
+/// The operation for the kernel, or nothing when it has failed already.
+pub(super) fn at_push(mut entry: squeue::Entry) -> Option<squeue::Entry> {
+    let user_data = entry.get_user_data();
+    let Some(token) = Token::from_user_data(user_data) else { return Some(entry) };
+    let opcode = entry.get_opcode();
+    let failed = armed(|armed| {
+        let errno = (armed.faults.operation)(token.kind)?;
+        armed.made.push(Completion { user_data, result: -errno, flags: 0 });
+        Some(())
+    });
+    if failed.flatten().is_some() {
+        return None;
+    }
+    let is_plain = opcode == u32::from(io_uring::opcode::Send::CODE);
+    if is_plain && armed(|armed| (armed.faults.short_send)()) == Some(true) {
+        shorten(&mut entry);
+    }
+    Some(entry)
+}
+
+/// A send of at most one byte, as a kernel without room for more would carry it out.
+fn shorten(entry: &mut squeue::Entry) {
+    /// Where `struct io_uring_sqe` has its `len`.
+    const LEN_AT: usize = 24;
+    let start = (&raw mut *entry).cast::<u8>();
+    // SAFETY: an entry is a `struct io_uring_sqe` of 64 bytes in the kernel's layout, aligned to
+    // eight, so that `len` is four aligned bytes inside it; no other borrow of it is alive.
+    unsafe {
+        let len = start.add(LEN_AT).cast::<u32>();
+        *len = (*len).min(1);
+    }
+}
+
+/// Nobody sleeps while an answer is there.
+pub(super) fn at_wait(wait: Wait) -> Wait {
+    let has_answers = armed(|armed| !armed.made.is_empty() || !armed.late.is_empty());
+    if has_answers == Some(true) { Wait::No } else { wait }
+}
+
+/// What the kernel answered, without what comes late, and with what was made here.
+pub(super) fn at_reap(into: &mut Vec<Completion>, is_overflowing: bool) {
+    armed(|armed| {
+        armed.reaps += 1;
+        armed.overflowed |= is_overflowing;
+        let now = armed.reaps;
+        for completion in std::mem::take(into) {
+            let by = if cqueue::notif(completion.flags) { (armed.faults.late_by)() } else { 0 };
+            if by > 0 {
+                armed.late.push((now + by, completion));
+            } else {
+                into.push(completion);
+            }
+        }
+        let due = |(at, completion): &(u64, Completion)| (*at <= now).then_some(*completion);
+        into.extend(armed.late.iter().filter_map(due));
+        armed.late.retain(|(at, _)| *at > now);
+        into.append(&mut armed.made);
+    });
+}
