@@ -47,7 +47,7 @@ impl Auth {
 }
 
 /// Somebody who may connect by name and password.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct User {
     /// The name, unique among the users; of a user with an nkey, that.
     pub name: String,
@@ -57,10 +57,34 @@ pub struct User {
     pub has_nkey: bool,
     /// What the user may do (none: the default permissions).
     pub permissions: Option<Permissions>,
+    /// How the user may connect (any way).
+    pub connection_types: ConnectionTypes,
+}
+
+impl User {
+    /// Somebody with a name and a password, and no restrictions.
+    pub fn new(name: impl Into<String>, password: Secret) -> Self {
+        Self { name: name.into(), password, ..Self::default() }
+    }
+}
+
+/// The ways to connect, as nats-server tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionTypes {
+    /// Over TCP or a Unix socket.
+    pub standard: bool,
+    /// Over WebSocket.
+    pub websocket: bool,
+}
+
+impl Default for ConnectionTypes {
+    fn default() -> Self {
+        Self { standard: true, websocket: true }
+    }
 }
 
 /// A password or token, or its bcrypt hash. Never printed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -153,8 +177,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_printed() {
-        let (name, password) = ("ann".into(), Secret::new("hush"));
-        let user = User { name, password, has_nkey: false, permissions: None };
+        let (name, password) = ("ann", Secret::new("hush"));
+        let user = User::new(name, password);
         assert!(!format!("{user:?}").contains("hush"));
     }
 

@@ -2,11 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+use super::auth::{
+    Auth, ConnectionTypes, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
+};
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, StartError, Syslog, missing};
+use super::{Options, StartError, Syslog, listeners, missing};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -33,6 +35,16 @@ const NETWORK: &[Key<Options>] = &[
     ),
     Key(&["host", "net"], Set(|o, v| v.text().map(|host| o.host = host))),
     Key(&["port"], Set(|o, v| v.port().map(|port| o.port = port))),
+    Key(&["listen_unix"], Set(|o, v| listeners::bind_unix(v).map(|unix| o.unix = Some(unix)))),
+    Key(&["proxy_protocol"], Set(|o, v| v.boolean().map(|on| o.proxy_protocol = on))),
+    Key(
+        &["proxy_protocol_trusted"],
+        Set(|o, v| listeners::bind_networks(v).map(|networks| o.trusted_proxies = networks)),
+    ),
+    Key(
+        &["websocket", "ws"],
+        Set(|o, v| listeners::bind_websocket(v).map(|websocket| o.websocket = websocket)),
+    ),
     Key(&["client_advertise"], Set(|o, v| v.text().map(|at| o.client_advertise = Some(at)))),
     Key(&["server_name"], Set(|o, v| v.text().map(|name| o.server_name = Some(name)))),
     Key(
@@ -235,7 +247,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["resolver", "account_resolver", "accounts_resolver"], Refuse(&missing::ANY)),
     Key(&["resolver_preload", "resolver_pinned_accounts"], Refuse(&missing::ANY)),
     Key(&["trusted_keys", "trusted", "mappings", "maps"], Refuse(&missing::ANY)),
-    Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
+    Key(&["proxies"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
     Key(&["cluster"], Refuse(&missing::CLUSTER)),
@@ -247,7 +259,6 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["leafnodes", "leaf"], Ignore(&missing::LEAFNODES)),
     Key(&["gateway"], Ignore(&missing::GATEWAY)),
     Key(&["mqtt"], Ignore(&missing::MQTT)),
-    Key(&["websocket", "ws"], Ignore(&missing::WEBSOCKET)),
     Key(&["no_system_account"], Ignore(&missing::ANY)),
     Key(&["no_system", "no_sys_acc"], Ignore(&missing::ANY)),
     Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
@@ -298,8 +309,7 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
     let single = block.user.map(|name| User {
         name,
         password: block.password.unwrap_or_else(|| Secret::new("")),
-        has_nkey: false,
-        permissions: None,
+        ..User::default()
     });
     options.auth = Auth {
         timeout_ms: block.timeout_ms.unwrap_or(Auth::default().timeout_ms),
@@ -352,8 +362,7 @@ fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
 }
 
 fn user(v: &mut Field<'_>) -> Result<User, StartError> {
-    let (name, password) = (String::new(), Secret::new(""));
-    let mut user = User { name, password, has_nkey: false, permissions: None };
+    let mut user = User::default();
     bind_map(&[USER], v.map()?, &mut user, v.warnings)?;
     if user.name.is_empty() {
         return Err(v.error("a user needs a name, as in {user: ann, password: \"…\"}"));
@@ -364,13 +373,28 @@ fn user(v: &mut Field<'_>) -> Result<User, StartError> {
     Ok(user)
 }
 
-/// All clients are of type STANDARD here, so a list with it changes nothing.
-fn connection_types(_: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
-    let mut types = v.texts()?.into_iter();
-    if types.any(|(text, _)| text.eq_ignore_ascii_case("STANDARD")) {
+fn connection_types(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+    let types = v.texts()?;
+    if types.is_empty() {
         return Ok(());
     }
-    Err(v.error("connection types other than STANDARD are not supported yet; add it to the list"))
+    user.connection_types = ConnectionTypes { standard: false, websocket: false };
+    for (text, value) in types {
+        match text.to_ascii_uppercase().as_str() {
+            "STANDARD" => user.connection_types.standard = true,
+            "WEBSOCKET" => user.connection_types.websocket = true,
+            // Nobody comes in so; the list is no less of a restriction.
+            "LEAFNODE" | "LEAFNODE_WS" | "MQTT" | "MQTT_WS" | "IN_PROCESS" => {}
+            _ => {
+                let reason = format!(
+                    "unknown connection type \"{text}\"; it is STANDARD, WEBSOCKET, LEAFNODE, \
+                     LEAFNODE_WS, MQTT, MQTT_WS or IN_PROCESS"
+                );
+                return Err(value.position.error(reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 const PERMISSIONS: &[Key<Permissions>] = &[
@@ -470,6 +494,7 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         let reason = "https needs a certificate: name cert_file and key_file in a block tls";
         return Err(StartError::new(reason));
     }
+    listeners::check(options)?;
     let refuse = |reason: String| Err(StartError::new(reason));
     if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
         return refuse(format!("server name \"{name}\" cannot contain spaces"));
@@ -724,9 +749,6 @@ mod tests {
         for text in ["accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
-        let other = "authorization { users: [{user: a, allowed_connection_types: [WEBSOCKET]}] }";
-        assert!(refused(other).contains("not supported yet"), "{other}");
-        bound("authorization { users: [{user: a, allowed_connection_types: [STANDARD, MQTT]}] }");
         for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
             let missing = bound(text).missing;
             assert!(missing[0].contains("has no effect"), "{text}");

@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,7 +15,7 @@ use crate::config::{Options, StartError};
 use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
+use crate::shard::{Address, Control, Figures, Listener, Outcome, Parts, Report, Seats, Shard};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
@@ -48,7 +46,7 @@ struct Seed {
     reactor: uring::Options,
     control: Receiver<Control>,
     mesh: Mesh,
-    listener: Option<OwnedFd>,
+    listeners: Vec<Listener>,
     ready: Sender<Ready>,
     parts: Receiver<SharedParts>,
     outcome: Sender<Outcome>,
@@ -71,11 +69,11 @@ struct SharedParts {
 
 impl Shards {
     /// Starts one shard for each entry of `cpus`, pinned to it if there is one. The first one
-    /// accepts connections on `listener` for all.
+    /// accepts connections on `listeners` for all.
     pub fn start(
         options: &Arc<Options>,
         identity: &engine::Identity,
-        listener: TcpListener,
+        mut listeners: Vec<Listener>,
         cpus: &[Option<usize>],
     ) -> Result<Self, StartError> {
         let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
@@ -84,7 +82,6 @@ impl Shards {
         }
         let (ready, reports) = unbounded();
         let (outcome, outcomes) = unbounded();
-        let mut listener = Some(OwnedFd::from(listener));
         let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for (mesh, (id, cpu)) in
             Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cpus))
@@ -100,7 +97,7 @@ impl Shards {
                 },
                 control: controlled,
                 mesh,
-                listener: listener.take(),
+                listeners: std::mem::take(&mut listeners),
                 ready: ready.clone(),
                 parts: parts_from,
                 outcome: outcome.clone(),
@@ -292,7 +289,7 @@ fn grow(seed: Seed) {
         identity: shared.identity,
         memory_bytes_max: shared.memory_bytes_max,
         started: shared.started,
-        listener: seed.listener,
+        listeners: seed.listeners,
         seed: fastrand::u64(..),
         proofs: shared.proofs,
     };

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::query::{Detail, Query, Refusal};
 use super::{State, text};
 use crate::certificate;
-use crate::engine::{ClosedConn, ConnSnapshot, SubSnapshot};
+use crate::engine::{ClosedConn, ConnSnapshot, Credentials, SubSnapshot, Transport};
 use crate::subject;
 
 /// Entries in an answer unless the request says otherwise.
@@ -36,8 +36,11 @@ struct Conn {
     kind: &'static str,
     #[serde(rename = "type")]
     protocol: &'static str,
+    /// Of a Unix socket its path.
     ip: Box<str>,
     port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unix_peer: Option<Process>,
     start: String,
     last_activity: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,6 +78,21 @@ struct Conn {
     subscriptions_list_detail: Vec<Sub>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name_tag: Option<&'static str>,
+}
+
+/// The process at the other end of a Unix socket.
+#[derive(Serialize)]
+struct Process {
+    pid: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Process {
+    fn of(transport: Transport) -> Option<Self> {
+        let Transport::Unix(Credentials { pid, uid, gid }) = transport else { return None };
+        Some(Self { pid, uid, gid })
+    }
 }
 
 /// A certificate that a client has shown.
@@ -341,9 +359,13 @@ impl Conn {
         Self {
             cid: conn.cid,
             kind: "Client",
-            protocol: "nats",
+            protocol: match conn.transport {
+                Transport::WebSocket => "websocket",
+                Transport::Tcp | Transport::Unix(_) => "nats",
+            },
             ip: conn.ip,
             port: conn.port,
+            unix_peer: Process::of(conn.transport),
             start: text::time(opened),
             last_activity: text::time(last_active),
             stop: stop.map(text::time),
