@@ -162,12 +162,14 @@ mod tests {
 
     const V4: &[u8] = &[1, 2, 3, 4, 5, 6, 7, 8, 0x04, 0x57, 0x08, 0xae];
 
-    fn source(ip: &str, port: u16) -> Option<(IpAddr, u16)> {
+    type Source = Option<(IpAddr, u16)>;
+
+    fn source(ip: &str, port: u16) -> Source {
         Some((ip.parse().unwrap(), port))
     }
 
     /// Headers that nats-server 2.15 takes, and whom they name.
-    fn good() -> Vec<(Vec<u8>, Option<(IpAddr, u16)>)> {
+    fn good() -> Vec<(Vec<u8>, Source)> {
         let v6 = [&[0x20, 1, 13, 0xb8][..], &[0; 11], &[1], &[0; 16], &[0x04, 0x57, 0, 1]].concat();
         vec![
             (b"PROXY TCP4 1.2.3.4 5.6.7.8 1111 2222\r\n".to_vec(), source("1.2.3.4", 1111)),
