@@ -271,7 +271,7 @@ impl RawSocket {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let request = format!(
             "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: aaaa\r\n{fields}\r\n"
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{fields}\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut socket = Self(stream);

@@ -10,7 +10,7 @@ use crate::engine::{Identity, Peer, Settings, ShardId, Transport};
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 const OTHER: ConnId = ConnId { slot: 1, generation: 0 };
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n";
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
 const FINAL_BINARY: u8 = 0x82;
 
 fn options(compression: bool) -> Options {

@@ -13,6 +13,8 @@ use crate::proto::Connect;
 pub(super) const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// The most header fields it may have.
 const FIELDS_MAX: usize = 100;
+/// What a key is in base64: so many bytes drawn by the client.
+const KEY_BYTES: usize = 16;
 /// What the key is answered with besides itself (RFC 6455, 4.2.2).
 const ACCEPT_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -119,6 +121,9 @@ pub(super) fn judge(request: &[u8], options: &WebSocketOptions) -> Result<Upgrad
     let Some(key) = request.field("Sec-WebSocket-Key").filter(|key| !key.is_empty()) else {
         return Err(bad("key missing"));
     };
+    if !STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == KEY_BYTES) {
+        return Err(bad("invalid websocket key"));
+    }
     if !request.lists("Sec-WebSocket-Version", "13") {
         return Err(bad("invalid version"));
     }
@@ -287,6 +292,7 @@ mod tests {
             ("Upgrade: websocket", "Upgrade: h2c", "invalid value for header 'Upgrade'"),
             ("keep-alive, Upgrade", "close", "invalid value for header 'Connection'"),
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", "key missing"),
+            ("Key: dGhl", "Key: dGh", "invalid websocket key"),
             ("Version: 13", "Version: 12", "invalid version"),
             ("GET / HTTP/1.1", "hello", "this is no HTTP request"),
             ("GET /", "GET /leafnode", "leaf nodes are not supported yet"),
