@@ -21,9 +21,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Engine,
-    Identity, InterestStats, LaneFigures, Page, Peer, Proof, ServerRequest, Settings, ShardId,
-    Stats, SubSnapshot,
+    AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Credentials,
+    Engine, Identity, InterestStats, LaneFigures, Page, Peer, Proof, ServerRequest, Settings,
+    ShardId, Stats, SubSnapshot, Transport,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
@@ -50,6 +50,8 @@ pub enum Control {
         socket: OwnedFd,
         /// Who is at its other end.
         peer: Peer,
+        /// What carries it.
+        transport: Transport,
         /// False: tell it that there are too many, and close it.
         admitted: bool,
     },
@@ -257,6 +259,26 @@ pub struct Check {
     pub by: Instant,
 }
 
+/// A socket that connections are accepted on.
+#[derive(Debug)]
+pub struct Listener {
+    /// The listening socket.
+    pub socket: OwnedFd,
+    /// What comes in there.
+    pub door: Door,
+}
+
+/// What comes in at a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Door {
+    /// Clients over TCP.
+    Tcp,
+    /// Clients of this machine, at this path.
+    Unix(Box<str>),
+    /// Clients over WebSocket.
+    WebSocket,
+}
+
 /// Everything a shard is made of.
 pub struct Parts {
     /// Which shard it is.
@@ -277,8 +299,8 @@ pub struct Parts {
     pub memory_bytes_max: usize,
     /// The clock's zero, the same for all shards.
     pub started: Instant,
-    /// Where to accept connections for all shards; one shard has it.
-    pub listener: Option<OwnedFd>,
+    /// Where to accept connections for all shards; one shard has them.
+    pub listeners: Vec<Listener>,
     /// Seed of its random choices.
     pub seed: u64,
     /// Where it says what it came to.
@@ -306,7 +328,7 @@ pub struct Shard {
     /// Arrived, but not yet handled, each with the time of its turn in nanoseconds.
     inbox: Inbox<(u64, Event)>,
     turn_ns: Histogram,
-    listener: Option<ListenerId>,
+    listeners: Vec<(ListenerId, Door)>,
     accept_again: Option<Instant>,
     gate: Gate,
     /// The number of the connection accepted last.
@@ -333,7 +355,8 @@ impl Shard {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
         let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
-        let listener = parts.listener.map(|listener| reactor.listen(listener));
+        let listen = |Listener { socket, door }| (reactor.listen(socket), door);
+        let listeners = parts.listeners.into_iter().map(listen).collect();
         Self {
             id: parts.id,
             reactor,
@@ -349,7 +372,7 @@ impl Shard {
             now: parts.started,
             inbox: Inbox::new(),
             turn_ns: Histogram::default(),
-            listener,
+            listeners,
             accept_again: None,
             gate: Gate::default(),
             last_cid: 0,
@@ -434,7 +457,7 @@ impl Shard {
                 self.engine.on_closed(conn_id(socket));
                 self.sockets -= 1;
             }
-            Event::Accepted { socket, .. } => self.on_accepted(socket),
+            Event::Accepted { listener, socket } => self.on_accepted(listener, socket),
             Event::AcceptFailed { error, .. } => {
                 tracing::error!(
                     "Error accepting connection: {error}; trying again in {ACCEPT_REST:?} \
@@ -442,7 +465,9 @@ impl Shard {
                 );
                 self.accept_again = Some(self.now + ACCEPT_REST);
             }
-            Event::StoppedListening { .. } => self.listener = None,
+            Event::StoppedListening { listener } => {
+                self.listeners.retain(|(id, _)| *id != listener);
+            }
             Event::Rung => {}
         }
     }
@@ -564,7 +589,9 @@ impl Shard {
     fn obey(&mut self) {
         while let Ok(control) = self.control.try_recv() {
             match control {
-                Control::Adopt { socket, peer, admitted } => self.adopt(socket, peer, admitted),
+                Control::Adopt { socket, peer, transport, admitted } => {
+                    self.adopt(socket, peer, transport, admitted);
+                }
                 Control::Reload(options) => {
                     let memory = self.memory_bytes_max;
                     let settings = Settings::new(&options, &self.identity, memory);
@@ -636,33 +663,32 @@ impl Shard {
         }
     }
 
-    fn adopt(&mut self, socket: OwnedFd, peer: Peer, admitted: bool) {
+    fn adopt(&mut self, socket: OwnedFd, peer: Peer, transport: Transport, admitted: bool) {
         if self.stop_by.is_some() {
             self.seats.leave(self.id);
             return;
         }
         let socket = self.reactor.adopt(socket, ZeroCopy::Never);
         self.sockets += 1;
-        self.engine.open(conn_id(socket), peer, admitted);
+        self.engine.open_over(conn_id(socket), peer, transport, admitted);
         if admitted {
             self.reactor.read(socket);
         }
     }
 
     /// Seats a new connection on the shard with the fewest.
-    fn on_accepted(&mut self, socket: OwnedFd) {
-        let peer = rustix::net::getpeername(&socket).ok().flatten();
-        let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else {
+    fn on_accepted(&mut self, listener: ListenerId, socket: OwnedFd) {
+        let door = self.listeners.iter().find(|(id, _)| *id == listener);
+        let Some((ip, port, transport)) = door.and_then(|(_, door)| examine(&socket, door)) else {
             return; // It is gone already.
         };
-        let (ip, port) = (peer.ip().to_canonical().to_string(), peer.port());
-        // Messages leave when they are there; without this only latency would suffer.
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         self.last_cid += 1;
-        let source = peer.ip();
-        let peer = Peer { cid: self.last_cid, ip: ip.into(), port };
-        if !self.gate.admits(&self.options, source, self.ns_since_start(self.now)) {
-            self.turn_away(&socket, &peer);
+        let peer = Peer { cid: self.last_cid, ip, port };
+        // Processes of this machine have no address, and come as fast as they like.
+        if let Ok(source) = peer.ip.parse()
+            && !self.gate.admits(&self.options, source, self.ns_since_start(self.now))
+        {
+            self.turn_away(&socket, &peer, transport);
             return;
         }
         let admitted = self.seats.all() < self.options.limits.connections_max;
@@ -671,10 +697,10 @@ impl Shard {
             tracing::error!("{}:{} - maximum connections exceeded", peer.ip, peer.port);
         }
         if seat == self.id.index() {
-            self.adopt(socket, peer, admitted);
+            self.adopt(socket, peer, transport, admitted);
         } else if self.addresses[seat]
             .control
-            .send(Control::Adopt { socket, peer, admitted })
+            .send(Control::Adopt { socket, peer, transport, admitted })
             .is_ok()
         {
             self.reactor.ring_bell(&self.addresses[seat].bell);
@@ -683,10 +709,10 @@ impl Shard {
 
     /// Tells a client that it has come too soon, without a seat, a slot or any patience: there
     /// may be thousands of them.
-    fn turn_away(&mut self, socket: &OwnedFd, peer: &Peer) {
+    fn turn_away(&mut self, socket: &OwnedFd, peer: &Peer, transport: Transport) {
         // A new socket has room; if not, the end says enough.
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let _ = rustix::net::send(socket, &self.engine.turn_away(peer), flags);
+        let _ = rustix::net::send(socket, &self.engine.turn_away(peer, transport), flags);
         if let Some(count) = self.gate.to_report(self.ns_since_start(self.now)) {
             tracing::warn!(
                 "Rejected {count} connections due to rate limiting, the last of {}",
@@ -698,8 +724,8 @@ impl Shard {
     fn accept_if_rested(&mut self) {
         if self.accept_again.is_some_and(|again| again <= self.now) {
             self.accept_again = None;
-            if let Some(listener) = self.listener {
-                self.reactor.accept(listener);
+            for (listener, _) in &self.listeners {
+                self.reactor.accept(*listener);
             }
         }
     }
@@ -714,10 +740,30 @@ impl Shard {
 
     fn stop_listening(&mut self) {
         self.accept_again = None;
-        if let Some(listener) = self.listener {
-            self.reactor.stop_listening(listener);
+        for (listener, _) in &self.listeners {
+            self.reactor.stop_listening(*listener);
         }
     }
+}
+
+/// Who is at the other end, and what carries the connection.
+fn examine(socket: &OwnedFd, door: &Door) -> Option<(Box<str>, u16, Transport)> {
+    let transport = match door {
+        Door::Tcp => Transport::Tcp,
+        Door::WebSocket => Transport::WebSocket,
+        Door::Unix(path) => {
+            let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+            let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
+            let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+            let credentials = Credentials { pid, uid, gid };
+            return Some((path.clone(), 0, Transport::Unix(credentials)));
+        }
+    };
+    let peer = rustix::net::getpeername(socket).ok().flatten()?;
+    let peer = SocketAddr::try_from(peer).ok()?;
+    // Messages leave when they are there; without this only latency would suffer.
+    let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+    Some((peer.ip().to_canonical().to_string().into(), peer.port(), transport))
 }
 
 #[expect(clippy::disallowed_methods, reason = "read as a turn begins, and as it ends")]

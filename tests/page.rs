@@ -400,3 +400,62 @@ fn a_page_that_loses_its_server_says_so() {
     broker.kill();
     browser.until("document.getElementById('state').textContent.startsWith('no answer since')");
 }
+
+/// What a page can do with a WebSocket and a dozen lines.
+const OVER_WEBSOCKET: &str = r#"
+new Promise((done, fail) => {
+    const socket = new WebSocket(URL_OF_BROKER);
+    socket.binaryType = "arraybuffer";
+    let heard = "";
+    socket.onerror = () => fail("error");
+    socket.onclose = () => fail("closed: " + heard);
+    socket.onmessage = (message) => {
+        if (heard === "") {
+            socket.send('CONNECT {"verbose":false,"pedantic":false}\r\nSUB page.* 1\r\n');
+            for (let n = 0; n < 100; n++) {
+                const payload = String(n % 10).repeat(n * 100);
+                socket.send(`PUB page.${n} ${payload.length}\r\n${payload}\r\n`);
+            }
+            socket.send("PING\r\n");
+        }
+        heard += new TextDecoder().decode(message.data);
+        if (heard.endsWith("\r\nPONG\r\n")) {
+            socket.onclose = (end) => done({
+                heard: heard.slice(heard.indexOf("MSG")),
+                extensions: socket.extensions,
+                code: end.code,
+                clean: end.wasClean,
+            });
+            socket.close(1000, "bye");
+        }
+    };
+})"#;
+
+#[test]
+fn a_page_publishes_and_subscribes_over_websocket() {
+    let Some(mut browser) = Browser::start() else { return };
+    // A page of this machine: others may not be let at it.
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("page.html");
+    std::fs::write(&page, "<!doctype html><title>page</title>").unwrap();
+    for compression in [false, true] {
+        let config = format!(
+            "websocket {{ listen: \"127.0.0.1:-1\", no_tls: true, compression: {compression} }}"
+        );
+        let broker = Broker::with_config(2, &config);
+        let banner = broker.banner();
+        let url = &banner[banner.find("ws://").unwrap()..];
+        let url = json!(url.lines().next().unwrap()).to_string();
+        browser.open(&format!("file://{}", page.display()));
+        let outcome = browser.value(&OVER_WEBSOCKET.replace("URL_OF_BROKER", &url));
+        let mut wanted = String::new();
+        for n in 0..100 {
+            let payload = (n % 10).to_string().repeat(n * 100);
+            wanted += &format!("MSG page.{n} 1 {}\r\n{payload}\r\n", payload.len());
+        }
+        assert_eq!(outcome["heard"].as_str().unwrap(), wanted + "PONG\r\n");
+        let is_packed = outcome["extensions"].as_str().unwrap().contains("permessage-deflate");
+        assert_eq!(is_packed, compression);
+        assert_eq!((&outcome["code"], &outcome["clean"]), (&json!(1000), &json!(true)));
+    }
+}

@@ -120,6 +120,53 @@ async fn messages_of_any_size_pass_between_clients_with_tls() {
 }
 
 #[tokio::test]
+async fn websockets_may_be_within_tls() {
+    let authority = authority();
+    for &shards in shard_counts() {
+        let inside = authority.config("", "");
+        let config = format!(
+            "http: 127.0.0.1:-1\nwebsocket {{ listen: \"localhost:-1\", compression: true\n\
+             {inside} }}"
+        );
+        let broker = Broker::with_config(shards, &config);
+        let banner = broker.banner();
+        let url = &banner[banner.find("wss://").expect("it is logged")..];
+        let url = url.lines().next().expect("a line");
+        let options = || authority.options().connection_timeout(PATIENCE);
+        let clients = try_join_all((0..2).map(|_| within(options().connect(url)))).await;
+        let clients = clients.expect("they connect");
+        exchange(&clients[0], &clients[1]).await;
+        exchange(&clients[1], &clients[0]).await;
+    }
+}
+
+#[test]
+fn tls_may_come_behind_the_header_of_a_proxy() {
+    let authority = authority();
+    let outside = "proxy_protocol: true\nhttp: 127.0.0.1:-1";
+    let broker = Broker::with_config(1, &authority.config("", outside));
+    let config = client_config(&authority.file("ca.pem"), rustls::ALL_VERSIONS);
+    let mut stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("it accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    let mut info = Vec::new();
+    while !info.ends_with(b"\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("INFO");
+        info.push(byte[0]);
+    }
+    stream.write_all(b"PROXY TCP4 9.8.7.6 1.2.3.4 1111 4222\r\n").expect("it reads");
+    let name = "localhost".try_into().expect("a name");
+    let session = rustls::ClientConnection::new(config.into(), name).expect("a session");
+    let mut stream = rustls::StreamOwned::new(session, stream);
+    stream.write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n").expect("it reads");
+    let mut pong = [0; 6];
+    stream.read_exact(&mut pong).expect("an answer");
+    assert_eq!(&pong, b"PONG\r\n");
+    let shown = broker::http::json(&broker, "/connz");
+    assert_eq!(shown["connections"][0]["ip"], "9.8.7.6");
+}
+
+#[tokio::test]
 async fn the_handshake_may_come_before_info() {
     let authority = authority();
     let broker = Broker::with_config(1, &authority.config("handshake_first: true", ""));

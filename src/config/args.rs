@@ -10,8 +10,8 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{LogFormat, Options, Secret, ShardCount, StartError, Syslog, User};
-use super::{duration, nearest, tls};
+use super::{LogFormat, Options, Secret, ShardCount, StartError, Syslog, UnixOptions, User};
+use super::{duration, listeners, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
 
@@ -41,6 +41,8 @@ pub struct Args {
     addr: Option<String>,
     #[arg(long, alias = "p", value_parser = port)]
     port: Option<u16>,
+    #[arg(long = "listen-unix", alias = "listen_unix", value_parser = socket_path)]
+    listen_unix: Option<String>,
     #[arg(long = "http_port", alias = "m", value_parser = port)]
     http_port: Option<u16>,
     #[arg(long = "https_port", alias = "ms", value_parser = port)]
@@ -290,6 +292,11 @@ impl Args {
     pub fn apply(&self, options: &mut Options) -> Result<(), StartError> {
         set(&mut options.host, &self.addr);
         set(&mut options.port, &self.port);
+        if let Some(path) = &self.listen_unix {
+            // What the file says of the socket holds for this one.
+            let unix = options.unix.take().unwrap_or_else(|| UnixOptions::at(path));
+            options.unix = Some(UnixOptions { path: path.clone(), ..unix });
+        }
         if let Some(port) = self.http_port {
             options.listen_http(None, port, false)?;
         }
@@ -400,6 +407,10 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }
 
+fn socket_path(text: &str) -> Result<String, String> {
+    listeners::check_path(text).map(|()| text.to_owned())
+}
+
 fn switch(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -448,6 +459,7 @@ Server Options:
                                      (ldm, stop, quit, term, reopen, reload);
                                      <pid> is a process id, the path of a pid file, or
                                      the beginning of ids and a *
+        --listen-unix <path>         Also listen on a Unix socket (@name: an abstract one)
         --client_advertise <string>  Client address to advertise to other servers
 
 Performance Options:

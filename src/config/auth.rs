@@ -48,7 +48,7 @@ impl Auth {
 }
 
 /// Somebody who may connect by name and password.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct User {
     /// The name, unique among the users; of a user with an nkey, that.
     pub name: String,
@@ -117,7 +117,7 @@ impl FromStr for ConnectionType {
 }
 
 /// A password or token, or its bcrypt hash. Never printed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {

@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, Rates, StartError, Syslog, accounts, missing, trust};
+use super::{Options, Rates, StartError, Syslog, accounts, listeners, missing, trust};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -35,6 +35,16 @@ const NETWORK: &[Key<Options>] = &[
     ),
     Key(&["host", "net"], Set(|o, v| v.text().map(|host| o.host = host))),
     Key(&["port"], Set(|o, v| v.port().map(|port| o.port = port))),
+    Key(&["listen_unix"], Set(|o, v| listeners::bind_unix(v).map(|unix| o.unix = Some(unix)))),
+    Key(&["proxy_protocol"], Set(|o, v| v.boolean().map(|on| o.proxy_protocol = on))),
+    Key(
+        &["proxy_protocol_trusted"],
+        Set(|o, v| listeners::bind_networks(v).map(|networks| o.trusted_proxies = networks)),
+    ),
+    Key(
+        &["websocket", "ws"],
+        Set(|o, v| listeners::bind_websocket(v).map(|websocket| o.websocket = websocket)),
+    ),
     Key(&["client_advertise"], Set(|o, v| v.text().map(|at| o.client_advertise = Some(at)))),
     Key(&["server_name"], Set(|o, v| v.text().map(|name| o.server_name = Some(name)))),
     Key(
@@ -272,7 +282,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["resolver_pinned_accounts"], Refuse(&missing::ANY)),
     Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
     Key(&["mappings", "maps"], Set(|o, v| super::mapping::bind(&mut o.mappings, v))),
-    Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
+    Key(&["proxies"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
     Key(&["cluster"], Refuse(&missing::CLUSTER)),
@@ -284,7 +294,6 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["leafnodes", "leaf"], Ignore(&missing::LEAFNODES)),
     Key(&["gateway"], Ignore(&missing::GATEWAY)),
     Key(&["mqtt"], Ignore(&missing::MQTT)),
-    Key(&["websocket", "ws"], Ignore(&missing::WEBSOCKET)),
     Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
     Key(&["no_fast_producer_stall", "server_metadata"], Ignore(&missing::ANY)),
     Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(&missing::ANY)),
@@ -508,6 +517,7 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         let reason = "https needs a certificate: name cert_file and key_file in a block tls";
         return Err(StartError::new(reason));
     }
+    listeners::check(options)?;
     let refuse = |reason: String| Err(StartError::new(reason));
     if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
         return refuse(format!("server name \"{name}\" cannot contain spaces"));

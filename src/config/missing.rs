@@ -169,34 +169,6 @@ static LEAF_REMOTE: Block = Block {
     blocks: &[("compression", &COMPRESSION), ("tls", &TLS)],
 };
 
-/// `websocket`
-pub(super) static WEBSOCKET: Block = Block {
-    keys: &[
-        "advertise",
-        "allow_origin",
-        "allowed_origins",
-        "authorization",
-        "compression",
-        "handshake_timeout",
-        "headers",
-        "host",
-        "jwt_cookie",
-        "listen",
-        "net",
-        "no_auth_user",
-        "no_tls",
-        "origin",
-        "pass_cookie",
-        "ping_interval",
-        "port",
-        "same_origin",
-        "tls",
-        "token_cookie",
-        "user_cookie",
-    ],
-    blocks: &[("authorization", &LOGIN), ("tls", &TLS)],
-};
-
 /// `mqtt`
 pub(super) static MQTT: Block = Block {
     keys: &[

@@ -13,6 +13,7 @@ mod bind;
 mod duration;
 mod field;
 pub mod file;
+pub mod listeners;
 pub mod mapping;
 mod missing;
 pub mod overflow;
@@ -31,6 +32,7 @@ use args::Args;
 pub use auth::{
     Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
 };
+pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
 pub use overflow::{OverflowKind, OverflowRule};
 pub use tls::{HandshakeFirst, Tls};
@@ -69,6 +71,15 @@ pub struct Options {
     pub host: String,
     /// Client port (4222); 0 is any free port.
     pub port: u16,
+    /// The Unix socket for clients of this machine (none).
+    pub unix: Option<UnixOptions>,
+    /// A connection may begin with the header by which a proxy names its client (false).
+    pub proxy_protocol: bool,
+    /// Whose word on a client's address is taken: that of a proxy's header and of
+    /// `X-Forwarded-For` (none: with `proxy_protocol` anybody's header, and nobody's field).
+    pub trusted_proxies: Vec<Network>,
+    /// Where WebSocket clients come in (nowhere).
+    pub websocket: Option<WebSocketOptions>,
     /// `host:port` that other servers tell their clients about (none: `host` and `port`).
     pub client_advertise: Option<String>,
     /// Name of the server, without blanks (none: its id).
@@ -132,6 +143,10 @@ impl Default for Options {
         Self {
             host: "0.0.0.0".to_owned(),
             port: 4222,
+            unix: None,
+            proxy_protocol: false,
+            trusted_proxies: Vec::new(),
+            websocket: None,
             client_advertise: None,
             server_name: None,
             server_tags: Vec::new(),

@@ -14,9 +14,11 @@ use super::permissions::{Checks, Permissions};
 use super::secure::Secure;
 use super::timers::NEVER;
 use super::tokens::Pass;
+use super::transport::{Credentials, Preface, Transport};
+use super::websocket::WebSocket;
 use super::{AccountId, ConnId, ShardSet};
 use crate::certificate;
-use crate::config::{self, AccountLimits, Rates};
+use crate::config::{self, AccountLimits, ConnectionType, Rates};
 use crate::proto::Connect;
 use crate::rates::Meter;
 
@@ -48,6 +50,14 @@ pub struct Peer {
     pub port: u16,
 }
 
+impl Peer {
+    /// Address and port, as the log writes them.
+    pub(super) fn address(&self) -> String {
+        let Self { ip, port, .. } = self;
+        if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+    }
+}
+
 /// Messages and payload bytes in both directions.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
@@ -70,6 +80,8 @@ pub(super) struct User {
     pub(super) permissions: Option<Permissions>,
     /// Of one that came by a token.
     pub(super) pass: Option<Pass>,
+    /// The kinds of connections that it may come by (empty: all).
+    pub(super) connection_types: Vec<ConnectionType>,
 }
 
 /// A CONNECT that is not decided yet. What follows it waits.
@@ -84,6 +96,7 @@ pub(super) struct Claim {
 pub(super) struct Conn {
     pub(super) id: ConnId,
     pub(super) peer: Peer,
+    pub(super) transport: Transport,
     pub(super) phase: Phase,
     pub(super) account: AccountId,
     /// What its account allows, besides what everybody is.
@@ -95,8 +108,12 @@ pub(super) struct Conn {
     /// Who it is if what it has shown holds, which is being checked elsewhere.
     pub(super) claim: Option<Claim>,
     pub(super) checks: Option<Box<Checks>>,
+    /// There until it is known whether a proxy's header comes first.
+    pub(super) preface: Option<Box<Preface>>,
     /// There if the connection has TLS, or may yet.
     pub(super) secure: Option<Box<Secure>>,
+    /// There if the connection is a WebSocket, or is to be one.
+    pub(super) websocket: Option<Box<WebSocket>>,
     /// Whom its certificate is for, where that decides.
     pub(super) cert_names: Option<Box<certificate::Names>>,
     /// It has had its first INFO.
@@ -197,6 +214,8 @@ pub(super) struct Timing {
     pub(super) read_due: u64,
     /// When its token expires.
     pub(super) expires_due: u64,
+    /// When the header of a proxy must be whole.
+    pub(super) preface_due: u64,
     /// When it last sent something.
     pub(super) last_active: u64,
     /// The turn in which it last was sent a message.
@@ -226,6 +245,7 @@ impl Conn {
         Self {
             id,
             peer,
+            transport: Transport::Tcp,
             phase: Phase::Open,
             account: AccountId::GLOBAL,
             limits: AccountLimits::default(),
@@ -233,7 +253,9 @@ impl Conn {
             user: None,
             claim: None,
             checks: None,
+            preface: None,
             secure: None,
+            websocket: None,
             cert_names: None,
             informed: false,
             connect: Box::default(),
@@ -259,6 +281,7 @@ impl Conn {
                 info_due: NEVER,
                 read_due: NEVER,
                 expires_due: NEVER,
+                preface_due: NEVER,
                 last_active: now,
                 last_delivered: now,
                 send_started: 0,
@@ -276,6 +299,11 @@ impl Conn {
 
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// Whether its bytes on the wire are the protocol's own.
+    pub(super) fn is_bare(&self) -> bool {
+        self.preface.is_none() && self.secure.is_none() && self.websocket.is_none()
     }
 
     pub(super) fn permissions(&self) -> Option<&Permissions> {
@@ -320,11 +348,13 @@ impl Conn {
 
     /// Its name in the log, as nats-server writes it.
     pub(super) fn label(&self) -> String {
-        let Peer { cid, ip, port } = &self.peer;
-        let mut label = if ip.contains(':') {
-            format!("[{ip}]:{port} - cid:{cid}")
-        } else {
-            format!("{ip}:{port} - cid:{cid}")
+        let Peer { cid, ip, .. } = &self.peer;
+        let mut label = match self.transport {
+            Transport::Tcp => format!("{} - cid:{cid}", self.peer.address()),
+            Transport::Unix(Credentials { pid, uid, .. }) => {
+                format!("{ip} - pid:{pid} uid:{uid} - cid:{cid}")
+            }
+            Transport::WebSocket => format!("{} - wid:{cid}", self.peer.address()),
         };
         if self.connected {
             let connect = &self.connect;

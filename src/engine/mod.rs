@@ -33,6 +33,8 @@ mod snapshot;
 mod timers;
 mod tokens;
 mod trace;
+mod transport;
+mod websocket;
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -40,7 +42,7 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
-use crate::config::HandshakeFirst;
+use crate::config::{HandshakeFirst, Tls};
 use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
@@ -68,6 +70,8 @@ use snapshot::Closed;
 pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
 use tokens::Pass;
+pub use transport::{Credentials, Transport};
+use websocket::Packer;
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
 const RECHECK_NS_MAX: u64 = 10_000_000_000;
@@ -273,6 +277,11 @@ pub struct Engine {
     handshakes: VecDeque<ConnId>,
     /// Memory for what is decrypted.
     plaintext: Vec<u8>,
+    /// Connections whose compressed data waits until others had their turn.
+    unpacking: VecDeque<ConnId>,
+    packer: Packer,
+    /// Memory for what is taken out of frames.
+    unframed: Vec<u8>,
     /// What is to be checked elsewhere.
     proofs: VecDeque<(ConnId, Proof)>,
     /// Requests to services of other accounts.
@@ -336,6 +345,9 @@ impl Engine {
             lame_duck: None,
             handshakes: VecDeque::new(),
             plaintext: Vec::new(),
+            unpacking: VecDeque::new(),
+            packer: Packer::default(),
+            unframed: Vec::new(),
             proofs: VecDeque::new(),
             stats: Stats::default(),
             closed: Closed::default(),
@@ -357,17 +369,23 @@ impl Engine {
         self.arrived = arrived;
     }
 
-    /// Takes over a new connection and greets it. One that is not `admitted` is told that there
-    /// are too many, and closed.
+    /// Takes over a new connection over TCP and greets it. One that is not `admitted` is told that
+    /// there are too many, and closed.
     pub fn open(&mut self, id: ConnId, peer: Peer, admitted: bool) {
+        self.open_over(id, peer, Transport::Tcp, admitted);
+    }
+
+    /// The same over any transport. A WebSocket is greeted when it is one.
+    pub fn open_over(&mut self, id: ConnId, peer: Peer, transport: Transport, admitted: bool) {
         let mut conn = Box::new(Conn::new(id, peer, self.now));
+        conn.transport = transport;
         let settings = &self.settings;
-        let interval = settings.ping_interval_ns;
+        let interval = settings.ping_interval_of(transport);
         conn.timing.ping_due = self.now.saturating_add(interval);
-        if settings.auth_required() {
-            conn.timing.auth_due = self.now.saturating_add(settings.auth_timeout_ns);
+        conn.timing.auth_due = settings.auth_due(transport, self.now);
+        if transport != Transport::WebSocket {
+            tracing::debug!("{} - Client connection created", conn.label());
         }
-        tracing::debug!("{} - Client connection created", conn.label());
         let slot = id.slot as usize;
         if self.conns.0.len() <= slot {
             self.conns.0.resize_with(slot + 1, || None);
@@ -375,14 +393,21 @@ impl Engine {
         assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
         self.conns.0[slot] = Some(conn);
         self.open_conns += 1;
+        if transport == Transport::WebSocket {
+            self.begin_websocket(id);
+        }
         if admitted {
+            self.begin_preface(id);
             if self.begin_secure(id) {
                 self.send_info(id, false);
             }
             self.rearm(id);
         } else {
             // In clear, whatever the client expects: nobody works for those who cannot stay.
-            if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+            let in_clear = |tls: &Tls| tls.first == HandshakeFirst::No;
+            if transport != Transport::WebSocket
+                && self.settings.tls_of(transport).is_none_or(in_clear)
+            {
                 self.send_info(id, false);
             }
             self.refuse_seat(id);
@@ -390,10 +415,15 @@ impl Engine {
     }
 
     /// What a client is sent for whom there is no time: it comes too soon after others.
-    pub fn turn_away(&self, peer: &Peer) -> Vec<u8> {
+    pub fn turn_away(&self, peer: &Peer, transport: Transport) -> Vec<u8> {
         let mut out = Vec::new();
-        if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
-            let info = self.settings.info(peer, self.lame_duck.is_some(), None);
+        if transport == Transport::WebSocket {
+            return out;
+        }
+        let tls = self.settings.tls_of(transport);
+        if tls.is_none_or(|tls| tls.first == HandshakeFirst::No) {
+            let lame_duck = self.lame_duck.is_some();
+            let info = self.settings.info((peer, transport), lame_duck, None);
             encode::info(&mut out, info.as_bytes());
         }
         encode::err(&mut out, "Connection throttling is active. Please try again later.");
@@ -407,6 +437,9 @@ impl Engine {
 
     /// The client has closed its side, or reading failed.
     pub fn on_ended(&mut self, id: ConnId, failed: bool) {
+        if self.waits_for_end(id, failed) {
+            return;
+        }
         let reason = if failed { Reason::ReadError } else { Reason::ClientClosed };
         self.fail(id, None, reason);
     }
@@ -418,7 +451,7 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return None;
         }
-        let batch = conn.take_batch(&mut self.spares)?;
+        let batch = conn.take_batch(&mut self.spares, &mut self.packer)?;
         self.departures.add(conn.timing.oldest_arrived);
         // If not all of it fits, what is left is taken to be as old as this turn.
         conn.timing.oldest_arrived = if conn.outbox.has_more() { self.now } else { NEVER };
@@ -511,13 +544,14 @@ impl Engine {
             self.rearm(id);
         }
         self.advance_handshakes();
+        self.advance_unpacking();
         self.end_overdue_waits();
         self.send_one_away();
     }
 
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.handshakes.is_empty() {
+        if !self.handshakes.is_empty() || !self.unpacking.is_empty() {
             return Some(self.now);
         }
         let wait = self.wait_deadlines.front().map(|(deadline, _)| *deadline);
@@ -669,10 +703,17 @@ impl Engine {
                 tracing::error!("{} - {farewell}", conn.label());
                 self.fail(id, Some(farewell), Reason::Protocol("Authentication Expired"));
             }
+        } else if conn.timing.preface_due <= self.now {
+            conn.timing.preface_due = NEVER;
+            self.fail_preface(id, "it takes too long");
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
             if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
                 self.on_handshake_timeout(id);
+                return;
+            }
+            if !conn.is_understood() {
+                self.fail_upgrade(id, "timeout");
                 return;
             }
             tracing::error!("{} - authentication timeout", conn.label());
@@ -684,8 +725,8 @@ impl Engine {
     }
 
     fn on_ping_timer(&mut self, id: ConnId) {
-        let interval = self.settings.ping_interval_ns;
         let Some(conn) = self.conns.get_mut(id) else { return };
+        let interval = self.settings.ping_interval_of(conn.transport);
         let timing = &mut conn.timing;
         timing.ping_due = self.now.saturating_add(interval);
         let active = timing.last_active.saturating_add(interval) > self.now;
@@ -719,7 +760,8 @@ impl Engine {
                     NEVER
                 };
                 let own = timing.ping_due.min(timing.auth_due).min(timing.info_due);
-                own.min(timing.expires_due).min(timing.read_due).min(write)
+                let own = own.min(timing.expires_due).min(timing.read_due);
+                own.min(timing.preface_due).min(write)
             }
         };
         if due != NEVER {
@@ -774,7 +816,7 @@ impl Engine {
         let lame_duck = self.lame_duck.is_some();
         let account = conn.account_name();
         let account = after_connect.then_some(&*account);
-        let info = self.settings.info(&conn.peer, lame_duck, account);
+        let info = self.settings.info((&conn.peer, conn.transport), lame_duck, account);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
     }
 
@@ -793,8 +835,14 @@ impl Engine {
         conn.phase = Phase::Flushing { until };
         conn.review();
         conn.partial = Vec::new();
-        tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
-        if let Some(error) = error {
+        if conn.is_understood() {
+            let label = conn.label();
+            tracing::debug!("{label} - Client connection closed: {}", reason.text());
+        }
+        if let Some(websocket) = &mut conn.websocket {
+            websocket.end(reason);
+        }
+        if let Some(error) = error.filter(|_| conn.is_understood()) {
             self.reply(id, |out| encode::err(out, error));
         }
         self.remember(id, reason);

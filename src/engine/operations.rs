@@ -36,15 +36,17 @@ enum Verdict {
 impl Engine {
     /// Handles what a client has sent. Where the bytes are cut makes no difference.
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
-        if !self.on_ciphertext(id, bytes) {
-            self.on_plaintext(id, bytes);
+        match self.conns.get(id) {
+            Some(conn) if conn.is_bare() => self.on_plaintext(id, bytes),
+            Some(_) => self.on_wrapped(id, bytes),
+            None => {}
         }
         if self.settings.rates.pace_connections() {
             self.keep_pace(id, bytes.len());
         }
     }
 
-    /// Handles what a client has sent, without its TLS.
+    /// Handles what a client has sent, without what is around it.
     pub(super) fn on_plaintext(&mut self, id: ConnId, mut bytes: &[u8]) {
         if self.wait_for_proof(id, bytes) {
             return;
@@ -182,7 +184,7 @@ impl Engine {
     fn parse_limits(&mut self, id: ConnId, first: u8) -> Option<Limits> {
         let conn = self.conns.get_mut(id).filter(|conn| conn.is_open())?;
         if conn.user.is_none() && !first.eq_ignore_ascii_case(&b'C') {
-            let Some(user) = self.settings.user_before_connect() else {
+            let Some(user) = self.settings.user_before_connect(conn.transport) else {
                 self.refuse_login(id);
                 return None;
             };
@@ -230,6 +232,9 @@ impl Engine {
             self.fail(id, None, Reason::Protocol("Protocol Violation"));
             return;
         }
+        if let Some(websocket) = &conn.websocket {
+            websocket.complete(&mut conn.connect);
+        }
         let again = std::mem::replace(&mut conn.connected, true);
         if again {
             self.drop_subscriptions(id);
@@ -243,14 +248,13 @@ impl Engine {
             self.refuse_login(id);
             return;
         }
-        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref(), self.now)
-        {
+        match self.settings.log_in(conn, conn.cert_names.as_deref(), self.now) {
             Identified::Is(user) => self.admit(id, user, again),
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
                 conn.claim = Some(Claim { user, again });
                 // Nobody waits for ever, nor is waited for.
-                let due = self.now.saturating_add(self.settings.auth_timeout_ns);
+                let due = self.now.saturating_add(self.settings.auth_timeout_ns_of(conn.transport));
                 conn.timing.auth_due = conn.timing.auth_due.min(due);
                 self.proofs.push_back((id, proof));
                 self.brake(id, |brakes| brakes.claims = true);
@@ -298,7 +302,8 @@ impl Engine {
         conn.review();
         let account = conn.account;
         if !again {
-            let first = self.settings.ping_interval_ns.min(FIRST_PING_NS);
+            let interval = self.settings.ping_interval_of(conn.transport);
+            let first = interval.min(FIRST_PING_NS);
             let jitter = self.rng.u64(..=first / 5);
             conn.timing.ping_due = self.now.saturating_add(first).saturating_add(jitter);
             if !conn.subs.is_empty() {
@@ -605,14 +610,16 @@ impl Engine {
         let Some(user) = &conn.user else {
             // Whoever is still to log in goes on having time for it; whoever did not need to is
             // not allowed any more.
-            if !self.settings.auth_required() {
+            if !conn.is_understood() {
+                // Its time is that for becoming a WebSocket.
+            } else if !self.settings.auth_required(conn.transport) {
                 conn.timing.auth_due = super::NEVER;
-            } else if !old.auth_required() {
+            } else if !old.auth_required(conn.transport) {
                 self.refuse_login(id);
             }
             return;
         };
-        match self.settings.standing(user, &conn.peer, &conn.connect, old, self.now) {
+        match self.settings.standing(user, conn, old, self.now) {
             Standing::Stays(user) => {
                 conn.limits = self.accounts.at(user.account).limits();
                 conn.user = Some(user);
@@ -636,10 +643,11 @@ impl Engine {
         if conn.outbox.pending_bytes() > settings.limits.pending_bytes_max {
             self.doomed.push(id);
         }
-        if settings.ping_interval_ns != old.ping_interval_ns {
+        let interval = settings.ping_interval_of(conn.transport);
+        if conn.is_understood() && interval != old.ping_interval_of(conn.transport) {
             // Not all at the same instant.
-            let jitter = self.rng.u64(..=settings.ping_interval_ns / 5);
-            let due = self.now.saturating_add(settings.ping_interval_ns - jitter);
+            let jitter = self.rng.u64(..=interval / 5);
+            let due = self.now.saturating_add(interval - jitter);
             conn.timing.ping_due = conn.timing.ping_due.min(due);
         }
         self.rearm(id);

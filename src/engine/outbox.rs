@@ -135,6 +135,24 @@ impl Spares {
     }
 }
 
+/// Bytes of an outbox that are on their way as something longer or shorter.
+#[derive(Debug, Default)]
+pub(super) struct InFlight(usize);
+
+impl InFlight {
+    /// A batch that stands for so many bytes of the outbox is taken.
+    pub(super) fn set(&mut self, bytes: usize) {
+        self.0 = bytes;
+    }
+
+    /// Counts what the kernel has taken as bytes of the outbox, all of them when it is complete.
+    pub(super) fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
+        let sent = if complete { self.0 } else { bytes.min(self.0) };
+        self.0 -= sent;
+        sent
+    }
+}
+
 /// The output of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {

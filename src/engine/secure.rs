@@ -12,9 +12,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::{HandshakeKind, ServerConnection};
 
 use super::conn::{Conn, Phase};
-use super::outbox::{Outbox, Spares};
+use super::outbox::{InFlight, Spares};
 use super::timers::NEVER;
-use super::{Action, ConnId, Engine, Reason};
+use super::websocket::Packer;
+use super::{ConnId, Engine, Reason};
 use crate::certificate;
 use crate::config::{HandshakeFirst, Tls};
 use crate::segment::Piece;
@@ -29,6 +30,9 @@ const WAITING_BYTES_MAX: usize = 16 * 1024;
 const HELLO_BYTES_MAX: usize = 64 * 1024;
 /// What is encrypted at once, in bytes: each receiver needs a copy of its own of it.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// The longest frame of a WebSocket that has no TLS, in bytes: a batch ends with the piece that
+/// makes it so long.
+const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// The first byte of every TLS handshake.
 const HANDSHAKE_RECORD: u8 = 0x16;
 
@@ -41,7 +45,7 @@ pub(super) struct Secure {
     /// It stands in line for that step.
     in_line: bool,
     /// Bytes of the outbox behind the ciphertext in flight that are not counted as sent yet.
-    in_flight_bytes: usize,
+    in_flight: InFlight,
     /// Nothing follows any more.
     said_goodbye: bool,
     /// What the handshake came to, once it is done.
@@ -75,7 +79,7 @@ impl Secure {
             stage,
             waiting: Vec::new(),
             in_line: false,
-            in_flight_bytes: 0,
+            in_flight: InFlight::default(),
             said_goodbye: false,
             info: None,
         })
@@ -115,25 +119,26 @@ impl Secure {
         self.info = Some(Arc::new(TlsInfo { version, cipher_suite, peer_certs }));
         own
     }
-
-    /// Counts ciphertext that the kernel has taken as bytes of the outbox: never too early.
-    fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
-        let sent = if complete { self.in_flight_bytes } else { bytes.min(self.in_flight_bytes) };
-        self.in_flight_bytes -= sent;
-        sent
-    }
 }
 
 impl Conn {
     /// Whether there is nothing more to be sent.
     pub(super) fn is_drained(&self) -> bool {
-        let ciphertext = self.secure.as_ref().is_some_and(|secure| secure.wants_write());
-        self.outbox.is_empty() && !ciphertext
+        self.outbox.is_empty() && !self.wants_write()
+    }
+
+    /// Whether something is to be sent that is in no outbox.
+    pub(super) fn wants_write(&self) -> bool {
+        self.secure.as_ref().is_some_and(|secure| secure.wants_write())
+            || self.websocket.as_ref().is_some_and(|websocket| websocket.wants_write())
     }
 
     /// Tells the client that nothing follows, once all is said: a peer can tell that from a cut.
     pub(super) fn say_goodbye(&mut self) {
-        if let Some(secure) = &mut self.secure
+        // Within TLS, the WebSocket's goodbye comes first.
+        let is_next = self.websocket.as_ref().is_none_or(|websocket| !websocket.wants_goodbye());
+        if is_next
+            && let Some(secure) = &mut self.secure
             && !secure.said_goodbye
             && let Stage::Session(session) = &mut secure.stage
             && !session.is_handshaking()
@@ -145,20 +150,32 @@ impl Conn {
 
     /// How many bytes of its outbox `bytes` on the wire stand for.
     pub(super) fn sent_bytes(&mut self, bytes: usize, complete: bool) -> usize {
-        match &mut self.secure {
-            Some(secure) => secure.on_sent(bytes, complete),
+        if let Some(secure) = &mut self.secure {
+            return secure.in_flight.on_sent(bytes, complete);
+        }
+        match &mut self.websocket {
+            Some(websocket) => websocket.in_flight.on_sent(bytes, complete),
             None => bytes,
         }
     }
 
     /// The next batch as it goes over the wire, unless one is in flight or nothing may go.
-    pub(super) fn take_batch(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
+    pub(super) fn take_batch(
+        &mut self,
+        spares: &mut Spares,
+        packer: &mut Packer,
+    ) -> Option<Vec<Piece>> {
         let Some(secure) = self.secure.as_deref_mut() else {
-            return self.outbox.take(spares);
+            if self.websocket.is_none() {
+                return self.outbox.take(spares);
+            }
+            let (batch, bytes) = self.take_frames(FRAME_BYTES_MAX, spares, packer)?;
+            self.websocket.as_deref_mut()?.in_flight.set(bytes);
+            return Some(batch);
         };
         let Stage::Session(session) = &mut secure.stage else {
             let batch = self.outbox.take(spares)?;
-            secure.in_flight_bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+            secure.in_flight.set(batch.iter().map(|piece| piece.bytes().len()).sum());
             return Some(batch);
         };
         if self.outbox.is_in_flight() {
@@ -166,7 +183,7 @@ impl Conn {
         }
         let mut taken_bytes = 0;
         if !session.is_handshaking() {
-            taken_bytes = encrypt(session, &mut self.outbox, spares);
+            taken_bytes = self.encrypt(spares, packer);
         }
         if matches!(self.phase, Phase::Flushing { .. })
             && self.outbox.pending_bytes() == taken_bytes
@@ -184,29 +201,49 @@ impl Conn {
                 let _ = session.write_tls(out);
             }
         });
-        secure.in_flight_bytes = taken_bytes;
+        secure.in_flight.set(taken_bytes);
         Some(self.outbox.start(spares, piece))
     }
-}
 
-/// Encrypts the next batch. Returns how many bytes of the outbox that is.
-fn encrypt(session: &mut ServerConnection, outbox: &mut Outbox, spares: &mut Spares) -> usize {
-    let Some(batch) = outbox.take_up_to(BATCH_BYTES_MAX, spares) else { return 0 };
-    let slices: Vec<IoSlice<'_>> = batch.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
-    let bytes = slices.iter().map(|slice| slice.len()).sum();
-    // All slices at once, so that records are as long as they can be. There is no limit to what
-    // the session holds: it takes everything.
-    let written = session.writer().write_vectored(&slices);
-    debug_assert!(written.is_ok_and(|written| written == bytes));
-    spares.keep_batch(batch);
-    bytes
+    /// Encrypts the next batch. Returns how many bytes of the outbox that is.
+    fn encrypt(&mut self, spares: &mut Spares, packer: &mut Packer) -> usize {
+        let taken = if self.websocket.is_some() {
+            self.take_frames(BATCH_BYTES_MAX, spares, packer)
+        } else {
+            let batch = self.outbox.take_up_to(BATCH_BYTES_MAX, spares);
+            batch.map(|batch| {
+                let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+                (batch, bytes)
+            })
+        };
+        let Some((batch, taken_bytes)) = taken else { return 0 };
+        if let Some(secure) = self.secure.as_deref_mut()
+            && let Stage::Session(session) = &mut secure.stage
+        {
+            let slices: Vec<IoSlice<'_>> =
+                batch.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
+            let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+            // All slices at once, so that records are as long as they can be. There is no limit
+            // to what the session holds: it takes everything.
+            let written = session.writer().write_vectored(&slices);
+            debug_assert!(written.is_ok_and(|written| written == bytes));
+        }
+        spares.keep_batch(batch);
+        taken_bytes
+    }
 }
 
 impl Engine {
     /// Gives a new connection its TLS, and says whether it is to be greeted in clear.
     pub(super) fn begin_secure(&mut self, id: ConnId) -> bool {
-        let Some(tls) = &self.settings.tls else { return true };
         let Some(conn) = self.conns.get_mut(id) else { return false };
+        let is_websocket = conn.websocket.is_some();
+        let Some(tls) = self.settings.tls_of(conn.transport) else { return !is_websocket };
+        if is_websocket {
+            // The time that it has, and the first word, are the upgrade's.
+            conn.secure = Some(Secure::new(Stage::Expected));
+            return false;
+        }
         if self.settings.allow_non_tls {
             conn.secure = Some(Secure::new(Stage::Optional));
             return true;
@@ -275,7 +312,8 @@ impl Engine {
     }
 
     fn start_session(&mut self, id: ConnId) -> bool {
-        let (Some(conn), Some(tls)) = (self.conns.get_mut(id), &self.settings.tls) else {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        let Some(tls) = self.settings.tls_of(conn.transport) else {
             // A reload has turned TLS off since; the client will not be understood.
             self.fail_handshake(id, "TLS is not configured any more");
             return false;
@@ -342,7 +380,7 @@ impl Engine {
             }
         }
         if !plaintext.is_empty() {
-            self.on_plaintext(id, &plaintext);
+            self.on_cleartext(id, &plaintext);
             plaintext.clear();
         }
         self.plaintext = plaintext;
@@ -350,8 +388,8 @@ impl Engine {
     }
 
     fn on_handshake_complete(&mut self, id: ConnId, resumed: bool) {
-        let Some(tls) = self.settings.tls.clone() else { return };
         let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(tls) = self.settings.tls_of(conn.transport).cloned() else { return };
         let Some(secure) = &mut conn.secure else { return };
         let own_cert = secure.conclude();
         let Some(info) = secure.info().cloned() else { return };
@@ -370,9 +408,10 @@ impl Engine {
         if tls.map {
             conn.cert_names = own_cert.map(|cert| Box::new(certificate::names(&cert)));
         }
-        let auth = self.settings.auth_required();
-        conn.timing.auth_due =
-            if auth { self.now.saturating_add(self.settings.auth_timeout_ns) } else { NEVER };
+        if conn.websocket.is_some() {
+            return;
+        }
+        conn.timing.auth_due = self.settings.auth_due(conn.transport, self.now);
         if !conn.informed {
             self.send_info(id, false);
         }
@@ -393,14 +432,6 @@ impl Engine {
             tracing::debug!("{} - TLS handshake timeout", conn.label());
         }
         self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
-    }
-
-    fn flush_if_wanted(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.secure.as_ref().is_some_and(|secure| secure.wants_write()) && !conn.dirty {
-            conn.dirty = true;
-            self.actions.push_back(Action::Flush(id));
-        }
     }
 }
 
@@ -423,7 +454,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Options, StartError};
-    use crate::engine::{Identity, Peer, Settings, ShardId};
+    use crate::engine::{Action, Identity, Peer, Settings, ShardId};
 
     /// Options with TLS, and a client's that trusts them.
     fn options(block: &str) -> (Options, Arc<ClientConfig>) {

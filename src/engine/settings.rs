@@ -6,16 +6,20 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::accounts::{AccountId, Accounts};
-use super::conn::{Peer, User};
+use super::conn::{Conn, Peer, User};
 use super::mapping::Mappings;
 use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
+use super::timers::NEVER;
 use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
+use super::transport::Transport;
 use crate::certificate;
-use crate::config::{self, ConnectionType, Limits, Options, Rates, Secret, Tls};
-use crate::proto::{Connect, Info};
+use crate::config::{
+    self, Auth, Limits, Network, Options, PeerUser, Rates, Secret, Tls, WebSocketOptions,
+};
+use crate::proto::Info;
 
 /// Who this server is, decided at its start.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +30,8 @@ pub struct Identity {
     pub name: String,
     /// The port it really listens on.
     pub port: u16,
+    /// Host and port for WebSocket clients.
+    pub websocket: Option<(String, u16)>,
     /// Makes what clients with nkeys have to sign.
     pub nonces: NonceKey,
     /// The zero of the engine's time, in milliseconds since 1970.
@@ -38,10 +44,10 @@ pub struct Settings {
     pub(super) limits: Limits,
     pub(super) rates: Rates,
     pub(super) headers: bool,
-    pub(super) ping_interval_ns: u64,
+    ping_interval_ns: u64,
     pub(super) ping_max: u32,
     pub(super) write_deadline_ns: u64,
-    pub(super) auth_timeout_ns: u64,
+    auth_timeout_ns: u64,
     /// Bytes of output that all connections of the shard together may have queued.
     pub(super) memory_bytes_max: usize,
     /// Connections that have ended and are remembered for the monitoring.
@@ -56,11 +62,21 @@ pub struct Settings {
     pub(super) tls: Option<Tls>,
     /// They may also go without.
     pub(super) allow_non_tls: bool,
+    /// Connections over TCP may begin with a proxy's header.
+    pub(super) proxy_protocol: bool,
+    /// Those whose header is believed; none: all.
+    pub(super) trusted_proxies: Vec<Network>,
+    /// How WebSockets are made.
+    pub(super) websocket: Option<WebSocketOptions>,
+    /// The credentials that count for those, unless they are everybody's.
+    websocket_logins: Option<Logins>,
+    websocket_address: Option<(String, u16)>,
+    /// Which users processes of this machine are.
+    peers: Vec<PeerUser>,
     nonces: NonceKey,
     /// Some users have nkeys.
     has_nkeys: bool,
-    users: HashMap<String, Login>,
-    token: Option<Secret>,
+    logins: Logins,
     guest: Option<Rc<User>>,
     nobody: Rc<User>,
     /// Users come by tokens.
@@ -72,9 +88,15 @@ pub struct Settings {
     info: Info,
 }
 
+/// Credentials that let somebody in: a token, or those of users.
+#[derive(Debug)]
+struct Logins {
+    users: HashMap<String, Login>,
+    token: Option<Secret>,
+}
+
 #[derive(Debug)]
 struct Login {
-    connection_types: Vec<ConnectionType>,
     password: Secret,
     has_nkey: bool,
     user: Rc<User>,
@@ -112,27 +134,10 @@ impl Settings {
     /// Compiles `options`; all shards together may queue `memory_bytes_max` bytes per shard.
     pub fn new(options: &Options, identity: &Identity, memory_bytes_max: usize) -> Self {
         let auth = &options.auth;
-        let compile = |user: &config::User| {
-            let defaults = auth.default_permissions.as_ref();
-            let defaults = defaults.filter(|_| user.account == config::accounts::GLOBAL);
-            let permissions = user.permissions.as_ref().or(defaults);
-            let user_of = User {
-                name: Some(user.name.as_str().into()),
-                account: account_id(options, &user.account),
-                account_name: user.account.as_str().into(),
-                permissions: permissions.map(Permissions::new),
-                pass: None,
-            };
-            let login = Login {
-                connection_types: user.connection_types.clone(),
-                password: user.password.clone(),
-                has_nkey: user.has_nkey,
-                user: Rc::new(user_of),
-            };
-            (user.name.clone(), login)
-        };
-        let users: HashMap<_, _> = auth.users.iter().map(compile).collect();
-        let guest = auth.no_auth_user.as_ref().and_then(|name| users.get(name));
+        let logins = Logins::new(options, auth);
+        let guest = auth.no_auth_user.as_ref().and_then(|name| logins.users.get(name));
+        let websocket_auth =
+            options.websocket.as_ref().and_then(|websocket| websocket.auth.as_ref());
         Self {
             limits: options.limits.clone(),
             rates: options.rates.clone(),
@@ -152,13 +157,21 @@ impl Settings {
             guest: guest.map(|login| Rc::clone(&login.user)),
             nonces: identity.nonces.clone(),
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
-            users,
-            token: auth.token.clone(),
+            proxy_protocol: options.proxy_protocol,
+            trusted_proxies: options.trusted_proxies.clone(),
+            websocket: options.websocket.clone(),
+            websocket_logins: websocket_auth
+                .filter(|auth| auth.is_required())
+                .map(|auth| Logins::new(options, auth)),
+            websocket_address: identity.websocket.clone(),
+            peers: options.unix.iter().flat_map(|unix| unix.peers.iter().cloned()).collect(),
+            logins,
             nobody: Rc::new(User {
                 name: None,
                 account: AccountId::GLOBAL,
                 account_name: config::accounts::GLOBAL.into(),
                 permissions: None,
+                connection_types: Vec::new(),
                 pass: None,
             }),
             trusted: Trusted::new(options, identity.epoch_ms),
@@ -194,33 +207,101 @@ impl Settings {
         &self.info.server_name
     }
 
+    /// TLS of connections over this transport.
+    pub(super) fn tls_of(&self, transport: Transport) -> Option<&Tls> {
+        match transport {
+            Transport::Tcp => self.tls.as_ref(),
+            Transport::Unix(_) => None,
+            Transport::WebSocket => self.websocket.as_ref()?.tls.as_ref(),
+        }
+    }
+
+    /// Nanoseconds of silence before a PING.
+    pub(super) fn ping_interval_of(&self, transport: Transport) -> u64 {
+        let own = self.websocket.as_ref().filter(|_| transport == Transport::WebSocket);
+        let own_ms = own.and_then(|websocket| websocket.ping_interval_ms).filter(|ms| *ms > 0);
+        own_ms.map_or(self.ping_interval_ns, |ms| ms.saturating_mul(NS_PER_MS))
+    }
+
+    /// When a client that can speak from `now` on must have shown who it is.
+    pub(super) fn auth_due(&self, transport: Transport, now: u64) -> u64 {
+        if !self.auth_required(transport) {
+            return NEVER;
+        }
+        now.saturating_add(self.auth_timeout_ns_of(transport))
+    }
+
+    /// How long that may take, in nanoseconds.
+    pub(super) fn auth_timeout_ns_of(&self, transport: Transport) -> u64 {
+        let own = self.websocket.as_ref().filter(|_| transport == Transport::WebSocket);
+        let own = own.and_then(|websocket| websocket.auth.as_ref());
+        own.map_or(self.auth_timeout_ns, |auth| auth.timeout_ms.saturating_mul(NS_PER_MS))
+    }
+
+    /// The credentials that count for a transport.
+    fn logins(&self, transport: Transport) -> &Logins {
+        match &self.websocket_logins {
+            Some(logins) if transport == Transport::WebSocket => logins,
+            _ => &self.logins,
+        }
+    }
+
+    /// Who a client without credentials is.
+    fn guest(&self, transport: Transport) -> Option<&Rc<User>> {
+        let user = |name: &String| self.logins.users.get(name).map(|login| &login.user);
+        let own = match transport {
+            Transport::Tcp => None,
+            Transport::Unix(process) => {
+                let fits = |id: Option<u32>, actual| id.is_none_or(|id| id == actual);
+                let is = |p: &&PeerUser| fits(p.uid, process.uid) && fits(p.gid, process.gid);
+                self.peers.iter().find(is).and_then(|peer| user(&peer.user))
+            }
+            Transport::WebSocket => {
+                let websocket = self.websocket.as_ref();
+                websocket.and_then(|websocket| websocket.no_auth_user.as_ref()).and_then(user)
+            }
+        };
+        let everybodys = || self.guest.as_ref();
+        own.or_else(everybodys).filter(|user| user.may_use(transport))
+    }
+
     /// Whether somebody without credentials is turned away.
-    pub(super) fn auth_required(&self) -> bool {
-        let secrets = self.token.is_some() || !self.users.is_empty();
-        (secrets && self.guest.is_none()) || self.trusted.is_some()
+    pub(super) fn auth_required(&self, transport: Transport) -> bool {
+        let secrets = !self.logins(transport).is_empty() && self.guest(transport).is_none();
+        secrets || self.trusted.is_some()
     }
 
     /// Who a client is before it has sent CONNECT.
-    pub(super) fn user_before_connect(&self) -> Option<Rc<User>> {
-        if !self.auth_required() && self.guest.is_none() {
+    pub(super) fn user_before_connect(&self, transport: Transport) -> Option<Rc<User>> {
+        if self.logins(transport).is_empty() && self.trusted.is_none() {
             return Some(Rc::clone(&self.nobody));
         }
-        self.guest.clone()
+        self.guest(transport).cloned()
     }
 
-    /// Who a client is by its credentials.
+    /// Who a client is by its credentials, if it may be that over its transport.
     ///
     /// `names` are those of its certificate, where certificates say who somebody is.
     pub(super) fn log_in(
         &self,
-        peer: &Peer,
-        connect: &Connect,
+        conn: &Conn,
         names: Option<&certificate::Names>,
         now: u64,
     ) -> Identified {
+        match self.identify(conn, names, now) {
+            Identified::Is(user) | Identified::IsIf(user, _) if !user.may_use(conn.transport) => {
+                tracing::debug!("{} - connection type not allowed", conn.label());
+                Identified::Refused
+            }
+            identified => identified,
+        }
+    }
+
+    fn identify(&self, conn: &Conn, names: Option<&certificate::Names>, now: u64) -> Identified {
+        let Conn { peer, connect, transport, .. } = conn;
         if let Some(trusted) = &self.trusted {
             let nonce = self.nonces.nonce(peer.cid);
-            return match trusted.identify(peer, connect, nonce, now) {
+            return match trusted.identify((peer, *transport), connect, nonce, now) {
                 Ok((user, proof)) => Identified::IsIf(Rc::new(user), proof),
                 Err(refusal) => {
                     tracing::debug!("cid:{} - token refused: {refusal:?}", peer.cid);
@@ -228,35 +309,31 @@ impl Settings {
                 }
             };
         }
-        if let Some(token) = &self.token {
+        let Logins { users, token } = self.logins(*transport);
+        if let Some(token) = token {
             return check(token, &connect.auth_token, &self.nobody);
         }
-        if self.users.is_empty() {
+        if users.is_empty() {
             return Identified::Is(Rc::clone(&self.nobody));
         }
-        let maps = self.tls.as_ref().is_some_and(|tls| tls.map);
+        let maps = self.tls_of(*transport).is_some_and(|tls| tls.map);
         let given = [&connect.user, &connect.pass, &connect.auth_token, &connect.nkey];
         if !maps
             && given.iter().all(|text| text.is_empty())
-            && let Some(guest) = &self.guest
+            && let Some(guest) = self.guest(*transport)
         {
             return Identified::Is(Rc::clone(guest));
         }
         let name = if maps {
-            names.and_then(|names| names.user(self.users.keys().map(String::as_str)))
+            names.and_then(|names| names.user(users.keys().map(String::as_str)))
         } else if connect.nkey.is_empty() {
             Some(connect.user.as_str())
         } else {
             Some(connect.nkey.as_str())
         };
-        let Some(login) = name.and_then(|name| self.users.get(name)) else {
+        let Some(login) = name.and_then(|name| users.get(name)) else {
             return Identified::Refused;
         };
-        let types = &login.connection_types;
-        if !types.is_empty() && !types.contains(&ConnectionType::Standard) {
-            tracing::debug!("cid:{} - connection type not allowed", peer.cid);
-            return Identified::Refused;
-        }
         if maps && !connect.user.is_empty() && login.user.name.as_deref() != Some(&connect.user) {
             let user = &connect.user;
             tracing::warn!("User {user:?} found in connect proto, but user required from cert");
@@ -277,44 +354,43 @@ impl Settings {
 
     /// The same for credentials shown before, unless checking them takes long: all connections
     /// are asked about in one go, which must not hold up the shard.
-    fn log_in_at_once(&self, peer: &Peer, connect: &Connect, now: u64) -> Option<Rc<User>> {
+    fn log_in_at_once(&self, conn: &Conn, now: u64) -> Option<Rc<User>> {
         // Without names, certificates that say who somebody is are asked for anew.
-        match self.log_in(peer, connect, None, now) {
+        match self.log_in(conn, None, now) {
             Identified::Is(user) => Some(user),
             Identified::IsIf(..) | Identified::Refused => None,
         }
     }
 
-    /// What has become of a user of `old`, who sent `connect`.
-    pub(super) fn standing(
-        &self,
-        user: &User,
-        peer: &Peer,
-        connect: &Connect,
-        old: &Self,
-        now: u64,
-    ) -> Standing {
+    /// What has become of a user of `old`, who came by `conn`.
+    pub(super) fn standing(&self, user: &User, conn: &Conn, old: &Self, now: u64) -> Standing {
         if let Some(trusted) = &self.trusted {
             // Its signatures have held before, and it shows the same token.
-            return match trusted.identify(peer, connect, String::new(), now) {
+            return match trusted.identify(
+                (&conn.peer, conn.transport),
+                &conn.connect,
+                String::new(),
+                now,
+            ) {
                 Ok((new, _)) if new.account != user.account => Standing::Moved,
                 Ok((new, _)) => Standing::Stays(Rc::new(new)),
                 Err(Refusal::Revoked) => Standing::Revoked,
                 Err(_) => Standing::Gone,
             };
         }
+        let (logins, old) = (self.logins(conn.transport), old.logins(conn.transport));
         let Some(name) = user.name.as_deref() else {
             // It came by a token, or without needing any credentials.
-            if self.users.is_empty() && (self.token.is_none() || self.token == old.token) {
+            if logins.users.is_empty() && (logins.token.is_none() || logins.token == old.token) {
                 return Standing::Stays(Rc::clone(&self.nobody));
             }
-            return self
-                .log_in_at_once(peer, connect, now)
-                .map_or(Standing::Changed, Standing::Stays);
+            return self.log_in_at_once(conn, now).map_or(Standing::Changed, Standing::Stays);
         };
-        match (self.users.get(name), old.users.get(name)) {
+        match (logins.users.get(name), old.users.get(name)) {
             (Some(new), Some(_)) if new.user.account != user.account => Standing::Moved,
-            (Some(new), Some(old)) if new.password == old.password => {
+            (Some(new), Some(old))
+                if new.password == old.password && new.user.may_use(conn.transport) =>
+            {
                 Standing::Stays(Rc::clone(&new.user))
             }
             (Some(_), _) => Standing::Changed,
@@ -325,13 +401,29 @@ impl Settings {
     /// The INFO for one client, as JSON.
     ///
     /// After CONNECT it says in which account the client is.
-    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, account: Option<&str>) -> String {
+    pub(super) fn info(
+        &self,
+        (peer, transport): (&Peer, Transport),
+        lame_duck: bool,
+        account: Option<&str>,
+    ) -> String {
         let mut info = self.info.clone();
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
         let signs = self.has_nkeys || self.trusted.is_some();
         info.nonce = signs.then(|| self.nonces.nonce(peer.cid));
+        if transport != Transport::Tcp {
+            let tls = self.tls_of(transport);
+            (info.tls_required, info.tls_available) = (tls.is_some(), false);
+            info.tls_verify = tls.is_some_and(|tls| tls.verify);
+            info.auth_required = self.auth_required(transport);
+        }
+        if transport == Transport::WebSocket
+            && let Some((host, port)) = &self.websocket_address
+        {
+            (info.host, info.port) = (host.clone(), *port);
+        }
         if let Some(account) = account {
             info.connect_info = true;
             info.remote_account = Some(account.to_owned());
@@ -342,6 +434,40 @@ impl Settings {
 
 fn account_id(options: &Options, name: &str) -> AccountId {
     options.accounts.number(name).map_or(AccountId::GLOBAL, AccountId::new)
+}
+
+impl User {
+    /// Whether it may connect over this transport.
+    fn may_use(&self, transport: Transport) -> bool {
+        let types = &self.connection_types;
+        types.is_empty() || types.contains(&transport.kind())
+    }
+}
+
+impl Logins {
+    fn new(options: &Options, auth: &Auth) -> Self {
+        let compile = |user: &config::User| {
+            let defaults = auth.default_permissions.as_ref();
+            let defaults = defaults.filter(|_| user.account == config::accounts::GLOBAL);
+            let permissions = user.permissions.as_ref().or(defaults);
+            let compiled = User {
+                name: Some(user.name.as_str().into()),
+                account: account_id(options, &user.account),
+                account_name: user.account.as_str().into(),
+                permissions: permissions.map(Permissions::new),
+                connection_types: user.connection_types.clone(),
+                pass: None,
+            };
+            let (password, has_nkey) = (user.password.clone(), user.has_nkey);
+            (user.name.clone(), Login { password, has_nkey, user: Rc::new(compiled) })
+        };
+        Self { users: auth.users.iter().map(compile).collect(), token: auth.token.clone() }
+    }
+
+    /// Whether everybody is let in.
+    fn is_empty(&self) -> bool {
+        self.token.is_none() && self.users.is_empty()
+    }
 }
 
 /// Whether `given` is the secret of `user`, as far as that is to be seen at once.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::conn::{Conn, Traffic};
 use super::interest::{NO_MAX, Sub};
-use super::{ConnId, Dropped, Engine, Reason, TlsInfo};
+use super::{ConnId, Dropped, Engine, Reason, TlsInfo, Transport};
 
 /// Entries looked at for one page.
 const PAGE_ENTRIES_MAX: u64 = 512;
@@ -40,6 +40,8 @@ pub struct ConnSnapshot {
     pub ip: Box<str>,
     /// The client's port.
     pub port: u16,
+    /// What carries it.
+    pub transport: Transport,
     /// When it was accepted.
     pub opened_ns: u64,
     /// When the client last sent something, or was last sent a message.
@@ -128,8 +130,8 @@ impl Engine {
     /// The open connections from slot `from` on, as far as one page goes.
     pub fn conns_page(&self, from: u64) -> Page<ConnSnapshot> {
         page(from, self.conns.0.len() as u64, |slot| {
-            let conn = self.conns.at(u32::try_from(slot).ok()?).filter(|conn| conn.is_open())?;
-            Some(of_conn(conn))
+            let conn = self.conns.at(u32::try_from(slot).ok()?)?;
+            (conn.is_open() && conn.is_understood()).then(|| of_conn(conn))
         })
     }
 
@@ -155,7 +157,8 @@ impl Engine {
     pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
         self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
-        let Some(conn) = self.conns.get(id).filter(|_| conns_max > 0) else { return };
+        let conn = self.conns.get(id).filter(|conn| conns_max > 0 && conn.is_understood());
+        let Some(conn) = conn else { return };
         let (snapshot, mut text_bytes) = of_conn(conn);
         let mut subs = Vec::new();
         for key in conn.subs.iter().take(CLOSED_SUBS_MAX) {
@@ -185,6 +188,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         cid: conn.peer.cid,
         ip: conn.peer.ip.clone(),
         port: conn.peer.port,
+        transport: conn.transport,
         opened_ns: timing.opened,
         last_active_ns: timing.last_active.max(timing.last_delivered),
         rtt_ns: timing.rtt,

@@ -11,6 +11,7 @@ use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::proof::Proof;
 use super::timers::NEVER;
+use super::transport::Transport;
 use crate::config::{self, ConnectionType, Options, trust};
 use crate::jwt::{self, Claims, SigningKey};
 use crate::proto::Connect;
@@ -76,7 +77,7 @@ impl Trusted {
     /// Who the client is if the proof holds.
     pub(super) fn identify(
         &self,
-        peer: &Peer,
+        (peer, transport): (&Peer, Transport),
         connect: &Connect,
         nonce: String,
         now: u64,
@@ -116,7 +117,7 @@ impl Trusted {
         if limits.bearer_token && body.limits.disallow_bearer {
             return Err(because("the account takes no bearer tokens"));
         }
-        if !may_come_by(&limits.allowed_connection_types, ConnectionType::Standard) {
+        if !may_come_by(&limits.allowed_connection_types, transport.kind()) {
             return Err(because("the token is not for connections of this type"));
         }
         if !comes_from(&limits.src, &peer.ip) {
@@ -154,6 +155,8 @@ impl Trusted {
             account_name: name.into(),
             permissions: (permissions != config::Permissions::default())
                 .then(|| Permissions::new(&permissions)),
+            // Its token has said it.
+            connection_types: Vec::new(),
             pass: Some(pass),
         };
         Ok((user, Proof::Token { token: token.signature, own: own.map(Box::new) }))

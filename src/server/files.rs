@@ -28,6 +28,10 @@ impl PortsFile {
         let name = format!("{}_{}.ports", identity.program, std::process::id());
         let path = directory.join(name);
         let mut content = json!({ "nats": [url("nats", &identity.host, identity.port)] });
+        if let Some(websocket) = &identity.websocket {
+            let scheme = if websocket.is_tls { "wss" } else { "ws" };
+            content["websocket"] = json!([url(scheme, &websocket.host, websocket.port)]);
+        }
         if let Some(http) = &identity.http {
             let scheme = if http.is_tls { "https" } else { "http" };
             content["monitoring"] = json!([url(scheme, &http.host, http.port)]);

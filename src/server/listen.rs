@@ -11,7 +11,7 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use crate::config::StartError;
 
 /// Connections the kernel may hold for us; it takes no more than `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 /// How often a port in use is tried again, and how long after: half a second in all. The kernel
 /// frees the port of a killed server only when it has taken down that server's rings, a little
 /// after the process is gone.
@@ -24,6 +24,11 @@ const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// show up as `::ffff:127.0.0.1`; `IpAddr::to_canonical` undoes that.
 pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
     listen(host, port, "Error listening on port")
+}
+
+/// The same for WebSocket clients.
+pub fn bind_websocket(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    listen(host, port, "Unable to listen for websocket connections")
 }
 
 /// The same for the monitoring.

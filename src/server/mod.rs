@@ -18,6 +18,7 @@ pub mod shards;
 pub mod signals;
 mod syslog;
 mod system;
+mod unix;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -37,7 +38,7 @@ use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
-use crate::shard::Outcome;
+use crate::shard::{Door, Listener, Outcome};
 use files::PortsFile;
 use log::{FATAL, Log};
 use monitor::{Change, Monitor};
@@ -45,6 +46,7 @@ use place::Placement;
 use shards::Shards;
 use signals::Request;
 use system::System;
+use unix::SocketFile;
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -66,6 +68,8 @@ pub struct Identity {
     pub host: String,
     /// The port that is listened on; never 0.
     pub port: u16,
+    /// Where WebSocket clients come in.
+    pub websocket: Option<Endpoint>,
     /// Where the monitoring listens.
     pub http: Option<Endpoint>,
 }
@@ -88,8 +92,10 @@ impl Identity {
         let _ = rustix::rand::getrandom(&mut secret, GetRandomFlags::empty());
         let nonces = engine::NonceKey::new(secret);
         let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+        let websocket =
+            self.websocket.as_ref().map(|endpoint| (endpoint.host.clone(), endpoint.port));
         let (id, name) = (self.id.clone(), self.name.clone());
-        engine::Identity { id, name, port: self.port, nonces, epoch_ms }
+        engine::Identity { id, name, port: self.port, websocket, nonces, epoch_ms }
     }
 }
 
@@ -182,12 +188,19 @@ fn serve(
     raise_open_files_limit();
     let signals = signals::listen()?;
     let listener = listen::bind(&options.host, options.port)?;
+    let websocket_listener = bind_websocket(&options)?;
     let http_listener = bind_monitor(&options)?;
-    let identity = Arc::new(identify(&options, program, &listener, http_listener.as_ref())?);
+    let bound = Bound {
+        clients: &listener,
+        websocket: websocket_listener.as_ref(),
+        http: http_listener.as_ref(),
+    };
+    let identity = Arc::new(identify(&options, program, &bound)?);
+    let (listeners, socket_file) = listeners(&options, listener, websocket_listener)?;
     let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);
 
     log_banner(&options, &identity, &placement);
-    let shards = Shards::start(&options, &identity.of_engine(), listener, &placement.cpus)?;
+    let shards = Shards::start(&options, &identity.of_engine(), listeners, &placement.cpus)?;
     info!("  io_uring: tier {}", shards.tier());
     log_remarks(&options);
     if let Some(path) = &options.pid_file {
@@ -197,8 +210,7 @@ fn serve(
     let system = System::start(shards.news(), &identity, &options, shards.reporter())?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
-    let address = listen::host_port(&identity.host, identity.port);
-    info!("Listening for client connections on {address}");
+    log_listeners(&options, &identity);
     info!("Server is ready");
 
     let (shards_ref, monitor_ref) = (&shards, monitor.as_ref());
@@ -218,28 +230,83 @@ fn serve(
     drop(monitor);
     system.stop();
     shards.stop();
-    drop(ports_file);
+    drop((ports_file, socket_file));
     info!("Server Exiting..");
     ended
 }
 
-fn identify(
-    options: &Options,
-    program: String,
-    listener: &TcpListener,
-    http_listener: Option<&TcpListener>,
-) -> Result<Identity, StartError> {
+/// What was bound, in clear TCP or with TLS.
+struct Bound<'a> {
+    clients: &'a TcpListener,
+    websocket: Option<&'a TcpListener>,
+    http: Option<&'a TcpListener>,
+}
+
+fn identify(options: &Options, program: String, bound: &Bound<'_>) -> Result<Identity, StartError> {
     let port_of = |listener: &TcpListener| match listener.local_addr() {
         Ok(address) => Ok(address.port()),
         Err(error) => Err(StartError::new(format!("cannot tell the port: {error}"))),
     };
-    let port = port_of(listener)?;
-    let http = http_listener.map(port_of).transpose()?;
+    let port = port_of(bound.clients)?;
+    let http = bound.http.map(port_of).transpose()?;
     let is_tls = options.http.as_ref().is_some_and(|http| http.is_tls);
     let http = http.map(|port| Endpoint { host: http_host(options).to_owned(), port, is_tls });
+    let websocket = bound.websocket.map(port_of).transpose()?;
+    let is_wss = options.websocket.as_ref().is_some_and(|websocket| websocket.tls.is_some());
+    let websocket = websocket.map(|port| Endpoint {
+        host: websocket_host(options).to_owned(),
+        port,
+        is_tls: is_wss,
+    });
     let id = KeyPair::new_server().public_key();
     let name = options.server_name.clone().unwrap_or_else(|| id.clone());
-    Ok(Identity { program, id, name, host: options.host.clone(), port, http })
+    Ok(Identity { program, id, name, host: options.host.clone(), port, websocket, http })
+}
+
+/// Everything that connections are accepted on, and the Unix socket's file.
+fn listeners(
+    options: &Options,
+    clients: TcpListener,
+    websocket: Option<TcpListener>,
+) -> Result<(Vec<Listener>, Option<SocketFile>), StartError> {
+    let mut listeners = vec![Listener { socket: clients.into(), door: Door::Tcp }];
+    if let Some(websocket) = websocket {
+        listeners.push(Listener { socket: websocket.into(), door: Door::WebSocket });
+    }
+    let Some(unix) = &options.unix else { return Ok((listeners, None)) };
+    let (socket, file) = unix::bind(unix)?;
+    listeners.push(Listener { socket, door: Door::Unix(unix.path.as_str().into()) });
+    Ok((listeners, file))
+}
+
+fn bind_websocket(options: &Options) -> Result<Option<TcpListener>, StartError> {
+    let port = options.websocket.as_ref().and_then(|websocket| websocket.port);
+    port.map(|port| listen::bind_websocket(websocket_host(options), port)).transpose()
+}
+
+/// The host of WebSocket clients; unless they have their own, that of the others.
+fn websocket_host(options: &Options) -> &str {
+    let host = options.websocket.as_ref().and_then(|websocket| websocket.host.as_deref());
+    host.unwrap_or(&options.host)
+}
+
+fn log_listeners(options: &Options, identity: &Identity) {
+    if let Some(websocket) = &identity.websocket {
+        let scheme = if websocket.is_tls { "wss" } else { "ws" };
+        let address = listen::host_port(&websocket.host, websocket.port);
+        info!("Listening for websocket clients on {scheme}://{address}");
+        if !websocket.is_tls {
+            warn!("Websocket not configured with TLS. DO NOT USE IN PRODUCTION!");
+        }
+    }
+    if let Some(unix) = &options.unix {
+        info!("Listening for clients of this machine on {}", unix.path);
+    }
+    let address = listen::host_port(&identity.host, identity.port);
+    info!("Listening for client connections on {address}");
+    if options.proxy_protocol {
+        info!("PROXY protocol enabled for client connections");
+    }
 }
 
 /// The monitoring's host; unless it has its own, that of the clients.

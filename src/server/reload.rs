@@ -14,6 +14,22 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     new.accounts.keep_numbers(&old.accounts);
     keep("host", &old.host, &mut new.host, &mut kept);
     keep("port", &old.port, &mut new.port, &mut kept);
+    let place = |options: &Options| {
+        let unix = options.unix.as_ref();
+        unix.map(|unix| (unix.path.clone(), unix.mode, unix.owner, unix.group))
+    };
+    if place(old) != place(new) {
+        kept.push("listen_unix".to_owned());
+        new.unix.clone_from(&old.unix);
+    }
+    let place = |options: &Options| {
+        let websocket = options.websocket.as_ref();
+        websocket.map(|w| (w.host.clone(), w.port, w.tls.is_some()))
+    };
+    if place(old) != place(new) {
+        kept.push("websocket's host, port and whether it has TLS".to_owned());
+        new.websocket.clone_from(&old.websocket);
+    }
     keep("server_name", &old.server_name, &mut new.server_name, &mut kept);
     keep("http", &old.http, &mut new.http, &mut kept);
     keep("http_base_path", &old.http_base_path, &mut new.http_base_path, &mut kept);
@@ -81,6 +97,16 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     note("lame_duck_grace_period", &millis(was), &millis(is));
     note("no_header_support", &old.no_header_support, &new.no_header_support);
     note("system_account", &old.accounts.system, &new.accounts.system);
+    note("proxy_protocol", &old.proxy_protocol, &new.proxy_protocol);
+    if old.trusted_proxies != new.trusted_proxies {
+        changes.push("proxy_protocol_trusted".to_owned());
+    }
+    if old.unix != new.unix {
+        changes.push("listen_unix: peers".to_owned());
+    }
+    if old.websocket != new.websocket {
+        changes.push("websocket".to_owned());
+    }
     if old.tls != new.tls {
         changes.push("tls".to_owned());
     }

@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,7 +19,8 @@ use crate::engine::{
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
-    Address, Check, Control, Figures, NEWS_MAX, News, Outcome, Parts, Report, Seats, Shard,
+    Address, Check, Control, Figures, Listener, NEWS_MAX, News, Outcome, Parts, Report, Seats,
+    Shard,
 };
 use crate::uring::{self, Bell, Reactor, Tier};
 
@@ -54,7 +53,7 @@ struct Seed {
     reactor: uring::Options,
     control: Receiver<Control>,
     mesh: Mesh,
-    listener: Option<OwnedFd>,
+    listeners: Vec<Listener>,
     ready: Sender<Ready>,
     parts: Receiver<SharedParts>,
     outcome: Sender<Outcome>,
@@ -78,11 +77,11 @@ struct SharedParts {
 
 impl Shards {
     /// Starts one shard for each entry of `cpus`, pinned to it if there is one. The first one
-    /// accepts connections on `listener` for all.
+    /// accepts connections on `listeners` for all.
     pub fn start(
         options: &Arc<Options>,
         identity: &engine::Identity,
-        listener: TcpListener,
+        mut listeners: Vec<Listener>,
         cpus: &[Option<usize>],
     ) -> Result<Self, StartError> {
         let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
@@ -91,7 +90,6 @@ impl Shards {
         }
         let (ready, reports) = unbounded();
         let (outcome, outcomes) = unbounded();
-        let mut listener = Some(OwnedFd::from(listener));
         let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for (mesh, (id, cpu)) in
             Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cpus))
@@ -108,7 +106,7 @@ impl Shards {
                 },
                 control: controlled,
                 mesh,
-                listener: listener.take(),
+                listeners: std::mem::take(&mut listeners),
                 ready: ready.clone(),
                 parts: parts_from,
                 outcome: outcome.clone(),
@@ -326,7 +324,7 @@ fn grow(seed: Seed) {
         identity: shared.identity,
         memory_bytes_max: shared.memory_bytes_max,
         started: shared.started,
-        listener: seed.listener,
+        listeners: seed.listeners,
         seed: fastrand::u64(..),
         proofs: shared.proofs,
         news: shared.news,

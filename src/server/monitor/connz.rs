@@ -13,7 +13,7 @@ use super::query::{Detail, Query, Refusal};
 use super::{State, text};
 use crate::certificate;
 use crate::config::accounts::GLOBAL;
-use crate::engine::{self, ClosedConn, ConnSnapshot, SubSnapshot};
+use crate::engine::{self, ClosedConn, ConnSnapshot, Credentials, SubSnapshot, Transport};
 use crate::subject;
 
 /// Entries in an answer unless the request says otherwise.
@@ -36,8 +36,11 @@ struct Conn {
     kind: &'static str,
     #[serde(rename = "type")]
     protocol: &'static str,
+    /// Of a Unix socket its path.
     ip: Box<str>,
     port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unix_peer: Option<Process>,
     start: String,
     last_activity: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,6 +102,21 @@ impl Dropped {
             drop_oldest: oldest,
             conflate: conflated,
         })
+    }
+}
+
+/// The process at the other end of a Unix socket.
+#[derive(Serialize)]
+struct Process {
+    pid: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Process {
+    fn of(transport: Transport) -> Option<Self> {
+        let Transport::Unix(Credentials { pid, uid, gid }) = transport else { return None };
+        Some(Self { pid, uid, gid })
     }
 }
 
@@ -373,9 +391,13 @@ impl Conn {
         Self {
             cid: conn.cid,
             kind: "Client",
-            protocol: "nats",
+            protocol: match conn.transport {
+                Transport::WebSocket => "websocket",
+                Transport::Tcp | Transport::Unix(_) => "nats",
+            },
             ip: conn.ip,
             port: conn.port,
+            unix_peer: Process::of(conn.transport),
             start: text::time(opened),
             last_activity: text::time(last_active),
             stop: stop.map(text::time),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,6 +20,7 @@ pub(super) struct Varz<'a> {
     identity: Identity<'a>,
     #[serde(flatten)]
     limits: Limits<'a>,
+    websocket: WebSocket<'a>,
     #[serde(flatten)]
     missing: Missing,
     #[serde(serialize_with = "text::number")]
@@ -73,6 +75,33 @@ struct Limits<'a> {
     max_pending: usize,
 }
 
+/// How WebSocket clients come in; nothing if they do not.
+#[derive(Serialize, Default)]
+struct WebSocket<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    host: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    port: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advertise: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_auth_user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwt_cookie: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handshake_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth_timeout: Option<f64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_tls: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    same_origin: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    allowed_origins: &'a [String],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    compression: bool,
+}
+
 /// Subsystems that this server does not have.
 #[derive(Serialize, Default)]
 struct Missing {
@@ -80,7 +109,6 @@ struct Missing {
     gateway: Map<String, Value>,
     leaf: Map<String, Value>,
     mqtt: Map<String, Value>,
-    websocket: Map<String, Value>,
     jetstream: Map<String, Value>,
 }
 
@@ -173,6 +201,7 @@ impl<'a> Varz<'a> {
         Self {
             identity: Identity::new(state),
             limits: Limits::new(state),
+            websocket: WebSocket::new(state).unwrap_or_default(),
             missing: Missing::default(),
             tls_timeout: 2.0,
             write_deadline: options.write_deadline_ms.saturating_mul(NS_PER_MS),
@@ -220,11 +249,33 @@ impl<'a> Limits<'a> {
             http_port: http.filter(|http| !http.is_tls).map_or(0, |http| http.port),
             http_base_path: &options.http_base_path,
             https_port: http.filter(|http| http.is_tls).map_or(0, |http| http.port),
-            auth_timeout: std::time::Duration::from_millis(options.auth.timeout_ms).as_secs_f64(),
+            auth_timeout: Duration::from_millis(options.auth.timeout_ms).as_secs_f64(),
             max_control_line: options.limits.control_line_bytes_max,
             max_payload: options.limits.payload_bytes_max,
             max_pending: options.limits.pending_bytes_max,
         }
+    }
+}
+
+impl<'a> WebSocket<'a> {
+    fn new(state: &'a State) -> Option<Self> {
+        let endpoint = state.identity.websocket.as_ref()?;
+        let options = state.options.websocket.as_ref()?;
+        let auth = options.auth.as_ref();
+        let auth_timeout = auth.map(|auth| Duration::from_millis(auth.timeout_ms).as_secs_f64());
+        Some(Self {
+            host: &endpoint.host,
+            port: usize::from(endpoint.port),
+            advertise: options.advertise.as_deref(),
+            no_auth_user: options.no_auth_user.as_deref(),
+            jwt_cookie: options.cookies.jwt.as_deref(),
+            handshake_timeout: Some(options.handshake_timeout_ms.saturating_mul(NS_PER_MS)),
+            auth_timeout,
+            no_tls: options.no_tls,
+            same_origin: options.same_origin,
+            allowed_origins: &options.allowed_origins,
+            compression: options.compression,
+        })
     }
 }
 

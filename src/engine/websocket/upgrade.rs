@@ -1,0 +1,356 @@
+//! The HTTP request that becomes a WebSocket, judged as nats-server does.
+
+#![forbid(unsafe_code)]
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha1::{Digest, Sha1};
+
+use crate::config::{Cookies, WebSocketOptions};
+use crate::proto::Connect;
+
+/// The longest request, in bytes.
+pub(super) const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// The most header fields it may have.
+const FIELDS_MAX: usize = 100;
+/// What a key is in base64: so many bytes drawn by the client.
+const KEY_BYTES: usize = 16;
+/// What the key is answered with besides itself (RFC 6455, 4.2.2).
+const ACCEPT_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// A request that is granted.
+#[derive(Debug)]
+pub(super) struct Upgrade {
+    /// The response, whole.
+    pub(super) response: Vec<u8>,
+    /// Messages may be compressed, in both directions.
+    pub(super) packs: bool,
+    /// What its cookies say in place of CONNECT.
+    pub(super) credentials: Credentials,
+    /// The addresses it has come by, the client's first, as far as anybody says so.
+    pub(super) forwarded_for: Option<String>,
+}
+
+/// What stands for what CONNECT leaves out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Credentials {
+    jwt: Option<String>,
+    user: Option<String>,
+    pass: Option<String>,
+    token: Option<String>,
+}
+
+impl Credentials {
+    /// Fills in what is missing.
+    pub(super) fn complete(&self, connect: &mut Connect) {
+        for (given, field) in [
+            (&self.jwt, &mut connect.jwt),
+            (&self.user, &mut connect.user),
+            (&self.pass, &mut connect.pass),
+            (&self.token, &mut connect.auth_token),
+        ] {
+            if let Some(given) = given.as_ref().filter(|_| field.is_empty()) {
+                field.clone_from(given);
+            }
+        }
+    }
+}
+
+/// A request that is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refusal {
+    status: &'static str,
+    /// Why, for the log.
+    pub(super) reason: &'static str,
+}
+
+impl Refusal {
+    /// What the client is told: the status, as in nats-server, and nothing else.
+    pub(super) fn response(self) -> Vec<u8> {
+        let Self { status, .. } = self;
+        let text = status.split_once(' ').map_or(status, |(_, text)| text);
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\
+             Sec-Websocket-Version: 13\r\nX-Content-Type-Options: nosniff\r\n\
+             Content-Length: {}\r\n\r\n{text}\n",
+            text.len() + 1
+        )
+        .into_bytes()
+    }
+}
+
+const fn bad(reason: &'static str) -> Refusal {
+    Refusal { status: "400 Bad Request", reason }
+}
+
+/// The request is longer than anybody needs.
+pub(super) const TOO_LONG: Refusal =
+    Refusal { status: "431 Request Header Fields Too Large", reason: "the request is too long" };
+
+/// The end of a request among the first bytes of a connection, if it is there.
+pub(super) fn end_of_request(bytes: &[u8]) -> Option<usize> {
+    memchr::memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4)
+}
+
+/// Judges a whole request.
+pub(super) fn judge(request: &[u8], options: &WebSocketOptions) -> Result<Upgrade, Refusal> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut fields);
+    if !matches!(parsed.parse(request), Ok(httparse::Status::Complete(_))) {
+        return Err(bad("this is no HTTP request"));
+    }
+    let request = Request { parsed: &parsed };
+    match parsed.path.unwrap_or_default().split('?').next() {
+        Some("/leafnode") => return Err(not_here("leaf nodes are not supported yet")),
+        Some("/mqtt") => return Err(not_here("MQTT is not supported yet")),
+        _ => {}
+    }
+    if parsed.method != Some("GET") {
+        let reason = "request method must be GET";
+        return Err(Refusal { status: "405 Method Not Allowed", reason });
+    }
+    if request.field("Host").is_none() {
+        return Err(bad("'Host' missing in request"));
+    }
+    if !request.lists("Upgrade", "websocket") {
+        return Err(bad("invalid value for header 'Upgrade'"));
+    }
+    if !request.lists("Connection", "Upgrade") {
+        return Err(bad("invalid value for header 'Connection'"));
+    }
+    let Some(key) = request.field("Sec-WebSocket-Key").filter(|key| !key.is_empty()) else {
+        return Err(bad("key missing"));
+    };
+    if !STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == KEY_BYTES) {
+        return Err(bad("invalid websocket key"));
+    }
+    if !request.lists("Sec-WebSocket-Version", "13") {
+        return Err(bad("invalid version"));
+    }
+    request.check_origin(options)?;
+    let packs = options.compression && request.offers_deflate();
+    let accept =
+        STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize());
+    let mut response = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n"
+    );
+    if packs {
+        response.push_str(
+            "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
+             client_no_context_takeover\r\n",
+        );
+    }
+    for (name, value) in &options.headers {
+        response.push_str(&format!("{name}: {value}\r\n"));
+    }
+    response.push_str("\r\n");
+    Ok(Upgrade {
+        response: response.into_bytes(),
+        packs,
+        credentials: request.credentials(&options.cookies),
+        forwarded_for: request.field("X-Forwarded-For").map(str::to_owned),
+    })
+}
+
+fn not_here(reason: &'static str) -> Refusal {
+    Refusal { status: "404 Not Found", reason }
+}
+
+struct Request<'r, 'a> {
+    parsed: &'r httparse::Request<'a, 'a>,
+}
+
+impl<'a> Request<'_, 'a> {
+    /// The values of a field, as far as they are text.
+    fn fields(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        let fields = self.parsed.headers.iter();
+        let named = fields.filter(move |field| field.name.eq_ignore_ascii_case(name));
+        named.filter_map(|field| str::from_utf8(field.value).ok()).map(str::trim)
+    }
+
+    fn field(&self, name: &str) -> Option<&'a str> {
+        self.fields(name).next()
+    }
+
+    /// Whether one of the values in a field, divided by commas, is this one.
+    fn lists(&self, name: &str, value: &str) -> bool {
+        let mut values = self.fields(name).flat_map(|field| field.split(','));
+        values.any(|given| given.trim().eq_ignore_ascii_case(value))
+    }
+
+    /// Whether the page that asks may. Programs that are no browsers name no origin.
+    fn check_origin(&self, options: &WebSocketOptions) -> Result<(), Refusal> {
+        let forbidden = |reason| Refusal { status: "403 Forbidden", reason };
+        if !options.same_origin && options.allowed_origins.is_empty() {
+            return Ok(());
+        }
+        let Some(origin) = self.field("Origin") else { return Ok(()) };
+        let origin = Origin::parse(origin).ok_or(forbidden("origin not allowed: not a URL"))?;
+        if options.same_origin {
+            let scheme = if options.tls.is_some() { "https" } else { "http" };
+            let host = self.field("Host").and_then(|host| Origin::of(scheme, host));
+            if host.is_none_or(|host| (host.host, host.port) != (origin.host.clone(), origin.port))
+            {
+                return Err(forbidden("origin not allowed: not same origin"));
+            }
+        }
+        let mut allowed = options.allowed_origins.iter().filter_map(|origin| Origin::parse(origin));
+        if !options.allowed_origins.is_empty() && !allowed.any(|allowed| allowed == origin) {
+            return Err(forbidden("origin not allowed: not in the allowed list"));
+        }
+        Ok(())
+    }
+
+    /// Whether the client can do with permessage-deflate as it is done here.
+    fn offers_deflate(&self) -> bool {
+        let mut offers = self.fields("Sec-WebSocket-Extensions").flat_map(|field| field.split(','));
+        offers.any(|offer| {
+            let mut parts = offer.split(';').map(str::trim);
+            // A smaller window than the usual one is nothing that can be promised.
+            parts.next().is_some_and(|name| name.eq_ignore_ascii_case("permessage-deflate"))
+                && parts.all(|part| {
+                    let (name, value) = part.split_once('=').unwrap_or((part, ""));
+                    !name.trim().eq_ignore_ascii_case("server_max_window_bits")
+                        || value.trim().trim_matches('"') == "15"
+                })
+        })
+    }
+
+    fn credentials(&self, names: &Cookies) -> Credentials {
+        let of = |name: &Option<String>| {
+            let name = name.as_deref()?;
+            let mut cookies = self.fields("Cookie").flat_map(|field| field.split(';'));
+            cookies.find_map(|cookie| {
+                let (given, value) = cookie.trim().split_once('=')?;
+                (given == name).then(|| value.trim_matches('"').to_owned())
+            })
+        };
+        let Cookies { jwt, user, pass, token } = names;
+        Credentials { jwt: of(jwt), user: of(user), pass: of(pass), token: of(token) }
+    }
+}
+
+/// Where a page comes from.
+#[derive(Debug, PartialEq, Eq)]
+struct Origin {
+    scheme: String,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// From `scheme://host` or `scheme://host:port`.
+    fn parse(url: &str) -> Option<Self> {
+        let (scheme, rest) = url.split_once("://")?;
+        Self::of(scheme, rest.split('/').next().unwrap_or_default())
+    }
+
+    fn of(scheme: &str, address: &str) -> Option<Self> {
+        let scheme = scheme.to_ascii_lowercase();
+        let usual = if matches!(scheme.as_str(), "https" | "wss") { 443 } else { 80 };
+        let (host, port) = match address.rsplit_once(':') {
+            // The colons of an IPv6 address are within brackets.
+            Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
+            _ => (address, usual),
+        };
+        (!host.is_empty()).then(|| Self { scheme, host: host.to_ascii_lowercase(), port })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(change: &str, to: &str) -> Vec<u8> {
+        let usual = "GET / HTTP/1.1\r\nHost: here:80\r\nUpgrade: websocket\r\n\
+                     Connection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        assert!(usual.contains(change), "{change}");
+        usual.replace(change, to).into_bytes()
+    }
+
+    fn refused(request: &[u8], options: &WebSocketOptions) -> &'static str {
+        judge(request, options).map_or_else(|refusal| refusal.reason, |_| "granted")
+    }
+
+    #[test]
+    fn the_request_of_the_standard_is_answered_as_the_standard_says() {
+        let upgrade = judge(&request("", ""), &WebSocketOptions::default()).unwrap();
+        let response = String::from_utf8(upgrade.response).unwrap();
+        let accept = "\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        assert!(response.starts_with("HTTP/1.1 101 ") && response.contains(accept), "{response}");
+        assert!(response.ends_with("\r\n\r\n") && !upgrade.packs);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_as_nats_server_names_it() {
+        let options = WebSocketOptions::default();
+        for (change, to, reason) in [
+            ("GET /", "POST /", "request method must be GET"),
+            ("Host: here:80\r\n", "", "'Host' missing in request"),
+            ("Upgrade: websocket", "Upgrade: h2c", "invalid value for header 'Upgrade'"),
+            ("keep-alive, Upgrade", "close", "invalid value for header 'Connection'"),
+            ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", "key missing"),
+            ("Key: dGhl", "Key: dGh", "invalid websocket key"),
+            ("Version: 13", "Version: 12", "invalid version"),
+            ("GET / HTTP/1.1", "hello", "this is no HTTP request"),
+            ("GET /", "GET /leafnode", "leaf nodes are not supported yet"),
+            ("GET /", "GET /any/path?x", "granted"),
+        ] {
+            assert_eq!(refused(&request(change, to), &options), reason);
+        }
+    }
+
+    #[test]
+    fn pages_come_from_where_they_may() {
+        let with = |origin: &str| request("Host:", &format!("Origin: {origin}\r\nHost:"));
+        let same = WebSocketOptions { same_origin: true, ..WebSocketOptions::default() };
+        let list = vec!["http://here".to_owned(), "https://there:8443".to_owned()];
+        let listed = WebSocketOptions { allowed_origins: list, ..WebSocketOptions::default() };
+        for (origin, same_origin, in_list) in [
+            ("http://here", true, true),
+            ("HTTP://HERE:80", true, true),
+            ("http://here:81", false, false),
+            ("https://there:8443", false, true),
+            ("https://there", false, false),
+            ("null", false, false),
+        ] {
+            assert_eq!(refused(&with(origin), &same) == "granted", same_origin, "{origin}");
+            assert_eq!(refused(&with(origin), &listed) == "granted", in_list, "{origin}");
+        }
+        assert_eq!(refused(&request("", ""), &same), "granted", "no browser");
+    }
+
+    #[test]
+    fn compression_is_agreed_upon_where_both_can() {
+        let options = WebSocketOptions { compression: true, ..WebSocketOptions::default() };
+        for (offer, packs) in [
+            ("permessage-deflate", true),
+            ("permessage-deflate; client_max_window_bits", true),
+            ("x, permessage-deflate; server_max_window_bits=15", true),
+            ("permessage-deflate; server_max_window_bits=10", false),
+            ("permessage-deflate; server_max_window_bits=10, permessage-deflate", true),
+            ("x-webkit-deflate-frame", false),
+        ] {
+            let request = request("Host:", &format!("Sec-WebSocket-Extensions: {offer}\r\nHost:"));
+            assert_eq!(judge(&request, &options).unwrap().packs, packs, "{offer}");
+            assert!(!judge(&request, &WebSocketOptions::default()).unwrap().packs);
+        }
+    }
+
+    #[test]
+    fn cookies_stand_for_what_connect_leaves_out() {
+        let cookies =
+            Cookies { user: Some("u".into()), pass: Some("p".into()), ..Cookies::default() };
+        let options = WebSocketOptions { cookies, ..WebSocketOptions::default() };
+        let request = request("Host:", "Cookie: x=1; u=ann;p=\"a=b\"\r\nHost:");
+        let upgrade = judge(&request, &options).unwrap();
+        let mut connect = Connect { pass: "own".to_owned(), ..Connect::default() };
+        upgrade.credentials.complete(&mut connect);
+        assert_eq!((connect.user.as_str(), connect.pass.as_str()), ("ann", "own"));
+        let mut connect = Connect::default();
+        upgrade.credentials.complete(&mut connect);
+        assert_eq!(connect.pass, "a=b");
+    }
+}
