@@ -386,7 +386,7 @@ const EXPORT: &[Key<ExportDraft>] = &[
             Ok(())
         }),
     ),
-    Key(Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
+    Key(&["response_threshold"], Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
     Key(&["latency"], Ignore(&missing::ANY)),
     Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
 ];
