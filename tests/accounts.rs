@@ -35,13 +35,13 @@ const CONFIG: &str = "
 async fn connect(broker: &Broker, user: &str) -> Client {
     let options = ConnectOptions::with_user_and_password(user.to_owned(), "p".to_owned());
     let client = options.name(user).connect(broker.url()).await.expect("the password is right");
-    client.flush().await.unwrap();
+    client.flush().await.expect("connected");
     client
 }
 
 async fn subscribe(client: &Client, subject: &'static str) -> Subscriber {
-    let subscriber = client.subscribe(subject).await.unwrap();
-    client.flush().await.unwrap();
+    let subscriber = client.subscribe(subject).await.expect("connected");
+    client.flush().await.expect("connected");
     subscriber
 }
 
@@ -93,7 +93,7 @@ async fn a_service_is_asked_from_another_account_and_a_stream_is_heard_there() {
                 server.publish(request.reply.unwrap(), price.into()).await.unwrap();
             }
         });
-        ask_until_answered(&fan, "price.tea").await;
+        ask_until_answered(&fan, "price.tea", "").await;
         for _ in 0..20 {
             let answer = within(fan.request("price.tea", "".into())).await.unwrap();
             assert_eq!(answer.payload, "price.tea costs 3");
