@@ -234,6 +234,9 @@ impl Worker {
             document.insert("reason".into(), reason.text().into());
         }
         let document = Value::Object(document);
+        let conns = self.account_conns(&account);
+        self.tell(&format!("$SYS.SERVER.ACCOUNT.{account}.CONNS"), &conns);
+        self.tell(&format!("$SYS.ACCOUNT.{account}.SERVER.CONNS"), &conns);
         match ended {
             None => self.tell(&format!("$SYS.ACCOUNT.{account}.CONNECT"), &document),
             Some((reason, _)) => {
@@ -244,9 +247,6 @@ impl Worker {
                 self.tell(&format!("$SYS.ACCOUNT.{account}.DISCONNECT"), &document);
             }
         }
-        let conns = self.account_conns(&account);
-        self.tell(&format!("$SYS.ACCOUNT.{account}.SERVER.CONNS"), &conns);
-        self.tell(&format!("$SYS.SERVER.ACCOUNT.{account}.CONNS"), &conns);
     }
 
     fn client<'a>(&self, conn: &'a ConnSnapshot, stopped_ns: Option<u64>) -> ClientInfo<'a> {
@@ -480,10 +480,7 @@ fn permissions_of(permissions: &config::Permissions) -> Value {
     for (key, subjects) in
         [("publish", &permissions.publish), ("subscribe", &permissions.subscribe)]
     {
-        let subjects = list(subjects);
-        if !subjects.is_empty() {
-            shown.insert(key.to_owned(), subjects.into());
-        }
+        shown.insert(key.to_owned(), list(subjects).into());
     }
     if let Some(responses) = &permissions.allow_responses {
         let ttl = responses.expires_ms.saturating_mul(1_000_000);

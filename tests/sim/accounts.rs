@@ -118,7 +118,7 @@ impl World {
     fn connect(&mut self) {
         let account = self.rng.usize(..self.accounts.len());
         let shard = self.rng.usize(..self.engines.len());
-        let slot = u32::try_from(self.clients.len()).unwrap();
+        let slot = u32::try_from(self.clients.len()).expect("few clients");
         let id = ConnId { slot, generation: 0 };
         let peer = Peer { cid: u64::from(slot) + 1, ip: "127.0.0.1".into(), port: 1 };
         self.engines[shard].open(id, peer, true);
@@ -149,7 +149,8 @@ impl World {
             let from = self.rng.usize(..self.engines.len());
             for _ in 0..self.rng.usize(..3) {
                 if let Some(record) = self.lanes[from][shard].pop_front() {
-                    self.engines[shard].on_record(ShardId(u8::try_from(from).unwrap()), record);
+                    self.engines[shard]
+                        .on_record(ShardId(u8::try_from(from).expect("few shards")), record);
                     moved = true;
                 }
             }
@@ -185,23 +186,44 @@ impl World {
     fn heard(&mut self) -> Vec<Delivery> {
         let mut all = Vec::new();
         for (at, client) in self.clients.iter_mut().enumerate() {
-            let text = String::from_utf8(std::mem::take(&mut client.heard)).unwrap();
+            let text = String::from_utf8(std::mem::take(&mut client.heard))
+                .expect("the server keeps to the protocol, and imports are good");
             let mut rest = text.as_str();
             while !rest.is_empty() {
-                let (line, behind) = rest.split_once("\r\n").unwrap();
+                let (line, behind) = rest
+                    .split_once("\r\n")
+                    .expect("the server keeps to the protocol, and imports are good");
                 let words: Vec<&str> = line.split(' ').collect();
-                let (op, args) = words.split_first().unwrap();
+                let (op, args) = words
+                    .split_first()
+                    .expect("the server keeps to the protocol, and imports are good");
                 let sizes = match *op {
                     "MSG" => 1,
                     "HMSG" => 2,
                     _ => panic!("client {at} got {line}"),
                 };
                 let (args, sizes_text) = args.split_at(args.len() - sizes);
-                let header: usize = if sizes == 2 { sizes_text[0].parse().unwrap() } else { 0 };
-                let size: usize = sizes_text[sizes - 1].parse().unwrap();
+                let header: usize = if sizes == 2 {
+                    sizes_text[0]
+                        .parse()
+                        .expect("the server keeps to the protocol, and imports are good")
+                } else {
+                    0
+                };
+                let size: usize = sizes_text[sizes - 1]
+                    .parse()
+                    .expect("the server keeps to the protocol, and imports are good");
                 let payload = behind[header..size].to_owned();
                 let reply = args.get(2).map(|reply| (*reply).to_owned());
-                all.push((at, args[1].parse().unwrap(), args[0].to_owned(), reply, payload));
+                all.push((
+                    at,
+                    args[1]
+                        .parse()
+                        .expect("the server keeps to the protocol, and imports are good"),
+                    args[0].to_owned(),
+                    reply,
+                    payload,
+                ));
                 rest = &behind[size + 2..];
             }
         }
@@ -226,10 +248,14 @@ impl World {
         }
         let mapped = |import: &Import| {
             let mut out = Vec::new();
-            let mapping = import.mapping().unwrap();
+            let mapping =
+                import.mapping().expect("the server keeps to the protocol, and imports are good");
             let applies =
                 mapping.apply(subject.as_bytes(), &mut fastrand::Rng::with_seed(0), &mut out);
-            applies.then(|| String::from_utf8(out).unwrap())
+            applies.then(|| {
+                String::from_utf8(out)
+                    .expect("the server keeps to the protocol, and imports are good")
+            })
         };
         let own = &self.accounts[account];
         for (to, other) in self.accounts.iter().enumerate() {
@@ -243,7 +269,12 @@ impl World {
         for import in own.imports.iter().filter(|import| import.shared == Shared::Service) {
             if let Some(subject) = mapped(import) {
                 let from = self.accounts.iter().position(|other| other.name == import.account);
-                all.extend(self.reached(from.unwrap(), &subject, hops + 1, false));
+                all.extend(self.reached(
+                    from.expect("the server keeps to the protocol, and imports are good"),
+                    &subject,
+                    hops + 1,
+                    false,
+                ));
             }
         }
         all
@@ -313,7 +344,7 @@ impl World {
             let same =
                 |reach: &&Reach| (reach.client, reach.sid, &*reach.subject) == (at, sid, &*subject);
             let hops: Vec<u32> = reaches.iter().filter(same).map(|reach| reach.hops).collect();
-            let reply = reply.unwrap();
+            let reply = reply.expect("the server keeps to the protocol, and imports are good");
             let is_route = reply.starts_with("_R_.");
             assert!(
                 hops.iter().any(|hops| (*hops > 0) == is_route),
