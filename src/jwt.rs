@@ -139,7 +139,7 @@ pub enum SigningKey {
         key: String,
         /// What they may do; their own tokens say nothing of it.
         #[serde(default)]
-        template: User,
+        template: Box<User>,
     },
 }
 
@@ -451,7 +451,7 @@ pub fn decode<T: Body>(text: &str) -> Result<Token<T>, TokenError> {
     }
     let signature = Signature {
         key: claims.issuer.clone(),
-        signed: text[..header.len() + 1 + body.len()].as_bytes().to_vec(),
+        signed: text.as_bytes()[..header.len() + 1 + body.len()].to_vec(),
         signature: bytes(signature)?,
     };
     Ok(Token { claims, signature })
@@ -474,8 +474,8 @@ pub fn is_key(text: &str, kinds: &[char]) -> bool {
 
 /// The token in a file that has it between lines of dashes, or alone.
 pub fn undecorated(text: &str) -> &str {
-    let lines = text.lines().map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('-')).next().unwrap_or("")
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| !line.is_empty() && !line.starts_with('-')).unwrap_or("")
 }
 
 #[cfg(test)]

@@ -102,29 +102,14 @@ impl Trusted {
         let limits = match signer {
             _ if claims.issuer == account.subject => said,
             Some(SigningKey::Plain(_)) => said,
-            Some(SigningKey::Scoped { template, .. }) if said.is_empty() => template,
+            Some(SigningKey::Scoped { template, .. }) if said.is_empty() => template.as_ref(),
             Some(SigningKey::Scoped { .. }) => {
                 return Err(because("a scoped key has signed a token with permissions of its own"));
             }
             None => return Err(because("the account has not signed the token")),
         };
-        if !claims.is_in_time(wall) {
-            return Err(because("the token is not valid now"));
-        }
-        if body.has_revoked(&claims.subject, claims.issued_at) {
-            return Err(Refusal::Revoked);
-        }
-        if limits.bearer_token && body.limits.disallow_bearer {
-            return Err(because("the account takes no bearer tokens"));
-        }
-        if !may_come_by(&limits.allowed_connection_types, transport.kind()) {
-            return Err(because("the token is not for connections of this type"));
-        }
-        if !comes_from(&limits.src, &peer.ip) {
-            return Err(because("the token is not for this address"));
-        }
-        if !limits.times.is_empty() {
-            return Err(because("tokens with hours of the day are not supported"));
+        if let Some(refusal) = objection(claims, body, limits, (peer, transport), wall) {
+            return Err(refusal);
         }
         let filled = match signer {
             Some(SigningKey::Scoped { .. }) => fill_all(&limits.permissions, claims, account),
@@ -171,6 +156,33 @@ impl Trusted {
             }
         }
     }
+}
+
+/// What speaks against a token that is signed as it should, at `now` in seconds since 1970.
+fn objection(
+    claims: &Claims<jwt::User>,
+    account: &jwt::Account,
+    limits: &jwt::User,
+    (peer, transport): (&Peer, Transport),
+    now: i64,
+) -> Option<Refusal> {
+    if account.has_revoked(&claims.subject, claims.issued_at) {
+        return Some(Refusal::Revoked);
+    }
+    let text = if !claims.is_in_time(now) {
+        "the token is not valid now"
+    } else if limits.bearer_token && account.limits.disallow_bearer {
+        "the account takes no bearer tokens"
+    } else if !may_come_by(&limits.allowed_connection_types, transport.kind()) {
+        "the token is not for connections of this type"
+    } else if !comes_from(&limits.src, &peer.ip) {
+        "the token is not for this address"
+    } else if !limits.times.is_empty() {
+        "tokens with hours of the day are not supported"
+    } else {
+        return None;
+    };
+    Some(Refusal::Because(text))
 }
 
 /// Whether one of `types` is this one; none are all.
