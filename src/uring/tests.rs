@@ -82,6 +82,53 @@ fn a_slot_that_was_given_up_never_gets_an_old_name_again() {
     }
 }
 
+#[test]
+fn a_flood_that_takes_all_chunks_keeps_nobody_from_being_read_for_more_than_a_few_turns() {
+    /// Chunks that are handled in a turn, as a shard does it.
+    const CHUNKS_PER_TURN: usize = 2;
+    /// To be told that there was no chunk, to be fed, and to be heard.
+    const TURNS_MAX: usize = 4;
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let [(flood, mut flooder), (quiet, mut asker)] = [connection(), connection()];
+        let [flood, quiet] = [flood, quiet].map(|ours| reactor.adopt(ours, ZeroCopy::Never));
+        [flood, quiet].into_iter().for_each(|socket| reactor.read(socket));
+        flooder.set_nonblocking(true).unwrap();
+        let (mut inbox, mut events) = (VecDeque::new(), Vec::new());
+        for round in 0..200 {
+            let mut asked = None;
+            for turn in 0.. {
+                // As much as the socket takes.
+                while flooder.write(&[b'x'; 65536]).is_ok() {}
+                if turn == round % 7 {
+                    asker.write_all(b"PING").unwrap();
+                    asked = Some(turn);
+                }
+                reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+                inbox.extend(events.drain(..));
+                // What is received of the quiet one is heard; of the flood some waits.
+                let is_heard = |event: &Event| matches!(event, Event::Received { socket, .. } if *socket == quiet);
+                let heard = inbox.iter().position(is_heard);
+                if let Some(Event::Received { chunk, .. }) = heard.and_then(|at| inbox.remove(at)) {
+                    reactor.recycle(chunk);
+                    break;
+                }
+                for _ in 0..CHUNKS_PER_TURN {
+                    if let Some(Event::Received { chunk, .. }) = inbox.pop_front() {
+                        reactor.recycle(chunk);
+                    }
+                }
+                let waited = asked.map_or(0, |asked| turn - asked);
+                assert!(waited < TURNS_MAX, "not heard {waited} turns after it has asked");
+            }
+        }
+        for event in inbox {
+            let Event::Received { chunk, .. } = event else { panic!("{event:?}") };
+            reactor.recycle(chunk);
+        }
+    });
+}
+
 /// Takes turns until one brings events.
 pub(super) fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
