@@ -19,8 +19,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats, LaneFigures, Page,
-    Peer, Proof, Settings, ShardId, Stats, SubSnapshot,
+    AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Engine,
+    Identity, InterestStats, LaneFigures, Page, Peer, Proof, ServerRequest, Settings, ShardId,
+    Stats, SubSnapshot,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
@@ -62,6 +63,22 @@ pub enum Control {
     },
     /// Flush, close and end.
     Stop,
+    /// Publish a message of the server itself.
+    Publish {
+        /// In this account.
+        account: AccountId,
+        /// On this subject.
+        subject: Box<[u8]>,
+        /// Saying this.
+        payload: Box<str>,
+    },
+    /// An account is there, or is different: it is in force with what follows.
+    Account {
+        /// Which.
+        id: AccountId,
+        /// What it is like.
+        account: Arc<config::Account>,
+    },
     /// What a client has shown of itself was checked.
     Proven {
         /// Whose.
@@ -73,6 +90,8 @@ pub enum Control {
     Report(Sender<Report>),
     /// Say how it works.
     Figures(Sender<Figures>),
+    /// Say how the accounts are.
+    Accounts(Sender<Vec<AccountFigures>>),
     /// Show a page of the open connections.
     Conns {
         /// The slot it begins at.
@@ -95,6 +114,22 @@ pub enum Control {
         to: Sender<Page<ClosedConn>>,
     },
 }
+
+/// What shards tell whoever speaks for the server in the system account.
+#[derive(Debug)]
+pub enum News {
+    /// Something happened to a connection.
+    Event(ConnEvent),
+    /// Somebody asks.
+    Request(ServerRequest),
+    /// Options or state of the server have changed.
+    Change,
+    /// The server ends.
+    Stop,
+}
+
+/// How much of it may wait; what does not fit is dropped.
+pub const NEWS_MAX: usize = 4096;
 
 /// What the control thread has to know of a shard's fate.
 #[derive(Debug)]
@@ -148,6 +183,8 @@ pub struct Figures {
     pub braked_conns: usize,
     /// How often it had to wake another shard for records or for room.
     pub rings: u64,
+    /// The accounts on it.
+    pub accounts: Vec<AccountFigures>,
     /// Its lanes, each with the shard it goes to.
     pub lanes: Vec<(ShardId, LaneFigures)>,
 }
@@ -228,6 +265,8 @@ pub struct Parts {
     pub outcome: Sender<Outcome>,
     /// Where credentials are checked that take long.
     pub proofs: Sender<(ShardId, ConnId, Proof)>,
+    /// Where the server is spoken for in the system account; holds [`NEWS_MAX`].
+    pub news: Sender<News>,
 }
 
 /// One shard, on its own thread.
@@ -262,6 +301,7 @@ pub struct Shard {
     draining: bool,
     outcome: Sender<Outcome>,
     proofs: Sender<(ShardId, ConnId, Proof)>,
+    news: Sender<News>,
 }
 
 impl Shard {
@@ -296,6 +336,7 @@ impl Shard {
             draining: false,
             outcome: parts.outcome,
             proofs: parts.proofs,
+            news: parts.news,
         }
     }
 
@@ -441,6 +482,13 @@ impl Shard {
             // Whoever checks it lives as long as any shard.
             let _ = self.proofs.send((self.id, conn, proof));
         }
+        // What does not fit is dropped: whoever fills the queue is not to fill the memory.
+        while let Some(request) = self.engine.pop_server_request() {
+            let _ = self.news.try_send(News::Request(request));
+        }
+        while let Some(event) = self.engine.pop_event() {
+            let _ = self.news.try_send(News::Event(event));
+        }
         any
     }
 
@@ -486,6 +534,10 @@ impl Shard {
                     self.engine.start_lame_duck(ns(grace), ns(spread));
                     self.draining = true;
                 }
+                Control::Publish { account, subject, payload } => {
+                    self.engine.publish_own(account, &subject, payload.as_bytes());
+                }
+                Control::Account { id, account } => self.engine.set_account(id, &account),
                 Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
                 Control::Stop => {
                     self.stop_listening();
@@ -495,6 +547,7 @@ impl Shard {
                 // Whoever asked may have given up.
                 Control::Report(to) => drop(to.try_send(self.report())),
                 Control::Figures(to) => drop(to.try_send(self.figures())),
+                Control::Accounts(to) => drop(to.try_send(self.engine.account_figures())),
                 Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
                 Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
                 Control::Closed { from, to } => drop(to.try_send(self.engine.closed_page(from))),
@@ -533,6 +586,7 @@ impl Shard {
             output_bytes: self.engine.output_bytes(),
             braked_conns: self.engine.braked_conns(),
             rings: self.mesh.rings(),
+            accounts: self.engine.account_figures(),
             lanes: others.map(lane).collect(),
         }
     }

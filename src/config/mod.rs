@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod args;
 pub mod auth;
 mod bind;
@@ -24,6 +25,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
+pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 pub use mapping::{Destination, Mapping};
@@ -86,9 +88,9 @@ pub struct Options {
     pub lame_duck_grace_ms: u64,
     /// Who may connect, and do what.
     pub auth: Auth,
-    /// What published subjects become (nothing else).
-    pub mappings: Vec<Mapping>,
-    /// Of which subjects slow clients miss messages (none).
+    /// The accounts that users are in.
+    pub accounts: Accounts,
+    /// Of which subjects slow clients of any account miss messages (none).
     pub overflow: Vec<OverflowRule>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
@@ -132,7 +134,7 @@ impl Default for Options {
             lame_duck_duration_ms: 120_000,
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
-            mappings: Vec::new(),
+            accounts: Accounts::default(),
             overflow: Vec::new(),
             tls: None,
             allow_non_tls: false,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 
@@ -14,6 +15,7 @@ use super::secure::Secure;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, ShardSet};
 use crate::certificate;
+use crate::config::{self, AccountLimits};
 use crate::proto::Connect;
 
 /// How long an error may take to reach its client before the connection is closed over it.
@@ -61,6 +63,8 @@ pub struct Traffic {
 #[derive(Debug)]
 pub(super) struct User {
     pub(super) name: Option<Box<str>>,
+    pub(super) account: AccountId,
+    pub(super) account_name: Arc<str>,
     pub(super) permissions: Option<Permissions>,
 }
 
@@ -78,6 +82,10 @@ pub(super) struct Conn {
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) account: AccountId,
+    /// What its account allows, besides what everybody is.
+    pub(super) limits: AccountLimits,
+    /// It counts as one of the account's.
+    pub(super) seated: bool,
     /// Set once the credentials are good, or none are needed.
     pub(super) user: Option<Rc<User>>,
     /// Who it is if what it has shown holds, which is being checked elsewhere.
@@ -165,6 +173,16 @@ pub(super) struct Timing {
     pub(super) first_ping_sent: bool,
 }
 
+impl Traffic {
+    /// Adds that of another connection or shard.
+    pub fn add(&mut self, other: &Self) {
+        self.in_msgs += other.in_msgs;
+        self.in_bytes += other.in_bytes;
+        self.out_msgs += other.out_msgs;
+        self.out_bytes += other.out_bytes;
+    }
+}
+
 impl Conn {
     pub(super) fn new(id: ConnId, peer: Peer, now: u64) -> Self {
         Self {
@@ -172,6 +190,8 @@ impl Conn {
             peer,
             phase: Phase::Open,
             account: AccountId::GLOBAL,
+            limits: AccountLimits::default(),
+            seated: false,
             user: None,
             claim: None,
             checks: None,
@@ -228,6 +248,14 @@ impl Conn {
         self.plain = self.is_open() && self.connect.echo && !checked;
     }
 
+    /// The name of its account.
+    pub(super) fn account_name(&self) -> Arc<str> {
+        match &self.user {
+            Some(user) => Arc::clone(&user.account_name),
+            None => config::accounts::GLOBAL.into(),
+        }
+    }
+
     /// Its name in the log, as nats-server writes it.
     pub(super) fn label(&self) -> String {
         let Peer { cid, ip, port } = &self.peer;
@@ -249,8 +277,10 @@ impl Conn {
             if !about.is_empty() {
                 label.push_str(&format!(" - \"{}\"", about.join(":")));
             }
-            if let Some(name) = self.user.as_ref().and_then(|user| user.name.as_deref()) {
-                label.push_str(&format!(" - \"$G/user:{name}\""));
+            if let Some(user) = &self.user
+                && let Some(name) = &user.name
+            {
+                label.push_str(&format!(" - \"{}/user:{name}\"", user.account_name));
             }
         }
         label

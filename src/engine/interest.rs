@@ -14,6 +14,7 @@ use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::imports::{Exit, Outlet, answering_shard};
 use super::overflow::{Overflow, Policy};
 use super::{ShardId, ShardSet};
 use crate::subject::{Table, first_token, is_literal};
@@ -133,13 +134,25 @@ pub(super) struct Targets {
     pub(super) queues: Vec<QueueTargets>,
     /// Other shards with plain interest.
     pub(super) shards: ShardSet,
+    /// Where else it goes.
+    pub(super) exits: Vec<Exit>,
+    /// The shard that knows where it goes if it answers a request of another account.
+    pub(super) answering: Option<ShardId>,
     /// Plain subscriptions that are behind miss messages rather than being cut.
     pub(super) overflow: Option<Rc<Policy>>,
 }
 
 impl Targets {
     pub(super) fn is_empty(&self) -> bool {
-        self.members == 0 && self.queues.is_empty() && self.shards.is_empty()
+        self.members == 0
+            && self.queues.is_empty()
+            && self.shards.is_empty()
+            && !self.leaves_account()
+    }
+
+    /// Whether it goes anywhere else than to subscriptions of its account.
+    pub(super) fn leaves_account(&self) -> bool {
+        !self.exits.is_empty() || self.answering.is_some()
     }
 
     /// About what it costs to keep this, in bytes.
@@ -153,6 +166,8 @@ impl Targets {
 #[derive(Debug)]
 pub(super) struct Interest {
     table: Table<Filter>,
+    /// Where else messages go, by filter.
+    outlets: Table<Vec<Rc<Outlet>>>,
     cache: Cache,
     stats: InterestStats,
     overflow: Option<Rc<Overflow>>,
@@ -259,7 +274,8 @@ impl Interest {
     pub(super) fn new(seed: u64) -> Self {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
         let (table, stats) = (Table::with_seed(seed), InterestStats::default());
-        Self { table, cache: Cache::new(hasher), stats, overflow: None }
+        let outlets = Table::with_seed(seed);
+        Self { table, outlets, cache: Cache::new(hasher), stats, overflow: None }
     }
 
     /// Subjects that are cached.
@@ -350,6 +366,12 @@ impl Interest {
         self.cache.forget(subject);
     }
 
+    /// Says where else messages go.
+    pub(super) fn set_outlets(&mut self, outlets: Table<Vec<Rc<Outlet>>>) {
+        self.outlets = outlets;
+        self.cache.clear();
+    }
+
     /// Takes over what becomes of messages for those who are behind.
     pub(super) fn set_overflow(&mut self, overflow: Option<Rc<Overflow>>) {
         self.overflow = overflow;
@@ -409,6 +431,10 @@ impl Interest {
                 join_queue(&mut targets.queues, queue, subs);
             }
         });
+        self.outlets.for_each_match(subject, |outlets| {
+            targets.exits.extend(outlets.iter().filter_map(|outlet| Exit::of(outlet, subject)));
+        });
+        targets.answering = answering_shard(subject);
         targets
     }
 }

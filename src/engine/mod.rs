@@ -12,8 +12,11 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod conn;
 mod departures;
+mod events;
+mod imports;
 mod interest;
 mod mapping;
 mod operations;
@@ -40,11 +43,16 @@ use crate::config::HandshakeFirst;
 use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
+use accounts::Accounts;
+pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
+pub use events::ConnEvent;
+use imports::Answers;
+pub use imports::ServerRequest;
 pub use interest::InterestStats;
-use interest::{Announce, Interest, Sub, SubKey};
+use interest::{Announce, Sub, SubKey};
 use outbox::Spares;
 pub use overflow::Dropped;
 pub use pressure::LaneFigures;
@@ -117,19 +125,6 @@ pub struct ConnId {
     pub slot: u32,
     /// Counts the lives of the slot.
     pub generation: u32,
-}
-
-/// An account: a world of subjects of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AccountId(u16);
-
-impl AccountId {
-    /// `$G`, where everybody is until accounts can be configured.
-    const GLOBAL: Self = Self(0);
-
-    fn index(self) -> usize {
-        usize::from(self.0)
-    }
 }
 
 /// What the shard has to do.
@@ -248,7 +243,7 @@ pub struct Engine {
     conns: Conns,
     open_conns: usize,
     subs: Slab<Sub>,
-    accounts: Vec<Interest>,
+    accounts: Accounts,
     spares: Spares,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -278,6 +273,12 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// What is to be checked elsewhere.
     proofs: VecDeque<(ConnId, Proof)>,
+    /// Requests to services of other accounts.
+    answers: Answers,
+    /// Requests to the server itself.
+    server_requests: VecDeque<ServerRequest>,
+    /// What happened to connections, if anybody wants to know.
+    events: VecDeque<ConnEvent>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -300,8 +301,8 @@ impl Engine {
         assert!(shards <= SHARDS_MAX, "at most {SHARDS_MAX} shards");
         let mut rng = fastrand::Rng::with_seed(seed);
         let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
-        let mut interest = Interest::new(rng.u64(..));
-        interest.set_overflow(settings.overflow.clone());
+        let mut accounts = Accounts::new(rng.u64(..));
+        settings.configure(&mut accounts);
         Self {
             shard,
             settings,
@@ -309,7 +310,7 @@ impl Engine {
             conns: Conns::default(),
             open_conns: 0,
             subs: Slab::new(),
-            accounts: vec![interest],
+            accounts,
             rng,
             spares: Spares::default(),
             timers: Timers::default(),
@@ -322,6 +323,9 @@ impl Engine {
             announced_epoch: 0,
             settled_epoch: 0,
             held: Vec::new(),
+            answers: Answers::new(&hasher),
+            server_requests: VecDeque::new(),
+            events: VecDeque::new(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
@@ -513,8 +517,11 @@ impl Engine {
             Record::Run(run) => self.on_run(&run),
             Record::Interest(interest) => {
                 let InterestRecord { account, filter, queue, members } = *interest;
-                let account = &mut self.accounts[account.index()];
-                account.set_remote(from, &filter, queue.as_deref(), members);
+                let interest = &mut self.accounts.at(account).interest;
+                interest.set_remote(from, &filter, queue.as_deref(), members);
+            }
+            Record::Seats { account, conns } => {
+                self.accounts.at(account).set_elsewhere(from, conns);
             }
             Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
             Record::Settled { epoch } => self.on_settled(from, epoch),
@@ -560,19 +567,24 @@ impl Engine {
 
     /// Subjects whose receivers are remembered, over all accounts.
     pub fn cached_subjects(&self) -> usize {
-        self.accounts.iter().map(Interest::cached_subjects).sum()
+        self.accounts.iter().map(|account| account.interest.cached_subjects()).sum()
     }
 
     /// Filters in which any shard is interested, over all accounts.
     pub fn filters(&self) -> usize {
-        self.accounts.iter().map(Interest::filters).sum()
+        self.accounts.iter().map(|account| account.interest.filters()).sum()
     }
 
     /// How often subscriptions came and went, and subjects were looked up, over all accounts.
     pub fn interest_stats(&self) -> InterestStats {
         let mut all = InterestStats::default();
-        self.accounts.iter().for_each(|account| all.add(&account.stats()));
+        self.accounts.iter().for_each(|account| all.add(&account.interest.stats()));
         all
+    }
+
+    /// How each account is that is configured or has connections.
+    pub fn account_figures(&self) -> Vec<AccountFigures> {
+        self.accounts.iter().filter(|account| !account.name.is_empty()).map(Into::into).collect()
     }
 
     /// Counters since the start.
@@ -619,7 +631,6 @@ impl Engine {
                 std::time::Duration::from_nanos(self.settings.write_deadline_ns),
                 bytes
             );
-            self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerDeadline);
         } else if conn.timing.info_due <= self.now {
             conn.timing.info_due = NEVER;
@@ -726,7 +737,9 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.informed = true;
         let lame_duck = self.lame_duck.is_some();
-        let info = self.settings.info(&conn.peer, lame_duck, after_connect);
+        let account = conn.account_name();
+        let account = after_connect.then_some(&*account);
+        let info = self.settings.info(&conn.peer, lame_duck, account);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
     }
 
@@ -771,6 +784,10 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
+        if matches!(reason, Reason::SlowConsumerPending | Reason::SlowConsumerDeadline) {
+            self.stats.slow_consumers += 1;
+            self.accounts.at(conn.account).slow_consumers += 1;
+        }
         if conn.is_open() {
             tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
             self.remember(id, reason);
@@ -799,14 +816,39 @@ impl Engine {
         for key in keys {
             self.retract(key);
         }
+        self.leave_account(id);
         self.relieve(id, 0);
+    }
+
+    /// Counts a connection as one of its account no more.
+    fn leave_account(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if std::mem::take(&mut conn.seated) {
+            let account = self.accounts.at(conn.account);
+            account.conns -= 1;
+            let id = conn.account;
+            self.announce_seats(id);
+        }
+    }
+
+    /// Tells the other shards how many connections an account has here, if that has a limit.
+    fn announce_seats(&mut self, account: AccountId) {
+        let here = self.accounts.at(account);
+        if here.limits().connections_max.is_none() {
+            return;
+        }
+        let conns = here.conns;
+        for shard in self.others() {
+            self.push_record(shard, Record::Seats { account, conns });
+        }
     }
 
     /// Removes a subscription that its connection no longer knows.
     fn retract(&mut self, key: SubKey) {
         let Some(conn) = self.conns.at(self.subs[key as usize].conn) else { return };
         let (id, account) = (conn.id, conn.account);
-        let (sub, announce) = self.accounts[account.index()].remove(key, &mut self.subs);
+        let interest = &mut self.accounts.at(account).interest;
+        let (sub, announce) = interest.remove(key, &mut self.subs);
         if let Some(announce) = announce {
             self.announce(id, account, (&sub.subject, sub.queue.as_deref()), announce);
         }
@@ -848,7 +890,6 @@ impl Engine {
                 conn.label(),
                 self.settings.limits.pending_bytes_max
             );
-            self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerPending);
         }
     }

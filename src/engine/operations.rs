@@ -10,7 +10,7 @@ use super::mapping::Mapped;
 use super::publish::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
-use super::{AccountId, ConnId, Engine, Reason};
+use super::{ConnId, Engine, Reason};
 use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
 use crate::subject;
 
@@ -163,17 +163,21 @@ impl Engine {
     fn parse_limits(&mut self, id: ConnId, first: u8) -> Option<Limits> {
         let conn = self.conns.get_mut(id).filter(|conn| conn.is_open())?;
         if conn.user.is_none() && !first.eq_ignore_ascii_case(&b'C') {
-            conn.user = self.settings.user_before_connect();
-            conn.review();
-            if conn.user.is_none() {
+            let Some(user) = self.settings.user_before_connect() else {
                 self.refuse_login(id);
+                return None;
+            };
+            if !self.enter_account(id, user) {
                 return None;
             }
         }
         let conn = self.conns.get(id)?;
         Some(Limits {
             control_line_bytes_max: self.settings.limits.control_line_bytes_max,
-            payload_bytes_max: self.settings.limits.payload_bytes_max,
+            payload_bytes_max: match conn.limits.payload_bytes_max {
+                Some(max) => max.min(self.settings.limits.payload_bytes_max),
+                None => self.settings.limits.payload_bytes_max,
+            },
             headers: self.settings.headers && conn.connect.headers,
         })
     }
@@ -251,8 +255,10 @@ impl Engine {
 
     /// The client is this user: its CONNECT takes effect.
     fn admit(&mut self, id: ConnId, user: Rc<User>, again: bool) {
+        if !self.enter_account(id, user) {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.user = Some(user);
         let connect = &conn.connect;
         let (verbose, protocol) = (connect.verbose, connect.protocol);
         let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);
@@ -275,13 +281,43 @@ impl Engine {
             let jitter = self.rng.u64(..=first / 5);
             conn.timing.ping_due = self.now.saturating_add(first).saturating_add(jitter);
             if !conn.subs.is_empty() {
-                self.accounts[account.index()].forget_all();
+                self.accounts.at(account).interest.forget_all();
             }
         }
         self.rearm(id);
+        self.tell_connected(id);
         if verbose {
             self.confirm(id, encode::ok);
         }
+    }
+
+    /// Makes a connection one of its user's account; `false` if there is no room for it there.
+    fn enter_account(&mut self, id: ConnId, user: Rc<User>) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        let account = user.account;
+        if conn.account != account {
+            // What it subscribed to as somebody else it may not see any more.
+            self.drop_subscriptions(id);
+            self.leave_account(id);
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.account = account;
+        conn.user = Some(user);
+        conn.limits = self.accounts.at(account).limits();
+        conn.review();
+        if conn.seated {
+            return true;
+        }
+        if self.accounts.at(account).is_full() {
+            tracing::error!("{} - maximum account active connections exceeded", conn.label());
+            let reason = Reason::Protocol("Maximum Account Connections Exceeded");
+            self.fail(id, Some("maximum account active connections exceeded"), reason);
+            return false;
+        }
+        conn.seated = true;
+        self.accounts.at(account).conns += 1;
+        self.announce_seats(account);
+        true
     }
 
     fn refuse_login(&mut self, id: ConnId) {
@@ -323,7 +359,9 @@ impl Engine {
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
         let same_sid = |key: &SubKey| *self.subs[*key as usize].sid == *sid;
-        let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
+        let too_many = (limits.subscriptions_max > 0
+            && conn.subs.len() >= limits.subscriptions_max)
+            || conn.limits.subscriptions_max.is_some_and(|max| conn.subs.len() >= max);
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
         } else if !may_subscribe(conn, subject, queue) {
@@ -361,7 +399,7 @@ impl Engine {
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
         conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
-        let announce = self.accounts[account.index()].add(key, &mut self.subs);
+        let announce = self.accounts.at(account).interest.add(key, &mut self.subs);
         match announce {
             Some(announce) => self.announce(id, account, (subject, queue), announce),
             // What another connection has announced need not be in force yet.
@@ -456,11 +494,11 @@ impl Engine {
 
     /// What a mapping of its account makes of the subject of a publish.
     fn map(&mut self, id: ConnId, subject: &[u8]) -> Option<Mapped> {
-        let mappings = self.settings.mappings.as_ref()?;
-        let conn = self.conns.get(id)?;
-        if conn.account != AccountId::GLOBAL {
+        if !self.settings.has_mappings {
             return None;
         }
+        let account = self.conns.get(id)?.account;
+        let mappings = self.accounts.at(account).mappings.as_ref()?;
         mappings.map(subject, &mut self.rng)
     }
 
@@ -525,8 +563,9 @@ impl Engine {
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
-        for account in &mut self.accounts {
-            account.set_overflow(self.settings.overflow.clone());
+        self.settings.configure(&mut self.accounts);
+        for account in self.accounts.ids() {
+            self.announce_seats(account);
         }
         self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
         for id in self.conns.ids() {
@@ -556,12 +595,14 @@ impl Engine {
         };
         match self.settings.standing(user, &conn.peer, &conn.connect, old) {
             Standing::Stays(user) => {
+                conn.limits = self.accounts.at(user.account).limits();
                 conn.user = Some(user);
                 conn.checks = None;
                 conn.review();
                 self.end_unpermitted(id);
             }
             Standing::Changed => self.refuse_login(id),
+            Standing::Moved => self.fail(id, None, Reason::ClientClosed),
             Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
         }
     }

@@ -16,7 +16,7 @@ use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::mapping::Mapped;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
-use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
+use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet, Stats};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 use crate::segment::Segment;
 
@@ -82,7 +82,7 @@ impl<'a> Run<'a> {
     /// to `wire`.
     pub(super) fn renamed<'b>(&'b self, subject: &'b [u8], wire: &'b mut Vec<u8>) -> Run<'b> {
         let write = |message: &Message<'_>| {
-            encode::publish(wire, &Publish { subject, ..message.publish });
+            encode::publish_again(wire, &Publish { subject, ..message.publish });
             wire.len()
         };
         let ends: Vec<usize> = self.messages.iter().map(write).collect();
@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
         self.messages[..count].iter().map(bytes_of).sum()
     }
 
-    fn concat(&self) -> Bytes {
+    pub(super) fn concat(&self) -> Bytes {
         let mut wire = Vec::with_capacity(self.wire_bytes);
         self.messages.iter().for_each(|message| wire.extend_from_slice(message.wire));
         Bytes::from(wire)
@@ -189,15 +189,40 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Takes the publishes in `wire`, which this server has written, into a run.
+pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
+    let limits = proto::Limits {
+        control_line_bytes_max: usize::MAX,
+        payload_bytes_max: usize::MAX,
+        headers: true,
+    };
+    let mut rest = wire;
+    while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
+        run.push(publish, &rest[..used]);
+        rest = &rest[used..];
+    }
+    assert!(rest.is_empty(), "only whole publishes travel");
+}
+
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source {
-    account: AccountId,
-    publisher: Publisher,
+    pub(super) account: AccountId,
+    pub(super) publisher: Publisher,
     /// Whether the publisher gets its own messages.
-    echo: bool,
+    pub(super) echo: bool,
     /// Shards that could not place a queue message of this run.
-    visited: ShardSet,
+    pub(super) visited: ShardSet,
+    /// Accounts that it has come through.
+    pub(super) hops: u8,
+}
+
+impl Source {
+    /// A connection of `shard` that publishes in its account.
+    pub(super) fn new(account: AccountId, shard: ShardId, conn: ConnId) -> Self {
+        let publisher = Publisher { shard, conn };
+        Self { account, publisher, echo: true, visited: ShardSet::default(), hops: 0 }
+    }
 }
 
 /// How many of those a run was delivered to here have a long backlog.
@@ -214,11 +239,14 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
+        let received = &mut self.accounts.at(conn.account).traffic;
+        received.in_msgs += run.len() as u64;
+        received.in_bytes += run.payload_bytes as u64;
         self.stats.in_msgs += run.len() as u64;
         self.stats.in_bytes += run.payload_bytes as u64;
-        let publisher = Publisher { shard: self.shard, conn: from };
-        let (account, echo) = (conn.account, conn.connect.echo);
-        let source = Source { account, publisher, echo, visited: ShardSet::default() };
+        let account = conn.account;
+        let source = Source::new(account, self.shard, from);
+        let source = Source { echo: conn.connect.echo, ..source };
         let wants_status = conn.connect.no_responders && run.has_reply;
         let targets = self.targets(account, run.subject());
         if wants_status && !self.is_certain(&targets) {
@@ -236,22 +264,16 @@ impl Engine {
 
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
-        let limits = proto::Limits {
-            control_line_bytes_max: usize::MAX,
-            payload_bytes_max: usize::MAX,
-            headers: true,
-        };
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
-        let mut rest: &[u8] = &record.wire;
-        while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
-            run.push(publish, &rest[..used]);
-            rest = &rest[used..];
-        }
-        assert!(rest.is_empty(), "only whole publishes travel between shards");
-        let RunRecord { account, publisher, echo, visited, arrived, .. } = *record;
+        parse_run(&record.wire, &mut run);
+        let RunRecord { account, publisher, echo, visited, arrived, hops, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, arrived);
-        let source = Source { account, publisher, echo, visited };
+        let source = Source { account, publisher, echo, visited, hops };
+        if record.answers {
+            self.deliver_answers(source, &run);
+        }
         let targets = self.targets(account, run.subject());
+        let before = self.stats;
         if record.plain {
             self.deliver_plain(source, &run, &targets);
         }
@@ -266,14 +288,15 @@ impl Engine {
                 }
             }
         }
+        self.count_deliveries(account, before);
         self.settle_deliveries();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
     }
 
-    fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
+    pub(super) fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
         let conns = &self.conns;
-        self.accounts[account.index()].targets(subject, &self.subs, |slot| {
+        self.accounts.at(account).interest.targets(subject, &self.subs, |slot| {
             conns.at(slot).is_some_and(|conn| conn.connect.headers)
         })
     }
@@ -288,17 +311,38 @@ impl Engine {
     }
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
-    fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+    pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        let reached = self.deliver_at_home(source, run, targets);
+        // Both are done, whatever the first comes to.
+        (targets.leaves_account() && self.deliver_abroad(source, run, targets)) || reached
+    }
+
+    /// The same, but within the account.
+    pub(super) fn deliver_at_home(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        targets: &Targets,
+    ) -> bool {
+        let before = self.stats;
         let mut reached = self.deliver_plain(source, run, targets);
         let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
         for group in &targets.queues {
             reached |= self.deliver_to_group(source, run, group, &mut picks);
         }
+        self.count_deliveries(source.account, before);
         if !targets.shards.is_empty() || !picks.is_empty() {
             reached = true;
             self.stage_run(source, run, targets.shards, picks);
         }
         reached
+    }
+
+    /// Books for an account what was delivered in it since `before`.
+    fn count_deliveries(&mut self, account: AccountId, before: Stats) {
+        let sent = &mut self.accounts.at(account).traffic;
+        sent.out_msgs += self.stats.out_msgs - before.out_msgs;
+        sent.out_bytes += self.stats.out_bytes - before.out_bytes;
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
@@ -530,15 +574,26 @@ impl Engine {
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, visited } = source;
+        let Source { account, publisher, echo, visited, hops } = source;
+        let answers = false;
         let arrived = self.arrived;
         let mut whole: Option<Bytes> = None;
         for shard in plain.iter() {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            let record =
-                RunRecord { account, publisher, echo, visited, arrived, wire, plain: true, picks };
+            let record = RunRecord {
+                account,
+                publisher,
+                echo,
+                visited,
+                arrived,
+                wire,
+                answers,
+                hops,
+                plain: true,
+                picks,
+            };
             self.stage(shard, Record::Run(Box::new(record)));
         }
         while let Some((shard, _)) = picks.first() {
@@ -555,8 +610,18 @@ impl Engine {
                 }
             }
             let wire = Bytes::from(wire);
-            let record =
-                RunRecord { account, publisher, echo, visited, arrived, wire, plain: false, picks };
+            let record = RunRecord {
+                account,
+                publisher,
+                echo,
+                visited,
+                arrived,
+                wire,
+                answers,
+                hops,
+                plain: false,
+                picks,
+            };
             self.stage(shard, Record::Run(Box::new(record)));
         }
     }

@@ -13,6 +13,13 @@ pub enum Record {
     Run(Box<RunRecord>),
     /// My interest in a filter is now this.
     Interest(Box<InterestRecord>),
+    /// So many connections an account has here, if it may not have any number.
+    Seats {
+        /// Which.
+        account: AccountId,
+        /// Those that are logged in.
+        conns: usize,
+    },
     /// Answer `Settled` when you have consumed everything up to here.
     Barrier {
         /// The sender's count of turns that staged something.
@@ -48,6 +55,10 @@ pub struct RunRecord {
     pub(super) arrived: u64,
     /// The operations as the client sent them.
     pub(super) wire: Bytes,
+    /// It answers requests of the receiving shard, which knows where it goes.
+    pub(super) answers: bool,
+    /// Accounts it has gone through.
+    pub(super) hops: u8,
     /// Plain subscriptions get the run.
     pub(super) plain: bool,
     /// Queue groups of which a member here gets some of the messages.

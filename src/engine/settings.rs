@@ -5,14 +5,14 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::accounts::{AccountId, Accounts};
 use super::conn::{Peer, User};
-use super::mapping::Mappings;
 use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::trace::Tracing;
 use crate::certificate;
-use crate::config::{Limits, Options, Secret, Tls};
+use crate::config::{self, Limits, Options, Secret, Tls};
 use crate::proto::{Connect, Info};
 
 /// Who this server is, decided at its start.
@@ -43,10 +43,10 @@ pub struct Settings {
     pub(super) closed_conns_max: usize,
     /// Log every operation.
     pub(super) tracing: Option<Tracing>,
-    /// What published subjects become.
-    pub(super) mappings: Option<Mappings>,
-    /// Of which subjects slow clients miss messages.
-    pub(super) overflow: Option<Rc<Overflow>>,
+    /// Some accounts have mappings.
+    pub(super) has_mappings: bool,
+    /// Of which subjects slow clients of any account miss messages.
+    overflow: Vec<config::OverflowRule>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -58,6 +58,10 @@ pub struct Settings {
     token: Option<Secret>,
     guest: Option<Rc<User>>,
     nobody: Rc<User>,
+    /// The configured accounts.
+    accounts: Vec<(AccountId, Rc<config::Account>)>,
+    /// The one that the server tells of itself in.
+    system: Option<AccountId>,
     info: Info,
 }
 
@@ -86,6 +90,8 @@ pub(super) enum Standing {
     Stays(Rc<User>),
     /// Has to show other credentials.
     Changed,
+    /// Is in another account now.
+    Moved,
     /// Is not known any more.
     Gone,
 }
@@ -96,10 +102,16 @@ impl Settings {
     /// Compiles `options`; all shards together may queue `memory_bytes_max` bytes per shard.
     pub fn new(options: &Options, identity: &Identity, memory_bytes_max: usize) -> Self {
         let auth = &options.auth;
-        let compile = |user: &crate::config::User| {
-            let permissions = user.permissions.as_ref().or(auth.default_permissions.as_ref());
-            let name = Some(user.name.as_str().into());
-            let user_of = User { name, permissions: permissions.map(Permissions::new) };
+        let compile = |user: &config::User| {
+            let defaults = auth.default_permissions.as_ref();
+            let defaults = defaults.filter(|_| user.account == config::accounts::GLOBAL);
+            let permissions = user.permissions.as_ref().or(defaults);
+            let user_of = User {
+                name: Some(user.name.as_str().into()),
+                account: account_id(options, &user.account),
+                account_name: user.account.as_str().into(),
+                permissions: permissions.map(Permissions::new),
+            };
             let (password, has_nkey) = (user.password.clone(), user.has_nkey);
             (user.name.clone(), Login { password, has_nkey, user: Rc::new(user_of) })
         };
@@ -115,9 +127,8 @@ impl Settings {
             memory_bytes_max,
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             tracing: Tracing::new(&options.log),
-            mappings: Mappings::new(&options.mappings, None),
-            overflow: Overflow::new(&options.overflow, options.limits.pending_bytes_max)
-                .map(Rc::new),
+            has_mappings: options.accounts.list.iter().any(|account| !account.mappings.is_empty()),
+            overflow: options.overflow.clone(),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
@@ -125,9 +136,44 @@ impl Settings {
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             users,
             token: auth.token.clone(),
-            nobody: Rc::new(User { name: None, permissions: None }),
+            nobody: Rc::new(User {
+                name: None,
+                account: AccountId::GLOBAL,
+                account_name: config::accounts::GLOBAL.into(),
+                permissions: None,
+            }),
+            accounts: options
+                .accounts
+                .list
+                .iter()
+                .map(|account| (account_id(options, &account.name), Rc::new(account.clone())))
+                .collect(),
+            system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
             info: info(options, identity),
         }
+    }
+
+    /// Puts in force what is configured of accounts; the others are nobody's any more.
+    pub(super) fn configure(&self, accounts: &mut Accounts) {
+        accounts.retire();
+        for (id, account) in &self.accounts {
+            accounts.configure(*id, Rc::clone(account));
+            let rules = account.overflow.iter().chain(&self.overflow);
+            let account = accounts.at(*id);
+            account.interest.set_overflow(Overflow::new(rules, self.limits.pending_bytes_max));
+        }
+        accounts.system = self.system;
+        accounts.link(&self.info.server_id);
+    }
+
+    /// The server's id.
+    pub(super) fn server_id(&self) -> &str {
+        &self.info.server_id
+    }
+
+    /// The server's name.
+    pub(super) fn server_name(&self) -> &str {
+        &self.info.server_name
     }
 
     /// Whether somebody without credentials is turned away.
@@ -220,6 +266,7 @@ impl Settings {
             return self.log_in_at_once(peer, connect).map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
+            (Some(new), Some(_)) if new.user.account != user.account => Standing::Moved,
             (Some(new), Some(old)) if new.password == old.password => {
                 Standing::Stays(Rc::clone(&new.user))
             }
@@ -229,18 +276,24 @@ impl Settings {
     }
 
     /// The INFO for one client, as JSON.
-    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, after_connect: bool) -> String {
+    ///
+    /// After CONNECT it says in which account the client is.
+    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, account: Option<&str>) -> String {
         let mut info = self.info.clone();
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
         info.nonce = self.has_nkeys.then(|| self.nonces.nonce(peer.cid));
-        if after_connect {
+        if let Some(account) = account {
             info.connect_info = true;
-            info.remote_account = Some("$G".to_owned());
+            info.remote_account = Some(account.to_owned());
         }
         info.to_json()
     }
+}
+
+fn account_id(options: &Options, name: &str) -> AccountId {
+    options.accounts.number(name).map_or(AccountId::GLOBAL, AccountId::new)
 }
 
 /// Whether `given` is the secret of `user`, as far as that is to be seen at once.

@@ -56,6 +56,8 @@ pub struct ConnSnapshot {
     pub dropped: Dropped,
     /// Its subscriptions.
     pub subscriptions: usize,
+    /// The account it is in.
+    pub account: Arc<str>,
     /// From CONNECT; empty if not given.
     pub name: Box<str>,
     /// From CONNECT; empty if not given.
@@ -95,6 +97,8 @@ pub(super) struct Closed {
 pub struct SubSnapshot {
     /// The number of its connection.
     pub cid: u64,
+    /// The account of its connection.
+    pub account: Arc<str>,
     /// What it matches.
     pub subject: Box<str>,
     /// Its queue group.
@@ -149,6 +153,7 @@ impl Engine {
 
     /// Keeps what monitoring will show of a connection that ends now.
     pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
+        self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
         let Some(conn) = self.conns.get(id).filter(|_| conns_max > 0) else { return };
         let (snapshot, mut text_bytes) = of_conn(conn);
@@ -163,6 +168,13 @@ impl Engine {
         }
         let closed = ClosedConn { conn: snapshot, stopped_ns: self.now, reason, subs };
         self.closed.push(closed, text_bytes, conns_max);
+    }
+}
+
+impl Conn {
+    /// What is shown of it.
+    pub(super) fn snapshot(&self) -> ConnSnapshot {
+        of_conn(self).0
     }
 }
 
@@ -181,6 +193,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         stalls: conn.stalls,
         dropped: conn.dropped,
         subscriptions: conn.subs.len(),
+        account: conn.account_name(),
         name: connect.name.as_str().into(),
         lang: connect.lang.as_str().into(),
         version: connect.version.as_str().into(),
@@ -208,6 +221,7 @@ fn of_sub(conn: &Conn, sub: &Sub) -> (SubSnapshot, usize) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
     let snapshot = SubSnapshot {
         cid: conn.peer.cid,
+        account: conn.account_name(),
         subject: text(&sub.subject),
         queue: sub.queue.as_deref().map(text),
         sid: text(&sub.sid),

@@ -17,6 +17,7 @@ mod reload;
 pub mod shards;
 pub mod signals;
 mod syslog;
+mod system;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -43,6 +44,7 @@ use monitor::{Change, Monitor};
 use place::Placement;
 use shards::Shards;
 use signals::Request;
+use system::System;
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -97,6 +99,7 @@ struct Running<'a> {
     log: &'a mut Log,
     shards: &'a Shards,
     monitor: Option<&'a Monitor>,
+    system: &'a System,
     ports_file: Option<PortsFile>,
 }
 
@@ -189,6 +192,7 @@ fn serve(
         files::write_pid(path)?;
     }
     let monitor = start_monitor(http_listener, &identity, &options, &shards)?;
+    let system = System::start(shards.news(), &identity, &options, shards.reporter())?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let address = listen::host_port(&identity.host, identity.port);
@@ -203,12 +207,14 @@ fn serve(
         log,
         shards: shards_ref,
         monitor: monitor_ref,
+        system: &system,
         ports_file,
     };
     let ended = running.control(&signals);
     info!("Initiating Shutdown...");
     let ports_file = running.ports_file.take();
     drop(monitor);
+    system.stop();
     shards.stop();
     drop(ports_file);
     info!("Server Exiting..");
@@ -333,6 +339,7 @@ impl Running<'_> {
         if let Some(monitor) = self.monitor {
             monitor.note(Change::LameDuck);
         }
+        self.system.note(Change::LameDuck);
     }
 
     /// Reads the configuration again and puts it in force: nothing of it if it is not valid, else
@@ -361,6 +368,7 @@ impl Running<'_> {
         if let Some(monitor) = self.monitor {
             monitor.note(Change::Options(Arc::clone(&options)));
         }
+        self.system.note(Change::Options(Arc::clone(&options)));
         self.options = options;
         if closed > 0 {
             info!("Closed {closed} connections to fall within max_connections");

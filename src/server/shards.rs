@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,10 +16,14 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::proofs::Check;
 use super::{place, proofs};
 use crate::config::{Options, StartError};
-use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
+use crate::engine::{
+    self, AccountFigures, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot,
+};
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
+use crate::shard::{
+    Address, Control, Figures, NEWS_MAX, News, Outcome, Parts, Report, Seats, Shard,
+};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
@@ -25,6 +31,7 @@ pub struct Shards {
     addresses: Vec<Address>,
     threads: Vec<JoinHandle<()>>,
     outcomes: Receiver<Outcome>,
+    news: (Sender<News>, Receiver<News>),
     started_at: DateTime<Utc>,
     tier: Tier,
 }
@@ -67,6 +74,7 @@ struct SharedParts {
     memory_bytes_max: usize,
     started: Instant,
     proofs: Sender<Check>,
+    news: Sender<News>,
 }
 
 impl Shards {
@@ -120,6 +128,7 @@ impl Shards {
             .map(|(control, bell)| Address { control, bell })
             .collect();
         let started_at = Utc::now();
+        let news = bounded(NEWS_MAX);
         let (to_check, checks) = unbounded();
         threads.push(proofs::start(checks, addresses.clone())?);
         let shared = SharedParts {
@@ -131,12 +140,13 @@ impl Shards {
             memory_bytes_max: host::memory_bytes(&Tree::default()) / 2 / cpus.len().max(1),
             started: now(),
             proofs: to_check,
+            news: news.0.clone(),
         };
         for parts in parts {
             // A shard that is gone by now has reported why.
             let _ = parts.send(shared.clone());
         }
-        Ok(Self { addresses, threads, outcomes, started_at, tier })
+        Ok(Self { addresses, threads, outcomes, news, started_at, tier })
     }
 
     /// What of io_uring is used.
@@ -169,6 +179,11 @@ impl Shards {
         let all = Duration::from_millis(options.lame_duck_duration_ms);
         let spread = all.saturating_sub(grace);
         self.tell(|| Control::LameDuck { grace, spread });
+    }
+
+    /// Both ends of what shards tell whoever speaks for the server in the system account.
+    pub fn news(&self) -> (Sender<News>, Receiver<News>) {
+        self.news.clone()
     }
 
     /// Whoever has it can ask how the shards are.
@@ -207,6 +222,13 @@ impl Reporter {
         self.started_at
     }
 
+    /// Tells one shard something that any of them could do.
+    pub fn tell_one(&self, control: Control) {
+        if let Some(address) = self.addresses.first() {
+            address.send(control);
+        }
+    }
+
     /// How things are on each shard, as far as they answer in time.
     pub fn report(&self) -> Vec<Report> {
         self.ask_all(Control::Report)
@@ -217,6 +239,18 @@ impl Reporter {
         let mut figures = self.ask_all(Control::Figures);
         figures.sort_by_key(|figures| figures.report.shard);
         figures
+    }
+
+    /// How each account is, over the shards that answer in time, in the order of their names.
+    pub fn accounts(&self) -> Vec<AccountFigures> {
+        let mut all: BTreeMap<Arc<str>, AccountFigures> = BTreeMap::new();
+        for account in self.ask_all(Control::Accounts).into_iter().flatten() {
+            match all.entry(Arc::clone(&account.name)) {
+                Entry::Vacant(slot) => drop(slot.insert(account)),
+                Entry::Occupied(mut slot) => slot.get_mut().add(&account),
+            }
+        }
+        all.into_values().collect()
     }
 
     /// One answer of each shard, in no order.
@@ -295,6 +329,7 @@ fn grow(seed: Seed) {
         listener: seed.listener,
         seed: fastrand::u64(..),
         proofs: shared.proofs,
+        news: shared.news,
     };
     if let Err(error) = Shard::new(parts, reactor).run() {
         // The control thread may be about to end for another reason.
