@@ -50,6 +50,22 @@ fn subjects_become_what_nats_server_makes_of_them() {
     }
 }
 
+#[test]
+fn weights_divide_messages_and_leave_them_in_order() {
+    const MESSAGES: usize = 5000;
+    let config = "mappings { foo: [
+        {dest: bar, weight: 30}, {dest: \"baz.{{random(2)}}\", weight: 20}
+    ] }";
+    for &shards in shard_counts() {
+        let broker = Broker::with_config(shards, config);
+        let became = becomes(&broker, &vec!["foo".to_owned(); MESSAGES]);
+        for (subject, expected) in [("bar", 1500), ("baz.0", 500), ("baz.1", 500), ("foo", 2500)] {
+            let count = became.iter().filter(|became| became.as_deref() == Some(subject)).count();
+            assert!(count.abs_diff(expected) < 200, "{count} of {expected} became {subject}");
+        }
+    }
+}
+
 /// Lines of a configuration, and subjects for them.
 fn rules(rng: &mut fastrand::Rng) -> (String, Vec<String>) {
     let mut lines = String::new();
@@ -98,7 +114,7 @@ fn rules(rng: &mut fastrand::Rng) -> (String, Vec<String>) {
     (lines, subjects)
 }
 
-/// The subjects under which messages on `subjects` arrive, if they do.
+/// The subjects under which messages on `subjects` arrive, if they do, in the order of publishing.
 fn becomes(broker: &Broker, subjects: &[String]) -> Vec<Option<String>> {
     let mut publisher = Wire::connect(broker);
     let mut subscriber = Wire::connect(broker);
@@ -114,12 +130,16 @@ fn becomes(broker: &Broker, subjects: &[String]) -> Vec<Option<String>> {
     publisher.send(wire.as_bytes());
     publisher.sync();
     subscriber.send(b"PING\r\n");
+    let mut next = 0;
     loop {
         let line = subscriber.line();
         if line == "PONG" {
             return arrived;
         }
         let subject = line.split(' ').nth(1).expect("it is a message").to_owned();
-        arrived[subscriber.line().parse::<usize>().expect("its number")] = Some(subject);
+        let number = subscriber.line().parse::<usize>().expect("its number");
+        assert!(number >= next, "{number} comes before {next}");
+        next = number + 1;
+        arrived[number] = Some(subject);
     }
 }

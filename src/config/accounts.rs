@@ -4,10 +4,10 @@
 
 use super::auth::{Permissions, User};
 use super::bind::{permissions, users};
-use super::field::Action::{Ignore, Refuse, Set};
+use super::field::Action::{Ignore, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, StartError, missing};
+use super::{Mapping, Options, OverflowRule, StartError, missing};
 use crate::subject::{Transform, TransformError, covers, is_valid_filter, overlap, tokens};
 
 /// Everybody who is in no other account is in this one.
@@ -47,6 +47,11 @@ impl Accounts {
         }
     }
 
+    /// `$G`.
+    pub(super) fn global(&mut self) -> &mut Account {
+        &mut self.list[0]
+    }
+
     /// The account of that name.
     pub fn get(&self, name: &str) -> Option<&Account> {
         self.list.iter().find(|account| account.name == name)
@@ -78,6 +83,10 @@ pub struct Account {
     pub exports: Vec<Export>,
     /// What it has of others.
     pub imports: Vec<Import>,
+    /// What subjects become that its users publish to.
+    pub mappings: Vec<Mapping>,
+    /// Of which subjects its users miss messages if they are slow, before those of all accounts.
+    pub overflow: Vec<OverflowRule>,
 }
 
 impl Account {
@@ -299,7 +308,8 @@ const ACCOUNT: &[Key<Draft>] = &[
         }),
     ),
     Key(&["nkey"], Set(|_, v| account_key(v))),
-    Key(&["mappings", "maps"], Refuse(&missing::ANY)),
+    Key(&["mappings", "maps"], Set(|d, v| super::mapping::bind(&mut d.account.mappings, v))),
+    Key(&["overflow"], Set(|d, v| super::overflow::bind(&mut d.account.overflow, v))),
     Key(&["jetstream"], Ignore(&missing::ACCOUNT_JETSTREAM)),
     Key(&["msg_trace", "trace_dest"], Ignore(&missing::ANY)),
 ];

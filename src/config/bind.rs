@@ -281,7 +281,10 @@ const AUTH: &[Key<Options>] = &[
     Key(&["resolver_preload"], Set(trust::preload)),
     Key(&["resolver_pinned_accounts"], Refuse(&missing::ANY)),
     Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
-    Key(&["mappings", "maps"], Set(|o, v| super::mapping::bind(&mut o.mappings, v))),
+    Key(
+        &["mappings", "maps"],
+        Set(|o, v| super::mapping::bind(&mut o.accounts.global().mappings, v)),
+    ),
     Key(&["proxies"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),

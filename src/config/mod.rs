@@ -108,9 +108,7 @@ pub struct Options {
     pub accounts: Accounts,
     /// Who vouches for accounts and users that come as tokens (nobody).
     pub trust: Option<trust::Trust>,
-    /// What published subjects become (nothing else).
-    pub mappings: Vec<Mapping>,
-    /// Of which subjects slow clients miss messages (none).
+    /// Of which subjects slow clients of any account miss messages (none).
     pub overflow: Vec<OverflowRule>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
@@ -161,7 +159,6 @@ impl Default for Options {
             auth: Auth::default(),
             accounts: Accounts::default(),
             trust: None,
-            mappings: Vec::new(),
             overflow: Vec::new(),
             tls: None,
             allow_non_tls: false,

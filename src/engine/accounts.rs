@@ -10,7 +10,7 @@ use super::ShardId;
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
-use super::overflow::Overflow;
+use super::mapping::Mappings;
 use crate::config::{self, Shared};
 use crate::subject::Table;
 
@@ -68,6 +68,8 @@ pub(super) struct Account {
     /// What it is like; none while it is not configured.
     config: Option<Rc<config::Account>>,
     pub(super) interest: Interest,
+    /// What subjects become that its connections publish to.
+    pub(super) mappings: Option<Mappings>,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
     /// The same of other shards, as they have told, if their number is limited.
@@ -104,15 +106,13 @@ pub(super) struct Accounts {
     all: Vec<Account>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
-    /// What becomes of messages for those who are behind, in all accounts.
-    overflow: Option<Rc<Overflow>>,
     seed: u64,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, overflow: None, seed }
+        Self { all: Vec::new(), system: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -120,12 +120,11 @@ impl Accounts {
     pub(super) fn at(&mut self, id: AccountId) -> &mut Account {
         while self.all.len() <= id.index() {
             let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
-            let mut interest = Interest::new(seed);
-            interest.set_overflow(self.overflow.clone());
             self.all.push(Account {
                 name: "".into(),
                 config: None,
-                interest,
+                mappings: None,
+                interest: Interest::new(seed),
                 conns: 0,
                 elsewhere: Vec::new(),
                 slow_consumers: 0,
@@ -135,20 +134,13 @@ impl Accounts {
         &mut self.all[id.index()]
     }
 
-    /// Takes over what becomes of messages for those who are behind.
-    pub(super) fn set_overflow(&mut self, overflow: Option<&Rc<Overflow>>) {
-        self.overflow = overflow.cloned();
-        for account in &mut self.all {
-            account.interest.set_overflow(overflow.cloned());
-        }
-    }
-
     /// Says what an account is like.
     ///
     /// What it exports and imports is in force with the next [`Self::link`].
     pub(super) fn configure(&mut self, id: AccountId, config: Rc<config::Account>) {
         let account = self.at(id);
         account.name = config.name.as_str().into();
+        account.mappings = Mappings::new(&config.mappings, None);
         account.config = Some(config);
     }
 
@@ -157,6 +149,7 @@ impl Accounts {
         for account in &mut self.all {
             account.name = "".into();
             account.config = None;
+            account.mappings = None;
         }
     }
 

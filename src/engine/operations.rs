@@ -10,7 +10,7 @@ use super::mapping::Mapped;
 use super::publish::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
-use super::{AccountId, ConnId, Engine, Reason};
+use super::{ConnId, Engine, Reason};
 use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
 use crate::subject;
 
@@ -518,11 +518,11 @@ impl Engine {
 
     /// What a mapping of its account makes of the subject of a publish.
     fn map(&mut self, id: ConnId, subject: &[u8]) -> Option<Mapped> {
-        let mappings = self.settings.mappings.as_ref()?;
-        let conn = self.conns.get(id)?;
-        if conn.account != AccountId::GLOBAL {
+        if !self.settings.has_mappings {
             return None;
         }
+        let account = self.conns.get(id)?.account;
+        let mappings = self.accounts.at(account).mappings.as_ref()?;
         mappings.map(subject, &mut self.rng)
     }
 

@@ -54,16 +54,21 @@ pub(super) struct Overflow {
 impl Overflow {
     /// None if there are no rules. With what is in flight no policy lets more be pending than
     /// `pending_bytes_max`.
-    pub(super) fn new(rules: &[config::OverflowRule], pending_bytes_max: usize) -> Option<Self> {
+    pub(super) fn new<'a>(
+        rules: impl Iterator<Item = &'a config::OverflowRule>,
+        pending_bytes_max: usize,
+    ) -> Option<Rc<Self>> {
         let mut filters = Table::new();
         let mut policies = Vec::new();
-        for (at, rule) in rules.iter().enumerate() {
-            *filters.entry(rule.filter.as_bytes()) = at;
+        for (at, rule) in rules.enumerate() {
+            // Of two for one filter the first counts, too.
+            let known = filters.get(rule.filter.as_bytes()).copied();
+            *filters.entry(rule.filter.as_bytes()) = known.unwrap_or(at);
             let bytes_max = rule.pending_bytes_max.min(pending_bytes_max / 2);
             let number = u16::try_from(at).unwrap_or(u16::MAX);
             policies.push(Rc::new(Policy { number, kind: rule.kind, bytes_max }));
         }
-        (!policies.is_empty()).then_some(Self { policies, filters })
+        (!policies.is_empty()).then(|| Rc::new(Self { policies, filters }))
     }
 
     /// The policy for a subject: the first of the configuration that matches.

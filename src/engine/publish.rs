@@ -82,7 +82,7 @@ impl<'a> Run<'a> {
     /// to `wire`.
     pub(super) fn renamed<'b>(&'b self, subject: &'b [u8], wire: &'b mut Vec<u8>) -> Run<'b> {
         let write = |message: &Message<'_>| {
-            encode::publish(wire, &Publish { subject, ..message.publish });
+            encode::publish_again(wire, &Publish { subject, ..message.publish });
             wire.len()
         };
         let ends: Vec<usize> = self.messages.iter().map(write).collect();

@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Conn, Peer, User};
-use super::mapping::Mappings;
 use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
@@ -54,10 +53,10 @@ pub struct Settings {
     pub(super) closed_conns_max: usize,
     /// Log every operation.
     pub(super) tracing: Option<Tracing>,
-    /// What published subjects become.
-    pub(super) mappings: Option<Mappings>,
-    /// Of which subjects slow clients miss messages.
-    pub(super) overflow: Option<Rc<Overflow>>,
+    /// Some accounts have mappings.
+    pub(super) has_mappings: bool,
+    /// Of which subjects slow clients of any account miss messages.
+    overflow: Vec<config::OverflowRule>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -149,9 +148,8 @@ impl Settings {
             memory_bytes_max,
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             tracing: Tracing::new(&options.log),
-            mappings: Mappings::new(&options.mappings, None),
-            overflow: Overflow::new(&options.overflow, options.limits.pending_bytes_max)
-                .map(Rc::new),
+            has_mappings: options.accounts.list.iter().any(|account| !account.mappings.is_empty()),
+            overflow: options.overflow.clone(),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
@@ -191,8 +189,10 @@ impl Settings {
         accounts.retire();
         for (id, account) in &self.accounts {
             accounts.configure(*id, Rc::clone(account));
+            let rules = account.overflow.iter().chain(&self.overflow);
+            let account = accounts.at(*id);
+            account.interest.set_overflow(Overflow::new(rules, self.limits.pending_bytes_max));
         }
-        accounts.set_overflow(self.overflow.as_ref());
         accounts.system = self.system;
         accounts.link(&self.info.server_id);
     }

@@ -39,8 +39,8 @@ pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, subject: &[u8], sid: &[u8]) 
     append(out, &[name, subject, b" ", sid, b" "]);
 }
 
-/// Appends a publish as a client would write it.
-pub fn publish(out: &mut Vec<u8>, message: &Publish<'_>) {
+/// Appends a publish as its client wrote it, but for blanks and the subject.
+pub fn publish_again(out: &mut Vec<u8>, message: &Publish<'_>) {
     let name: &[u8] = if message.header.is_some() { b"HPUB " } else { b"PUB " };
     append(out, &[name, message.subject, b" "]);
     if let Some(reply) = message.reply {

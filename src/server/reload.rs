@@ -119,9 +119,6 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     if old.overflow != new.overflow {
         changes.push("overflow".to_owned());
     }
-    if old.mappings != new.mappings {
-        changes.push("mappings".to_owned());
-    }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());
     }
