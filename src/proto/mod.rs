@@ -9,6 +9,7 @@
 pub mod connect;
 pub mod encode;
 pub mod parse;
+pub mod route;
 
 use std::fmt;
 
