@@ -238,7 +238,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
-    Key(&["cluster"], Refuse(&missing::CLUSTER)),
+    Key(&["cluster"], Set(super::cluster::bind)),
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
@@ -470,6 +470,7 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         let reason = "https needs a certificate: name cert_file and key_file in a block tls";
         return Err(StartError::new(reason));
     }
+    super::cluster::check(options)?;
     let refuse = |reason: String| Err(StartError::new(reason));
     if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
         return refuse(format!("server name \"{name}\" cannot contain spaces"));
@@ -721,7 +722,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in ["accounts {}", "cluster { port: 1 }", "operator: x", "trusted_keys: x"] {
+        for text in ["accounts {}", "cluster { permissions {} }", "operator: x", "trusted_keys: x"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
         let other = "authorization { users: [{user: a, allowed_connection_types: [WEBSOCKET]}] }";

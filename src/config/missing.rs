@@ -50,43 +50,9 @@ pub(super) static ANY: Block = Block { keys: &[], blocks: &[], each: None };
 pub(super) static ACCOUNTS: Block = Block { keys: &[], blocks: &[], each: Some(&ACCOUNT) };
 
 /// `permissions` of a cluster
-static IMPORTS: Block = Block {
+pub(super) static IMPORTS: Block = Block {
     keys: &["import", "export", "publish", "subscribe", "pub", "sub"],
     blocks: &[],
-    each: None,
-};
-
-/// `cluster`
-pub(super) static CLUSTER: Block = Block {
-    keys: &[
-        "accounts",
-        "advertise",
-        "authorization",
-        "cluster_advertise",
-        "compression",
-        "connect_backoff",
-        "connect_retries",
-        "host",
-        "listen",
-        "name",
-        "net",
-        "no_advertise",
-        "permissions",
-        "ping_interval",
-        "ping_max",
-        "pool_size",
-        "port",
-        "routes",
-        "tls",
-        "write_deadline",
-        "write_timeout",
-    ],
-    blocks: &[
-        ("authorization", &LOGINS),
-        ("compression", &COMPRESSION),
-        ("tls", &TLS),
-        ("permissions", &IMPORTS),
-    ],
     each: None,
 };
 
@@ -387,7 +353,7 @@ pub(super) static TLS: Block = Block {
 };
 
 /// `compression`
-static COMPRESSION: Block =
+pub(super) static COMPRESSION: Block =
     Block { keys: &["mode", "rtt_thresholds", "thresholds"], blocks: &[], each: None };
 
 /// `authorization` of a cluster

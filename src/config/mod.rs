@@ -9,6 +9,7 @@
 pub mod args;
 pub mod auth;
 mod bind;
+pub mod cluster;
 mod duration;
 mod field;
 pub mod file;
@@ -24,6 +25,7 @@ use sha2::{Digest, Sha256};
 use crate::uring::Tier;
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+pub use cluster::{Cluster, RouteUrl};
 pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
@@ -82,6 +84,8 @@ pub struct Options {
     pub lame_duck_grace_ms: u64,
     /// Who may connect, and do what.
     pub auth: Auth,
+    /// The cluster it is part of.
+    pub cluster: Cluster,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -124,6 +128,7 @@ impl Default for Options {
             lame_duck_duration_ms: 120_000,
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
+            cluster: Cluster::default(),
             tls: None,
             allow_non_tls: false,
             http: None,

@@ -1,4 +1,4 @@
-//! One client connection: how far it has come, what it asked for, what it is owed.
+//! One connection: how far it has come, what it asked for, what it is owed.
 
 #![forbid(unsafe_code)]
 
@@ -9,10 +9,12 @@ use hashbrown::HashTable;
 use super::interest::SubKey;
 use super::outbox::Outbox;
 use super::permissions::{Checks, Permissions};
+use super::route::Route;
 use super::secure::Secure;
 use super::timers::NEVER;
-use super::{AccountId, ConnId, ShardSet};
+use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::certificate;
+use crate::config::Limits;
 use crate::proto::Connect;
 
 /// How long an error may take to reach its client before the connection is closed over it.
@@ -82,6 +84,8 @@ pub(super) struct Conn {
     /// Who it is if what it has shown holds, which is being checked elsewhere.
     pub(super) claim: Option<Claim>,
     pub(super) checks: Option<Box<Checks>>,
+    /// There if it is a route and no client.
+    pub(super) route: Option<Box<Route>>,
     /// There if the connection has TLS, or may yet.
     pub(super) secure: Option<Box<Secure>>,
     /// Whom its certificate is for, where that decides.
@@ -172,6 +176,7 @@ impl Conn {
             user: None,
             claim: None,
             checks: None,
+            route: None,
             secure: None,
             cert_names: None,
             informed: false,
@@ -213,6 +218,16 @@ impl Conn {
         self.phase == Phase::Open
     }
 
+    /// What it is called in the log.
+    pub(super) fn noun(&self) -> &'static str {
+        if self.route.is_some() { "Router" } else { "Client" }
+    }
+
+    /// With more than this unsent it is a slow consumer, in bytes.
+    pub(super) fn pending_bytes_max(&self, limits: &Limits) -> usize {
+        self.route.as_ref().map_or(limits.pending_bytes_max, |route| route.pending_bytes_max)
+    }
+
     pub(super) fn permissions(&self) -> Option<&Permissions> {
         self.user.as_ref().and_then(|user| user.permissions.as_ref())
     }
@@ -224,13 +239,23 @@ impl Conn {
         self.plain = self.is_open() && self.connect.echo && !checked;
     }
 
+    /// Says that it ends, and why.
+    pub(super) fn log_end(&self, reason: Reason) {
+        let (label, noun, reason) = (self.label(), self.noun(), reason.text());
+        match self.route {
+            Some(_) => tracing::info!("{label} - {noun} connection closed: {reason}"),
+            None => tracing::debug!("{label} - {noun} connection closed: {reason}"),
+        }
+    }
+
     /// Its name in the log, as nats-server writes it.
     pub(super) fn label(&self) -> String {
         let Peer { cid, ip, port } = &self.peer;
+        let kind = if self.route.is_some() { "rid" } else { "cid" };
         let mut label = if ip.contains(':') {
-            format!("[{ip}]:{port} - cid:{cid}")
+            format!("[{ip}]:{port} - {kind}:{cid}")
         } else {
-            format!("{ip}:{port} - cid:{cid}")
+            format!("{ip}:{port} - {kind}:{cid}")
         };
         if self.connected {
             let connect = &self.connect;

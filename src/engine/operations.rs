@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::conn::{Claim, User};
-use super::interest::{Sub, SubKey};
+use super::interest::{Side, Sub, SubKey};
 use super::publish::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
@@ -90,6 +90,9 @@ impl Engine {
     /// Handles all whole operations. Returns how many bytes they took; all of them when the
     /// connection is at its end.
     fn consume(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        if self.is_route(id) {
+            return self.consume_route(id, bytes);
+        }
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         let used = self.consume_with(&mut run, id, bytes);
         self.spare_run = Run::reusing(run);
@@ -239,10 +242,11 @@ impl Engine {
         let Some(Claim { user, again }) = conn.claim.take() else { return };
         let rest = std::mem::take(&mut conn.partial);
         conn.need_bytes = 0;
-        if holds {
-            self.admit(id, user, again);
-        } else {
-            self.refuse_login(id);
+        let is_route = conn.route.is_some();
+        match (holds, is_route) {
+            (true, true) => {}
+            (true, false) => self.admit(id, user, again),
+            (false, _) => self.refuse_login(id),
         }
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
@@ -306,7 +310,7 @@ impl Engine {
         }
     }
 
-    fn on_pong(&mut self, id: ConnId) {
+    pub(super) fn on_pong(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.timing.pings_out > 0 {
             conn.timing.rtt = self.now.saturating_sub(conn.timing.ping_sent);
@@ -360,11 +364,14 @@ impl Engine {
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
         conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
-        let announce = self.accounts[account.index()].add(key, &mut self.subs);
-        match announce {
-            Some(announce) => self.announce(id, account, (subject, queue), announce),
+        let change = self.accounts[account.index()].add(key, &mut self.subs);
+        match change.announce {
+            Some(members) => self.announce(id, account, Side::Clients, (subject, queue), members),
             // What another connection has announced need not be in force yet.
             None => conn.staged_epoch = conn.staged_epoch.max(self.announced_epoch),
+        }
+        if let Some(members) = change.tell {
+            self.tell_routes(account, (subject, queue), members);
         }
     }
 
@@ -500,7 +507,7 @@ impl Engine {
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
-        for id in self.conns.ids() {
+        for id in self.conns.client_ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
         }
@@ -554,7 +561,7 @@ impl Engine {
 
     /// Closes the connections with numbers up to `cid_max`: there are too many.
     pub fn shed(&mut self, cid_max: u64) {
-        for id in self.conns.ids() {
+        for id in self.conns.client_ids() {
             let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else { continue };
             if conn.peer.cid <= cid_max {
                 tracing::error!("{} - maximum connections exceeded", conn.label());

@@ -12,10 +12,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
+use super::interest::{Member, NO_MAX, QueueTargets, Remote, SidGroup, Targets};
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
+use super::relay::{RoutePick, draw_route};
 use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
+use crate::proto::route::{self, RouteOp, RouteParsed};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 use crate::segment::Segment;
 
@@ -87,15 +89,23 @@ impl<'a> Run<'a> {
         self
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.messages.len()
+    }
+
+    pub(super) fn wire_bytes(&self) -> usize {
+        self.wire_bytes
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.payload_bytes
     }
 
     pub(super) fn publishes(&self) -> impl Iterator<Item = &Publish<'a>> {
         self.messages.iter().map(|message| &message.publish)
     }
 
-    fn subject(&self) -> &'a [u8] {
+    pub(super) fn subject(&self) -> &'a [u8] {
         self.messages.first().map_or(b"", |message| message.publish.subject)
     }
 
@@ -142,13 +152,15 @@ impl<'a> Run<'a> {
 
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
-struct Source {
-    account: AccountId,
-    publisher: Publisher,
+pub(super) struct Source {
+    pub(super) account: AccountId,
+    pub(super) publisher: Publisher,
     /// Whether the publisher gets its own messages.
-    echo: bool,
+    pub(super) echo: bool,
+    /// It came from another server: only clients of this one get it.
+    pub(super) routed: bool,
     /// Shards that could not place a queue message of this run.
-    visited: ShardSet,
+    pub(super) visited: ShardSet,
 }
 
 /// How many of those a run was delivered to here have a long backlog.
@@ -169,19 +181,41 @@ impl Engine {
         self.stats.in_bytes += run.payload_bytes as u64;
         let publisher = Publisher { shard: self.shard, conn: from };
         let (account, echo) = (conn.account, conn.connect.echo);
-        let source = Source { account, publisher, echo, visited: ShardSet::default() };
+        let source =
+            Source { account, publisher, echo, routed: false, visited: ShardSet::default() };
         let wants_status = conn.connect.no_responders && run.has_reply;
         let targets = self.targets(account, run.subject());
         if wants_status && !self.is_certain(&targets) {
             let mut one = Run::default();
             for message in &run.messages {
-                if !self.deliver(source, one.only(message), &targets) {
+                if !self.deliver(source, one.only(message), &targets, None) {
                     self.no_responders(from, &message.publish);
                 }
             }
         } else if !targets.is_empty() {
-            self.deliver(source, run, &targets);
+            self.deliver(source, run, &targets, None);
         }
+        self.settle_deliveries();
+    }
+
+    /// Handles a run from another server, for one member each of the groups in `queues`, too.
+    pub(super) fn publish_routed(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        queues: &[u8],
+        run: &Run<'_>,
+    ) {
+        let Some(conn) = self.conns.get_mut(from) else { return };
+        conn.traffic.in_msgs += run.len() as u64;
+        conn.traffic.in_bytes += run.payload_bytes as u64;
+        self.stats.routed.in_msgs += run.len() as u64;
+        self.stats.routed.in_bytes += run.payload_bytes as u64;
+        let publisher = Publisher { shard: self.shard, conn: from };
+        let visited = ShardSet::default();
+        let source = Source { account, publisher, echo: true, routed: true, visited };
+        let targets = self.targets(account, run.subject());
+        self.deliver(source, run, &targets, Some(queues));
         self.settle_deliveries();
     }
 
@@ -194,29 +228,48 @@ impl Engine {
         };
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         let mut rest: &[u8] = &record.wire;
-        while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
+        let RunRecord { account, publisher, echo, routed, visited, arrived, .. } = *record;
+        let next = |rest| match routed {
+            false => match proto::parse(rest, &limits) {
+                Ok(Parsed::Op { op: Op::Pub(publish), used }) => Some((publish, used)),
+                _ => None,
+            },
+            true => match route::parse(rest, usize::MAX) {
+                Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) => {
+                    Some((publish, used))
+                }
+                _ => None,
+            },
+        };
+        while let Some((publish, used)) = next(rest) {
             run.push(publish, &rest[..used]);
             rest = &rest[used..];
         }
         assert!(rest.is_empty(), "only whole publishes travel between shards");
-        let RunRecord { account, publisher, echo, visited, arrived, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, arrived);
-        let source = Source { account, publisher, echo, visited };
+        let source = Source { account, publisher, echo, routed, visited };
         let targets = self.targets(account, run.subject());
+        let mut routes: &[u32] = &[];
         if record.plain {
             self.deliver_plain(source, &run, &targets);
+            routes = if routed { &[] } else { &targets.routes };
         }
         let mut one = Run::default();
+        let mut route_picks = Vec::new();
         for pick in &record.picks {
-            let group = targets.queues.iter().find(|group| *group.name == *pick.group);
+            let group = targets.queues.iter().position(|group| *group.name == *pick.group);
             for &at in &pick.messages {
                 let one = one.only(&run.messages[at as usize]);
-                let placed = group.is_some_and(|group| self.deliver_to_one(source, one, group));
-                if !placed {
-                    self.forward(source, one, group);
+                let placed = group.and_then(|group| {
+                    self.place(source, one, (group, &targets.queues[group]), at)
+                });
+                match placed {
+                    Some(route_pick) => route_picks.extend(route_pick),
+                    None => self.forward(source, one, group.map(|group| &targets.queues[group])),
                 }
             }
         }
+        self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
         self.settle_deliveries();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
@@ -231,7 +284,7 @@ impl Engine {
 
     /// Whether somebody gets every message that resolves to `targets`, whatever it is.
     fn is_certain(&self, targets: &Targets) -> bool {
-        !targets.shards.is_empty()
+        targets.has_plain_elsewhere()
             || targets.groups.iter().flat_map(|group| &group.members).any(|member| {
                 self.conns.at(member.conn).is_some_and(|conn| conn.plain)
                     && self.subs[member.sub as usize].max == NO_MAX
@@ -239,17 +292,31 @@ impl Engine {
     }
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
-    fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+    /// Queue groups are served if they are in `named`, where there is such a list.
+    fn deliver(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        targets: &Targets,
+        named: Option<&[u8]>,
+    ) -> bool {
         let mut reached = self.deliver_plain(source, run, targets);
-        let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
-        for group in &targets.queues {
-            reached |= self.deliver_to_group(source, run, group, &mut picks);
+        let mut picks = Picks::default();
+        for (at, group) in targets.queues.iter().enumerate() {
+            if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
+            {
+                reached |= self.deliver_to_group(source, run, (at, group), &mut picks);
+            }
         }
-        if !targets.shards.is_empty() || !picks.is_empty() {
+        let (mut shards, mut routes): (_, &[u32]) = (targets.shards, &[]);
+        if !source.routed {
+            (shards, routes) = (shards.union(targets.routers), &targets.routes);
+        }
+        if !shards.is_empty() || !picks.shards.is_empty() {
             reached = true;
-            self.stage_run(source, run, targets.shards, picks);
+            self.stage_run(source, run, shards, picks.shards);
         }
-        reached
+        reached | self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes)
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
@@ -378,33 +445,64 @@ impl Engine {
         }
     }
 
-    /// Gives each message of the run to one member of the group, here or on another shard.
+    /// Gives each message of the run to one member of the group: here, on another shard, or
+    /// behind a route.
     fn deliver_to_group(
         &mut self,
         source: Source,
         run: &Run<'_>,
-        group: &QueueTargets,
-        picks: &mut SmallVec<[(ShardId, Pick); 2]>,
+        (number, group): (usize, &QueueTargets),
+        picks: &mut Picks,
     ) -> bool {
         let mut reached = false;
-        let remote: u64 = group.remote.iter().map(|(_, members)| u64::from(*members)).sum();
+        let remote: u64 = group.remote.iter().map(|remote| remote.members(source.routed)).sum();
+        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
+        let elsewhere = remote + behind_routes;
         let mut one = Run::default();
         for (at, message) in run.messages.iter().enumerate() {
-            let all = group.local.len() as u64 + remote;
+            let all = group.local.len() as u64 + elsewhere;
             let pick = self.rng.u64(..all.max(1));
             let local = pick < group.local.len() as u64
                 && self.deliver_to_one(source, one.only(message), group);
             if local {
                 reached = true;
-            } else if remote > 0 {
+            } else if elsewhere > 0 {
                 // With `pick` beyond the local members it is uniform over the remote ones; where
                 // no local member could take the message it is drawn anew.
-                let Some(shard) = self.draw(&group.remote, ShardSet::default()) else { continue };
                 reached = true;
-                add_pick(picks, shard, &group.name, at);
+                if behind_routes > 0 && self.rng.u64(..elsewhere) < behind_routes {
+                    let route = draw_route(&mut self.rng, &group.routes);
+                    picks.routes.push(RoutePick { route, group: index(number), at: index(at) });
+                    continue;
+                }
+                let Some(shard) = self.draw(source, &group.remote) else { continue };
+                add_pick(&mut picks.shards, shard, &group.name, at);
             }
         }
         reached
+    }
+
+    /// Gives a message that was sent here for a group to a local member of it, or to a route:
+    /// that is for the caller to carry out. `None` if nobody here can take it.
+    #[expect(clippy::option_option, reason = "it is placed, perhaps on a route; or it is not")]
+    fn place(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        (number, group): (usize, &QueueTargets),
+        at: u32,
+    ) -> Option<Option<RoutePick>> {
+        let local = group.local.len() as u64;
+        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
+        let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
+        if prefers_local && self.deliver_to_one(source, one, group) {
+            return Some(None);
+        }
+        if behind_routes > 0 {
+            let route = draw_route(&mut self.rng, &group.routes);
+            return Some(Some(RoutePick { route, group: index(number), at }));
+        }
+        None
     }
 
     /// Gives a message to one local member: a random one, or the next that can take it.
@@ -437,28 +535,29 @@ impl Engine {
     /// The members picked here are gone or cannot take the message: another shard may.
     fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<&QueueTargets>) {
         let visited = source.visited.with(self.shard);
-        let shard = group.and_then(|group| self.draw(&group.remote, visited));
+        let source = Source { visited, ..source };
+        let shard = group.and_then(|group| self.draw(source, &group.remote));
         let (Some(shard), Some(group)) = (shard, group) else {
             self.stats.queue_msgs_lost += 1;
             return;
         };
         let mut picks = SmallVec::new();
         add_pick(&mut picks, shard, &group.name, 0);
-        self.stage_run(Source { visited, ..source }, one, ShardSet::default(), picks);
+        self.stage_run(source, one, ShardSet::default(), picks);
     }
 
-    /// A shard that is not in `visited`, at random by its number of members.
-    fn draw(&mut self, members: &[(ShardId, u32)], visited: ShardSet) -> Option<ShardId> {
-        let open = || members.iter().filter(|(shard, _)| !visited.contains(*shard));
-        let all: u64 = open().map(|(_, members)| u64::from(*members)).sum();
+    /// A shard that was not visited, at random by its number of members.
+    fn draw(&mut self, source: Source, members: &[Remote]) -> Option<ShardId> {
+        let open = || members.iter().filter(|remote| !source.visited.contains(remote.shard));
+        let all: u64 = open().map(|remote| remote.members(source.routed)).sum();
         if all == 0 {
             return None;
         }
         let mut pick = self.rng.u64(..all);
-        for (shard, members) in open() {
-            match pick.checked_sub(u64::from(*members)) {
+        for remote in open() {
+            match pick.checked_sub(remote.members(source.routed)) {
                 Some(rest) => pick = rest,
-                None => return Some(*shard),
+                None => return Some(remote.shard),
             }
         }
         None
@@ -472,15 +571,24 @@ impl Engine {
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, visited } = source;
+        let Source { account, publisher, echo, routed, visited } = source;
         let arrived = self.arrived;
         let mut whole: Option<Bytes> = None;
         for shard in plain.iter() {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            let record =
-                RunRecord { account, publisher, echo, visited, arrived, wire, plain: true, picks };
+            let record = RunRecord {
+                account,
+                publisher,
+                echo,
+                routed,
+                visited,
+                arrived,
+                wire,
+                plain: true,
+                picks,
+            };
             self.stage(shard, Record::Run(Box::new(record)));
         }
         while let Some((shard, _)) = picks.first() {
@@ -497,8 +605,17 @@ impl Engine {
                 }
             }
             let wire = Bytes::from(wire);
-            let record =
-                RunRecord { account, publisher, echo, visited, arrived, wire, plain: false, picks };
+            let record = RunRecord {
+                account,
+                publisher,
+                echo,
+                routed,
+                visited,
+                arrived,
+                wire,
+                plain: false,
+                picks,
+            };
             self.stage(shard, Record::Run(Box::new(record)));
         }
     }
@@ -516,6 +633,13 @@ impl Engine {
         // It shows that the subscription is known, and somebody may rely on that elsewhere.
         self.confirm(from, |out| encode::no_responders(out, reply, &sid, request.subject));
     }
+}
+
+/// Where the queue messages of a run go that do not stay here.
+#[derive(Debug, Default)]
+struct Picks {
+    shards: SmallVec<[(ShardId, Pick); 2]>,
+    routes: Vec<RoutePick>,
 }
 
 /// How a run gets into an outbox.
@@ -591,7 +715,7 @@ fn render_tails(run: &Run<'_>, headers: bool, spares: &mut Spares) -> (Segment, 
 }
 
 fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: usize) {
-    let at = u32::try_from(at).unwrap_or(u32::MAX);
+    let at = index(at);
     let known = picks.iter_mut().find(|(to, pick)| *to == shard && *pick.group == *group);
     match known {
         Some((_, pick)) => pick.messages.push(at),
@@ -610,4 +734,9 @@ fn take_picks(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId) -> Vec
         false
     });
     taken
+}
+
+/// A place in a run or in a list of groups; both are far shorter than this can count.
+fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }

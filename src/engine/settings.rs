@@ -8,9 +8,11 @@ use std::rc::Rc;
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
+use super::route::Cluster;
 use super::trace::Tracing;
 use crate::certificate;
-use crate::config::{Limits, Options, Secret, Tls};
+use crate::config::{Limits, Options, RouteUrl, Secret, Tls};
+use crate::proto::route::RouteInfo;
 use crate::proto::{Connect, Info};
 
 /// Who this server is, decided at its start.
@@ -24,6 +26,33 @@ pub struct Identity {
     pub port: u16,
     /// Makes what clients with nkeys have to sign.
     pub nonces: NonceKey,
+    /// There if this server can be part of a cluster.
+    pub cluster: Option<ClusterIdentity>,
+}
+
+/// What else it is as a member of a cluster.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterIdentity {
+    /// The cluster's name.
+    pub name: String,
+    /// The name was made up.
+    pub is_dynamic: bool,
+    /// The port where it really listens for routes.
+    pub port: u16,
+    /// `host:port` where its clients may connect.
+    pub urls: Vec<String>,
+}
+
+/// What an engine has to know of the cluster's configuration.
+#[derive(Debug)]
+pub(super) struct RouteSettings {
+    /// What this server says of itself, but for the cluster's name.
+    pub(super) info: RouteInfo,
+    pub(super) user: Option<String>,
+    pub(super) pass: Option<Secret>,
+    pub(super) auth_timeout_ns: u64,
+    pub(super) ping_interval_ns: u64,
+    pub(super) ping_max: u32,
 }
 
 /// What an engine has to know of the configuration.
@@ -45,13 +74,14 @@ pub struct Settings {
     pub(super) tls: Option<Tls>,
     /// They may also go without.
     pub(super) allow_non_tls: bool,
+    pub(super) route: RouteSettings,
     nonces: NonceKey,
     /// Some users have nkeys.
     has_nkeys: bool,
     users: HashMap<String, Login>,
     token: Option<Secret>,
     guest: Option<Rc<User>>,
-    nobody: Rc<User>,
+    pub(super) nobody: Rc<User>,
     info: Info,
 }
 
@@ -112,6 +142,7 @@ impl Settings {
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
+            route: route_settings(options, identity),
             nonces: identity.nonces.clone(),
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             users,
@@ -220,8 +251,21 @@ impl Settings {
     }
 
     /// The INFO for one client, as JSON.
-    pub(super) fn info(&self, peer: &Peer, lame_duck: bool, after_connect: bool) -> String {
+    pub(super) fn info(
+        &self,
+        peer: &Peer,
+        cluster: &Cluster,
+        lame_duck: bool,
+        after_connect: bool,
+    ) -> String {
         let mut info = self.info.clone();
+        if let Some(name) = &cluster.name {
+            (info.cluster, info.cluster_dynamic) = (Some(name.clone()), cluster.is_dynamic);
+            if lame_duck {
+                info.connect_urls.clear();
+            }
+            info.connect_urls.extend(cluster.urls.iter().cloned());
+        }
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
@@ -261,6 +305,52 @@ fn info(options: &Options, identity: &Identity) -> Info {
         tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
         auth_required: auth.is_required() && auth.no_auth_user.is_none(),
         max_payload: options.limits.payload_bytes_max,
+        connect_urls: urls(options, identity),
         ..Info::default()
+    }
+}
+
+/// Where clients may connect, as far as others are to know.
+fn urls(options: &Options, identity: &Identity) -> Vec<String> {
+    let cluster = identity.cluster.as_ref().filter(|_| !options.cluster.no_advertise);
+    cluster.map(|cluster| cluster.urls.clone()).unwrap_or_default()
+}
+
+fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
+    let cluster = &options.cluster;
+    let mut host = cluster.host.clone();
+    let mut port = identity.cluster.as_ref().map_or(0, |cluster| i32::from(cluster.port));
+    let mut ip = String::new();
+    if let Some(advertise) = &cluster.advertise {
+        // A port may be missing, and a scheme is.
+        if let Ok(url) = RouteUrl::parse(&format!("nats-route://{advertise}")) {
+            let has_port = advertise.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
+            (host, port) = (url.host, if has_port { i32::from(url.port) } else { port });
+            let shown = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            ip = format!("nats-route://{shown}:{port}/");
+        }
+    }
+    let info = RouteInfo {
+        server_id: identity.id.clone(),
+        server_name: identity.name.clone(),
+        version: crate::NATS_VERSION.to_owned(),
+        proto: 1,
+        host,
+        port,
+        ip,
+        headers: !options.no_header_support,
+        auth_required: cluster.user.is_some(),
+        max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
+        connect_urls: urls(options, identity),
+        shardcast: true,
+        ..RouteInfo::default()
+    };
+    RouteSettings {
+        info,
+        user: cluster.user.clone(),
+        pass: cluster.user.as_ref().map(|_| cluster.password.clone()),
+        auth_timeout_ns: cluster.timeout_ms.saturating_mul(NS_PER_MS),
+        ping_interval_ns: cluster.ping_interval_ms.saturating_mul(NS_PER_MS),
+        ping_max: cluster.ping_max,
     }
 }

@@ -122,8 +122,8 @@ impl Engine {
     /// The open connections from slot `from` on, as far as one page goes.
     pub fn conns_page(&self, from: u64) -> Page<ConnSnapshot> {
         page(from, self.conns.0.len() as u64, |slot| {
-            let conn = self.conns.at(u32::try_from(slot).ok()?).filter(|conn| conn.is_open())?;
-            Some(of_conn(conn))
+            let conn = self.conns.at(u32::try_from(slot).ok()?)?;
+            (conn.is_open() && conn.route.is_none()).then(|| of_conn(conn))
         })
     }
 

@@ -26,6 +26,11 @@ pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
     listen(host, port, "Error listening on port")
 }
 
+/// The same for other servers.
+pub fn bind_cluster(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    listen(host, port, "Error listening on router port")
+}
+
 /// The same for the monitoring.
 pub fn bind_monitor(host: &str, port: u16) -> Result<TcpListener, StartError> {
     listen(host, port, "Can't start monitoring: can't listen to the monitor port")

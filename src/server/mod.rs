@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 pub mod files;
 pub mod listen;
 pub mod log;
@@ -37,6 +38,7 @@ use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
 use crate::shard::Outcome;
+use cluster::Cluster;
 use files::PortsFile;
 use log::{FATAL, Log};
 use monitor::{Change, Monitor};
@@ -66,6 +68,21 @@ pub struct Identity {
     pub port: u16,
     /// Where the monitoring listens.
     pub http: Option<Endpoint>,
+    /// What it is as a member of a cluster.
+    pub cluster: Option<ClusterIdentity>,
+}
+
+/// What a member of a cluster is called, and where it listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterIdentity {
+    /// The cluster's name.
+    pub name: String,
+    /// The name was made up.
+    pub is_dynamic: bool,
+    /// The port for routes; never 0.
+    pub port: u16,
+    /// `host:port` where clients may connect.
+    pub urls: Vec<String>,
 }
 
 /// Where something listens.
@@ -85,7 +102,14 @@ impl Identity {
         // As many bytes as this come whole, and at once since the machine has started.
         let _ = rustix::rand::getrandom(&mut secret, GetRandomFlags::empty());
         let nonces = engine::NonceKey::new(secret);
-        engine::Identity { id: self.id.clone(), name: self.name.clone(), port: self.port, nonces }
+        let cluster = self.cluster.as_ref().map(|cluster| engine::ClusterIdentity {
+            name: cluster.name.clone(),
+            is_dynamic: cluster.is_dynamic,
+            port: cluster.port,
+            urls: cluster.urls.clone(),
+        });
+        let (id, name) = (self.id.clone(), self.name.clone());
+        engine::Identity { id, name, port: self.port, nonces, cluster }
     }
 }
 
@@ -178,7 +202,10 @@ fn serve(
     let signals = signals::listen()?;
     let listener = listen::bind(&options.host, options.port)?;
     let http_listener = bind_monitor(&options)?;
-    let identity = Arc::new(identify(&options, program, &listener, http_listener.as_ref())?);
+    let cluster_listener = cluster::bind(&options)?;
+    let mut identity = identify(&options, program, &listener, http_listener.as_ref())?;
+    identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), identity.port)?;
+    let identity = Arc::new(identity);
     let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);
 
     log_banner(&options, &identity, &placement);
@@ -192,6 +219,7 @@ fn serve(
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let address = listen::host_port(&identity.host, identity.port);
+    let cluster = Cluster::start(cluster_listener, &identity, &options, &shards)?;
     info!("Listening for client connections on {address}");
     info!("Server is ready");
 
@@ -209,6 +237,7 @@ fn serve(
     info!("Initiating Shutdown...");
     let ports_file = running.ports_file.take();
     drop(monitor);
+    drop(cluster);
     shards.stop();
     drop(ports_file);
     info!("Server Exiting..");
@@ -231,7 +260,8 @@ fn identify(
     let http = http.map(|port| Endpoint { host: http_host(options).to_owned(), port, is_tls });
     let id = KeyPair::new_server().public_key();
     let name = options.server_name.clone().unwrap_or_else(|| id.clone());
-    Ok(Identity { program, id, name, host: options.host.clone(), port, http })
+    let host = options.host.clone();
+    Ok(Identity { program, id, name, host, port, http, cluster: None })
 }
 
 /// The monitoring's host; unless it has its own, that of the clients.
@@ -265,6 +295,9 @@ fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
     info!("  Name:     {}", identity.name);
     info!("  ID:       {}", identity.id);
     info!("  Shards:   {placement}");
+    if let Some(cluster) = &identity.cluster {
+        info!("  Cluster:  {}", cluster.name);
+    }
     if options.runtime.spin_us > 0 {
         info!("  Spin:     {} µs", options.runtime.spin_us);
     }

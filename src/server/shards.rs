@@ -14,7 +14,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::proofs::Check;
 use super::{place, proofs};
 use crate::config::{Options, StartError};
-use crate::engine::{self, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot};
+use crate::engine::{
+    self, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot, SHARDS_MAX, ShardId,
+    SubSnapshot,
+};
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
@@ -25,6 +28,8 @@ pub struct Shards {
     addresses: Vec<Address>,
     threads: Vec<JoinHandle<()>>,
     outcomes: Receiver<Outcome>,
+    notices: Receiver<RouteNotice>,
+    started: Instant,
     started_at: DateTime<Utc>,
     tier: Tier,
 }
@@ -67,6 +72,7 @@ struct SharedParts {
     memory_bytes_max: usize,
     started: Instant,
     proofs: Sender<Check>,
+    routes: Sender<RouteNotice>,
 }
 
 impl Shards {
@@ -122,6 +128,8 @@ impl Shards {
         let started_at = Utc::now();
         let (to_check, checks) = unbounded();
         threads.push(proofs::start(checks, addresses.clone())?);
+        let (routes, notices) = unbounded();
+        let started = now();
         let shared = SharedParts {
             addresses: addresses.clone(),
             seats: Arc::new(Seats::new(cpus.len())),
@@ -129,19 +137,25 @@ impl Shards {
             identity: identity.clone(),
             // Half of what there is, for the output of all connections.
             memory_bytes_max: host::memory_bytes(&Tree::default()) / 2 / cpus.len().max(1),
-            started: now(),
+            started,
             proofs: to_check,
+            routes,
         };
         for parts in parts {
             // A shard that is gone by now has reported why.
             let _ = parts.send(shared.clone());
         }
-        Ok(Self { addresses, threads, outcomes, started_at, tier })
+        Ok(Self { addresses, threads, outcomes, notices, started, started_at, tier })
     }
 
     /// What of io_uring is used.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// Where to reach the shards, what they say of routes, and the zero of their times.
+    pub(super) fn for_cluster(&self) -> (Vec<Address>, Receiver<RouteNotice>, Instant) {
+        (self.addresses.clone(), self.notices.clone(), self.started)
     }
 
     /// What the shards come to; disconnected when the last has ended.
@@ -244,6 +258,13 @@ impl Reporter {
         all
     }
 
+    /// The registered routes, in the order of their numbers.
+    pub fn routes(&self, wishes: bool) -> Vec<RouteSnapshot> {
+        let mut routes = self.ask_all(|to| Control::Routes { wishes, to }).concat();
+        routes.sort_by_key(|route| route.rid);
+        routes
+    }
+
     /// Shows each subscription.
     pub fn subs(&self, show: impl FnMut(SubSnapshot)) {
         self.pages(|from, to| Control::Subs { from, to }, show);
@@ -295,6 +316,7 @@ fn grow(seed: Seed) {
         listener: seed.listener,
         seed: fastrand::u64(..),
         proofs: shared.proofs,
+        routes: shared.routes,
     };
     if let Err(error) = Shard::new(parts, reactor).run() {
         // The control thread may be about to end for another reason.
