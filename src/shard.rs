@@ -19,8 +19,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats, LaneFigures,
-    NewRoute, Page, Peer, Proof, RouteNotice, RouteSnapshot, Settings, ShardId, Stats, SubSnapshot,
+    AccountFigures, Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats,
+    LaneFigures, NewRoute, Page, Peer, Proof, RouteNotice, RouteSnapshot, Settings, ShardId, Stats,
+    SubSnapshot,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
@@ -85,6 +86,8 @@ pub enum Control {
     Report(Sender<Report>),
     /// Say how it works.
     Figures(Sender<Figures>),
+    /// Say how the accounts are.
+    Accounts(Sender<Vec<AccountFigures>>),
     /// Show a page of the open connections.
     Conns {
         /// The slot it begins at.
@@ -187,6 +190,8 @@ pub struct Figures {
     pub braked_conns: usize,
     /// How often it had to wake another shard for records or for room.
     pub rings: u64,
+    /// The accounts on it.
+    pub accounts: Vec<AccountFigures>,
     /// Its lanes, each with the shard it goes to.
     pub lanes: Vec<(ShardId, LaneFigures)>,
 }
@@ -552,6 +557,7 @@ impl Shard {
                 // Whoever asked may have given up.
                 Control::Report(to) => drop(to.try_send(self.report())),
                 Control::Figures(to) => drop(to.try_send(self.figures())),
+                Control::Accounts(to) => drop(to.try_send(self.engine.account_figures())),
                 Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
                 Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
                 Control::Routes { wishes, to } => drop(to.try_send(self.engine.routes(wishes))),
@@ -591,6 +597,7 @@ impl Shard {
             output_bytes: self.engine.output_bytes(),
             braked_conns: self.engine.braked_conns(),
             rings: self.mesh.rings(),
+            accounts: self.engine.account_figures(),
             lanes: others.map(lane).collect(),
         }
     }

@@ -78,7 +78,9 @@ struct Target {
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
-    Waiting { until: u64 },
+    Waiting {
+        until: u64,
+    },
     Dialing,
     /// A route has come of it.
     Linked,
@@ -257,8 +259,7 @@ impl Members {
         let Some(link) = self.links.remove(&rid) else { return };
         let peer = link.peer.unwrap_or_default();
         let id = peer.server_id.as_str();
-        let is_connected =
-            !id.is_empty() && self.registered().any(|(_, other)| other.id() == id);
+        let is_connected = !id.is_empty() && self.registered().any(|(_, other)| other.id() == id);
         if let Some(number) = link.target
             && let Some(target) = self.targets.get_mut(&number)
         {
@@ -376,8 +377,7 @@ impl Members {
         }
         let parsed = RouteUrl::parse(&info.ip).ok().or_else(|| {
             let port = u16::try_from(info.port).ok().filter(|port| *port > 0)?;
-            (!info.host.is_empty())
-                .then(|| RouteUrl { host: info.host.clone(), port, login: None })
+            (!info.host.is_empty()).then(|| RouteUrl { host: info.host.clone(), port, login: None })
         });
         let Some(mut url) = parsed else { return };
         let at = (&url.host, url.port);
@@ -396,7 +396,8 @@ impl Members {
         gossip_mode: u8,
     ) {
         // Two servers that hear of each other at once had better not dial at once.
-        let until = if is_explicit { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
+        let until =
+            if is_explicit { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
         let state = State::Waiting { until };
         let target = Target { url, is_explicit, state, attempts: 0, server_id, gossip_mode };
         self.targets.insert(self.next_target, target);

@@ -403,7 +403,7 @@ impl Args {
                 auth.token = None;
                 let password = password.clone().unwrap_or_else(|| Secret::new(""));
                 let name = name.clone();
-                auth.users = vec![User { name, password, has_nkey: false, permissions: None }];
+                auth.users = vec![User { password, ..User::named(name) }];
             }
             (None, Some(_), _) => {
                 return Err(StartError::new("--pass needs --user beside it"));

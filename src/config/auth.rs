@@ -17,7 +17,7 @@ pub struct Auth {
     pub token: Option<Secret>,
     /// The user whom a client without credentials is (none); one of `users`.
     pub no_auth_user: Option<String>,
-    /// What users without permissions of their own may do (none: everything).
+    /// What users of `$G` without permissions of their own may do (none: everything).
     pub default_permissions: Option<Permissions>,
 }
 
@@ -57,6 +57,21 @@ pub struct User {
     pub has_nkey: bool,
     /// What the user may do (none: the default permissions).
     pub permissions: Option<Permissions>,
+    /// The account that the user is in (`$G`).
+    pub account: String,
+}
+
+impl User {
+    /// A user of `$G` with an empty password and all permissions.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            password: Secret::new(""),
+            has_nkey: false,
+            permissions: None,
+            account: super::accounts::GLOBAL.to_owned(),
+        }
+    }
 }
 
 /// A password or token, or its bcrypt hash. Never printed.
@@ -158,8 +173,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_printed() {
-        let (name, password) = ("ann".into(), Secret::new("hush"));
-        let user = User { name, password, has_nkey: false, permissions: None };
+        let user = User { password: Secret::new("hush"), ..User::named("ann") };
         assert!(!format!("{user:?}").contains("hush"));
     }
 

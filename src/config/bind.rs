@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, StartError, Syslog, missing};
+use super::{Options, StartError, Syslog, accounts, missing};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -16,6 +16,7 @@ const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
 pub(super) fn bind(map: &Map, options: &mut Options) -> Result<(), StartError> {
     let mut warnings = Warnings::default();
     bind_map(&[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS], map, options, &mut warnings)?;
+    accounts::settle(options);
     options.warnings.append(&mut warnings.doubtful);
     options.missing.append(&mut warnings.missing);
     Ok(())
@@ -228,8 +229,21 @@ const AUTH: &[Key<Options>] = &[
     Key(&["no_auth_user"], Set(|o, v| v.text().map(|name| o.auth.no_auth_user = Some(name)))),
     Key(&["tls"], Set(|o, v| super::tls::bind(v).map(|tls| o.tls = Some(tls)))),
     Key(&["allow_non_tls"], Set(|o, v| v.boolean().map(|on| o.allow_non_tls = on))),
-    Key(&["accounts"], Refuse(&missing::ACCOUNTS)),
-    Key(&["system_account", "system", "default_sentinel"], Refuse(&missing::ANY)),
+    Key(&["accounts"], Set(accounts::bind)),
+    Key(
+        &["system_account", "system"],
+        Set(|o, v| v.text().map(|name| o.accounts.system = Some(name))),
+    ),
+    Key(
+        &["no_system_account", "no_system", "no_sys_acc"],
+        Set(|o, v| {
+            if v.boolean()? {
+                o.accounts.system = None;
+            }
+            Ok(())
+        }),
+    ),
+    Key(&["default_sentinel"], Refuse(&missing::ANY)),
     Key(&["operator", "operators", "root", "roots"], Refuse(&missing::ANY)),
     Key(&["root_operator", "root_operators"], Refuse(&missing::ANY)),
     Key(&["resolver", "account_resolver", "accounts_resolver"], Refuse(&missing::ANY)),
@@ -248,8 +262,6 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(&["gateway"], Ignore(&missing::GATEWAY)),
     Key(&["mqtt"], Ignore(&missing::MQTT)),
     Key(&["websocket", "ws"], Ignore(&missing::WEBSOCKET)),
-    Key(&["no_system_account"], Ignore(&missing::ANY)),
-    Key(&["no_system", "no_sys_acc"], Ignore(&missing::ANY)),
     Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
     Key(&["no_fast_producer_stall", "server_metadata"], Ignore(&missing::ANY)),
     Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(&missing::ANY)),
@@ -296,14 +308,19 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
         return Err(v.error(reason));
     }
     let single = block.user.map(|name| User {
-        name,
         password: block.password.unwrap_or_else(|| Secret::new("")),
-        has_nkey: false,
-        permissions: None,
+        ..User::named(name)
     });
+    let mut users = std::mem::take(&mut options.auth.users);
+    for user in block.users.unwrap_or_else(|| single.into_iter().collect()) {
+        if users.iter().any(|other| other.name == user.name) {
+            return Err(accounts::duplicate_user(v.value, &user.name));
+        }
+        users.push(user);
+    }
     options.auth = Auth {
         timeout_ms: block.timeout_ms.unwrap_or(Auth::default().timeout_ms),
-        users: block.users.unwrap_or_else(|| single.into_iter().collect()),
+        users,
         token: block.token,
         no_auth_user: options.auth.no_auth_user.take(),
         default_permissions: block.default_permissions,
@@ -311,7 +328,7 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
     Ok(())
 }
 
-fn users(v: &mut Field<'_>) -> Result<Vec<User>, StartError> {
+pub(super) fn users(v: &mut Field<'_>) -> Result<Vec<User>, StartError> {
     let mut users: Vec<User> = Vec::new();
     let mut names = std::collections::HashSet::new();
     let values: Vec<_> = v.list()?.collect();
@@ -352,8 +369,7 @@ fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
 }
 
 fn user(v: &mut Field<'_>) -> Result<User, StartError> {
-    let (name, password) = (String::new(), Secret::new(""));
-    let mut user = User { name, password, has_nkey: false, permissions: None };
+    let mut user = User::named("");
     bind_map(&[USER], v.map()?, &mut user, v.warnings)?;
     if user.name.is_empty() {
         return Err(v.error("a user needs a name, as in {user: ann, password: \"…\"}"));
@@ -392,7 +408,7 @@ const PERMISSIONS: &[Key<Permissions>] = &[
     Key(&["allow_responses", "publish_allow_responses"], Set(allow_responses)),
 ];
 
-fn permissions(v: &mut Field<'_>) -> Result<Permissions, StartError> {
+pub(super) fn permissions(v: &mut Field<'_>) -> Result<Permissions, StartError> {
     let mut permissions = Permissions::default();
     bind_map(&[PERMISSIONS], v.map()?, &mut permissions, v.warnings)?;
     Ok(permissions)
@@ -489,12 +505,15 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         ));
     }
     let auth = &options.auth;
+    if auth.token.is_some() && !auth.users.is_empty() {
+        return refuse("cannot have a token and a users array; keep one".to_owned());
+    }
     if let Some(name) = &auth.no_auth_user
         && !auth.users.iter().any(|user| user.name == *name)
     {
         return refuse(format!("no_auth_user \"{name}\" is not one of the users; add it there"));
     }
-    Ok(())
+    accounts::check(options)
 }
 
 #[cfg(test)]
@@ -722,7 +741,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in ["accounts {}", "cluster { permissions {} }", "operator: x", "trusted_keys: x"] {
+        for text in ["accounts {}", "cluster { permissions {} }", "operator: x", "trusted_keys: x"]
+        {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
         let other = "authorization { users: [{user: a, allowed_connection_types: [WEBSOCKET]}] }";

@@ -148,10 +148,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     ),
     Key(&["host", "net"], Set(|c, v| v.text().map(|host| c.host = host))),
     Key(&["port"], Set(|c, v| v.port().map(|port| c.port = Some(port)))),
-    Key(
-        &["advertise", "cluster_advertise"],
-        Set(|c, v| v.text().map(|at| c.advertise = Some(at))),
-    ),
+    Key(&["advertise", "cluster_advertise"], Set(|c, v| v.text().map(|at| c.advertise = Some(at)))),
     Key(&["no_advertise"], Set(|c, v| v.boolean().map(|no| c.no_advertise = no))),
     Key(&["authorization"], Set(authorization)),
     Key(
@@ -164,9 +161,14 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
             Ok(())
         }),
     ),
-    Key(&["connect_retries"], Set(|c, v| v.size(i32::MAX.unsigned_abs()).map(|n| {
-        c.connect_retries = u32::try_from(n).unwrap_or(u32::MAX);
-    }))),
+    Key(
+        &["connect_retries"],
+        Set(|c, v| {
+            v.size(i32::MAX.unsigned_abs()).map(|n| {
+                c.connect_retries = u32::try_from(n).unwrap_or(u32::MAX);
+            })
+        }),
+    ),
     Key(&["connect_backoff"], Set(|c, v| v.boolean().map(|on| c.connect_backoff = on))),
     Key(
         &["ping_interval"],

@@ -11,8 +11,6 @@ pub(super) struct Block {
     keys: &'static [&'static str],
     /// Blocks within it that are looked into; they are among its keys.
     blocks: &'static [(&'static str, &'static Block)],
-    /// Its keys are names that its writer chose, each with such a block.
-    each: Option<&'static Block>,
 }
 
 impl Block {
@@ -26,14 +24,12 @@ impl Block {
     }
 
     fn check_map(&self, map: &Map) -> Result<(), StartError> {
-        if self.keys.is_empty() && self.each.is_none() {
+        if self.keys.is_empty() {
             return Ok(());
         }
         for entry in map.entries() {
             let key = entry.key.to_ascii_lowercase();
-            if let Some(block) = self.each {
-                block.check(&entry.value)?;
-            } else if let Some((_, block)) = self.blocks.iter().find(|(name, _)| *name == key) {
+            if let Some((_, block)) = self.blocks.iter().find(|(name, _)| *name == key) {
                 block.check(&entry.value)?;
             } else if !self.keys.contains(&key.as_str()) && !entry.is_variable {
                 return Err(unknown(self.keys.iter().copied(), entry));
@@ -44,17 +40,11 @@ impl Block {
 }
 
 /// A value that is no block, or one whose keys are anybody's.
-pub(super) static ANY: Block = Block { keys: &[], blocks: &[], each: None };
-
-/// `accounts`
-pub(super) static ACCOUNTS: Block = Block { keys: &[], blocks: &[], each: Some(&ACCOUNT) };
+pub(super) static ANY: Block = Block { keys: &[], blocks: &[] };
 
 /// `permissions` of a cluster
-pub(super) static IMPORTS: Block = Block {
-    keys: &["import", "export", "publish", "subscribe", "pub", "sub"],
-    blocks: &[],
-    each: None,
-};
+pub(super) static IMPORTS: Block =
+    Block { keys: &["import", "export", "publish", "subscribe", "pub", "sub"], blocks: &[] };
 
 /// `gateway`
 pub(super) static GATEWAY: Block = Block {
@@ -76,12 +66,11 @@ pub(super) static GATEWAY: Block = Block {
         "write_timeout",
     ],
     blocks: &[("authorization", &LOGINS), ("tls", &TLS), ("gateways", &GATEWAY_REMOTE)],
-    each: None,
 };
 
 /// An entry of `gateways`
 static GATEWAY_REMOTE: Block =
-    Block { keys: &["name", "tls", "url", "urls"], blocks: &[("tls", &TLS)], each: None };
+    Block { keys: &["name", "tls", "url", "urls"], blocks: &[("tls", &TLS)] };
 
 /// `leafnodes`
 pub(super) static LEAFNODES: Block = Block {
@@ -111,7 +100,6 @@ pub(super) static LEAFNODES: Block = Block {
         ("tls", &TLS),
         ("remotes", &LEAF_REMOTE),
     ],
-    each: None,
 };
 
 /// An entry of `remotes`
@@ -146,7 +134,6 @@ static LEAF_REMOTE: Block = Block {
         "ws_no_masking",
     ],
     blocks: &[("compression", &COMPRESSION), ("tls", &TLS)],
-    each: None,
 };
 
 /// `websocket`
@@ -175,7 +162,6 @@ pub(super) static WEBSOCKET: Block = Block {
         "user_cookie",
     ],
     blocks: &[("authorization", &LOGIN), ("tls", &TLS)],
-    each: None,
 };
 
 /// `mqtt`
@@ -204,7 +190,6 @@ pub(super) static MQTT: Block = Block {
         "tls",
     ],
     blocks: &[("authorization", &LOGIN), ("tls", &TLS)],
-    each: None,
 };
 
 /// `jetstream`
@@ -242,37 +227,16 @@ pub(super) static JETSTREAM: Block = Block {
         "unique_tag",
     ],
     blocks: &[("limits", &JETSTREAM_LIMITS)],
-    each: None,
 };
 
 /// `limits` of `jetstream`
 static JETSTREAM_LIMITS: Block = Block {
     keys: &["batch", "duplicate_window", "max_ack_pending", "max_ha_assets", "max_request_batch"],
     blocks: &[],
-    each: None,
-};
-
-/// An entry of `accounts`
-static ACCOUNT: Block = Block {
-    keys: &[
-        "default_permissions",
-        "exports",
-        "imports",
-        "jetstream",
-        "limits",
-        "mappings",
-        "maps",
-        "msg_trace",
-        "nkey",
-        "trace_dest",
-        "users",
-    ],
-    blocks: &[("exports", &EXPORT), ("imports", &IMPORT), ("jetstream", &ACCOUNT_JETSTREAM)],
-    each: None,
 };
 
 /// `jetstream` of an account
-static ACCOUNT_JETSTREAM: Block = Block {
+pub(super) static ACCOUNT_JETSTREAM: Block = Block {
     keys: &[
         "cluster_traffic",
         "consumers",
@@ -293,31 +257,6 @@ static ACCOUNT_JETSTREAM: Block = Block {
         "streams",
     ],
     blocks: &[],
-    each: None,
-};
-
-/// An entry of `exports`
-static EXPORT: Block = Block {
-    keys: &[
-        "account_token_position",
-        "accounts",
-        "allow_trace",
-        "latency",
-        "response",
-        "response_threshold",
-        "response_type",
-        "service",
-        "stream",
-    ],
-    blocks: &[],
-    each: None,
-};
-
-/// An entry of `imports`
-static IMPORT: Block = Block {
-    keys: &["allow_trace", "prefix", "service", "share", "stream", "to"],
-    blocks: &[],
-    each: None,
 };
 
 /// `tls`, wherever it stands
@@ -349,12 +288,11 @@ pub(super) static TLS: Block = Block {
         "verify_cert_and_check_known_urls",
     ],
     blocks: &[("handshake_first", &ANY)],
-    each: None,
 };
 
 /// `compression`
 pub(super) static COMPRESSION: Block =
-    Block { keys: &["mode", "rtt_thresholds", "thresholds"], blocks: &[], each: None };
+    Block { keys: &["mode", "rtt_thresholds", "thresholds"], blocks: &[] };
 
 /// `authorization` of a cluster
 static LOGINS: Block = Block {
@@ -374,7 +312,6 @@ static LOGINS: Block = Block {
         "users",
     ],
     blocks: &[],
-    each: None,
 };
 
 /// `authorization` of leafnodes
@@ -391,12 +328,8 @@ static LEAF_LOGINS: Block = Block {
         "users",
     ],
     blocks: &[],
-    each: None,
 };
 
 /// `authorization` of listeners with users of their own
-static LOGIN: Block = Block {
-    keys: &["pass", "password", "timeout", "token", "user", "username"],
-    blocks: &[],
-    each: None,
-};
+static LOGIN: Block =
+    Block { keys: &["pass", "password", "timeout", "token", "user", "username"], blocks: &[] };

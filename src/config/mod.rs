@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod args;
 pub mod auth;
 mod bind;
@@ -23,6 +24,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
+pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
 pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 pub use cluster::{Cluster, RouteUrl};
@@ -86,6 +88,8 @@ pub struct Options {
     pub auth: Auth,
     /// The cluster it is part of.
     pub cluster: Cluster,
+    /// The accounts that users are in.
+    pub accounts: Accounts,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -129,6 +133,7 @@ impl Default for Options {
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
             cluster: Cluster::default(),
+            accounts: Accounts::default(),
             tls: None,
             allow_non_tls: false,
             http: None,

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 
@@ -14,7 +15,7 @@ use super::secure::Secure;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::certificate;
-use crate::config::Limits;
+use crate::config::{self, Limits};
 use crate::proto::Connect;
 
 /// How long an error may take to reach its client before the connection is closed over it.
@@ -62,6 +63,8 @@ pub struct Traffic {
 #[derive(Debug)]
 pub(super) struct User {
     pub(super) name: Option<Box<str>>,
+    pub(super) account: AccountId,
+    pub(super) account_name: Arc<str>,
     pub(super) permissions: Option<Permissions>,
 }
 
@@ -79,6 +82,8 @@ pub(super) struct Conn {
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) account: AccountId,
+    /// It counts as one of the account's.
+    pub(super) seated: bool,
     /// Set once the credentials are good, or none are needed.
     pub(super) user: Option<Rc<User>>,
     /// Who it is if what it has shown holds, which is being checked elsewhere.
@@ -166,6 +171,16 @@ pub(super) struct Timing {
     pub(super) first_ping_sent: bool,
 }
 
+impl Traffic {
+    /// Adds that of another connection or shard.
+    pub fn add(&mut self, other: &Self) {
+        self.in_msgs += other.in_msgs;
+        self.in_bytes += other.in_bytes;
+        self.out_msgs += other.out_msgs;
+        self.out_bytes += other.out_bytes;
+    }
+}
+
 impl Conn {
     pub(super) fn new(id: ConnId, peer: Peer, now: u64) -> Self {
         Self {
@@ -173,6 +188,7 @@ impl Conn {
             peer,
             phase: Phase::Open,
             account: AccountId::GLOBAL,
+            seated: false,
             user: None,
             claim: None,
             checks: None,
@@ -248,6 +264,14 @@ impl Conn {
         }
     }
 
+    /// The name of its account.
+    pub(super) fn account_name(&self) -> Arc<str> {
+        match &self.user {
+            Some(user) => Arc::clone(&user.account_name),
+            None => config::accounts::GLOBAL.into(),
+        }
+    }
+
     /// Its name in the log, as nats-server writes it.
     pub(super) fn label(&self) -> String {
         let Peer { cid, ip, port } = &self.peer;
@@ -270,8 +294,10 @@ impl Conn {
             if !about.is_empty() {
                 label.push_str(&format!(" - \"{}\"", about.join(":")));
             }
-            if let Some(name) = self.user.as_ref().and_then(|user| user.name.as_deref()) {
-                label.push_str(&format!(" - \"$G/user:{name}\""));
+            if let Some(user) = &self.user
+                && let Some(name) = &user.name
+            {
+                label.push_str(&format!(" - \"{}/user:{name}\"", user.account_name));
             }
         }
         label

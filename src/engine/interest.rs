@@ -15,6 +15,7 @@ use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::imports::{Exit, Outlet, answering_shard};
 use super::{ShardId, ShardSet};
 use crate::subject::{Table, first_token, is_literal};
 
@@ -191,16 +192,28 @@ pub(super) struct Targets {
     pub(super) routes: SmallVec<[u32; 4]>,
     /// Other shards with routes to such servers.
     pub(super) routers: ShardSet,
+    /// Where else it goes.
+    pub(super) exits: Vec<Exit>,
+    /// The shard that knows where it goes if it answers a request of another account.
+    pub(super) answering: Option<ShardId>,
 }
 
 impl Targets {
     pub(super) fn is_empty(&self) -> bool {
-        self.members == 0 && self.queues.is_empty() && !self.has_plain_elsewhere()
+        self.members == 0
+            && self.queues.is_empty()
+            && !self.has_plain_elsewhere()
+            && !self.leaves_account()
     }
 
     /// Whether a client's message surely reaches another shard or server.
     pub(super) fn has_plain_elsewhere(&self) -> bool {
         !self.shards.union(self.routers).is_empty() || !self.routes.is_empty()
+    }
+
+    /// Whether it goes anywhere else than to subscriptions of its account.
+    pub(super) fn leaves_account(&self) -> bool {
+        !self.exits.is_empty() || self.answering.is_some()
     }
 
     /// About what it costs to keep this, in bytes.
@@ -214,6 +227,8 @@ impl Targets {
 #[derive(Debug)]
 pub(super) struct Interest {
     table: Table<Filter>,
+    /// Where else messages go, by filter.
+    outlets: Table<Vec<Rc<Outlet>>>,
     cache: Cache,
     stats: InterestStats,
 }
@@ -319,7 +334,8 @@ impl Interest {
     pub(super) fn new(seed: u64) -> Self {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
         let (table, stats) = (Table::with_seed(seed), InterestStats::default());
-        Self { table, cache: Cache::new(hasher), stats }
+        let outlets = Table::with_seed(seed);
+        Self { table, outlets, cache: Cache::new(hasher), stats }
     }
 
     /// Subjects that are cached.
@@ -381,9 +397,7 @@ impl Interest {
                 let announce = (left == 0).then_some(0);
                 Change { announce, tell: (!filter.has_clients()).then_some(0) }
             }
-            Some(name) => {
-                Change { announce: Some(left), tell: Some(filter.queue(name).clients()) }
-            }
+            Some(name) => Change { announce: Some(left), tell: Some(filter.queue(name).clients()) },
         };
         self.tidy_up(&sub.subject);
         (sub, change)
@@ -418,7 +432,11 @@ impl Interest {
                     Side::Clients => &mut filter.shards,
                     Side::Routes => &mut filter.routers,
                 };
-                if members > 0 { set.insert(shard) } else { set.remove(shard) }
+                if members > 0 {
+                    set.insert(shard)
+                } else {
+                    set.remove(shard)
+                }
                 let has_clients = filter.has_clients();
                 (has_clients != had_clients).then_some(u32::from(has_clients))
             }
@@ -477,16 +495,32 @@ impl Interest {
         announce
     }
 
-    /// Everything that clients of this server want, as other servers are told.
+    /// Whether other accounts import what is published to this very filter.
+    pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {
+        let outlets = self.outlets.get(filter);
+        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_stream()))
+    }
+
+    /// Everything that clients of this server want, as other servers are told; also what other
+    /// accounts import.
     pub(super) fn of_clients(&self, mut show: impl FnMut(&[u8], Option<(&[u8], u32)>)) {
+        for (filter, _) in self.outlets.iter().filter(|(filter, _)| self.has_outlet(filter)) {
+            show(filter, None);
+        }
         for (subject, filter) in self.table.iter() {
-            if filter.has_clients() {
+            if filter.has_clients() && !self.has_outlet(subject) {
                 show(subject, None);
             }
             for queue in filter.queues.iter().filter(|queue| queue.clients() > 0) {
                 show(subject, Some((&queue.name, queue.clients())));
             }
         }
+    }
+
+    /// Says where else messages go.
+    pub(super) fn set_outlets(&mut self, outlets: Table<Vec<Rc<Outlet>>>) {
+        self.outlets = outlets;
+        self.cache.clear();
     }
 
     /// Forgets what was resolved: a connection has changed how it takes messages.
@@ -547,6 +581,10 @@ impl Interest {
                 join_queue(&mut targets.queues, queue, subs);
             }
         });
+        self.outlets.for_each_match(subject, |outlets| {
+            targets.exits.extend(outlets.iter().filter_map(|outlet| Exit::of(outlet, subject)));
+        });
+        targets.answering = answering_shard(subject);
         targets
     }
 }

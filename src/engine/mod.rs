@@ -12,8 +12,10 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod conn;
 mod departures;
+mod imports;
 mod interest;
 mod operations;
 mod outbox;
@@ -40,11 +42,15 @@ use crate::config::HandshakeFirst;
 use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
+use accounts::Accounts;
+pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
+use imports::Answers;
+pub use imports::ServerRequest;
 pub use interest::InterestStats;
-use interest::{Interest, Side, Sub, SubKey};
+use interest::{Side, Sub, SubKey};
 use outbox::Spares;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
@@ -118,24 +124,6 @@ pub struct ConnId {
     pub slot: u32,
     /// Counts the lives of the slot.
     pub generation: u32,
-}
-
-/// An account: a world of subjects of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AccountId(u16);
-
-impl AccountId {
-    /// `$G`, where everybody is until accounts can be configured.
-    const GLOBAL: Self = Self(0);
-
-    /// Its name, as servers tell one another.
-    fn name(self) -> &'static [u8] {
-        b"$G"
-    }
-
-    fn index(self) -> usize {
-        usize::from(self.0)
-    }
 }
 
 /// What the shard has to do.
@@ -265,7 +253,7 @@ pub struct Engine {
     open_conns: usize,
     cluster: Cluster,
     subs: Slab<Sub>,
-    accounts: Vec<Interest>,
+    accounts: Accounts,
     spares: Spares,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -295,6 +283,10 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// What is to be checked elsewhere.
     proofs: VecDeque<(ConnId, Proof)>,
+    /// Requests to services of other accounts.
+    answers: Answers,
+    /// Requests to the server itself.
+    server_requests: VecDeque<ServerRequest>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -317,6 +309,8 @@ impl Engine {
         assert!(shards <= SHARDS_MAX, "at most {SHARDS_MAX} shards");
         let mut rng = fastrand::Rng::with_seed(seed);
         let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
+        let mut accounts = Accounts::new(rng.u64(..));
+        settings.configure(&mut accounts);
         Self {
             shard,
             settings,
@@ -325,7 +319,7 @@ impl Engine {
             open_conns: 0,
             cluster: Cluster::default(),
             subs: Slab::new(),
-            accounts: vec![Interest::new(rng.u64(..))],
+            accounts,
             rng,
             spares: Spares::default(),
             timers: Timers::default(),
@@ -338,6 +332,8 @@ impl Engine {
             announced_epoch: 0,
             settled_epoch: 0,
             held: Vec::new(),
+            answers: Answers::new(&hasher),
+            server_requests: VecDeque::new(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
@@ -533,7 +529,7 @@ impl Engine {
             Record::Run(run) => self.on_run(&run),
             Record::Interest(interest) => {
                 let InterestRecord { account, side, filter, queue, members } = *interest;
-                let interest = &mut self.accounts[account.index()];
+                let interest = &mut self.accounts.at(account).interest;
                 let tell = interest.set_remote(from, side, &filter, queue.as_deref(), members);
                 if let Some(members) = tell {
                     self.tell_routes(account, (&filter, queue.as_deref()), members);
@@ -589,19 +585,24 @@ impl Engine {
 
     /// Subjects whose receivers are remembered, over all accounts.
     pub fn cached_subjects(&self) -> usize {
-        self.accounts.iter().map(Interest::cached_subjects).sum()
+        self.accounts.iter().map(|account| account.interest.cached_subjects()).sum()
     }
 
     /// Filters in which any shard is interested, over all accounts.
     pub fn filters(&self) -> usize {
-        self.accounts.iter().map(Interest::filters).sum()
+        self.accounts.iter().map(|account| account.interest.filters()).sum()
     }
 
     /// How often subscriptions came and went, and subjects were looked up, over all accounts.
     pub fn interest_stats(&self) -> InterestStats {
         let mut all = InterestStats::default();
-        self.accounts.iter().for_each(|account| all.add(&account.stats()));
+        self.accounts.iter().for_each(|account| all.add(&account.interest.stats()));
         all
+    }
+
+    /// How each account is that is configured or has connections.
+    pub fn account_figures(&self) -> Vec<AccountFigures> {
+        self.accounts.iter().filter(|account| !account.name.is_empty()).map(Into::into).collect()
     }
 
     /// Counters since the start.
@@ -648,7 +649,6 @@ impl Engine {
                 std::time::Duration::from_nanos(self.settings.write_deadline_ns),
                 bytes
             );
-            self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerDeadline);
         } else if conn.timing.info_due <= self.now {
             conn.timing.info_due = NEVER;
@@ -766,8 +766,9 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.informed = true;
         let lame_duck = self.lame_duck.is_some();
-        let cluster = &self.cluster;
-        let info = self.settings.info(&conn.peer, cluster, lame_duck, after_connect);
+        let account = conn.account_name();
+        let account = after_connect.then_some(&*account);
+        let info = self.settings.info(&conn.peer, &self.cluster, lame_duck, account);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
     }
 
@@ -812,6 +813,10 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return;
         }
+        if matches!(reason, Reason::SlowConsumerPending | Reason::SlowConsumerDeadline) {
+            self.stats.slow_consumers += 1;
+            self.accounts.at(conn.account).slow_consumers += 1;
+        }
         if conn.is_open() {
             conn.log_end(reason);
             self.remember(id, reason);
@@ -841,14 +846,25 @@ impl Engine {
             self.retract(key);
         }
         self.leave_route(id);
+        self.leave_account(id);
         self.relieve(id, 0);
+    }
+
+    /// Counts a connection as one of its account no more.
+    fn leave_account(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if std::mem::take(&mut conn.seated) {
+            let account = self.accounts.at(conn.account);
+            account.conns -= 1;
+        }
     }
 
     /// Removes a subscription that its connection no longer knows.
     fn retract(&mut self, key: SubKey) {
         let Some(conn) = self.conns.at(self.subs[key as usize].conn) else { return };
         let (id, account) = (conn.id, conn.account);
-        let (sub, change) = self.accounts[account.index()].remove(key, &mut self.subs);
+        let interest = &mut self.accounts.at(account).interest;
+        let (sub, change) = interest.remove(key, &mut self.subs);
         let what = (&*sub.subject, sub.queue.as_deref());
         if let Some(members) = change.announce {
             self.announce(id, account, Side::Clients, what, members);
@@ -896,7 +912,6 @@ impl Engine {
                 conn.label(),
                 conn.pending_bytes_max(&self.settings.limits)
             );
-            self.stats.slow_consumers += 1;
             self.abort(id, Reason::SlowConsumerPending);
         }
     }

@@ -165,10 +165,11 @@ impl Engine {
     fn parse_limits(&mut self, id: ConnId, first: u8) -> Option<Limits> {
         let conn = self.conns.get_mut(id).filter(|conn| conn.is_open())?;
         if conn.user.is_none() && !first.eq_ignore_ascii_case(&b'C') {
-            conn.user = self.settings.user_before_connect();
-            conn.review();
-            if conn.user.is_none() {
+            let Some(user) = self.settings.user_before_connect() else {
                 self.refuse_login(id);
+                return None;
+            };
+            if !self.enter_account(id, user) {
                 return None;
             }
         }
@@ -254,8 +255,10 @@ impl Engine {
 
     /// The client is this user: its CONNECT takes effect.
     fn admit(&mut self, id: ConnId, user: Rc<User>, again: bool) {
+        if !self.enter_account(id, user) {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.user = Some(user);
         let connect = &conn.connect;
         let (verbose, protocol) = (connect.verbose, connect.protocol);
         let no_headers = connect.no_responders && !(connect.headers && self.settings.headers);
@@ -278,13 +281,32 @@ impl Engine {
             let jitter = self.rng.u64(..=first / 5);
             conn.timing.ping_due = self.now.saturating_add(first).saturating_add(jitter);
             if !conn.subs.is_empty() {
-                self.accounts[account.index()].forget_all();
+                self.accounts.at(account).interest.forget_all();
             }
         }
         self.rearm(id);
         if verbose {
             self.confirm(id, encode::ok);
         }
+    }
+
+    /// Makes a connection one of its user's account; `false` if there is no room for it there.
+    fn enter_account(&mut self, id: ConnId, user: Rc<User>) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        let account = user.account;
+        if conn.account != account {
+            // What it subscribed to as somebody else it may not see any more.
+            self.drop_subscriptions(id);
+            self.leave_account(id);
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        conn.account = account;
+        conn.user = Some(user);
+        conn.review();
+        if !std::mem::replace(&mut conn.seated, true) {
+            self.accounts.at(account).conns += 1;
+        }
+        true
     }
 
     fn refuse_login(&mut self, id: ConnId) {
@@ -364,7 +386,7 @@ impl Engine {
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
         conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
-        let change = self.accounts[account.index()].add(key, &mut self.subs);
+        let change = self.accounts.at(account).interest.add(key, &mut self.subs);
         match change.announce {
             Some(members) => self.announce(id, account, Side::Clients, (subject, queue), members),
             // What another connection has announced need not be in force yet.
@@ -507,6 +529,7 @@ impl Engine {
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
+        self.settings.configure(&mut self.accounts);
         for id in self.conns.client_ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
@@ -540,6 +563,7 @@ impl Engine {
                 self.end_unpermitted(id);
             }
             Standing::Changed => self.refuse_login(id),
+            Standing::Moved => self.fail(id, None, Reason::ClientClosed),
             Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
         }
     }

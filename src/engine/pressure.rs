@@ -355,7 +355,6 @@ impl Engine {
                 conn.outbox.pending_bytes(),
                 self.settings.memory_bytes_max
             );
-            self.stats.slow_consumers += 1;
             let id = conn.id;
             self.abort(id, super::Reason::SlowConsumerPending);
         }

@@ -114,7 +114,7 @@ mod tests {
     fn claimant() -> (Engine, ConnId) {
         let mut options = Options::default();
         let password = Secret::new("$2a$04$abcdefghijklmnopqrstuuAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
-        let user = User { name: "ann".into(), password, has_nkey: false, permissions: None };
+        let user = User { password, ..User::named("ann") };
         options.auth.users.push(user);
         let settings = Settings::new(&options, &Identity::default(), usize::MAX);
         let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);

@@ -16,7 +16,7 @@ use super::interest::{Member, NO_MAX, QueueTargets, Remote, SidGroup, Targets};
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::relay::{RoutePick, draw_route};
-use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
+use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet, Stats};
 use crate::proto::route::{self, RouteOp, RouteParsed};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 use crate::segment::Segment;
@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
         self.messages[..count].iter().map(bytes_of).sum()
     }
 
-    fn concat(&self) -> Bytes {
+    pub(super) fn concat(&self) -> Bytes {
         let mut wire = Vec::with_capacity(self.wire_bytes);
         self.messages.iter().for_each(|message| wire.extend_from_slice(message.wire));
         Bytes::from(wire)
@@ -150,6 +150,34 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Takes the publishes in `wire`, which were read before or written by this server, into a run.
+pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
+    let limits = proto::Limits {
+        control_line_bytes_max: usize::MAX,
+        payload_bytes_max: usize::MAX,
+        headers: true,
+    };
+    let next = |rest: &'a [u8]| match rest {
+        // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
+        [b'R' | b'r', ..] | [_, b'M' | b'm', ..] => match route::parse(rest, usize::MAX) {
+            Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) => {
+                Some((publish, used))
+            }
+            _ => None,
+        },
+        _ => match proto::parse(rest, &limits) {
+            Ok(Parsed::Op { op: Op::Pub(publish), used }) => Some((publish, used)),
+            _ => None,
+        },
+    };
+    let mut rest = wire;
+    while let Some((publish, used)) = next(rest) {
+        run.push(publish, &rest[..used]);
+        rest = &rest[used..];
+    }
+    assert!(rest.is_empty(), "only whole publishes travel");
+}
+
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source {
@@ -161,6 +189,17 @@ pub(super) struct Source {
     pub(super) routed: bool,
     /// Shards that could not place a queue message of this run.
     pub(super) visited: ShardSet,
+    /// Accounts that it has come through.
+    pub(super) hops: u8,
+}
+
+impl Source {
+    /// A connection of `shard` that publishes in its account.
+    pub(super) fn new(account: AccountId, shard: ShardId, conn: ConnId) -> Self {
+        let publisher = Publisher { shard, conn };
+        let visited = ShardSet::default();
+        Self { account, publisher, echo: true, routed: false, visited, hops: 0 }
+    }
 }
 
 /// How many of those a run was delivered to here have a long backlog.
@@ -177,23 +216,25 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
+        let received = &mut self.accounts.at(conn.account).traffic;
+        received.in_msgs += run.len() as u64;
+        received.in_bytes += run.payload_bytes as u64;
         self.stats.in_msgs += run.len() as u64;
         self.stats.in_bytes += run.payload_bytes as u64;
-        let publisher = Publisher { shard: self.shard, conn: from };
-        let (account, echo) = (conn.account, conn.connect.echo);
-        let source =
-            Source { account, publisher, echo, routed: false, visited: ShardSet::default() };
+        let account = conn.account;
+        let source = Source::new(account, self.shard, from);
+        let source = Source { echo: conn.connect.echo, ..source };
         let wants_status = conn.connect.no_responders && run.has_reply;
         let targets = self.targets(account, run.subject());
         if wants_status && !self.is_certain(&targets) {
             let mut one = Run::default();
             for message in &run.messages {
-                if !self.deliver(source, one.only(message), &targets, None) {
+                if !self.deliver(source, one.only(message), &targets) {
                     self.no_responders(from, &message.publish);
                 }
             }
         } else if !targets.is_empty() {
-            self.deliver(source, run, &targets, None);
+            self.deliver(source, run, &targets);
         }
         self.settle_deliveries();
     }
@@ -211,44 +252,27 @@ impl Engine {
         conn.traffic.in_bytes += run.payload_bytes as u64;
         self.stats.routed.in_msgs += run.len() as u64;
         self.stats.routed.in_bytes += run.payload_bytes as u64;
-        let publisher = Publisher { shard: self.shard, conn: from };
-        let visited = ShardSet::default();
-        let source = Source { account, publisher, echo: true, routed: true, visited };
+        let source = Source { routed: true, ..Source::new(account, self.shard, from) };
         let targets = self.targets(account, run.subject());
-        self.deliver(source, run, &targets, Some(queues));
+        self.deliver_at_home(source, run, &targets, Some(queues));
+        if targets.leaves_account() {
+            self.deliver_abroad(source, run, &targets);
+        }
         self.settle_deliveries();
     }
 
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
-        let limits = proto::Limits {
-            control_line_bytes_max: usize::MAX,
-            payload_bytes_max: usize::MAX,
-            headers: true,
-        };
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
-        let mut rest: &[u8] = &record.wire;
-        let RunRecord { account, publisher, echo, routed, visited, arrived, .. } = *record;
-        let next = |rest| match routed {
-            false => match proto::parse(rest, &limits) {
-                Ok(Parsed::Op { op: Op::Pub(publish), used }) => Some((publish, used)),
-                _ => None,
-            },
-            true => match route::parse(rest, usize::MAX) {
-                Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) => {
-                    Some((publish, used))
-                }
-                _ => None,
-            },
-        };
-        while let Some((publish, used)) = next(rest) {
-            run.push(publish, &rest[..used]);
-            rest = &rest[used..];
-        }
-        assert!(rest.is_empty(), "only whole publishes travel between shards");
+        parse_run(&record.wire, &mut run);
+        let RunRecord { account, publisher, echo, routed, visited, arrived, hops, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, arrived);
-        let source = Source { account, publisher, echo, routed, visited };
+        let source = Source { account, publisher, echo, routed, visited, hops };
+        if record.answers {
+            self.on_answers(source, &run);
+        }
         let targets = self.targets(account, run.subject());
+        let before = self.stats;
         let mut routes: &[u32] = &[];
         if record.plain {
             self.deliver_plain(source, &run, &targets);
@@ -260,9 +284,8 @@ impl Engine {
             let group = targets.queues.iter().position(|group| *group.name == *pick.group);
             for &at in &pick.messages {
                 let one = one.only(&run.messages[at as usize]);
-                let placed = group.and_then(|group| {
-                    self.place(source, one, (group, &targets.queues[group]), at)
-                });
+                let placed = group
+                    .and_then(|group| self.place(source, one, (group, &targets.queues[group]), at));
                 match placed {
                     Some(route_pick) => route_picks.extend(route_pick),
                     None => self.forward(source, one, group.map(|group| &targets.queues[group])),
@@ -270,14 +293,15 @@ impl Engine {
             }
         }
         self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
+        self.count_deliveries(account, before);
         self.settle_deliveries();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
     }
 
-    fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
+    pub(super) fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
         let conns = &self.conns;
-        self.accounts[account.index()].targets(subject, &self.subs, |slot| {
+        self.accounts.at(account).interest.targets(subject, &self.subs, |slot| {
             conns.at(slot).is_some_and(|conn| conn.connect.headers)
         })
     }
@@ -292,14 +316,22 @@ impl Engine {
     }
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
-    /// Queue groups are served if they are in `named`, where there is such a list.
-    fn deliver(
+    pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        let reached = self.deliver_at_home(source, run, targets, None);
+        // Both are done, whatever the first comes to.
+        (targets.leaves_account() && self.deliver_abroad(source, run, targets)) || reached
+    }
+
+    /// The same, but within the account. Queue groups are served if they are in `named`, where
+    /// there is such a list.
+    pub(super) fn deliver_at_home(
         &mut self,
         source: Source,
         run: &Run<'_>,
         targets: &Targets,
         named: Option<&[u8]>,
     ) -> bool {
+        let before = self.stats;
         let mut reached = self.deliver_plain(source, run, targets);
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
@@ -308,6 +340,7 @@ impl Engine {
                 reached |= self.deliver_to_group(source, run, (at, group), &mut picks);
             }
         }
+        self.count_deliveries(source.account, before);
         let (mut shards, mut routes): (_, &[u32]) = (targets.shards, &[]);
         if !source.routed {
             (shards, routes) = (shards.union(targets.routers), &targets.routes);
@@ -317,6 +350,13 @@ impl Engine {
             self.stage_run(source, run, shards, picks.shards);
         }
         reached | self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes)
+    }
+
+    /// Books for an account what was delivered in it since `before`.
+    fn count_deliveries(&mut self, account: AccountId, before: Stats) {
+        let sent = &mut self.accounts.at(account).traffic;
+        sent.out_msgs += self.stats.out_msgs - before.out_msgs;
+        sent.out_bytes += self.stats.out_bytes - before.out_bytes;
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
@@ -571,7 +611,8 @@ impl Engine {
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, routed, visited } = source;
+        let Source { account, publisher, echo, routed, visited, hops } = source;
+        let answers = false;
         let arrived = self.arrived;
         let mut whole: Option<Bytes> = None;
         for shard in plain.iter() {
@@ -586,6 +627,8 @@ impl Engine {
                 visited,
                 arrived,
                 wire,
+                answers,
+                hops,
                 plain: true,
                 picks,
             };
@@ -613,6 +656,8 @@ impl Engine {
                 visited,
                 arrived,
                 wire,
+                answers,
+                hops,
                 plain: false,
                 picks,
             };

@@ -47,10 +47,14 @@ pub struct RunRecord {
     pub(super) visited: ShardSet,
     /// When its publisher's shard received it.
     pub(super) arrived: u64,
-    /// It came from another server: it goes to clients only, and `wire` is of that protocol.
+    /// It came from another server: it goes to clients only.
     pub(super) routed: bool,
     /// The operations as the client or the other server sent them.
     pub(super) wire: Bytes,
+    /// It answers requests of the receiving shard, which knows where it goes.
+    pub(super) answers: bool,
+    /// Accounts it has gone through.
+    pub(super) hops: u8,
     /// Plain subscriptions get the run.
     pub(super) plain: bool,
     /// Queue groups of which a member here gets some of the messages.

@@ -57,6 +57,8 @@ impl Engine {
         if plain.is_empty() && picks.is_empty() {
             return false;
         }
+        let account = self.accounts.name(source.account);
+        let account = account.as_bytes();
         picks.sort_by_key(|pick| (pick.route, pick.at));
         let mut shared: [Option<Segment>; 2] = [None, None];
         let mut backlog =
@@ -69,7 +71,7 @@ impl Engine {
             let mine = picked.clone().find(|mine| mine[0].route == slot).unwrap_or_default();
             let is_plain = plain.contains(&slot);
             let is_shared = mine.is_empty() && plain.len() > 1;
-            if self.relay(source, run, slot, (is_plain, mine, groups), is_shared, &mut shared) {
+            if self.relay(account, run, slot, (is_plain, mine, groups), is_shared, &mut shared) {
                 let member = Member { conn: slot, sub: 0 };
                 self.observe(member, &mut backlog);
                 members.push(member);
@@ -85,7 +87,7 @@ impl Engine {
     /// Sends over one route what it is to get.
     fn relay(
         &mut self,
-        source: Source,
+        account: &[u8],
         run: &Run<'_>,
         slot: u32,
         (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
@@ -97,12 +99,10 @@ impl Engine {
         };
         let Some(route) = &conn.route else { return false };
         let (headers, spares) = (route.headers, &mut self.spares);
-        let account = source.account.name();
         let mut count = run.len();
         let whole = |out: &mut Vec<u8>| render(run, account, headers, out);
         if is_shared {
-            let segment =
-                shared[usize::from(headers)].get_or_insert_with(|| spares.segment(whole));
+            let segment = shared[usize::from(headers)].get_or_insert_with(|| spares.segment(whole));
             if run.wire_bytes() < COPY_RUN_BYTES_MAX {
                 conn.outbox.push(spares, |out| out.extend_from_slice(segment));
             } else {

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::conn::{Claim, Conn, User};
+use super::imports::answers_filter;
 use super::interest::Side;
 use super::proof::Proof;
 use super::publish::Run;
@@ -203,6 +204,9 @@ impl Engine {
     pub fn name_cluster(&mut self, name: &str, is_dynamic: bool) {
         self.cluster.name = Some(name.to_owned());
         self.cluster.is_dynamic = is_dynamic;
+        if !std::mem::replace(&mut self.accounts.is_clustered, true) {
+            self.accounts.link();
+        }
     }
 
     /// Where clients may connect to the other servers: those that can be told are told.
@@ -309,10 +313,7 @@ impl Engine {
         let mut head: (&[u8], &[u8]) = (b"", b"");
         while at < bytes.len() {
             match wire::parse(&bytes[at..], payload_bytes_max) {
-                Ok(RouteParsed::Op {
-                    op: RouteOp::Message { account, queues, publish },
-                    used,
-                }) => {
+                Ok(RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }) => {
                     if head != (account, queues) || !run.continues_with(&publish) {
                         self.flush_routed(id, head, run);
                         head = (account, queues);
@@ -364,7 +365,7 @@ impl Engine {
     }
 
     fn account_of(&self, name: &[u8]) -> Option<AccountId> {
-        (name == AccountId::GLOBAL.name()).then_some(AccountId::GLOBAL)
+        self.accounts.find(name)
     }
 
     fn stage_of(&self, id: ConnId) -> Stage {
@@ -432,7 +433,8 @@ impl Engine {
             }
         }
         if !self.agree_on_name(id, &connect.cluster, connect.dynamic) {
-            let (own, theirs) = (self.cluster.name.as_deref().unwrap_or_default(), &connect.cluster);
+            let (own, theirs) =
+                (self.cluster.name.as_deref().unwrap_or_default(), &connect.cluster);
             let error = format!(
                 "Rejecting connection, cluster name {} does not match {}",
                 encode::go_quoted(theirs.as_bytes()),
@@ -509,10 +511,7 @@ impl Engine {
             // A route for one account alone; the others carry it as well.
             "Route Refused"
         } else if !is_dialed && info.server_name == own.server_name {
-            tracing::error!(
-                "{label} - Remote server has a duplicate name: {:?}",
-                info.server_name
-            );
+            tracing::error!("{label} - Remote server has a duplicate name: {:?}", info.server_name);
             "Duplicate Server Name"
         } else if !info.cluster.is_empty()
             && !self.agree_on_name(id, &info.cluster, info.cluster_dynamic)
@@ -582,7 +581,7 @@ impl Engine {
         queue: Option<&[u8]>,
         members: u32,
     ) {
-        let interest = &mut self.accounts[account.index()];
+        let interest = &mut self.accounts.at(account).interest;
         if let Some(all) = interest.set_route(id.slot, subject, queue, members) {
             self.announce(id, account, Side::Routes, (subject, queue), all);
         }
@@ -614,16 +613,20 @@ impl Engine {
         (subject, queue): (&[u8], Option<&[u8]>),
         members: u32,
     ) {
+        if self.cluster.routes.is_empty() {
+            return;
+        }
+        let name = self.accounts.name(account);
+        let name = name.as_bytes();
+        let interest = &self.accounts.at(account).interest;
+        if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
+            return; // Not configured, or still wanted by another account.
+        }
         for at in 0..self.cluster.routes.len() {
             let id = self.cluster.routes[at];
             self.reply(id, |out| match members {
-                0 => wire::no_interest(out, account.name(), subject, queue),
-                _ => wire::interest(
-                    out,
-                    account.name(),
-                    subject,
-                    queue.map(|queue| (queue, members)),
-                ),
+                0 => wire::no_interest(out, name, subject, queue),
+                _ => wire::interest(out, name, subject, queue.map(|queue| (queue, members))),
             });
         }
     }
@@ -632,12 +635,20 @@ impl Engine {
     fn send_all_interest(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let (spares, mut bytes) = (&mut self.spares, 0);
-        let account = AccountId::GLOBAL;
-        self.accounts[account.index()].of_clients(|subject, queue| {
-            bytes += conn.outbox.push(spares, |out| {
-                wire::interest(out, account.name(), subject, queue);
+        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
+            let name = account.name.as_bytes();
+            if account.answers {
+                let answers = answers_filter(&self.settings.node);
+                bytes += conn.outbox.push(spares, |out| {
+                    wire::interest(out, name, &answers, None);
+                });
+            }
+            account.interest.of_clients(|subject, queue| {
+                bytes += conn.outbox.push(spares, |out| {
+                    wire::interest(out, name, subject, queue);
+                });
             });
-        });
+        }
         if let Some(route) = &mut conn.route {
             // It may be more than a peer may otherwise have pending.
             route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);

@@ -5,13 +5,14 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::accounts::{AccountId, Accounts};
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::route::Cluster;
 use super::trace::Tracing;
 use crate::certificate;
-use crate::config::{Limits, Options, RouteUrl, Secret, Tls};
+use crate::config::{self, Limits, Options, RouteUrl, Secret, Tls};
 use crate::proto::route::RouteInfo;
 use crate::proto::{Connect, Info};
 
@@ -74,6 +75,8 @@ pub struct Settings {
     pub(super) tls: Option<Tls>,
     /// They may also go without.
     pub(super) allow_non_tls: bool,
+    /// Names the server in subjects: a part of its id.
+    pub(super) node: String,
     pub(super) route: RouteSettings,
     nonces: NonceKey,
     /// Some users have nkeys.
@@ -82,6 +85,10 @@ pub struct Settings {
     token: Option<Secret>,
     guest: Option<Rc<User>>,
     pub(super) nobody: Rc<User>,
+    /// The configured accounts.
+    accounts: Vec<(AccountId, Rc<config::Account>)>,
+    /// The one that the server tells of itself in.
+    system: Option<AccountId>,
     info: Info,
 }
 
@@ -110,6 +117,8 @@ pub(super) enum Standing {
     Stays(Rc<User>),
     /// Has to show other credentials.
     Changed,
+    /// Is in another account now.
+    Moved,
     /// Is not known any more.
     Gone,
 }
@@ -120,10 +129,16 @@ impl Settings {
     /// Compiles `options`; all shards together may queue `memory_bytes_max` bytes per shard.
     pub fn new(options: &Options, identity: &Identity, memory_bytes_max: usize) -> Self {
         let auth = &options.auth;
-        let compile = |user: &crate::config::User| {
-            let permissions = user.permissions.as_ref().or(auth.default_permissions.as_ref());
-            let name = Some(user.name.as_str().into());
-            let user_of = User { name, permissions: permissions.map(Permissions::new) };
+        let compile = |user: &config::User| {
+            let defaults = auth.default_permissions.as_ref();
+            let defaults = defaults.filter(|_| user.account == config::accounts::GLOBAL);
+            let permissions = user.permissions.as_ref().or(defaults);
+            let user_of = User {
+                name: Some(user.name.as_str().into()),
+                account: account_id(options, &user.account),
+                account_name: user.account.as_str().into(),
+                permissions: permissions.map(Permissions::new),
+            };
             let (password, has_nkey) = (user.password.clone(), user.has_nkey);
             (user.name.clone(), Login { password, has_nkey, user: Rc::new(user_of) })
         };
@@ -142,14 +157,45 @@ impl Settings {
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
+            node: match identity.id.get(1..9) {
+                Some(part) => part.to_owned(),
+                None => "0".to_owned(),
+            },
             route: route_settings(options, identity),
             nonces: identity.nonces.clone(),
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             users,
             token: auth.token.clone(),
-            nobody: Rc::new(User { name: None, permissions: None }),
+            nobody: Rc::new(User {
+                name: None,
+                account: AccountId::GLOBAL,
+                account_name: config::accounts::GLOBAL.into(),
+                permissions: None,
+            }),
+            accounts: options
+                .accounts
+                .list
+                .iter()
+                .map(|account| (account_id(options, &account.name), Rc::new(account.clone())))
+                .collect(),
+            system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
             info: info(options, identity),
         }
+    }
+
+    /// Puts in force what is configured of accounts; the others are nobody's any more.
+    pub(super) fn configure(&self, accounts: &mut Accounts) {
+        accounts.retire();
+        for (id, account) in &self.accounts {
+            accounts.configure(*id, Rc::clone(account));
+        }
+        accounts.system = self.system;
+        accounts.link();
+    }
+
+    /// The server's name.
+    pub(super) fn server_name(&self) -> &str {
+        &self.info.server_name
     }
 
     /// Whether somebody without credentials is turned away.
@@ -242,6 +288,7 @@ impl Settings {
             return self.log_in_at_once(peer, connect).map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
+            (Some(new), Some(_)) if new.user.account != user.account => Standing::Moved,
             (Some(new), Some(old)) if new.password == old.password => {
                 Standing::Stays(Rc::clone(&new.user))
             }
@@ -251,12 +298,14 @@ impl Settings {
     }
 
     /// The INFO for one client, as JSON.
+    ///
+    /// After CONNECT it says in which account the client is.
     pub(super) fn info(
         &self,
         peer: &Peer,
         cluster: &Cluster,
         lame_duck: bool,
-        after_connect: bool,
+        account: Option<&str>,
     ) -> String {
         let mut info = self.info.clone();
         if let Some(name) = &cluster.name {
@@ -270,12 +319,16 @@ impl Settings {
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
         info.nonce = self.has_nkeys.then(|| self.nonces.nonce(peer.cid));
-        if after_connect {
+        if let Some(account) = account {
             info.connect_info = true;
-            info.remote_account = Some("$G".to_owned());
+            info.remote_account = Some(account.to_owned());
         }
         info.to_json()
     }
+}
+
+fn account_id(options: &Options, name: &str) -> AccountId {
+    options.accounts.number(name).map_or(AccountId::GLOBAL, AccountId::new)
 }
 
 /// Whether `given` is the secret of `user`, as far as that is to be seen at once.

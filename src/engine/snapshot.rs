@@ -54,6 +54,8 @@ pub struct ConnSnapshot {
     pub stalls: u64,
     /// Its subscriptions.
     pub subscriptions: usize,
+    /// The account it is in.
+    pub account: Arc<str>,
     /// From CONNECT; empty if not given.
     pub name: Box<str>,
     /// From CONNECT; empty if not given.
@@ -93,6 +95,8 @@ pub(super) struct Closed {
 pub struct SubSnapshot {
     /// The number of its connection.
     pub cid: u64,
+    /// The account of its connection.
+    pub account: Arc<str>,
     /// What it matches.
     pub subject: Box<str>,
     /// Its queue group.
@@ -178,6 +182,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         traffic: conn.traffic,
         stalls: conn.stalls,
         subscriptions: conn.subs.len(),
+        account: conn.account_name(),
         name: connect.name.as_str().into(),
         lang: connect.lang.as_str().into(),
         version: connect.version.as_str().into(),
@@ -205,6 +210,7 @@ fn of_sub(conn: &Conn, sub: &Sub) -> (SubSnapshot, usize) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
     let snapshot = SubSnapshot {
         cid: conn.peer.cid,
+        account: conn.account_name(),
         subject: text(&sub.subject),
         queue: sub.queue.as_deref().map(text),
         sid: text(&sub.sid),

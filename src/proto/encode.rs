@@ -66,6 +66,30 @@ pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) 
     }
 }
 
+/// `PUB` or, with a header, `HPUB`, as a client would write it.
+pub fn publish(
+    out: &mut Vec<u8>,
+    subject: &[u8],
+    reply: Option<&[u8]>,
+    header: &[u8],
+    body: &[u8],
+) {
+    out.reserve(64 + subject.len() + reply.map_or(0, <[u8]>::len) + header.len() + body.len());
+    out.extend_from_slice(if header.is_empty() { b"PUB " } else { b"HPUB " });
+    out.extend_from_slice(subject);
+    if let Some(reply) = reply {
+        out.push(b' ');
+        out.extend_from_slice(reply);
+    }
+    if !header.is_empty() {
+        out.extend_from_slice(format!(" {}", header.len()).as_bytes());
+    }
+    out.extend_from_slice(format!(" {}\r\n", header.len() + body.len()).as_bytes());
+    out.extend_from_slice(header);
+    out.extend_from_slice(body);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends the status a publisher gets at its `reply` when nobody received what it sent to
 /// `subject` (§10).
 pub fn no_responders(out: &mut Vec<u8>, reply: &[u8], sid: &[u8], subject: &[u8]) {

@@ -87,11 +87,8 @@ const NAMES: [&[u8]; 5] = [RMSG, HMSG, RS_PLUS, RS_MINUS, INFO];
 ///
 /// Whenever a peer breaks the rules of §2; nothing can be read behind it.
 pub fn parse(input: &[u8], payload_bytes_max: usize) -> Result<RouteParsed<'_>, ProtoError> {
-    let limits = Limits {
-        control_line_bytes_max: CONTROL_LINE_BYTES_MAX,
-        payload_bytes_max,
-        headers: true,
-    };
+    let limits =
+        Limits { control_line_bytes_max: CONTROL_LINE_BYTES_MAX, payload_bytes_max, headers: true };
     let starts_with =
         |name: &[u8]| input.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
     let Some(name) = NAMES.into_iter().find(|name| starts_with(name)) else {
@@ -112,9 +109,8 @@ pub fn parse(input: &[u8], payload_bytes_max: usize) -> Result<RouteParsed<'_>, 
 
 /// What clients send, too; not all of it makes sense here.
 fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>, ProtoError> {
-    let is_start = |name: &&[u8]| {
-        input.len() < name.len() && name[..input.len()].eq_ignore_ascii_case(input)
-    };
+    let is_start =
+        |name: &&[u8]| input.len() < name.len() && name[..input.len()].eq_ignore_ascii_case(input);
     if NAMES.iter().any(is_start) {
         return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
     }
@@ -415,7 +411,8 @@ mod tests {
     use super::*;
 
     /// Every operation in its usual writing, and some in an unusual one.
-    const SAMPLE: &[u8] = b"CONNECT {\"name\":\"X\",\"cluster\":\"C\"}\r\nINFO {\"server_id\":\"X\"}\r\n\
+    const SAMPLE: &[u8] =
+        b"CONNECT {\"name\":\"X\",\"cluster\":\"C\"}\r\nINFO {\"server_id\":\"X\"}\r\n\
         PING\r\nRS+ $G t.a\r\nRS+ $G t.q  g1 3\r\nrs- $G\tt.a\r\nRS- $G t.q g1\r\nRMSG $G t.a 5\r\n\
         hello\r\nRMSG $G t.a 0\r\n\r\nRMSG $G t.b rep.1 5\r\nhello\r\nRMSG $G t.q | g1 g2 5\r\n\
         hello\r\nRMSG $G t.q + rep.2 g1 g2 5\r\nhello\r\nHMSG $G t.a 12 14\r\nNATS/1.0\r\n\r\nhi\

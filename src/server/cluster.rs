@@ -259,7 +259,11 @@ impl Side {
                 let line = format!(
                     "Error trying to connect to route (attempt {number}): dial tcp {at}: {error}"
                 );
-                if attempt % ATTEMPTS_PER_REPORT == 0 { error!("{line}") } else { debug!("{line}") }
+                if attempt % ATTEMPTS_PER_REPORT == 0 {
+                    error!("{line}")
+                } else {
+                    debug!("{line}")
+                }
                 None
             }
         };

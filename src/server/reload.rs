@@ -11,6 +11,7 @@ use crate::config::Options;
 /// log names it.
 pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     let mut kept = Vec::new();
+    new.accounts.keep_numbers(&old.accounts);
     keep("host", &old.host, &mut new.host, &mut kept);
     keep("port", &old.port, &mut new.port, &mut kept);
     keep("server_name", &old.server_name, &mut new.server_name, &mut kept);
@@ -78,8 +79,12 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     let (was, is) = (old.lame_duck_grace_ms, new.lame_duck_grace_ms);
     note("lame_duck_grace_period", &millis(was), &millis(is));
     note("no_header_support", &old.no_header_support, &new.no_header_support);
+    note("system_account", &old.accounts.system, &new.accounts.system);
     if old.tls != new.tls {
         changes.push("tls".to_owned());
+    }
+    if old.accounts.list != new.accounts.list {
+        changes.push("accounts".to_owned());
     }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,8 +17,8 @@ use super::proofs::Check;
 use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{
-    self, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot, SHARDS_MAX, ShardId,
-    SubSnapshot,
+    self, AccountFigures, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot, SHARDS_MAX,
+    ShardId, SubSnapshot,
 };
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
@@ -231,6 +233,18 @@ impl Reporter {
         let mut figures = self.ask_all(Control::Figures);
         figures.sort_by_key(|figures| figures.report.shard);
         figures
+    }
+
+    /// How each account is, over the shards that answer in time, in the order of their names.
+    pub fn accounts(&self) -> Vec<AccountFigures> {
+        let mut all: BTreeMap<Arc<str>, AccountFigures> = BTreeMap::new();
+        for account in self.ask_all(Control::Accounts).into_iter().flatten() {
+            match all.entry(Arc::clone(&account.name)) {
+                Entry::Vacant(slot) => drop(slot.insert(account)),
+                Entry::Occupied(mut slot) => slot.get_mut().add(&account),
+            }
+        }
+        all.into_values().collect()
     }
 
     /// One answer of each shard, in no order.

@@ -8,10 +8,12 @@
 #![forbid(unsafe_code)]
 
 pub mod table;
+pub mod transform;
 
 use memchr::{memchr, memchr_iter};
 
 pub use table::Table;
+pub use transform::{Transform, TransformError};
 
 /// Whether SUB may name this filter: no token is empty, and nothing follows a token `>`.
 pub fn is_valid_filter(filter: &[u8]) -> bool {
@@ -98,6 +100,54 @@ pub fn overlap(one: &[u8], other: &[u8]) -> bool {
         (one, other) = (left_rest, right_rest);
     }
     one.is_none() && other.is_none()
+}
+
+/// Whether the first filter matches every subject that the second one does.
+pub fn covers(filter: &[u8], narrower: &[u8]) -> bool {
+    if has_empty_token(narrower) {
+        return false;
+    }
+    let (mut filter, mut narrower) = (Some(filter), Some(narrower));
+    while let (Some(wide), Some(narrow)) = (filter, narrower) {
+        let (wide_token, wide_rest) = split_first(wide);
+        let (narrow_token, narrow_rest) = split_first(narrow);
+        if wide_token == b">" && wide_rest.is_none() {
+            return true;
+        }
+        let narrow_is_tail = narrow_token == b">" && narrow_rest.is_none();
+        if narrow_is_tail || (wide_token != b"*" && wide_token != narrow_token) {
+            return false;
+        }
+        (filter, narrower) = (wide_rest, narrow_rest);
+    }
+    filter.is_none() && narrower.is_none()
+}
+
+/// The filter that matches what both of these do; none if that is nothing.
+pub fn intersection(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    let mut both = Vec::with_capacity(one.len().max(other.len()));
+    let (mut one, mut other) = (Some(one), Some(other));
+    while let (Some(left), Some(right)) = (one, other) {
+        let (left_token, left_rest) = split_first(left);
+        let (right_token, right_rest) = split_first(right);
+        if left_token == b">" && left_rest.is_none() {
+            both.extend_from_slice(right);
+            return Some(both);
+        }
+        if right_token == b">" && right_rest.is_none() {
+            both.extend_from_slice(left);
+            return Some(both);
+        }
+        let token = if left_token == b"*" { right_token } else { left_token };
+        if right_token != b"*" && right_token != token {
+            return None;
+        }
+        both.extend_from_slice(token);
+        both.push(b'.');
+        (one, other) = (left_rest, right_rest);
+    }
+    both.pop();
+    (one.is_none() && other.is_none()).then_some(both)
 }
 
 /// The tokens, at least one.
@@ -203,6 +253,37 @@ mod tests {
         for subject in ["", ".", "a.", ".a", "a..b"] {
             for filter in [subject, ">", "*", "*.*", "*.>", "a.>", "a.*", "*.*.*"] {
                 assert!(!matches(filter.as_bytes(), subject.as_bytes()), "{filter} {subject}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_covers_those_that_match_nothing_else() {
+        for (wide, narrow) in [("a", "a"), ("*", "*"), (">", "*.>"), ("a.*", "a.b"), ("a.>", "a.>")]
+        {
+            assert!(covers(wide.as_bytes(), narrow.as_bytes()), "{wide} {narrow}");
+        }
+        for (wide, narrow) in [("a", "*"), ("*", ">"), ("*.>", ">"), ("a.*", "a.>"), (">", "a.")] {
+            assert!(!covers(wide.as_bytes(), narrow.as_bytes()), "{wide} {narrow}");
+        }
+    }
+
+    #[test]
+    fn an_intersection_matches_what_both_filters_match() {
+        let names =
+            ["a", "b", "*", ">", "a.*", "*.b", "a.>", "*.*", "a.b", "*.b.>", ">.a", "a.*.c"];
+        let subjects =
+            ["a", "b", "a.a", "a.b", "b.b", "a.b.c", "a.a.c", "b.b.b.b", ">.a", "a.b.c.d"];
+        for one in names.map(str::as_bytes) {
+            for other in names.map(str::as_bytes) {
+                let both = intersection(one, other);
+                assert_eq!(both.is_some(), overlap(one, other));
+                for subject in subjects.map(str::as_bytes) {
+                    let expected = matches(one, subject) && matches(other, subject);
+                    let found = both.as_ref().is_some_and(|both| matches(both, subject));
+                    let names = [one, other, subject].map(<[u8]>::escape_ascii);
+                    assert_eq!(found, expected, "{} {} {}", names[0], names[1], names[2]);
+                }
             }
         }
     }

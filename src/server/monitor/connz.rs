@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -11,13 +12,12 @@ use serde::Serialize;
 use super::query::{Detail, Query, Refusal};
 use super::{State, text};
 use crate::certificate;
+use crate::config::accounts::GLOBAL;
 use crate::engine::{ClosedConn, ConnSnapshot, SubSnapshot};
 use crate::subject;
 
 /// Entries in an answer unless the request says otherwise.
 pub(super) const LIMIT: usize = 1024;
-/// The one account there is.
-pub(super) const ACCOUNT: &str = "$G";
 
 #[derive(Serialize)]
 pub(super) struct Connz<'a> {
@@ -69,12 +69,14 @@ struct Conn {
     tls_peer_certs: Vec<PeerCert>,
     #[serde(skip_serializing_if = "Option::is_none")]
     authorized_user: Option<Box<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list: Vec<Box<str>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list_detail: Vec<Sub>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name_tag: Option<&'static str>,
+    name_tag: Option<Arc<str>>,
 }
 
 /// A certificate that a client has shown.
@@ -96,9 +98,9 @@ impl PeerCert {
 #[derive(Serialize)]
 pub(super) struct Sub {
     #[serde(skip_serializing_if = "Option::is_none")]
-    account: Option<&'static str>,
+    account: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    account_tag: Option<&'static str>,
+    account_tag: Option<Arc<str>>,
     subject: Box<str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     qgroup: Option<Box<str>>,
@@ -210,6 +212,10 @@ impl<'q> ConnRequest<'q> {
         }
     }
 
+    fn wants_account(&self, conn: &ConnSnapshot) -> bool {
+        self.account.is_empty() || *conn.account == *self.account
+    }
+
     fn wants(&self, conn: &ConnSnapshot) -> bool {
         (self.cid == 0 || self.cid == conn.cid)
             && (self.user.is_empty() || conn.user.as_deref() == Some(self.user))
@@ -281,12 +287,14 @@ impl<'a> Connz<'a> {
             limit,
             connections: None,
         };
-        if !is_known(request.account) {
+        if !is_known(state, request.account) {
             return Ok(connz);
         }
         connz.server_id = &state.identity.id;
         let origin = state.reporter.started_at();
         let mut found = request.find(state);
+        // The total is that of the account; what else narrows the choice does not change it.
+        found.retain(|found| request.wants_account(&found.conn));
         connz.total = found.len();
         found.retain(|found| request.wants(&found.conn));
         request.retain_interested(state, &mut found);
@@ -304,8 +312,8 @@ impl<'a> Connz<'a> {
 }
 
 /// Whether there is an account of that name; none is all.
-pub(super) fn is_known(account: &str) -> bool {
-    account.is_empty() || account == ACCOUNT
+pub(super) fn is_known(state: &State, account: &str) -> bool {
+    account.is_empty() || state.options.accounts.get(account).is_some()
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -325,7 +333,8 @@ impl Conn {
         let stop = end.as_ref().map(|end| text::after(origin, end.at_ns));
         let until = stop.unwrap_or(now);
         // As there, an account is only shown of those that are open.
-        let name_tag = (request.auth && end.is_none()).then_some(ACCOUNT);
+        let name_tag = (request.auth && end.is_none()).then(|| Arc::clone(&conn.account));
+        let account = Some(conn.account).filter(|name| request.auth && **name != *GLOBAL);
         let tls = conn.tls.as_deref();
         let certs = tls.filter(|_| request.auth).map_or(&[][..], |tls| &tls.peer_certs);
         let reason = end.as_ref().map(|end| end.reason);
@@ -365,6 +374,7 @@ impl Conn {
             tls_cipher_suite: tls.map(|tls| tls.cipher_suite.clone()),
             tls_peer_certs: certs.iter().map(PeerCert::new).collect(),
             authorized_user: conn.user.filter(|_| request.auth),
+            account,
             subscriptions_list,
             subscriptions_list_detail,
             name_tag,
@@ -387,7 +397,8 @@ impl Sub {
     }
 
     pub(super) fn with_account(sub: SubSnapshot) -> Self {
-        Self { account: Some(ACCOUNT), account_tag: Some(ACCOUNT), ..Self::new(sub) }
+        let account = Some(Arc::clone(&sub.account));
+        Self { account: account.clone(), account_tag: account, ..Self::new(sub) }
     }
 }
 

@@ -22,7 +22,6 @@ pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 /// What the exporter's names begin with: its default, and what its Helm chart sets.
 const PREFIXES: [&str; 2] = ["gnatsd_varz", "nats_varz"];
 /// The one account there is.
-const ACCOUNT: &str = "$G";
 const NS_PER_S: f64 = 1e9;
 
 /// A figure: its name, what it is, and where it comes from.
@@ -214,8 +213,10 @@ impl Exposition {
         let name = "shardcast_slow_consumers_total";
         self.family(name, "counter", "Clients closed because they did not read fast enough.");
         for shard in figures {
-            let labels = [("shard", &*number(shard)), ("account", ACCOUNT)];
-            self.sample(name, &labels, shard.report.stats.slow_consumers);
+            for account in &shard.accounts {
+                let labels = [("shard", &*number(shard)), ("account", &*account.name)];
+                self.sample(name, &labels, account.slow_consumers);
+            }
         }
         DISTRIBUTIONS.iter().for_each(|distribution| self.distribution(distribution, figures));
     }

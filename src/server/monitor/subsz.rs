@@ -8,8 +8,7 @@ use serde::Serialize;
 use super::connz::{LIMIT, Sub, is_known};
 use super::query::{Query, Refusal};
 use super::{State, text};
-use crate::engine::{InterestStats, SubSnapshot};
-use crate::shard::Report;
+use crate::engine::{AccountFigures, InterestStats, SubSnapshot};
 use crate::subject;
 
 #[derive(Serialize)]
@@ -42,12 +41,12 @@ pub(super) struct SublistStats {
 }
 
 impl SublistStats {
-    pub(super) fn new(reports: &[Report]) -> Self {
+    pub(super) fn new<'f>(accounts: impl IntoIterator<Item = &'f AccountFigures>) -> Self {
         let (mut stats, mut sums) = (Self::default(), InterestStats::default());
-        for report in reports {
-            stats.num_subscriptions += report.subscriptions;
-            stats.num_cache += report.cached_subjects;
-            sums.add(&report.interest);
+        for account in accounts {
+            stats.num_subscriptions += account.subscriptions;
+            stats.num_cache += account.cached_subjects;
+            sums.add(&account.interest);
         }
         stats.num_inserts = sums.inserts;
         stats.num_removes = sums.removes;
@@ -83,12 +82,18 @@ impl<'a> Subsz<'a> {
             limit,
             subscriptions_list: Vec::new(),
         };
-        if !is_known(account) {
+        if !is_known(state, account) {
             return Ok(subsz);
         }
-        subsz.stats = SublistStats::new(&state.reporter.report());
+        let wanted = |name: &str| account.is_empty() || name == account;
+        let accounts = state.reporter.accounts();
+        subsz.stats = SublistStats::new(accounts.iter().filter(|figures| wanted(&figures.name)));
         if listed {
-            state.reporter.subs(|sub| subsz.add(sub, test));
+            state.reporter.subs(|sub| {
+                if wanted(&sub.account) {
+                    subsz.add(sub, test);
+                }
+            });
         }
         Ok(subsz)
     }

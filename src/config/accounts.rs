@@ -1,0 +1,589 @@
+//! Accounts, what they let one another have, and the blocks of the file that say so.
+
+#![forbid(unsafe_code)]
+
+use super::auth::{Permissions, User};
+use super::bind::{permissions, users};
+use super::field::Action::{Ignore, Refuse, Set};
+use super::field::{Field, Key, bind_map};
+use super::file::{Kind, Map, Value};
+use super::{Options, StartError, missing};
+use crate::subject::{Transform, TransformError, covers, is_valid_filter, overlap, tokens};
+
+/// Everybody who is in no other account is in this one.
+pub const GLOBAL: &str = "$G";
+/// The system account, unless another is chosen.
+pub const SYSTEM: &str = "$SYS";
+
+/// All accounts, and the numbers they have in tables.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accounts {
+    /// `$G` first, then those of the file and the system account.
+    pub list: Vec<Account>,
+    /// The one in which the server tells of itself and is asked (`$SYS`; none if switched off).
+    pub system: Option<String>,
+    /// Every name that was ever in use since the process began, by number.
+    names: Vec<String>,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        let mut accounts = Self { list: Vec::new(), system: Some(SYSTEM.into()), names: vec![] };
+        accounts.add(Account::named(GLOBAL));
+        accounts.add(Account::named(SYSTEM));
+        accounts
+    }
+}
+
+impl Accounts {
+    /// Adds an account, or puts it in the place of the one with its name.
+    pub fn add(&mut self, account: Account) {
+        if !self.names.contains(&account.name) {
+            self.names.push(account.name.clone());
+        }
+        match self.list.iter_mut().find(|other| other.name == account.name) {
+            Some(other) => *other = account,
+            None => self.list.push(account),
+        }
+    }
+
+    /// The account of that name.
+    pub fn get(&self, name: &str) -> Option<&Account> {
+        self.list.iter().find(|account| account.name == name)
+    }
+
+    /// The number of the account of that name, also of one that is no more.
+    pub fn number(&self, name: &str) -> Option<u32> {
+        let at = self.names.iter().position(|other| other == name)?;
+        u32::try_from(at).ok()
+    }
+
+    /// Gives every name the number that it has in `old`; numbers of accounts that are no more are
+    /// not used again.
+    pub fn keep_numbers(&mut self, old: &Self) {
+        let new = std::mem::replace(&mut self.names, old.names.clone());
+        let unknown = new.into_iter().filter(|name| !old.names.contains(name));
+        self.names.extend(unknown);
+    }
+}
+
+/// A world of subjects of its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Account {
+    /// Its name, or public key.
+    pub name: String,
+    /// What its users may use of the server.
+    pub limits: AccountLimits,
+    /// What others may have of it.
+    pub exports: Vec<Export>,
+    /// What it has of others.
+    pub imports: Vec<Import>,
+}
+
+impl Account {
+    /// An account without limits that shares nothing.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+}
+
+/// What the users of an account may use of the server, besides what everybody may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AccountLimits {
+    /// Connections of the account at one time (none: without limit).
+    pub connections_max: Option<usize>,
+    /// Subscriptions of each of its connections (none: as for everybody).
+    pub subscriptions_max: Option<usize>,
+    /// Bytes of header and payload of one message (none: as for everybody).
+    pub payload_bytes_max: Option<usize>,
+    /// Leafnode connections of the account at one time (none: without limit).
+    pub leafnodes_max: Option<usize>,
+}
+
+/// What is shared between two accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// Messages that the exporting account publishes.
+    Stream,
+    /// Requests to the exporting account, and their answers.
+    Service,
+}
+
+impl Shared {
+    /// Its name in the file and in monitoring.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Service => "service",
+        }
+    }
+}
+
+/// How many answers a request to a service gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Response {
+    /// One.
+    #[default]
+    Singleton,
+    /// Any number.
+    Stream,
+    /// One in several messages; an empty one is the last.
+    Chunked,
+}
+
+/// Something that other accounts may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// What it is.
+    pub shared: Shared,
+    /// The subjects, with wildcards.
+    pub subject: String,
+    /// Who may import it (empty: everybody).
+    pub accounts: Vec<String>,
+    /// The token of the subject, from 1, that has to be the name of the importing account; 0 is
+    /// none (0).
+    pub account_token: usize,
+    /// Of a service, how many answers (singleton).
+    pub response: Response,
+    /// Of a service, milliseconds until an answer is no longer taken (120 000).
+    pub response_threshold_ms: u64,
+}
+
+/// Something that an account has of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Import {
+    /// What it is.
+    pub shared: Shared,
+    /// The exporting account.
+    pub account: String,
+    /// The subjects there.
+    pub subject: String,
+    /// The subjects here.
+    pub local: String,
+    /// Of a service: it is told who asks (false).
+    pub share: bool,
+}
+
+/// How long an answer is waited for unless the export says otherwise.
+const RESPONSE_THRESHOLD_MS: u64 = 120_000;
+
+impl Import {
+    /// How the subjects of messages change on their way through it: a stream's from there to
+    /// here, a service's from here to there.
+    ///
+    /// # Errors
+    ///
+    /// When the two subjects do not fit.
+    pub fn mapping(&self) -> Result<Transform, TransformError> {
+        // Wildcards here stand for those there, in order.
+        let mut stars = 0;
+        let marked = |token: &str| {
+            if token != "*" {
+                return token.to_owned();
+            }
+            stars += 1;
+            format!("${stars}")
+        };
+        let local: Vec<String> = self.local.split('.').map(marked).collect();
+        let inwards = Transform::strict(self.subject.as_bytes(), local.join(".").as_bytes())?;
+        match self.shared {
+            Shared::Stream => Ok(inwards),
+            Shared::Service => inwards.reversed().ok_or(TransformError::UnusedWildcards),
+        }
+    }
+
+    /// The subjects here as a filter; none if there are none.
+    fn filter(&self) -> Option<Vec<u8>> {
+        let mapping = self.mapping().ok()?;
+        match self.shared {
+            Shared::Stream => mapping.apply_filter(self.subject.as_bytes()),
+            Shared::Service => Some(mapping.source().to_vec()),
+        }
+    }
+}
+
+impl Export {
+    /// Whether `account` may import this of it.
+    pub fn permits(&self, import: &Import, account: &str) -> bool {
+        let subject = import.subject.as_bytes();
+        let named = match self.account_token.checked_sub(1) {
+            Some(at) => tokens(subject).nth(at) == Some(account.as_bytes()),
+            None => self.accounts.is_empty() || self.accounts.iter().any(|name| name == account),
+        };
+        self.shared == import.shared && named && covers(self.subject.as_bytes(), subject)
+    }
+}
+
+/// The block `accounts`, or a list of names.
+pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    if let Kind::List(_) = v.value.kind {
+        for (name, value) in v.texts()? {
+            let known = options.accounts.get(&name).is_some();
+            add(options, Account::named(name), known, value)?;
+        }
+        return Ok(());
+    }
+    let mut named = std::collections::HashSet::new();
+    for entry in v.map()?.entries() {
+        let mut draft = Draft { account: Account::named(&entry.key), ..Draft::default() };
+        if let Kind::Map(map) = &entry.value.kind {
+            bind_map(&[ACCOUNT], map, &mut draft, v.warnings)?;
+        } else {
+            return Err(entry.value.position.error("an account is a block { … }"));
+        }
+        let known = !named.insert(entry.key.as_str());
+        for mut user in draft.users {
+            if options.auth.users.iter().any(|other| other.name == user.name) {
+                return Err(duplicate_user(&entry.value, &user.name));
+            }
+            user.account.clone_from(&entry.key);
+            user.permissions = user.permissions.or_else(|| draft.default_permissions.clone());
+            options.auth.users.push(user);
+        }
+        add(options, draft.account, known, &entry.value)?;
+    }
+    Ok(())
+}
+
+pub(super) fn duplicate_user(value: &Value, name: &str) -> StartError {
+    value.position.error(format!("duplicate user \"{name}\"; keep one"))
+}
+
+fn add(
+    options: &mut Options,
+    account: Account,
+    known: bool,
+    value: &Value,
+) -> Result<(), StartError> {
+    let name = &account.name;
+    if name == GLOBAL {
+        let reason = format!("\"{name}\" is a reserved account; choose another name");
+        return Err(value.position.error(reason));
+    }
+    if name.is_empty() || name.contains(' ') {
+        return Err(value.position.error("the name of an account has no blanks"));
+    }
+    if known && name != SYSTEM {
+        return Err(value.position.error(format!("duplicate account \"{name}\"; keep one")));
+    }
+    options.accounts.add(account);
+    Ok(())
+}
+
+#[derive(Default)]
+struct Draft {
+    account: Account,
+    users: Vec<User>,
+    default_permissions: Option<Permissions>,
+}
+
+const ACCOUNT: &[Key<Draft>] = &[
+    Key(&["users"], Set(|d, v| users(v).map(|users| d.users = users))),
+    Key(
+        &["default_permissions"],
+        Set(|d, v| permissions(v).map(|p| d.default_permissions = Some(p))),
+    ),
+    Key(&["limits"], Set(|d, v| bind_map(&[LIMITS], v.map()?, &mut d.account.limits, v.warnings))),
+    Key(
+        &["exports"],
+        Set(|d, v| {
+            d.account.exports = each(v, export)?;
+            Ok(())
+        }),
+    ),
+    Key(
+        &["imports"],
+        Set(|d, v| {
+            d.account.imports = each(v, import)?;
+            Ok(())
+        }),
+    ),
+    Key(&["nkey"], Set(|_, v| account_key(v))),
+    Key(&["mappings", "maps"], Refuse(&missing::ANY)),
+    Key(&["jetstream"], Ignore(&missing::ACCOUNT_JETSTREAM)),
+    Key(&["msg_trace", "trace_dest"], Ignore(&missing::ANY)),
+];
+
+const LIMITS: &[Key<AccountLimits>] = &[
+    Key(&["max_connections", "max_conn"], Set(|l, v| v.limit().map(|n| l.connections_max = n))),
+    Key(&["max_subscriptions", "max_subs"], Set(|l, v| v.limit().map(|n| l.subscriptions_max = n))),
+    Key(&["max_payload", "max_pay"], Set(|l, v| v.limit().map(|n| l.payload_bytes_max = n))),
+    Key(&["max_leafnodes", "max_leafs"], Set(|l, v| v.limit().map(|n| l.leafnodes_max = n))),
+];
+
+fn account_key(v: &mut Field<'_>) -> Result<(), StartError> {
+    let key = v.text()?;
+    if !key.starts_with('A') || nkeys::KeyPair::from_public_key(&key).is_err() {
+        return Err(v.error("nkey is the public key of an account: 56 characters, first an A"));
+    }
+    Ok(())
+}
+
+fn each<T>(
+    v: &mut Field<'_>,
+    bind: fn(&mut Field<'_>) -> Result<T, StartError>,
+) -> Result<Vec<T>, StartError> {
+    let values: Vec<_> = v.list()?.collect();
+    let bound = |(key, value)| bind(&mut Field { key, value, warnings: &mut *v.warnings });
+    values.into_iter().map(bound).collect()
+}
+
+/// A subject that another key of the same block may not give, too.
+fn only(
+    slot: &mut Option<(Shared, String)>,
+    shared: Shared,
+    v: &mut Field<'_>,
+    subject: String,
+) -> Result<(), StartError> {
+    if let Some((other, _)) = slot {
+        let reason = format!("detected a {} but already saw a {}", shared.name(), other.name());
+        return Err(v.error(format!("{reason}; write one entry for each")));
+    }
+    if !is_valid_filter(subject.as_bytes()) {
+        return Err(v.error(format!("\"{subject}\" is not a valid subject")));
+    }
+    *slot = Some((shared, subject));
+    Ok(())
+}
+
+#[derive(Default)]
+struct ExportDraft {
+    shared: Option<(Shared, String)>,
+    accounts: Vec<String>,
+    account_token: usize,
+    response: Option<Response>,
+    threshold_ms: Option<u64>,
+}
+
+fn exported(shared: Shared, d: &mut ExportDraft, v: &mut Field<'_>) -> Result<(), StartError> {
+    let subject = v.text()?;
+    only(&mut d.shared, shared, v, subject)
+}
+
+const EXPORT: &[Key<ExportDraft>] = &[
+    Key(&["stream"], Set(|d, v| exported(Shared::Stream, d, v))),
+    Key(&["service"], Set(|d, v| exported(Shared::Service, d, v))),
+    Key(
+        &["accounts"],
+        Set(|d, v| {
+            d.accounts = v.texts()?.into_iter().map(|(name, _)| name).collect();
+            Ok(())
+        }),
+    ),
+    Key(
+        &["account_token_position"],
+        Set(|d, v| v.size(255).map(|position| d.account_token = position)),
+    ),
+    Key(
+        &["response", "response_type"],
+        Set(|d, v| {
+            d.response = Some(match v.text()?.to_ascii_lowercase().as_str() {
+                "single" | "singleton" => Response::Singleton,
+                "stream" => Response::Stream,
+                "chunk" | "chunked" => Response::Chunked,
+                _ => return Err(v.error("response_type is singleton, stream or chunked")),
+            });
+            Ok(())
+        }),
+    ),
+    Key(
+        &["threshold", "response_threshold", "response_max_time", "response_time"],
+        Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms))),
+    ),
+    Key(&["latency"], Ignore(&missing::ANY)),
+    Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
+];
+
+fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
+    let mut draft = ExportDraft::default();
+    bind_map(&[EXPORT], v.map()?, &mut draft, v.warnings)?;
+    let Some((shared, subject)) = draft.shared else {
+        return Err(v.error("an export names a stream or a service"));
+    };
+    if shared == Shared::Stream && (draft.response.is_some() || draft.threshold_ms.is_some()) {
+        return Err(v.error("only a service has responses; leave that out of the stream"));
+    }
+    if draft.account_token > 0 {
+        let token = tokens(subject.as_bytes()).nth(draft.account_token - 1);
+        if token != Some(b"*") {
+            let reason = "account_token_position is the number, from 1, of a * in the subject";
+            return Err(v.error(reason));
+        }
+        if !draft.accounts.is_empty() {
+            return Err(v.error("an export has accounts or an account_token_position; keep one"));
+        }
+    }
+    Ok(Export {
+        shared,
+        subject,
+        accounts: draft.accounts,
+        account_token: draft.account_token,
+        response: draft.response.unwrap_or_default(),
+        response_threshold_ms: match draft.threshold_ms {
+            None | Some(0) => RESPONSE_THRESHOLD_MS,
+            Some(ms) => ms,
+        },
+    })
+}
+
+#[derive(Default)]
+struct ImportDraft {
+    shared: Option<(Shared, String)>,
+    account: String,
+    to: String,
+    prefix: String,
+    share: bool,
+}
+
+#[derive(Default)]
+struct Origin {
+    account: String,
+    subject: String,
+}
+
+const ORIGIN: &[Key<Origin>] = &[
+    Key(&["account"], Set(|o, v| v.text().map(|name| o.account = name))),
+    Key(&["subject"], Set(|o, v| v.text().map(|subject| o.subject = subject))),
+];
+
+fn imported(shared: Shared, d: &mut ImportDraft, v: &mut Field<'_>) -> Result<(), StartError> {
+    let mut origin = Origin::default();
+    let map: &Map = v.map()?;
+    bind_map(&[ORIGIN], map, &mut origin, v.warnings)?;
+    if origin.account.is_empty() || origin.subject.is_empty() {
+        return Err(v.error("an import names an account and a subject there"));
+    }
+    d.account = origin.account;
+    only(&mut d.shared, shared, v, origin.subject)
+}
+
+const IMPORT: &[Key<ImportDraft>] = &[
+    Key(&["stream"], Set(|d, v| imported(Shared::Stream, d, v))),
+    Key(&["service"], Set(|d, v| imported(Shared::Service, d, v))),
+    Key(&["to"], Set(|d, v| v.text().map(|to| d.to = to))),
+    Key(&["prefix"], Set(|d, v| v.text().map(|prefix| d.prefix = prefix))),
+    Key(&["share"], Set(|d, v| v.boolean().map(|share| d.share = share))),
+    Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
+];
+
+fn import(v: &mut Field<'_>) -> Result<Import, StartError> {
+    let mut draft = ImportDraft::default();
+    bind_map(&[IMPORT], v.map()?, &mut draft, v.warnings)?;
+    let Some((shared, subject)) = draft.shared else {
+        return Err(v.error("an import names a stream or a service"));
+    };
+    let local = match (draft.prefix.trim_end_matches('.'), draft.to) {
+        (_, to) if !to.is_empty() => to,
+        ("", _) => subject.clone(),
+        (prefix, _) if shared == Shared::Stream => format!("{prefix}.{subject}"),
+        _ => return Err(v.error("a service has no prefix; write the whole subject with to")),
+    };
+    if !is_valid_filter(local.as_bytes()) {
+        return Err(v.error(format!("\"{local}\" is not a valid subject")));
+    }
+    Ok(Import { shared, account: draft.account, subject, local, share: draft.share })
+}
+
+/// Puts in order what the file said, when all of it is read.
+pub(super) fn settle(options: &mut Options) {
+    let accounts = &mut options.accounts;
+    let used = options.auth.users.iter().any(|user| user.account == SYSTEM);
+    let default = Account::named(SYSTEM);
+    if accounts.system.as_deref() != Some(SYSTEM) && !used {
+        accounts.list.retain(|account| *account != default);
+    }
+}
+
+/// What must hold between accounts.
+pub(super) fn check(options: &Options) -> Result<(), StartError> {
+    let accounts = &options.accounts;
+    if let Some(system) = &accounts.system
+        && accounts.get(system).is_none()
+    {
+        return refuse(format!(
+            "system_account \"{system}\" is not one of the accounts; add it there"
+        ));
+    }
+    for account in &accounts.list {
+        for export in &account.exports {
+            let unknown = export.accounts.iter().find(|name| accounts.get(name).is_none());
+            if let Some(name) = unknown {
+                return refuse(format!(
+                    "\"{name}\" account not defined for {} export \"{}\" of account \"{}\"",
+                    export.shared.name(),
+                    export.subject,
+                    account.name
+                ));
+            }
+        }
+        for (at, import) in account.imports.iter().enumerate() {
+            check_import(accounts, account, import)?;
+            if account.imports[..at].contains(import) {
+                let reason = format!("the {} import already exists", import.shared.name());
+                return refuse_import(account, import, &reason);
+            }
+            let crosses = |start: &Import| forms_cycle(accounts, account, start);
+            if crosses(import) {
+                return refuse_import(account, import, "the import forms a cycle");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_import(accounts: &Accounts, account: &Account, import: &Import) -> Result<(), StartError> {
+    let kind = import.shared.name();
+    let Some(exporter) = accounts.get(&import.account) else {
+        return refuse(format!(
+            "\"{}\" account not defined for {kind} import of account \"{}\"",
+            import.account, account.name
+        ));
+    };
+    if exporter.name == account.name {
+        return refuse_import(account, import, "an account cannot import from itself");
+    }
+    let mut exports = exporter.exports.iter();
+    if !exports.any(|export| export.permits(import, &account.name)) {
+        let reason = format!(
+            "{kind} import not authorized: no export of account \"{}\" allows it",
+            exporter.name
+        );
+        return refuse_import(account, import, &reason);
+    }
+    if let Err(error) = import.mapping() {
+        return refuse_import(account, import, &error.to_string());
+    }
+    Ok(())
+}
+
+/// Whether what `start` brings into `home` can come back there over other imports.
+fn forms_cycle(accounts: &Accounts, home: &Account, start: &Import) -> bool {
+    let meets = |import: &Import, subject: &str| {
+        import.filter().is_some_and(|local| overlap(&local, subject.as_bytes()))
+    };
+    let mut open = vec![start];
+    let mut seen: Vec<&Import> = Vec::new();
+    while let Some(import) = open.pop() {
+        let Some(exporter) = accounts.get(&import.account) else { continue };
+        let next = exporter.imports.iter().filter(|next| {
+            next.shared == start.shared && meets(next, &import.subject) && !seen.contains(next)
+        });
+        for next in next.collect::<Vec<_>>() {
+            if next.account == home.name && meets(start, &next.subject) {
+                return true;
+            }
+            seen.push(next);
+            open.push(next);
+        }
+    }
+    false
+}
+
+fn refuse(reason: String) -> Result<(), StartError> {
+    Err(StartError::new(reason))
+}
+
+fn refuse_import(account: &Account, import: &Import, reason: &str) -> Result<(), StartError> {
+    let (kind, subject) = (import.shared.name(), &import.subject);
+    refuse(format!("{kind} import \"{subject}\" of account \"{}\": {reason}", account.name))
+}

@@ -1,0 +1,237 @@
+//! The accounts as a shard knows them: worlds of subjects, and what their users may use.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::conn::Traffic;
+use super::imports::Outlet;
+use super::interest::{Interest, InterestStats};
+use crate::config::{self, Shared};
+use crate::subject::Table;
+
+/// What JetStream is asked by.
+const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
+/// What the system account may ask the server.
+const SYSTEM_REQUESTS: &[&str] = &["$SYS.REQ.>"];
+/// What every other account may.
+const ACCOUNT_REQUESTS: &[&str] = &[
+    "$SYS.REQ.USER.INFO",
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    "$SYS.REQ.ACCOUNT.PING.STATZ",
+    "$SYS.REQ.SERVER.PING.CONNZ",
+];
+
+/// An account: a world of subjects of its own. All shards give it the same number, and it keeps
+/// it while the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AccountId(u32);
+
+impl AccountId {
+    /// `$G`, where everybody is who is in no other.
+    pub(crate) const GLOBAL: Self = Self(0);
+
+    /// The account with this number in [`config::Accounts`].
+    pub fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One account on one shard.
+#[derive(Debug)]
+pub(super) struct Account {
+    /// Empty until the account was configured here: another shard may be told of it first, and
+    /// what it says of it is kept.
+    pub(super) name: Arc<str>,
+    /// What it is like; none while it is not configured.
+    config: Option<Rc<config::Account>>,
+    pub(super) interest: Interest,
+    /// Other accounts ask it: their answers are wanted from other servers, too.
+    pub(super) answers: bool,
+    /// Connections logged in here that are open.
+    pub(super) conns: usize,
+    /// Those that were closed as slow consumers.
+    pub(super) slow_consumers: u64,
+    /// What went through its connections.
+    pub(super) traffic: Traffic,
+}
+
+/// All accounts by number.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    all: Vec<Account>,
+    /// The one in which the server tells of itself and is asked.
+    pub(super) system: Option<AccountId>,
+    /// There may be servers with JetStream in the cluster; who asks it does so in the system
+    /// account.
+    pub(super) is_clustered: bool,
+    seed: u64,
+}
+
+impl Accounts {
+    /// `seed` keys the hashes of subjects.
+    pub(super) fn new(seed: u64) -> Self {
+        Self { all: Vec::new(), system: None, is_clustered: false, seed }
+    }
+
+    /// The account, which is made if it is new: ids come from the configuration, never from
+    /// clients, so there are as many as that has.
+    pub(super) fn at(&mut self, id: AccountId) -> &mut Account {
+        while self.all.len() <= id.index() {
+            let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
+            self.all.push(Account {
+                name: "".into(),
+                config: None,
+                interest: Interest::new(seed),
+                answers: false,
+                conns: 0,
+                slow_consumers: 0,
+                traffic: Traffic::default(),
+            });
+        }
+        &mut self.all[id.index()]
+    }
+
+    /// Says what an account is like.
+    ///
+    /// What it exports and imports is in force with the next [`Self::link`].
+    pub(super) fn configure(&mut self, id: AccountId, config: Rc<config::Account>) {
+        let account = self.at(id);
+        account.name = config.name.as_str().into();
+        account.config = Some(config);
+    }
+
+    /// Nothing is configured any more.
+    pub(super) fn retire(&mut self) {
+        for account in &mut self.all {
+            account.name = "".into();
+            account.config = None;
+        }
+    }
+
+    /// Puts imports in force: each of them is an outlet of the account that messages come from.
+    pub(super) fn link(&mut self) {
+        let mut tables: Vec<Table<Vec<Rc<Outlet>>>> = Vec::new();
+        tables.resize_with(self.all.len(), || Table::with_seed(self.seed));
+        let ids: HashMap<&str, AccountId> =
+            (0..).map(AccountId).zip(&self.all).map(|(id, account)| (&*account.name, id)).collect();
+        for (id, account) in (0..).map(AccountId).zip(&self.all) {
+            let Some(config) = &account.config else { continue };
+            for import in &config.imports {
+                let Some(&exporter) = ids.get(import.account.as_str()) else { continue };
+                let exports = self.all[exporter.index()].config.as_ref();
+                let mut exports = exports.iter().flat_map(|config| &config.exports);
+                let Some(export) = exports.find(|export| export.permits(import, &config.name))
+                else {
+                    continue;
+                };
+                let Ok(transform) = import.mapping() else { continue };
+                let filter = transform.source().to_vec();
+                let (from, outlet) = match import.shared {
+                    Shared::Stream => (exporter, Outlet::Stream { to: id, transform }),
+                    Shared::Service => {
+                        let outlet = Outlet::Service {
+                            to: exporter,
+                            transform,
+                            response: export.response,
+                            threshold_ns: export.response_threshold_ms.saturating_mul(1_000_000),
+                            share: import.share,
+                        };
+                        (id, outlet)
+                    }
+                };
+                tables[from.index()].entry(&filter).push(Rc::new(outlet));
+            }
+            if let Some(system) = self.system {
+                if self.is_clustered && system != id {
+                    let outlet = Outlet::jetstream(system);
+                    tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
+                }
+                let own = if system == id { SYSTEM_REQUESTS } else { ACCOUNT_REQUESTS };
+                for filter in own {
+                    let filter = filter.as_bytes();
+                    tables[id.index()].entry(filter).push(Rc::new(Outlet::Server));
+                }
+            }
+        }
+        let asked: Vec<AccountId> = tables
+            .iter()
+            .flat_map(|table| table.iter().flat_map(|(_, outlets)| outlets))
+            .filter_map(|outlet| outlet.asked())
+            .collect();
+        for ((account, table), id) in self.all.iter_mut().zip(tables).zip((0..).map(AccountId)) {
+            account.answers = asked.contains(&id);
+            account.interest.set_outlets(table);
+        }
+    }
+
+    /// The account that is called that now.
+    pub(super) fn find(&self, name: &[u8]) -> Option<AccountId> {
+        let named = |account: &&Account| account.name.as_bytes() == name;
+        let accounts = (0..).map(AccountId).zip(&self.all);
+        let mut named = accounts.filter(|(_, account)| !name.is_empty() && named(account));
+        named.next().map(|(id, _)| id)
+    }
+
+    /// The name of an account; empty if it is not configured.
+    pub(super) fn name(&self, id: AccountId) -> Arc<str> {
+        self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
+        self.all.iter()
+    }
+}
+
+/// How an account is on one shard.
+#[derive(Debug, Clone)]
+pub struct AccountFigures {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Open connections.
+    pub conns: usize,
+    /// Their subscriptions.
+    pub subscriptions: usize,
+    /// What went through its connections, ended ones included.
+    pub traffic: Traffic,
+    /// Connections that were closed because they did not read fast enough.
+    pub slow_consumers: u64,
+    /// Subjects whose receivers are remembered.
+    pub cached_subjects: usize,
+    /// How subscriptions came, went and were looked up.
+    pub interest: InterestStats,
+}
+
+impl From<&Account> for AccountFigures {
+    fn from(account: &Account) -> Self {
+        let interest = account.interest.stats();
+        let subscriptions = interest.inserts.saturating_sub(interest.removes);
+        Self {
+            name: Arc::clone(&account.name),
+            conns: account.conns,
+            subscriptions: usize::try_from(subscriptions).unwrap_or(usize::MAX),
+            traffic: account.traffic,
+            slow_consumers: account.slow_consumers,
+            cached_subjects: account.interest.cached_subjects(),
+            interest,
+        }
+    }
+}
+
+impl AccountFigures {
+    /// Adds those of the same account on another shard.
+    pub fn add(&mut self, other: &Self) {
+        self.conns += other.conns;
+        self.subscriptions += other.subscriptions;
+        self.traffic.add(&other.traffic);
+        self.slow_consumers += other.slow_consumers;
+        self.cached_subjects += other.cached_subjects;
+        self.interest.add(&other.interest);
+    }
+}

@@ -1,0 +1,611 @@
+//! What leaves an account for another: streams, services, and their answers.
+//!
+//! An import is an [`Outlet`] of the account that a message is published in. Which outlets a
+//! subject has is part of what it resolves to, so accounts that import nothing pay nothing. What
+//! goes through one is written anew, with the other account's subject, and published there: that
+//! account's own interest says who gets it, here and on other shards.
+//!
+//! A request to a service gets a reply subject of its own, `_R_.<server>.<shard><number>`, in
+//! place of the requester's, which is none of the exporting account's business. Where the answer goes is known
+//! to the requester's shard alone, which the subject names.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use ahash::RandomState;
+
+use super::accounts::AccountId;
+use super::interest::Targets;
+use super::publish::{Run, Source, parse_run};
+use super::record::{Record, RunRecord};
+use super::{ConnId, Engine, ShardId, ShardSet};
+use crate::config::Response;
+use crate::proto::{Publish, encode};
+use crate::subject::Transform;
+
+/// Accounts that a message may go through.
+const HOPS_MAX: u8 = 16;
+/// What a shard remembers of requests of one account that may still be answered; beyond, the
+/// oldest is forgotten.
+const ANSWERS_MAX: usize = 64 * 1024;
+const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What remembering one costs besides its reply subject, in bytes.
+const ANSWER_BYTES: usize = 96;
+/// Requests to the server itself that wait to be taken; more are not answered.
+const SERVER_REQUESTS_MAX: usize = 1024;
+/// An answer to an answer is taken for as long as this.
+const ANSWER_BACK_NS: u64 = 120_000_000_000;
+
+const ANSWER_PREFIX: &[u8] = b"_R_.";
+const REQUEST_INFO: &[u8] = b"Nats-Request-Info:";
+
+/// Where messages of an account go besides its own subscriptions.
+#[derive(Debug)]
+pub(super) enum Outlet {
+    /// To the subscriptions of an account that imports them.
+    Stream {
+        /// That account.
+        to: AccountId,
+        /// From subjects of the exporting account to those of the importing one.
+        transform: Transform,
+    },
+    /// To the account that answers them.
+    Service {
+        /// That account.
+        to: AccountId,
+        /// From subjects of the importing account to those of the exporting one.
+        transform: Transform,
+        /// How many answers there are.
+        response: Response,
+        /// How long one is taken.
+        threshold_ns: u64,
+        /// Who answers is told who asks.
+        share: bool,
+    },
+    /// To the server itself.
+    Server,
+}
+
+/// How long an answer of JetStream is taken, in nanoseconds.
+const JETSTREAM_NS: u64 = 120_000_000_000;
+
+impl Outlet {
+    /// Requests to JetStream, which other servers of the cluster may have.
+    pub(super) fn jetstream(system: AccountId) -> Option<Self> {
+        Some(Self::Service {
+            to: system,
+            transform: Transform::new(b"$JS.API.>", b"$JS.API.>").ok()?,
+            response: Response::Stream,
+            threshold_ns: JETSTREAM_NS,
+            share: true,
+        })
+    }
+
+    /// The account that answers, if it is a service.
+    pub(super) fn asked(&self) -> Option<AccountId> {
+        match self {
+            Self::Service { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+
+    /// Whether it is for messages, not for requests.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream { .. })
+    }
+}
+
+/// An outlet for one subject.
+#[derive(Debug)]
+pub(super) struct Exit {
+    pub(super) outlet: Rc<Outlet>,
+    /// The subject behind it.
+    pub(super) subject: Box<[u8]>,
+}
+
+impl Exit {
+    /// `None` if the outlet is not for this subject.
+    pub(super) fn of(outlet: &Rc<Outlet>, subject: &[u8]) -> Option<Self> {
+        let mut mapped = Vec::new();
+        match &**outlet {
+            Outlet::Stream { transform, .. } | Outlet::Service { transform, .. } => {
+                // Imports have nothing random in them.
+                let mut rng = fastrand::Rng::with_seed(0);
+                transform.apply(subject, &mut rng, &mut mapped).then_some(())?;
+            }
+            Outlet::Server => mapped.extend_from_slice(subject),
+        }
+        Some(Self { outlet: Rc::clone(outlet), subject: mapped.into() })
+    }
+}
+
+/// A request to the server itself.
+#[derive(Debug)]
+pub struct ServerRequest {
+    /// Where it was published.
+    pub account: AccountId,
+    /// What it asks.
+    pub subject: Box<[u8]>,
+    /// Where the answer goes.
+    pub reply: Box<[u8]>,
+    /// Its payload, without headers.
+    pub payload: Box<[u8]>,
+    /// The number of the connection that asks; 0 if it has gone.
+    pub cid: u64,
+}
+
+/// A request of a local connection that may still be answered.
+#[derive(Debug)]
+struct Answer {
+    /// The account that answers.
+    from: AccountId,
+    /// The account that has asked, and where it waits.
+    to: AccountId,
+    reply: Box<[u8]>,
+    response: Response,
+    threshold_ns: u64,
+    expires: u64,
+}
+
+/// The requests of local connections that may still be answered.
+#[derive(Debug)]
+pub(super) struct Answers {
+    open: HashMap<u64, Answer, RandomState>,
+    /// By asking account, the oldest first, each with its cost; some are answered already.
+    queues: HashMap<AccountId, AnswerQueue, RandomState>,
+}
+
+#[derive(Debug, Default)]
+struct AnswerQueue {
+    ids: VecDeque<(u64, usize)>,
+    bytes: usize,
+}
+
+impl Answers {
+    pub(super) fn new(hasher: &RandomState) -> Self {
+        Self {
+            open: HashMap::with_hasher(hasher.clone()),
+            queues: HashMap::with_hasher(hasher.clone()),
+        }
+    }
+
+    fn insert(&mut self, id: u64, answer: Answer, now: u64) {
+        let cost = ANSWER_BYTES + answer.reply.len();
+        let queue = self.queues.entry(answer.to).or_default();
+        queue.ids.push_back((id, cost));
+        queue.bytes += cost;
+        self.open.insert(id, answer);
+        while let Some(&(oldest, cost)) = queue.ids.front() {
+            let is_over = self.open.get(&oldest).is_none_or(|answer| answer.expires <= now);
+            let is_full = queue.ids.len() > ANSWERS_MAX || queue.bytes > ANSWERS_BYTES_MAX;
+            if !is_over && !is_full {
+                break;
+            }
+            self.open.remove(&oldest);
+            queue.ids.pop_front();
+            queue.bytes -= cost;
+        }
+    }
+
+    /// Where a message of `from` goes that answers request `id`; `body_bytes` are those behind its
+    /// headers.
+    fn take(
+        &mut self,
+        id: u64,
+        from: AccountId,
+        body_bytes: usize,
+        now: u64,
+    ) -> Option<(AccountId, Box<[u8]>)> {
+        let answer = self.open.get_mut(&id).filter(|answer| answer.from == from)?;
+        let is_last = match answer.response {
+            Response::Singleton => true,
+            Response::Stream => false,
+            Response::Chunked => body_bytes == 0,
+        };
+        let is_late = answer.expires <= now;
+        answer.expires = now.saturating_add(answer.threshold_ns);
+        let destination = (answer.to, answer.reply.clone());
+        if is_last || is_late {
+            self.open.remove(&id);
+        }
+        (!is_late).then_some(destination)
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+}
+
+/// The shard that knows where messages on `subject` go, if it is one for answers.
+pub(super) fn answering_shard(subject: &[u8]) -> Option<ShardId> {
+    parse_answer(subject).map(|(_, shard, _)| shard)
+}
+
+/// The server, the shard and the number in it.
+fn parse_answer(subject: &[u8]) -> Option<(&[u8], ShardId, u64)> {
+    let text = std::str::from_utf8(subject.strip_prefix(ANSWER_PREFIX)?).ok()?;
+    let (server, rest) = text.split_once('.')?;
+    let (shard, id) = rest.split_at_checked(2)?;
+    let shard = u8::from_str_radix(shard, 16).ok()?;
+    Some((server.as_bytes(), ShardId(shard), u64::from_str_radix(id, 16).ok()?))
+}
+
+fn answer_subject(server: &str, shard: ShardId, id: u64) -> Vec<u8> {
+    let mut subject = ANSWER_PREFIX.to_vec();
+    subject.extend_from_slice(format!("{server}.{:02x}{id:016x}", shard.0).as_bytes());
+    subject
+}
+
+/// The subjects of all answers to a server, as other servers are told.
+pub(super) fn answers_filter(server: &str) -> Vec<u8> {
+    [ANSWER_PREFIX, server.as_bytes(), b".>"].concat()
+}
+
+impl Engine {
+    /// Requests to the server itself, until there are no more.
+    pub fn pop_server_request(&mut self) -> Option<ServerRequest> {
+        self.server_requests.pop_front()
+    }
+
+    /// Requests to services that may still be answered.
+    pub fn open_answers(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Publishes a run wherever else it goes. False if nobody gets it there.
+    pub(super) fn deliver_abroad(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        targets: &Targets,
+    ) -> bool {
+        if source.hops >= HOPS_MAX {
+            return false;
+        }
+        let mut reached = false;
+        for exit in &targets.exits {
+            reached |= match &*exit.outlet {
+                // A request enters a service where it was made.
+                Outlet::Service { .. } | Outlet::Server if source.routed => false,
+                Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
+                Outlet::Service { .. } => self.deliver_request(source, run, exit),
+                Outlet::Server => self.ask_server(source, run, &exit.subject),
+            };
+        }
+        let server = self.settings.node.as_bytes();
+        let is_ours = parse_answer(run.subject()).is_some_and(|(of, ..)| of == server);
+        match targets.answering.filter(|_| is_ours) {
+            Some(shard) if shard == self.shard => reached |= self.deliver_answers(source, run),
+            Some(shard) if shard.index() < self.lanes.len() => {
+                self.stage_answers(source, run, shard);
+                reached = true;
+            }
+            _ => {}
+        }
+        reached
+    }
+
+    fn deliver_stream(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        to: AccountId,
+        subject: &[u8],
+    ) -> bool {
+        let targets = self.targets(to, subject);
+        if targets.is_empty() {
+            return false;
+        }
+        let mut wire = Vec::new();
+        for publish in run.publishes() {
+            write_publish(&mut wire, subject, publish.reply, publish, None);
+        }
+        let mut mapped = Run::default();
+        parse_run(&wire, &mut mapped);
+        // An import is of what is published there, not of what is imported there.
+        // Other servers have the message as it was published, and import it themselves.
+        let source = Source { account: to, routed: true, ..source };
+        self.deliver_at_home(source, &mapped, &targets, None)
+    }
+
+    fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
+        let Outlet::Service { to, response, threshold_ns, share, .. } = &*exit.outlet else {
+            return false;
+        };
+        let next = Source { account: *to, hops: source.hops + 1, ..source };
+        let targets = self.targets(*to, &exit.subject);
+        if targets.is_empty() {
+            return false;
+        }
+        let mut reached = false;
+        for publish in run.publishes() {
+            let reply = publish.reply.map(|reply| {
+                let answer = Answer {
+                    from: *to,
+                    to: source.account,
+                    reply: reply.into(),
+                    response: *response,
+                    threshold_ns: *threshold_ns,
+                    expires: self.now.saturating_add(*threshold_ns),
+                };
+                self.expect_answer(answer)
+            });
+            let info = self.settings.headers.then(|| self.request_info(source, *share));
+            let mut wire = Vec::new();
+            let info = info.as_deref();
+            write_publish(&mut wire, &exit.subject, reply.as_deref(), publish, info);
+            let mut mapped = Run::default();
+            parse_run(&wire, &mut mapped);
+            reached |= self.deliver(next, &mapped, &targets);
+        }
+        reached
+    }
+
+    /// Remembers where an answer goes; returns the subject that it is published on.
+    fn expect_answer(&mut self, answer: Answer) -> Vec<u8> {
+        let id = self.rng.u64(..);
+        self.answers.insert(id, answer, self.now);
+        answer_subject(&self.settings.node, self.shard, id)
+    }
+
+    /// Publishes answers where they are waited for. False if none of them is.
+    fn deliver_answers(&mut self, source: Source, run: &Run<'_>) -> bool {
+        let mut reached = false;
+        for publish in run.publishes() {
+            let Some((_, _, id)) = parse_answer(publish.subject) else { continue };
+            let body_bytes = publish.body().len();
+            let taken = self.answers.take(id, source.account, body_bytes, self.now);
+            let Some((to, subject)) = taken else { continue };
+            // Whoever answers gets no 503 for a requester that waits no more.
+            reached = true;
+            let reply = publish.reply.map(|reply| {
+                self.expect_answer(Answer {
+                    from: to,
+                    to: source.account,
+                    reply: reply.into(),
+                    response: Response::Singleton,
+                    threshold_ns: ANSWER_BACK_NS,
+                    expires: self.now.saturating_add(ANSWER_BACK_NS),
+                })
+            });
+            let mut wire = Vec::new();
+            write_publish(&mut wire, &subject, reply.as_deref(), publish, None);
+            let mut mapped = Run::default();
+            parse_run(&wire, &mut mapped);
+            // Whoever waits may be anywhere in the cluster.
+            let (hops, routed) = (source.hops + 1, false);
+            let next = Source { account: to, hops, routed, ..source };
+            let targets = self.targets(to, &subject);
+            self.deliver(next, &mapped, &targets);
+        }
+        reached
+    }
+
+    /// Answers that another shard has sent here, where it is known what they answer.
+    pub(super) fn on_answers(&mut self, source: Source, run: &Run<'_>) {
+        self.deliver_answers(source, run);
+    }
+
+    fn stage_answers(&mut self, source: Source, run: &Run<'_>, shard: ShardId) {
+        let Source { account, publisher, echo, routed, hops, .. } = source;
+        let record = RunRecord {
+            account,
+            publisher,
+            echo,
+            routed,
+            visited: ShardSet::default(),
+            arrived: self.arrived,
+            wire: run.concat(),
+            plain: false,
+            answers: true,
+            hops,
+            picks: Vec::new(),
+        };
+        self.stage(shard, Record::Run(Box::new(record)));
+    }
+
+    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8]) -> bool {
+        let cid = self.conns.get(source.publisher.conn).map_or(0, |conn| conn.peer.cid);
+        for publish in run.publishes() {
+            let Some(reply) = publish.reply else { continue };
+            if self.server_requests.len() < SERVER_REQUESTS_MAX {
+                self.server_requests.push_back(ServerRequest {
+                    account: source.account,
+                    subject: subject.into(),
+                    reply: reply.into(),
+                    payload: publish.body().into(),
+                    cid,
+                });
+            }
+        }
+        true
+    }
+
+    /// What is said of the requester to who answers: the account it is in, and the one through
+    /// which its request came; with `share`, who it is.
+    fn request_info(&self, source: Source, share: bool) -> Vec<u8> {
+        let conn = self.conns.get(source.publisher.conn);
+        let conn = conn.filter(|_| source.publisher.shard == self.shard);
+        let here = self.accounts.name(source.account);
+        let mut info = serde_json::Map::new();
+        if let Some(conn) = conn {
+            if share {
+                info.insert("host".into(), (&*conn.peer.ip).into());
+                info.insert("id".into(), conn.peer.cid.into());
+            }
+            let account = conn.account_name();
+            info.insert("acc".into(), (&*account).into());
+            if account != here {
+                info.insert("svc".into(), (&*here).into());
+            }
+            if share {
+                let user = conn.user.as_ref().and_then(|user| user.name.as_deref());
+                let optional = [
+                    ("user", user.unwrap_or_default()),
+                    ("name", &conn.connect.name),
+                    ("lang", &conn.connect.lang),
+                    ("ver", &conn.connect.version),
+                ];
+                for (key, value) in optional {
+                    if !value.is_empty() {
+                        info.insert(key.into(), value.into());
+                    }
+                }
+            }
+            info.insert("rtt".into(), conn.timing.rtt.into());
+            if share {
+                info.insert("server".into(), self.settings.server_name().into());
+                info.insert("kind".into(), "Client".into());
+                info.insert("client_type".into(), "nats".into());
+            }
+        } else {
+            info.insert("acc".into(), (&*here).into());
+        }
+        serde_json::Value::Object(info).to_string().into_bytes()
+    }
+
+    /// Publishes a message of the server itself in an account.
+    pub fn publish_own(&mut self, account: AccountId, subject: &[u8], payload: &[u8]) {
+        let size = payload.len().to_string();
+        let publish = Publish {
+            subject,
+            reply: None,
+            header: None,
+            size_text: size.as_bytes(),
+            payload,
+            tail: None,
+        };
+        let mut wire = Vec::new();
+        write_publish(&mut wire, subject, None, &publish, None);
+        let mut run = Run::default();
+        parse_run(&wire, &mut run);
+        let nobody = ConnId { slot: u32::MAX, generation: u32::MAX };
+        let source = Source::new(account, self.shard, nobody);
+        let targets = self.targets(account, subject);
+        self.deliver(source, &run, &targets);
+        self.settle_deliveries();
+    }
+}
+
+/// Writes a message as a client would publish it, with another subject and reply; with `info`, it
+/// has a header that says who asks, in place of any such that is there.
+fn write_publish(
+    out: &mut Vec<u8>,
+    subject: &[u8],
+    reply: Option<&[u8]>,
+    publish: &Publish<'_>,
+    info: Option<&[u8]>,
+) {
+    let old = publish.header.map_or(0, |header| header.len);
+    let (old_header, body) = publish.payload.split_at(old);
+    let header = match info {
+        Some(info) => with_request_info(old_header, info),
+        None => old_header.to_vec(),
+    };
+    encode::publish(out, subject, reply, &header, body);
+}
+
+fn with_request_info(header: &[u8], info: &[u8]) -> Vec<u8> {
+    let mut new = Vec::with_capacity(header.len() + info.len() + 40);
+    let lines = header.strip_suffix(b"\r\n\r\n").unwrap_or(b"NATS/1.0");
+    for line in lines.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let is_old = line
+            .get(..REQUEST_INFO.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(REQUEST_INFO));
+        if !is_old {
+            new.extend_from_slice(line);
+            new.extend_from_slice(b"\r\n");
+        }
+    }
+    new.extend_from_slice(REQUEST_INFO);
+    new.push(b' ');
+    new.extend_from_slice(info);
+    new.extend_from_slice(b"\r\n\r\n");
+    new
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers() -> Answers {
+        Answers::new(&RandomState::with_seeds(1, 2, 3, 4))
+    }
+
+    fn answer(to: u32, response: Response, reply: &[u8], expires: u64) -> Answer {
+        Answer {
+            from: AccountId::new(9),
+            to: AccountId::new(to),
+            reply: reply.into(),
+            response,
+            threshold_ns: 100,
+            expires,
+        }
+    }
+
+    #[test]
+    fn only_the_account_that_was_asked_can_answer_and_only_as_often_as_it_may() {
+        let mut all = answers();
+        let (asked, other) = (AccountId::new(9), AccountId::new(8));
+        all.insert(1, answer(1, Response::Singleton, b"r", 100), 0);
+        assert_eq!(all.take(1, other, 1, 0), None);
+        assert!(all.take(1, asked, 1, 0).is_some());
+        assert_eq!(all.take(1, asked, 1, 0), None, "one answer is all");
+        all.insert(2, answer(1, Response::Stream, b"r", 100), 0);
+        assert!((0..5).all(|_| all.take(2, asked, 0, 0).is_some()));
+        all.insert(3, answer(1, Response::Chunked, b"r", 100), 0);
+        assert!(all.take(3, asked, 1, 0).is_some());
+        assert!(all.take(3, asked, 0, 0).is_some(), "the end is still delivered");
+        assert_eq!(all.take(3, asked, 1, 0), None);
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_goes_nowhere() {
+        let mut all = answers();
+        all.insert(1, answer(1, Response::Stream, b"r", 100), 0);
+        let asked = AccountId::new(9);
+        assert!(all.take(1, asked, 1, 99).is_some());
+        assert!(all.take(1, asked, 1, 198).is_some(), "each answer gives time for the next");
+        assert_eq!(all.take(1, asked, 1, 298), None);
+        assert_eq!(all.len(), 0);
+    }
+
+    #[test]
+    fn requests_that_nobody_answers_push_out_only_those_of_their_own_account() {
+        let mut all = answers();
+        all.insert(u64::MAX, answer(2, Response::Singleton, b"r", u64::MAX), 0);
+        for id in 0..2 * ANSWERS_MAX as u64 {
+            all.insert(id, answer(1, Response::Singleton, b"r", u64::MAX), 0);
+        }
+        assert_eq!(all.len(), ANSWERS_MAX + 1);
+        for id in 0..20_000 {
+            all.insert(id, answer(1, Response::Singleton, &[b'x'; 4000], u64::MAX), 0);
+        }
+        assert!(all.len() * 4000 < ANSWERS_BYTES_MAX + 4000, "{}", all.len());
+        assert!(all.take(u64::MAX, AccountId::new(9), 1, 0).is_some());
+    }
+
+    #[test]
+    fn an_answers_subject_names_its_shard_and_no_other_subject_does() {
+        for (shard, id) in [(0, 0), (63, u64::MAX), (7, 0xabc)] {
+            let subject = answer_subject("S", ShardId(shard), id);
+            assert_eq!(parse_answer(&subject), Some((&b"S"[..], ShardId(shard), id)));
+        }
+        for subject in ["_R_.", "_R_.x", "_R_.S.0", "_R_.S.00", "_R_.S.zz1", "_R_.001", "a.S.001"] {
+            assert_eq!(parse_answer(subject.as_bytes()), None, "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_requester_cannot_say_itself_who_it_is() {
+        let with =
+            |header: &str| String::from_utf8(with_request_info(header.as_bytes(), b"{}")).unwrap();
+        assert_eq!(with(""), "NATS/1.0\r\nNats-Request-Info: {}\r\n\r\n");
+        let given = "NATS/1.0\r\nA: b\r\nnats-request-info: {\"acc\":\"X\"}\r\n\r\n";
+        assert_eq!(with(given), "NATS/1.0\r\nA: b\r\nNats-Request-Info: {}\r\n\r\n");
+    }
+}

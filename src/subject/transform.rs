@@ -1,0 +1,916 @@
+//! Subjects made from other subjects: `orders.*.*` → `eu.$2.{{partition(8,1)}}`.
+//!
+//! A destination is written as tokens. One that is `$N` or `{{wildcard(N)}}` stands for what the
+//! source's N-th `*` matched, a last `>` for what the source's `>` did, other functions for what
+//! they make of such tokens, and everything else for itself. Forms, results and errors are
+//! nats-server's, odd ones included.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::{self, Write as _};
+
+use memchr::memmem;
+use smallvec::SmallVec;
+
+use super::{covers, intersection, is_valid_filter, tokens};
+
+/// A compiled rule that makes one subject of another.
+///
+/// A subject costs a step for each of its tokens and each part of the destination, and what comes
+/// out is at most the destination's length times the subject's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transform {
+    source: Box<[u8]>,
+    destination: Box<[u8]>,
+    parts: Box<[Part]>,
+}
+
+/// What becomes one or several tokens of the destination. Tokens are numbers in the source, from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(Box<[u8]>),
+    /// What the source's `>` matched, which begins at this token.
+    Rest(usize),
+    /// A function of one token.
+    Of(usize, Function),
+    /// The hash of these tokens, or of the whole subject if there are none, modulo a number.
+    Partition(u32, Box<[usize]>),
+    /// A number below this one.
+    Random(u32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Function {
+    Same,
+    Split(Box<[u8]>),
+    SplitFromLeft(usize),
+    SplitFromRight(usize),
+    SliceFromLeft(usize),
+    SliceFromRight(usize),
+    Left(usize),
+    Right(usize),
+}
+
+/// Why there is no such transform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransformError {
+    /// Source or destination is not a filter, the destination has a `*`, or only one ends in `>`.
+    BadSubject,
+    /// The destination has an empty token or blanks.
+    BadDestination,
+    /// A token of the destination, and what is wrong with it.
+    BadToken(&'static str, String),
+    /// Not every wildcard of the source is in the destination, where that is asked for.
+    UnusedWildcards,
+}
+
+impl fmt::Display for TransformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PREFIX: &str = "invalid mapping destination";
+        match self {
+            Self::BadSubject => f.write_str("invalid subject"),
+            Self::BadDestination => write!(f, "{PREFIX}: invalid transform"),
+            Self::BadToken(what, token) => write!(f, "{PREFIX}: {what} in {token}"),
+            Self::UnusedWildcards => write!(f, "{PREFIX}: not using all of the token wildcard(s)"),
+        }
+    }
+}
+
+impl std::error::Error for TransformError {}
+
+const UNKNOWN_FUNCTION: &str = "unknown function";
+const BAD_ARGUMENT: &str = "function argument is invalid or in the wrong format";
+const TOO_FEW: &str = "not enough arguments passed to the function";
+const TOO_MANY: &str = "too many arguments passed to the function";
+const OUT_OF_RANGE: &str = "wildcard index out of range";
+
+impl Transform {
+    /// Compiles a mapping.
+    ///
+    /// # Errors
+    ///
+    /// When source and destination do not fit, or the destination has functions that do not exist
+    /// or whose arguments are wrong. An empty destination is a subject that nobody gets.
+    pub fn new(source: &[u8], destination: &[u8]) -> Result<Self, TransformError> {
+        let mut parts = Vec::new();
+        if !destination.is_empty() {
+            let compiler = Compiler::new(source);
+            let mut behind_rest = false;
+            for token in tokens(destination) {
+                if behind_rest {
+                    return Err(bad("invalid transform", token));
+                }
+                behind_rest = token == b">";
+                parts.push(compiler.part(token)?);
+            }
+            let (source_rest, destination_rest) = (ends_in_rest(source), behind_rest);
+            let has_stars = tokens(destination).any(|token| token == b"*");
+            if !is_valid_filter(source) || has_stars || source_rest != destination_rest {
+                return Err(TransformError::BadSubject);
+            }
+        }
+        Ok(Self { source: source.into(), destination: destination.into(), parts: parts.into() })
+    }
+
+    /// Compiles a mapping that can be followed backwards, as imports need it: it only moves whole
+    /// tokens, and all that the wildcards match is still there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::new`], and when the destination does more, or does not use a wildcard.
+    pub fn strict(source: &[u8], destination: &[u8]) -> Result<Self, TransformError> {
+        let transform = Self::new(source, destination)?;
+        for (part, token) in transform.parts.iter().zip(tokens(destination)) {
+            if !matches!(part, Part::Literal(_) | Part::Rest(_) | Part::Of(_, Function::Same)) {
+                let what =
+                    "the only mapping function allowed for import transforms is {{Wildcard()}}";
+                return Err(bad(what, token));
+            }
+        }
+        let is_used = |at: usize| transform.parts.contains(&Part::Of(at, Function::Same));
+        let mut stars = tokens(source).enumerate().filter(|(_, token)| *token == b"*");
+        if stars.any(|(at, _)| !is_used(at)) {
+            return Err(TransformError::UnusedWildcards);
+        }
+        Ok(transform)
+    }
+
+    /// The mapping of everything that `filter` matches to below `prefix`.
+    ///
+    /// # Errors
+    ///
+    /// When either is not a filter, or the prefix has wildcards.
+    pub fn prefixed(filter: &[u8], prefix: &[u8]) -> Result<Self, TransformError> {
+        let mut destination = prefix.to_vec();
+        let mut stars = 0;
+        for token in tokens(filter) {
+            destination.push(b'.');
+            if token == b"*" {
+                stars += 1;
+                destination.extend_from_slice(format!("${stars}").as_bytes());
+            } else {
+                destination.extend_from_slice(token);
+            }
+        }
+        Self::strict(filter, &destination)
+    }
+
+    /// The filter of the subjects that it applies to.
+    pub fn source(&self) -> &[u8] {
+        &self.source
+    }
+
+    /// The destination as it was written.
+    pub fn destination(&self) -> &[u8] {
+        &self.destination
+    }
+
+    /// Whether equal subjects always become equal ones.
+    pub fn is_certain(&self) -> bool {
+        !self.parts.iter().any(|part| matches!(part, Part::Random(_)))
+    }
+
+    /// Appends to `out` what the subject becomes. False, and nothing, if it is not of the source.
+    pub fn apply(&self, subject: &[u8], rng: &mut fastrand::Rng, out: &mut Vec<u8>) -> bool {
+        if !covers(&self.source, subject) {
+            return false;
+        }
+        let given: SmallVec<[&[u8]; 16]> = tokens(subject).collect();
+        for (number, part) in self.parts.iter().enumerate() {
+            if number > 0 {
+                out.push(b'.');
+            }
+            match part {
+                Part::Literal(token) => out.extend_from_slice(token),
+                Part::Rest(from) => join(&given[*from..], out),
+                Part::Of(at, function) => function.apply(given[*at], out),
+                Part::Partition(count, of) => {
+                    let hash = match &**of {
+                        [] => hash([subject]),
+                        of => hash(of.iter().map(|at| given[*at])),
+                    };
+                    write_number(hash.checked_rem(*count).unwrap_or(0), out);
+                }
+                Part::Random(below) => {
+                    write_number(if *below > 0 { rng.u32(..below) } else { 0 }, out);
+                }
+            }
+        }
+        true
+    }
+
+    /// The filter of everything that subjects matching `filter` become: exactly that if whole
+    /// tokens are moved and each only once, else somewhat more. None if there is nothing, or no
+    /// filter says how many tokens there are.
+    pub fn apply_filter(&self, filter: &[u8]) -> Option<Vec<u8>> {
+        let both = intersection(&self.source, filter)?;
+        let given: SmallVec<[&[u8]; 16]> = tokens(&both).collect();
+        let mut out = Vec::new();
+        for (number, part) in self.parts.iter().enumerate() {
+            if number > 0 {
+                out.push(b'.');
+            }
+            match part {
+                Part::Literal(token) => out.extend_from_slice(token),
+                Part::Rest(from) => join(&given[*from..], &mut out),
+                Part::Of(at, function) if !matches!(given[*at], b"*" | b">") => {
+                    function.apply(given[*at], &mut out);
+                }
+                Part::Of(_, Function::Same | Function::Left(_) | Function::Right(_))
+                | Part::Partition(..)
+                | Part::Random(_) => out.push(b'*'),
+                Part::Of(..) => return None,
+            }
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// The filter of the subjects which become something that matches `filter`: exactly that if
+    /// whole tokens are moved and each only once, else somewhat more. None if there are none.
+    pub fn source_of(&self, filter: &[u8]) -> Option<Vec<u8>> {
+        let mut wanted: SmallVec<[&[u8]; 16]> = tokens(&self.source).collect();
+        let mut rest: Option<&[u8]> = None;
+        let mut left = Some(filter);
+        for part in &self.parts {
+            let (token, behind) = super::split_first(left?);
+            if token == b">" && behind.is_none() {
+                left = None;
+                break;
+            }
+            match part {
+                Part::Literal(literal) => {
+                    if token != b"*" && token != &**literal {
+                        return None;
+                    }
+                }
+                Part::Rest(_) => {
+                    rest = left;
+                    left = None;
+                    break;
+                }
+                Part::Of(at, Function::Same) if wanted[*at] != b">" => {
+                    if wanted[*at] == b"*" {
+                        wanted[*at] = token;
+                    } else if token != b"*" && token != wanted[*at] {
+                        return None;
+                    }
+                }
+                Part::Of(_, Function::Same | Function::Left(_) | Function::Right(_))
+                | Part::Partition(..)
+                | Part::Random(_) => {}
+                // It makes any number of tokens, so what follows is not known.
+                Part::Of(..) => {
+                    left = None;
+                    break;
+                }
+            }
+            left = behind;
+        }
+        if left.is_some() {
+            return None;
+        }
+        if let (Some(rest), Some(last)) = (rest, wanted.last_mut()) {
+            *last = rest;
+        }
+        let mut out = Vec::new();
+        join(&wanted, &mut out);
+        Some(out)
+    }
+
+    /// The way back: what this makes of a subject becomes that subject again. None if it does more
+    /// than move whole tokens, or uses one twice or not at all.
+    pub fn reversed(&self) -> Option<Self> {
+        let mut places: SmallVec<[usize; 8]> = SmallVec::new();
+        let mut source = Vec::new();
+        for part in &self.parts {
+            if !source.is_empty() {
+                source.push(b'.');
+            }
+            match part {
+                Part::Literal(token) => source.extend_from_slice(token),
+                Part::Rest(_) => source.push(b'>'),
+                Part::Of(at, Function::Same) if !places.contains(at) => {
+                    places.push(*at);
+                    source.push(b'*');
+                }
+                _ => return None,
+            }
+        }
+        let mut destination = Vec::new();
+        for (at, token) in tokens(&self.source).enumerate() {
+            if at > 0 {
+                destination.push(b'.');
+            }
+            match (token, places.iter().position(|place| *place == at)) {
+                (b"*", Some(star)) => {
+                    destination.extend_from_slice(format!("${}", star + 1).as_bytes());
+                }
+                (b"*", None) | (_, Some(_)) => return None,
+                (token, None) => destination.extend_from_slice(token),
+            }
+        }
+        Self::strict(&source, &destination).ok()
+    }
+}
+
+impl Function {
+    fn apply(&self, token: &[u8], out: &mut Vec<u8>) {
+        let len = token.len();
+        let cut = |at: usize, out: &mut Vec<u8>| {
+            out.extend_from_slice(&token[..at]);
+            if at > 0 && at < len {
+                out.push(b'.');
+            }
+            out.extend_from_slice(&token[at..]);
+        };
+        match self {
+            Self::Same => out.extend_from_slice(token),
+            Self::Split(delimiter) => split(token, delimiter, out),
+            Self::SplitFromLeft(at) => cut(*at.min(&len), out),
+            Self::SplitFromRight(at) => cut(len.saturating_sub(*at), out),
+            Self::SliceFromLeft(size) if *size > 0 => join_chunks(token.chunks(*size), out),
+            Self::SliceFromRight(size) if *size > 0 => {
+                let (head, tail) = token.split_at(len % size);
+                out.extend_from_slice(head);
+                if !head.is_empty() && !tail.is_empty() {
+                    out.push(b'.');
+                }
+                join_chunks(tail.chunks(*size), out);
+            }
+            Self::Left(count) if *count > 0 => out.extend_from_slice(&token[..*count.min(&len)]),
+            Self::Right(count) if *count > 0 => {
+                out.extend_from_slice(&token[len.saturating_sub(*count)..]);
+            }
+            _ => out.extend_from_slice(token),
+        }
+    }
+}
+
+/// The pieces between delimiters as tokens. Where two delimiters follow one another it is as in
+/// nats-server: an empty piece is left out, but behind two in the beginning its dot stays, and
+/// such a subject has an empty token.
+fn split(token: &[u8], delimiter: &[u8], out: &mut Vec<u8>) {
+    if delimiter.is_empty() {
+        for chunk in token.utf8_chunks() {
+            let chars = chunk.valid().split("").map(str::as_bytes);
+            join_chunks(chars.chain(chunk.invalid().chunks(1)), out);
+        }
+        return;
+    }
+    let ends = memmem::find_iter(token, delimiter).chain([token.len()]);
+    let mut start = 0;
+    let mut pieces = ends.map(|end| {
+        let piece = &token[start..end];
+        start = end + delimiter.len();
+        piece
+    });
+    let mut piece = pieces.next().unwrap_or_default();
+    out.extend_from_slice(piece);
+    for (number, next) in pieces.enumerate() {
+        if !next.is_empty() && !(number == 0 && piece.is_empty()) {
+            out.push(b'.');
+        }
+        out.extend_from_slice(next);
+        piece = next;
+    }
+}
+
+fn join_chunks<'a>(chunks: impl Iterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
+    for (number, chunk) in chunks.filter(|chunk| !chunk.is_empty()).enumerate() {
+        if number > 0 {
+            out.push(b'.');
+        }
+        out.extend_from_slice(chunk);
+    }
+}
+
+fn join(tokens: &[&[u8]], out: &mut Vec<u8>) {
+    join_chunks(tokens.iter().copied(), out);
+}
+
+fn write_number(number: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// FNV-1a with 32 bits.
+fn hash<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let bytes = texts.into_iter().flatten();
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+fn ends_in_rest(filter: &[u8]) -> bool {
+    tokens(filter).last() == Some(b">")
+}
+
+fn bad(what: &'static str, token: &[u8]) -> TransformError {
+    TransformError::BadToken(what, String::from_utf8_lossy(token).into_owned())
+}
+
+/// Tokens of a destination become parts, with regard to this source.
+struct Compiler {
+    /// Where the source's `*` are.
+    stars: SmallVec<[usize; 8]>,
+    /// Where its `>` is.
+    rest: Option<usize>,
+}
+
+impl Compiler {
+    fn new(source: &[u8]) -> Self {
+        let stars = tokens(source).enumerate().filter(|(_, token)| *token == b"*");
+        let rest = ends_in_rest(source).then(|| super::token_count(source) - 1);
+        Self { stars: stars.map(|(at, _)| at).collect(), rest }
+    }
+
+    fn part(&self, token: &[u8]) -> Result<Part, TransformError> {
+        if token == b">" {
+            // Without one in the source it is refused as a whole.
+            return Ok(Part::Rest(self.rest.unwrap_or(0)));
+        }
+        if let [b'$', number @ ..] = token
+            && let Some(number) = integer(number)
+        {
+            return Ok(Part::Of(self.wildcard(number, token)?, Function::Same));
+        }
+        if token.len() > 4 && token.starts_with(b"{{") && token.ends_with(b"}}") {
+            let call = Call::parse(token).ok_or_else(|| bad(UNKNOWN_FUNCTION, token))?;
+            return self.call(&call);
+        }
+        if token.is_empty() || token.iter().any(u8::is_ascii_whitespace) {
+            return Err(TransformError::BadDestination);
+        }
+        Ok(Part::Literal(token.into()))
+    }
+
+    fn call(&self, call: &Call<'_>) -> Result<Part, TransformError> {
+        let function: fn(usize) -> Function = match call.name {
+            "wildcard" => {
+                let [number] = call.arguments()?;
+                return Ok(Part::Of(self.of(number, call)?, Function::Same));
+            }
+            "partition" => return self.partition(call),
+            "random" => {
+                let [below] = &call.arguments[..] else { return Err(bad(TOO_FEW, call.token)) };
+                return Ok(Part::Random(call.modulus(below)?));
+            }
+            "split" => {
+                let [number, delimiter] = call.arguments()?;
+                if delimiter.contains(&b' ') {
+                    return Err(bad(BAD_ARGUMENT, call.token));
+                }
+                let at = self.of(number, call)?;
+                return Ok(Part::Of(at, Function::Split(delimiter.into())));
+            }
+            "splitFromLeft" => Function::SplitFromLeft,
+            "splitFromRight" => Function::SplitFromRight,
+            "sliceFromLeft" => Function::SliceFromLeft,
+            "sliceFromRight" => Function::SliceFromRight,
+            "left" => Function::Left,
+            _ => Function::Right,
+        };
+        let [number, size] = call.arguments()?;
+        let number_of = call.integer(number)?;
+        // Below zero is as good as zero, and both leave the token as it is.
+        let size = match call.integer(size)? {
+            size if size > i64::from(i32::MAX) => return Err(bad(BAD_ARGUMENT, call.token)),
+            size => usize::try_from(size).unwrap_or(0),
+        };
+        Ok(Part::Of(self.wildcard(number_of, call.token)?, function(size)))
+    }
+
+    fn partition(&self, call: &Call<'_>) -> Result<Part, TransformError> {
+        let (count, of) = call.arguments.split_first().ok_or_else(|| bad(TOO_FEW, call.token))?;
+        let count = call.modulus(count)?;
+        let numbers: Result<Vec<i64>, _> = of.iter().map(|text| call.integer(text)).collect();
+        let numbers = numbers?;
+        if self.stars.is_empty() && self.rest.is_none() {
+            // Of a source without wildcards it hashes nothing.
+            let number = hash([]).checked_rem(count).unwrap_or(0);
+            return Ok(Part::Literal(number.to_string().into_bytes().into()));
+        }
+        let of = numbers.into_iter().map(|number| self.wildcard(number, call.token));
+        Ok(Part::Partition(count, of.collect::<Result<_, _>>()?))
+    }
+
+    /// The token that an argument names by the number of a wildcard.
+    fn of(&self, argument: &[u8], call: &Call<'_>) -> Result<usize, TransformError> {
+        self.wildcard(call.integer(argument)?, call.token)
+    }
+
+    /// The token that the N-th wildcard matches, from 1; below, it is the first one.
+    fn wildcard(&self, number: i64, token: &[u8]) -> Result<usize, TransformError> {
+        if self.stars.is_empty() && self.rest.is_none() {
+            return Err(bad(OUT_OF_RANGE, token));
+        }
+        match usize::try_from(number) {
+            Err(_) | Ok(0) => Ok(0),
+            Ok(number) => self.stars.get(number - 1).copied().ok_or_else(|| {
+                let mut token = String::from_utf8_lossy(token).into_owned();
+                let _ = write!(token, ": [{number}]");
+                TransformError::BadToken(OUT_OF_RANGE, token)
+            }),
+        }
+    }
+}
+
+/// `{{name(argument, …)}}`
+struct Call<'a> {
+    token: &'a [u8],
+    name: &'static str,
+    arguments: SmallVec<[&'a [u8]; 4]>,
+}
+
+/// Letters that may be small or large are large here, but for the first, which always may.
+const FUNCTIONS: [&str; 10] = [
+    "wildcard",
+    "partition",
+    "splitFromLeft",
+    "splitFromRight",
+    "sliceFromLeft",
+    "sliceFromRight",
+    "split",
+    "left",
+    "right",
+    "random",
+];
+
+impl<'a> Call<'a> {
+    fn parse(token: &'a [u8]) -> Option<Self> {
+        let inner = token.get(2..token.len() - 2)?.trim_ascii();
+        let (name, arguments) = inner.split_at(memchr::memchr(b'(', inner)?);
+        let name = name.trim_ascii_end();
+        let name = FUNCTIONS.into_iter().find(|function| is_named(name, function))?;
+        let arguments = arguments[1..].strip_suffix(b")")?;
+        let arguments = arguments.split(|byte| *byte == b',').enumerate();
+        let arguments =
+            arguments.map(|(at, text)| if at == 0 { text } else { text.trim_ascii_start() });
+        Some(Self { token, name, arguments: arguments.collect() })
+    }
+
+    /// Exactly `N` arguments.
+    fn arguments<const N: usize>(&self) -> Result<[&'a [u8]; N], TransformError> {
+        let count = match &self.arguments[..] {
+            [b""] => 0,
+            arguments => arguments.len(),
+        };
+        if count < N {
+            return Err(bad(TOO_FEW, self.token));
+        }
+        <[&[u8]; N]>::try_from(&self.arguments[..]).map_err(|_| bad(TOO_MANY, self.token))
+    }
+
+    fn integer(&self, argument: &[u8]) -> Result<i64, TransformError> {
+        integer(argument.trim_ascii()).ok_or_else(|| bad(BAD_ARGUMENT, self.token))
+    }
+
+    /// What something is counted up to; below zero it wraps as nats-server's does.
+    fn modulus(&self, argument: &[u8]) -> Result<u32, TransformError> {
+        match i32::try_from(self.integer(argument)?) {
+            Ok(number) => Ok(number.cast_unsigned()),
+            Err(_) => Err(bad(BAD_ARGUMENT, self.token)),
+        }
+    }
+}
+
+fn is_named(text: &[u8], name: &str) -> bool {
+    text.len() == name.len()
+        && text.iter().zip(name.bytes()).enumerate().all(|(at, (given, letter))| {
+            let either = at == 0 || letter.is_ascii_uppercase();
+            *given == letter || (either && given.eq_ignore_ascii_case(&letter))
+        })
+}
+
+fn integer(text: &[u8]) -> Option<i64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{has_empty_token, matches};
+    use super::*;
+
+    fn applied(source: &str, destination: &str, subject: &str) -> Option<String> {
+        let transform = Transform::new(source.as_bytes(), destination.as_bytes()).unwrap();
+        let mut out = Vec::new();
+        let mut rng = fastrand::Rng::with_seed(1);
+        transform
+            .apply(subject.as_bytes(), &mut rng, &mut out)
+            .then(|| String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn functions_give_what_nats_server_gives() {
+        // Read off nats-server 2.15; a result with an empty token reaches nobody there.
+        for (source, destination, subject, expected) in [
+            ("*", "$0", "a", "a"),
+            ("*.*", "x.$-1", "a.b", "x.a"),
+            ("*", "x.$+1", "a", "x.a"),
+            ("*", "x.{{partition(10)}}", "foo", "x.3"),
+            ("foo.*", "x.{{partition(10)}}", "foo.a", "x.2"),
+            ("foo.*", "x.{{partition(10,1)}}", "foo.a", "x.0"),
+            ("foo.bar", "x.{{partition(1000)}}", "foo.bar", "x.261"),
+            ("foo.>", "x.{{partition(1000)}}.>", "foo.bar.baz", "x.615.bar.baz"),
+            ("foo.*", "x.{{partition(0,1)}}", "foo.a", "x.0"),
+            ("foo.*", "x.{{partition(-1,1)}}", "foo.a", "x.3826002220"),
+            ("*.*.*", "x.{{partition(1000,1,3,2)}}", "foo.bar.baz", "x.549"),
+            ("*.*.*", "x.{{ Partition ( 1000 , 3,3 ) }}", "a.b.c", "x.707"),
+            ("*", "x.{{}}", "a", "x.{{}}"),
+            ("*", "x.{{split(1,)}}", "abc", "x.a.b.c"),
+            ("*", "x.{{split(1,-)}}", "a-b-c", "x.a.b.c"),
+            ("*", "x.{{split(1,-)}}", "-a-b-", "x.a.b"),
+            ("*", "x.{{split(1,-)}}", "a--b", "x.a.b"),
+            ("*", "x.{{split(1,-)}}", "---a", "x..a"),
+            ("*", "x.{{split(1,-)}}", "--", "x."),
+            ("*", "x.{{split(1,--)}}", "a---b", "x.a.-b"),
+            ("*", "x.{{splitFromLeft(1,2)}}", "abcd", "x.ab.cd"),
+            ("*", "x.{{splitFromLeft(1,2)}}", "ab", "x.ab"),
+            ("*", "x.{{splitfromright(1,2)}}", "abc", "x.a.bc"),
+            ("*", "x.{{sliceFromLeft(1,3)}}", "abcdefgh", "x.abc.def.gh"),
+            ("*", "x.{{SliceFromRight(1,3)}}", "abcdefgh", "x.ab.cde.fgh"),
+            ("*", "x.{{sliceFromRight(1,-1)}}", "abc", "x.abc"),
+            ("*", "x.{{left(1,2)}}", "abc", "x.ab"),
+            ("*", "x.{{right(1,2)}}", "abc", "x.bc"),
+            ("*", "x.{{right(1,0)}}", "abc", "x.abc"),
+            ("foo", "x.{{random(0)}}", "foo", "x.0"),
+            ("*", "x.x{{wildcard(1)}}", "a", "x.x{{wildcard(1)}}"),
+            ("foo", "x.$x", "foo", "x.$x"),
+            ("foo", "", "foo", ""),
+            ("foo.*.>", ">", "foo.a.b.c", "b.c"),
+            ("foo.*.>", "$1.>", "foo.a.b.c", "a.b.c"),
+            ("*", "x.{{split(1,.)}}", "abc", "x.{{split(1,.)}}"),
+        ] {
+            let found = applied(source, destination, subject);
+            assert_eq!(found.as_deref(), Some(expected), "{source} to {destination}");
+        }
+        assert_eq!(applied("foo.*", "x.$1", "foo.>"), None);
+        assert_eq!(applied("foo.*", "x.$1", "foo."), None);
+    }
+
+    #[test]
+    fn errors_are_those_of_nats_server() {
+        for (source, destination, expected) in [
+            ("foo.*", "bar.$2", "wildcard index out of range in $2: [2]"),
+            ("foo", "bar.$1", "wildcard index out of range in $1"),
+            (
+                "foo.*",
+                "bar.{{partition(10,2)}}",
+                "wildcard index out of range in {{partition(10,2)}}: [2]",
+            ),
+            (
+                "foo.*",
+                "bar.{{wildcard()}}",
+                "not enough arguments passed to the function in {{wildcard()}}",
+            ),
+            (
+                "foo.*",
+                "bar.{{split(1,-,x)}}",
+                "too many arguments passed to the function in {{split(1,-,x)}}",
+            ),
+            (
+                "foo.*",
+                "bar.{{random(5,1)}}",
+                "not enough arguments passed to the function in {{random(5,1)}}",
+            ),
+            ("foo.*", "bar.{{WILDCARD(1)}}", "unknown function in {{WILDCARD(1)}}"),
+            ("foo.*", "bar.{{partition}}", "unknown function in {{partition}}"),
+            ("foo.*", "bar.{{1}}", "unknown function in {{1}}"),
+            ("foo", "bar..x", "invalid transform"),
+            ("foo", "b ar", "invalid transform"),
+            ("a.*", "b.>.c.$1", "invalid transform in c"),
+        ] {
+            let error = Transform::new(source.as_bytes(), destination.as_bytes()).unwrap_err();
+            assert_eq!(error.to_string(), format!("invalid mapping destination: {}", expected));
+        }
+        for destination in [
+            "{{wildcard(a)}}",
+            "{{partition()}}",
+            "{{partition(2147483648,1)}}",
+            "{{left(,1)}}",
+            "{{left(1,2147483648)}}",
+            "{{split(1,- )}}",
+            "{{wildcard(1))}}",
+        ] {
+            let error = Transform::new(b"*", destination.as_bytes()).unwrap_err();
+            assert_eq!(error, bad(BAD_ARGUMENT, destination.as_bytes()));
+        }
+        for (source, destination) in
+            [("a.*", "b.*"), ("a.*", "b.>"), ("a.>", "b"), ("a", "b.>"), ("a..", "b")]
+        {
+            let error = Transform::new(source.as_bytes(), destination.as_bytes());
+            assert_eq!(error, Err(TransformError::BadSubject), "{source} to {destination}");
+        }
+    }
+
+    #[test]
+    fn an_import_may_move_tokens_but_neither_compute_nor_lose_them() {
+        assert!(Transform::strict(b"a.*.*", b"b.$2.$1").is_ok());
+        assert!(Transform::strict(b"a.*.>", b"$1.>").is_ok());
+        assert_eq!(Transform::strict(b"a.*", b"b"), Err(TransformError::UnusedWildcards));
+        assert!(Transform::strict(b"a.*", b"b.{{left(1,2)}}.$1").is_err());
+        let prefixed = Transform::prefixed(b"a.*.>", b"p.q").unwrap();
+        assert_eq!(prefixed.destination(), b"p.q.a.$1.>");
+    }
+
+    #[test]
+    fn filters_go_through_a_transform_and_back() {
+        for (source, destination, filter, image) in [
+            ("a.*", "b.$1", "a.>", Some("b.*")),
+            ("a.*", "b.$1", "*.x", Some("b.x")),
+            ("a.*", "b.$1", "c.*", None),
+            ("a.>", "b.>", "a.*.x", Some("b.*.x")),
+            ("*.*", "$2.$1", "x.*", Some("*.x")),
+            ("a.*", "b.{{left(1,1)}}", "a.xy", Some("b.x")),
+            ("a.*", "b.{{left(1,1)}}", "a.*", Some("b.*")),
+            ("a.*", "b.{{split(1,-)}}", "a.*", None),
+        ] {
+            let transform = Transform::new(source.as_bytes(), destination.as_bytes()).unwrap();
+            let found = transform.apply_filter(filter.as_bytes());
+            assert_eq!(found.as_deref(), image.map(str::as_bytes), "{source} {filter}");
+        }
+        for (source, destination, filter, of) in [
+            ("a.*", "b.$1", "*.x", Some("a.x")),
+            ("a.*", "b.$1", ">", Some("a.*")),
+            ("a.*", "b.$1", "b.*.>", None),
+            ("a.*", "b.$1", "b", None),
+            ("a.>", "b.x.>", "b.>", Some("a.>")),
+            ("a.>", "b.>", "b.*", Some("a.*")),
+            ("a.>", "b.>", "*", None),
+            ("*.*", "$2.$1", "x.>", Some("*.x")),
+            ("a", "b", "*", Some("a")),
+        ] {
+            let transform = Transform::new(source.as_bytes(), destination.as_bytes()).unwrap();
+            let found = transform.source_of(filter.as_bytes());
+            assert_eq!(found.as_deref(), of.map(str::as_bytes), "{destination} {filter}");
+        }
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        let token = prop::sample::select(vec!["a", "b", "ab", "a-b", "abcde"]);
+        prop::collection::vec(token, 1..5).prop_map(|tokens| tokens.join("."))
+    }
+
+    fn filter() -> impl Strategy<Value = String> {
+        let token = prop::sample::select(vec!["a", "b", "ab", "*", "*"]);
+        (prop::collection::vec(token, 1..4), any::<bool>()).prop_map(|(mut tokens, rest)| {
+            if rest {
+                tokens.push(">");
+            }
+            tokens.join(".")
+        })
+    }
+
+    fn destination() -> impl Strategy<Value = String> {
+        let token = prop::sample::select(vec![
+            "x",
+            "a",
+            "$1",
+            "$2",
+            "{{wildcard(1)}}",
+            "{{partition(5)}}",
+            "{{partition(7,2,1)}}",
+            "{{split(1,-)}}",
+            "{{splitFromLeft(1,2)}}",
+            "{{splitFromRight(2,1)}}",
+            "{{sliceFromLeft(1,2)}}",
+            "{{sliceFromRight(1,2)}}",
+            "{{left(1,1)}}",
+            "{{right(2,3)}}",
+        ]);
+        (prop::collection::vec(token, 1..4), any::<bool>()).prop_map(|(mut tokens, rest)| {
+            if rest {
+                tokens.push(">");
+            }
+            tokens.join(".")
+        })
+    }
+
+    fn moves() -> impl Strategy<Value = String> {
+        let token = prop::sample::select(vec!["x", "a", "$1", "$2", "$3"]);
+        (prop::collection::vec(token, 1..5), any::<bool>()).prop_map(|(mut tokens, rest)| {
+            if rest {
+                tokens.push(">");
+            }
+            tokens.join(".")
+        })
+    }
+
+    /// The same by text alone: each function's name and arguments are taken apart for each
+    /// subject, and everything is a list of strings.
+    fn naive(source: &str, destination: &str, subject: &str) -> Option<String> {
+        if !matches(source.as_bytes(), subject.as_bytes()) {
+            return None;
+        }
+        let given: Vec<&str> = subject.split('.').collect();
+        let mut stars = vec![given[0]];
+        let wanted: Vec<&str> = source.split('.').collect();
+        stars.extend((0..wanted.len()).filter(|at| wanted[*at] == "*").map(|at| given[at]));
+        let mut made: Vec<String> = Vec::new();
+        for token in destination.split('.') {
+            if token == ">" {
+                made.extend(given[wanted.len() - 1..].iter().map(|token| (*token).to_owned()));
+            } else if let Some(number) = token.strip_prefix('$') {
+                made.push(stars[number.parse::<usize>().unwrap()].to_owned());
+            } else if let Some((name, arguments)) =
+                token.trim_matches(['{', '}']).trim_end_matches(')').split_once('(')
+            {
+                let arguments: Vec<&str> = arguments.split(',').collect();
+                let number = |at: usize| arguments[at].parse::<usize>().unwrap();
+                let star: Vec<char> = stars[number(0).min(stars.len() - 1)].chars().collect();
+                let mut pieces = match name {
+                    "wildcard" => vec![star],
+                    "partition" => {
+                        let chosen: String =
+                            (1..arguments.len()).map(|at| stars[number(at)]).collect();
+                        let of = if arguments.len() == 1 { subject } else { &chosen };
+                        let mut hash = 2_166_136_261_u64;
+                        for byte in of.bytes() {
+                            hash = (hash ^ u64::from(byte)) * 16_777_619 % (1 << 32);
+                        }
+                        vec![(hash % number(0) as u64).to_string().chars().collect()]
+                    }
+                    "split" => star.split(|c| *c == '-').map(<[_]>::to_vec).collect(),
+                    "splitFromLeft" => {
+                        let at = number(1).min(star.len());
+                        vec![star[..at].to_vec(), star[at..].to_vec()]
+                    }
+                    "splitFromRight" => {
+                        let at = star.len() - number(1).min(star.len());
+                        vec![star[..at].to_vec(), star[at..].to_vec()]
+                    }
+                    "sliceFromLeft" => star.chunks(number(1)).map(<[_]>::to_vec).collect(),
+                    "sliceFromRight" => star.rchunks(number(1)).rev().map(<[_]>::to_vec).collect(),
+                    "left" => vec![star.into_iter().take(number(1)).collect()],
+                    _ => vec![star[star.len() - number(1).min(star.len())..].to_vec()],
+                };
+                pieces.retain(|piece| !piece.is_empty());
+                made.extend(pieces.into_iter().map(|piece| piece.into_iter().collect::<String>()));
+            } else {
+                made.push(token.to_owned());
+            }
+        }
+        Some(made.join("."))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_compiled_transform_agrees_with_taking_it_apart_each_time(
+            source in filter(), destination in destination(), subject in name(),
+        ) {
+            let Ok(transform) = Transform::new(source.as_bytes(), destination.as_bytes()) else {
+                return Ok(());
+            };
+            prop_assume!(source.contains(['*', '>']));
+            let mut out = Vec::new();
+            let mut rng = fastrand::Rng::with_seed(1);
+            let found = transform.apply(subject.as_bytes(), &mut rng, &mut out);
+            let expected = naive(&source, &destination, &subject);
+            prop_assert_eq!(found.then(|| String::from_utf8(out).unwrap()), expected);
+            prop_assert!(transform.is_certain());
+        }
+
+        #[test]
+        fn filters_follow_their_subjects_both_ways(
+            source in filter(), destination in moves(), wanted in filter(), subject in name(),
+        ) {
+            let Ok(transform) = Transform::new(source.as_bytes(), destination.as_bytes()) else {
+                return Ok(());
+            };
+            let (wanted, subject) = (wanted.as_bytes(), subject.as_bytes());
+            let mut image = Vec::new();
+            if !transform.apply(subject, &mut fastrand::Rng::with_seed(1), &mut image) {
+                return Ok(());
+            }
+            // Every subject of a filter has its image in the filter's.
+            if matches(wanted, subject) {
+                let through = transform.apply_filter(wanted);
+                prop_assert!(through.is_some_and(|filter| matches(&filter, &image)));
+            }
+            // And what becomes something wanted is found, but nothing else.
+            let found = transform.source_of(wanted).is_some_and(|filter| matches(&filter, subject));
+            prop_assert!(found || !matches(wanted, &image));
+            if let Some(back) = transform.reversed() {
+                prop_assert_eq!(found, matches(wanted, &image));
+                let mut again = Vec::new();
+                prop_assert!(back.apply(&image, &mut fastrand::Rng::with_seed(1), &mut again));
+                prop_assert_eq!(&again[..], subject);
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(
+            source in filter(), destination in "[a{}$(),.*> 0-9lefspitrndom-]{0,24}", subject in name(),
+        ) {
+            if let Ok(transform) = Transform::new(source.as_bytes(), destination.as_bytes()) {
+                let mut out = Vec::new();
+                transform.apply(subject.as_bytes(), &mut fastrand::Rng::with_seed(1), &mut out);
+                transform.apply_filter(subject.as_bytes());
+                transform.source_of(subject.as_bytes());
+                transform.reversed();
+                prop_assert!(destination.is_empty() || out.is_empty() || !has_empty_token(&out));
+            }
+        }
+    }
+}
