@@ -458,6 +458,10 @@ impl Engine {
             info.insert("rtt".into(), conn.timing.rtt.into());
             if share {
                 info.insert("server".into(), self.settings.server_name().into());
+                if let Some(cluster) = self.cluster.name.as_deref() {
+                    // JetStream places a stream where it is asked for.
+                    info.insert("cluster".into(), cluster.into());
+                }
                 info.insert("kind".into(), "Client".into());
                 info.insert("client_type".into(), "nats".into());
             }

@@ -35,6 +35,15 @@ pub(super) struct Message<'a> {
     publish: Publish<'a>,
     /// The whole operation as the client sent it.
     wire: &'a [u8],
+    /// It was sent by another server's JetStream: see [`route::delivered`].
+    is_stored: bool,
+}
+
+impl<'a> Message<'a> {
+    /// The message as its receivers see it.
+    fn shown(&self) -> Publish<'a> {
+        if self.is_stored { route::delivered(&self.publish) } else { self.publish }
+    }
 }
 
 /// Consecutive publishes of one connection to one subject.
@@ -46,6 +55,7 @@ pub(super) struct Run<'a> {
     header_bytes: usize,
     payload_bytes_max: usize,
     has_reply: bool,
+    has_stored: bool,
 }
 
 impl<'a> Run<'a> {
@@ -60,12 +70,23 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
+        self.add(Message { publish, wire, is_stored: false });
+    }
+
+    /// The same for what another server has sent.
+    pub(super) fn push_routed(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
+        self.add(Message { publish, wire, is_stored: route::is_stored(&publish) });
+    }
+
+    fn add(&mut self, message: Message<'a>) {
+        let Message { publish, wire, is_stored } = message;
+        self.has_stored |= is_stored;
         self.wire_bytes += wire.len();
         self.payload_bytes += publish.payload.len();
         self.header_bytes += publish.header.map_or(0, |header| header.len);
         self.payload_bytes_max = self.payload_bytes_max.max(publish.payload.len());
         self.has_reply |= publish.reply.is_some();
-        self.messages.push(Message { publish, wire });
+        self.messages.push(message);
     }
 
     pub(super) fn clear(&mut self) {
@@ -85,7 +106,7 @@ impl<'a> Run<'a> {
     /// Makes it a run of one message.
     fn only(&mut self, message: &Message<'a>) -> &Self {
         self.clear();
-        self.push(message.publish, message.wire);
+        self.add(*message);
         self
     }
 
@@ -130,10 +151,14 @@ impl<'a> Run<'a> {
     /// Renders the first `count` messages for subscriptions with `sid`.
     fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
         if let [message] = &self.messages[..count] {
-            encode::msg(out, &message.publish, sid, headers);
+            encode::msg(out, &message.shown(), sid, headers);
             return;
         }
         out.reserve(self.wire_bytes + count * (sid.len() + 4));
+        if self.has_stored {
+            let shown = self.messages[..count].iter().map(Message::shown);
+            return shown.for_each(|publish| encode::msg(out, &publish, sid, headers));
+        }
         let start = out.len();
         encode::msg_prefix(out, false, self.subject(), sid);
         let prefix: SmallVec<[u8; 96]> = SmallVec::from_slice(&out[start..]);
@@ -157,21 +182,17 @@ pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
         payload_bytes_max: usize::MAX,
         headers: true,
     };
-    let next = |rest: &'a [u8]| match rest {
-        // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
-        [b'R' | b'r', ..] | [_, b'M' | b'm', ..] => match route::parse(rest, usize::MAX) {
-            Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) => {
-                Some((publish, used))
-            }
-            _ => None,
-        },
-        _ => match proto::parse(rest, &limits) {
-            Ok(Parsed::Op { op: Op::Pub(publish), used }) => Some((publish, used)),
-            _ => None,
-        },
-    };
     let mut rest = wire;
-    while let Some((publish, used)) = next(rest) {
+    // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
+    if matches!(wire, [b'R' | b'r', ..] | [_, b'M' | b'm', ..]) {
+        while let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) =
+            route::parse(rest, usize::MAX)
+        {
+            run.push_routed(publish, &rest[..used]);
+            rest = &rest[used..];
+        }
+    }
+    while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
         run.push(publish, &rest[..used]);
         rest = &rest[used..];
     }
@@ -707,7 +728,12 @@ impl Way {
         let big = run.payload_bytes_max >= COPY_PAYLOAD_BYTES_MAX;
         match members {
             // Two pieces for each message: only where messages are big on the average.
-            1 if others && run.payload_bytes >= COPY_PAYLOAD_BYTES_MAX * run.len() => Self::Tails,
+            1 if others
+                && !run.has_stored
+                && run.payload_bytes >= COPY_PAYLOAD_BYTES_MAX * run.len() =>
+            {
+                Self::Tails
+            }
             1 => Self::Render,
             _ if big || run.wire_bytes >= COPY_RUN_BYTES_MAX => Self::Share,
             _ => Self::Copy,

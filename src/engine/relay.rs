@@ -99,7 +99,7 @@ impl Engine {
         };
         let Some(route) = &conn.route else { return false };
         let (headers, spares) = (route.headers, &mut self.spares);
-        let mut count = run.len();
+        let (mut count, mut bytes) = (run.len(), run.payload_bytes());
         let whole = |out: &mut Vec<u8>| render(run, account, headers, out);
         if is_shared {
             let segment = shared[usize::from(headers)].get_or_insert_with(|| spares.segment(whole));
@@ -112,15 +112,14 @@ impl Engine {
             conn.outbox.push(spares, whole);
         } else {
             conn.outbox.push(spares, |out| {
-                count = render_picked(run, account, headers, (is_plain, mine, groups), out);
+                (count, bytes) =
+                    render_picked(run, account, headers, (is_plain, mine, groups), out);
             });
         }
-        // What single messages weigh matters to nobody where only some of them go.
-        let bytes = if count == run.len() { run.payload_bytes() } else { 0 } as u64;
         conn.traffic.out_msgs += count as u64;
-        conn.traffic.out_bytes += bytes;
+        conn.traffic.out_bytes += bytes as u64;
         self.stats.routed.out_msgs += count as u64;
-        self.stats.routed.out_bytes += bytes;
+        self.stats.routed.out_bytes += bytes as u64;
         if conn.outbox.pending_bytes() > route.pending_bytes_max {
             self.doomed.push(conn.id);
         }
@@ -152,16 +151,16 @@ fn render(run: &Run<'_>, account: &[u8], headers: bool, out: &mut Vec<u8>) {
 }
 
 /// Renders the messages of `mine` with the names of their groups, and the others if it is plain.
-/// Returns how many.
+/// Returns how many those are, and the bytes of their payloads.
 fn render_picked(
     run: &Run<'_>,
     account: &[u8],
     headers: bool,
     (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
     out: &mut Vec<u8>,
-) -> usize {
+) -> (usize, usize) {
     let mut rest = mine;
-    let mut count = 0;
+    let (mut count, mut bytes) = (0, 0);
     for (at, message) in run.publishes().enumerate() {
         let picked = rest.iter().take_while(|pick| pick.at as usize == at).count();
         let (now, later) = rest.split_at(picked);
@@ -171,7 +170,8 @@ fn render_picked(
             let queues: SmallVec<[&[u8]; 4]> = now.iter().map(name).collect();
             route::msg(out, account, message, &queues, headers);
             count += 1;
+            bytes += message.payload.len();
         }
     }
-    count
+    (count, bytes)
 }

@@ -34,6 +34,11 @@ const FIRST_PING_NS: u64 = 1_000_000_000;
 /// servers may allow more than this one, but not without end.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Monitoring is shown no more of what a peer wants.
+const WISHES_SHOWN_MAX: usize = 4096;
+/// How a server says that it will not have a route for one account alone with this one.
+const NO_DEDICATED: &str = "Not possible to have a dedicated route";
+
 /// A connection to another server that is to become a route.
 #[derive(Debug, Clone)]
 pub struct NewRoute {
@@ -269,6 +274,7 @@ impl Engine {
 
     /// The registered routes; with `wishes` also what each peer wants.
     pub fn routes(&self, wishes: bool) -> Vec<RouteSnapshot> {
+        let shown = if wishes { WISHES_SHOWN_MAX } else { 0 };
         let conns = self.cluster.routes.iter().filter_map(|id| self.conns.get(*id));
         let snapshot = |conn: &Conn| {
             let route = conn.route.as_ref()?;
@@ -285,7 +291,7 @@ impl Engine {
                 pending_bytes: conn.outbox.pending_bytes(),
                 traffic: conn.traffic,
                 subscriptions: route.wishes.len(),
-                wishes: if wishes { route.wishes.iter().cloned().collect() } else { Vec::new() },
+                wishes: route.wishes.iter().take(shown).cloned().collect(),
             })
         };
         conns.filter_map(snapshot).collect()
@@ -318,7 +324,7 @@ impl Engine {
                         self.flush_routed(id, head, run);
                         head = (account, queues);
                     }
-                    run.push(publish, &bytes[at..at + used]);
+                    run.push_routed(publish, &bytes[at..at + used]);
                     at += used;
                 }
                 Ok(RouteParsed::Op { op, used }) => {
@@ -376,6 +382,10 @@ impl Engine {
     fn on_route_violation(&mut self, id: ConnId, error: &ProtoError) {
         if let Some(conn) = self.conns.get(id) {
             match error {
+                // It tried a route for one account alone first, and goes on without.
+                ProtoError::ErrorFromClient(text) if text.contains(NO_DEDICATED) => {
+                    tracing::debug!("{} - Route Error {text}", conn.label());
+                }
                 ProtoError::ErrorFromClient(text) => {
                     tracing::error!("{} - Route Error {text}", conn.label());
                 }

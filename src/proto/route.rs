@@ -218,6 +218,33 @@ fn parse_message<'a>(
     })
 }
 
+/// Where the subject begins that a message of JetStream has besides the one it was sent to: its
+/// reply is `$JS.ACK.<at least seven tokens>@<that subject>` (§8.3).
+fn stored_subject(reply: &[u8]) -> Option<usize> {
+    const PREFIX: &[u8] = b"$JS.ACK.";
+    const DOTS: usize = 8;
+    reply.starts_with(PREFIX).then_some(())?;
+    let eighth = memchr::memchr_iter(b'.', reply).nth(DOTS - 1)?;
+    let at = eighth + 1 + memchr::memchr(b'@', &reply[eighth + 1..])?;
+    (at + 1 < reply.len()).then_some(at + 1)
+}
+
+/// Whether a message was stored, and is sent to another subject than it was published to.
+pub fn is_stored(message: &Publish<'_>) -> bool {
+    message.reply.is_some_and(|reply| stored_subject(reply).is_some())
+}
+
+/// Such a message as its receivers see it: with the subject that it was published to.
+pub fn delivered<'a>(message: &Publish<'a>) -> Publish<'a> {
+    let stored = message.reply.and_then(|reply| Some((reply, stored_subject(reply)?)));
+    match stored {
+        Some((reply, at)) => {
+            Publish { subject: &reply[at..], reply: Some(&reply[..at - 1]), tail: None, ..*message }
+        }
+        None => *message,
+    }
+}
+
 /// The names in [`RouteOp::Message::queues`].
 pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
     queues.split(parse::is_blank).filter(|name| !name.is_empty())
@@ -464,6 +491,31 @@ mod tests {
             let mut out = Vec::new();
             msg(&mut out, account, &publish, &queues, true);
             assert_eq!(out, wire);
+        }
+    }
+
+    #[test]
+    fn a_stored_message_has_the_subject_it_was_published_to() {
+        let publish = |reply| Publish {
+            subject: b"inbox",
+            reply: Some(reply),
+            header: None,
+            size_text: b"0",
+            payload: b"",
+            tail: None,
+        };
+        let stored = publish(b"$JS.ACK.S.P.1.1.1.179.0@s.one");
+        let shown = delivered(&stored);
+        assert!(is_stored(&stored));
+        assert_eq!(shown.subject, b"s.one");
+        assert_eq!(shown.reply, Some(&b"$JS.ACK.S.P.1.1.1.179.0"[..]));
+        for reply in [
+            &b"$JS.ACK.S.P.1.1.1.179.0"[..],
+            b"$JS.ACK.S.P.1.1.1@x",
+            b"$JS.ACK.S.P.1.1.1.179.0@",
+            b"a.S.P.1.1.1.179.0.1@x",
+        ] {
+            assert_eq!(delivered(&publish(reply)), publish(reply));
         }
     }
 
