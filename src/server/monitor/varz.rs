@@ -20,7 +20,6 @@ pub(super) struct Varz<'a> {
     identity: Identity<'a>,
     #[serde(flatten)]
     limits: Limits<'a>,
-    #[serde(flatten)]
     cluster: Cluster<'a>,
     #[serde(flatten)]
     missing: Missing,
