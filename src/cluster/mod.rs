@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod names;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 

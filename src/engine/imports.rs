@@ -6,7 +6,8 @@
 //! account's own interest says who gets it, here and on other shards.
 //!
 //! A request to a service gets a reply subject of its own, `_R_.<server>.<shard><number>`, in
-//! place of the requester's, which is none of the exporting account's business. Where the answer goes is known
+//! place of the requester's, which is none of the exporting account's business. Where the answer
+//! goes is known
 //! to the requester's shard alone, which the subject names.
 
 #![forbid(unsafe_code)]

@@ -43,7 +43,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let net = dir.path().join("proc/net");
         std::fs::create_dir_all(&net).unwrap();
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.0\n        /16 link UNICAST\n     \
+        let trie = "\
+                    Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.0\n        /16 link UNICAST\n     \
                     |-- 10.1.2.3\n        /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host \
                     LOCAL\nLocal:\n     |-- 10.1.2.3\n        /32 host LOCAL\n";
         std::fs::write(net.join("fib_trie"), trie).unwrap();

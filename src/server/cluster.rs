@@ -198,7 +198,7 @@ impl Side {
             while let Some(step) = self.members.next_step() {
                 self.carry_out(step);
             }
-            let due = self.members.next_deadline().map(|ns| Duration::from_nanos(ns));
+            let due = self.members.next_deadline().map(Duration::from_nanos);
             let due = due.map(|due| (self.started + due).saturating_duration_since(now()));
             let timer = due.map_or_else(never, crossbeam_channel::after);
             select! {
@@ -259,7 +259,7 @@ impl Side {
                 let line = format!(
                     "Error trying to connect to route (attempt {number}): dial tcp {at}: {error}"
                 );
-                if attempt % ATTEMPTS_PER_REPORT == 0 {
+                if attempt.is_multiple_of(ATTEMPTS_PER_REPORT) {
                     error!("{line}")
                 } else {
                     debug!("{line}")
