@@ -43,10 +43,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let net = dir.path().join("proc/net");
         std::fs::create_dir_all(&net).unwrap();
-        let trie = "\
-                    Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.0\n        /16 link UNICAST\n     \
-                    |-- 10.1.2.3\n        /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host \
-                    LOCAL\nLocal:\n     |-- 10.1.2.3\n        /32 host LOCAL\n";
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.0\n        /16 link UNICAST\n\
+                    |-- 10.1.2.3\n /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host LOCAL\n\
+                    Local:\n     |-- 10.1.2.3\n        /32 host LOCAL\n";
         std::fs::write(net.join("fib_trie"), trie).unwrap();
         let inet6 = "00000000000000000000000000000001 01 80 10 80       lo\n\
                      fe800000000000000000000000000001 02 40 20 80     eth0\n\
