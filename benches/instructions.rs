@@ -5,7 +5,11 @@
 //! cargo bench --bench instructions                 all scenarios, a line each
 //! cargo bench --bench instructions -- 1to100       those whose names contain this
 //! cargo bench --bench instructions -- --top NAME   where the instructions of one scenario are
+//! cargo bench --bench instructions -- --check      fail if one is over 10 % above the record
+//! cargo bench --bench instructions -- --record     make what is counted now the record
 //! ```
+//!
+//! The record is `benches/instructions.json`.
 //!
 //! The program runs itself under valgrind, which counts only inside [`measured`]: everybody is
 //! connected and subscribed before, and everything that is cached has been seen once.
@@ -14,15 +18,25 @@
 
 mod scenarios;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
+use serde_json::{Value, json};
+
 use scenarios::{Scenario, Sids, World};
 
 /// Chunks of 64 KiB over which is counted.
 const CHUNKS: usize = 4;
+/// Where the counts stand that `--check` compares with.
+const RECORD: &str = "benches/instructions.json"; // Cargo runs it in the package.
+/// How far above the record a count may be.
+const ALLOWED: f64 = 1.1;
+/// How often a scenario is counted before it is too much. Where the heap lies, and with it what
+/// reallocating costs, depends on the size of the environment.
+const TRIES: usize = 3;
 /// Lines of callgrind's list that are shown.
 const TOP_LINES: usize = 70;
 
@@ -72,18 +86,23 @@ fn main() -> ExitCode {
             println!("instructions: not counted; run `cargo bench --bench instructions`");
             ExitCode::SUCCESS
         }
+        ["--check" | "--record"] if !has_valgrind() => {
+            exit_code(Err("nothing to count with: install valgrind".to_owned()))
+        }
         _ if !has_valgrind() => {
             println!("instructions: not counted, because valgrind is not installed");
             ExitCode::SUCCESS
         }
         ["--top", name] => with_scenario(name, |scenario| {
-            let (_, profile) = count(scenario)?;
+            let (_, profile) = count(scenario, 0)?;
             show_top(&profile)
         }),
+        ["--check"] => exit_code(check()),
+        ["--record"] => exit_code(record()),
         [] => list(""),
         [part] => list(part),
         _ => {
-            eprintln!("instructions: [PART OF A NAME | --top NAME]");
+            eprintln!("instructions: [PART OF A NAME | --top NAME | --check | --record]");
             ExitCode::FAILURE
         }
     }
@@ -118,10 +137,8 @@ fn exit_code(outcome: Result<(), String>) -> ExitCode {
 fn list(part: &str) -> ExitCode {
     println!("{:<32} {:>14} {:>12}", "scenario", "instructions", "each");
     for scenario in all_scenarios().iter().filter(|scenario| scenario.name().contains(part)) {
-        match count(scenario) {
-            Ok((instructions, profile)) => {
-                let _ = fs::remove_file(profile); // Only `--top` shows it.
-                let each = instructions as f64 / scenario.elements(CHUNKS) as f64;
+        match count_each(scenario, 0) {
+            Ok((instructions, each)) => {
                 println!("{:<32} {instructions:>14} {each:>12.1}", scenario.name());
             }
             Err(problem) => return exit_code(Err(problem)),
@@ -130,14 +147,70 @@ fn list(part: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Compares all counts with the record.
+fn check() -> Result<(), String> {
+    let text = fs::read_to_string(RECORD).map_err(|error| format!("no record: {error}"))?;
+    let record: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let mut too_many = Vec::new();
+    println!("{:<32} {:>12} {:>12} {:>8}", "scenario", "recorded", "each", "");
+    for scenario in all_scenarios() {
+        let name = scenario.name();
+        let Some(recorded) = record["each"][&name].as_f64() else {
+            return Err(format!("{name} is not in the record; write it anew with --record"));
+        };
+        let mut each = f64::INFINITY;
+        for attempt in 0..TRIES {
+            each = each.min(count_each(&scenario, attempt)?.1);
+            if each <= recorded * ALLOWED {
+                break;
+            }
+        }
+        println!("{name:<32} {recorded:>12.1} {each:>12.1} {:>8.3}", each / recorded);
+        if each > recorded * ALLOWED {
+            too_many.push(name);
+        }
+    }
+    if too_many.is_empty() {
+        return Ok(());
+    }
+    let names = too_many.join(", ");
+    Err(format!(
+        "more than 10 % above the record: {names}; see --top NAME, or, if that is the price of \
+         something, write the record anew with --record and say in perf/JOURNAL.md what for"
+    ))
+}
+
+/// Makes what is counted now the record.
+fn record() -> Result<(), String> {
+    let mut each = BTreeMap::new();
+    for scenario in all_scenarios() {
+        let (_, counted) = count_each(&scenario, 0)?;
+        each.insert(scenario.name(), (counted * 10.0).round() / 10.0);
+    }
+    let version = Command::new("rustc").arg("--version").output();
+    let version = version.map_err(|error| format!("rustc does not start: {error}"))?.stdout;
+    let rustc = String::from_utf8_lossy(&version).trim().to_owned();
+    let record = json!({ "rustc": rustc, "each": each });
+    let text = serde_json::to_string_pretty(&record).map_err(|error| error.to_string())?;
+    fs::write(RECORD, text + "\n").map_err(|error| format!("{RECORD}: {error}"))
+}
+
+/// The instructions in [`measured`], all and for each delivery or operation.
+fn count_each(scenario: &Scenario, attempt: usize) -> Result<(u64, f64), String> {
+    let (instructions, profile) = count(scenario, attempt)?;
+    let _ = fs::remove_file(profile); // Only `--top` shows it.
+    Ok((instructions, instructions as f64 / scenario.elements(CHUNKS) as f64))
+}
+
 fn has_valgrind() -> bool {
     let mut version = Command::new("valgrind");
     version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
     version.status().is_ok_and(|status| status.success())
 }
 
-/// Runs a scenario under callgrind. Returns the instructions in [`measured`] and the profile.
-fn count(scenario: &Scenario) -> Result<(u64, PathBuf), String> {
+/// Runs a scenario under callgrind, each `attempt` with an environment of another size. Returns
+/// the instructions in [`measured`] and the profile.
+fn count(scenario: &Scenario, attempt: usize) -> Result<(u64, PathBuf), String> {
     let name = scenario.name();
     let profile =
         env::temp_dir().join(format!("shardcast-{}-{name}.callgrind", std::process::id()));
@@ -147,6 +220,7 @@ fn count(scenario: &Scenario) -> Result<(u64, PathBuf), String> {
         .arg(format!("--callgrind-out-file={}", profile.display()))
         .arg(program)
         .args(["--run", &name])
+        .env("PADDING", "x".repeat(attempt * 1000))
         .output()
         .map_err(|error| format!("valgrind does not start: {error}"))?;
     if !output.status.success() {

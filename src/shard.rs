@@ -6,7 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+mod inbox;
+
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -15,25 +16,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::net::SendFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    AccountFigures, Action, ClosedConn, ConnId, ConnSnapshot, Engine, Identity, InterestStats,
-    LaneFigures, NewRoute, Page, Peer, Proof, RouteNotice, RouteSnapshot, Settings, ShardId, Stats,
-    SubSnapshot,
+    AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Engine,
+    Identity, InterestStats, LaneFigures, NewRoute, Page, Peer, Proof, RouteNotice, RouteSnapshot,
+    ServerRequest, Settings, ShardId, Stats, SubSnapshot,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
 use crate::proto::route::RouteInfo;
+use crate::rates::Gate;
 use crate::uring::{
     self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
 };
+use inbox::Inbox;
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
 /// How long accepting rests after it failed, for instance for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
+/// Memory is given back when so many connections and subscriptions have gone, and half of them.
+const GONE_MIN: usize = 256;
 /// How long a stopping shard waits for its clients to take what is queued.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -75,6 +81,22 @@ pub enum Control {
     },
     /// Flush, close and end.
     Stop,
+    /// Publish a message of the server itself.
+    Publish {
+        /// In this account.
+        account: AccountId,
+        /// On this subject.
+        subject: Box<[u8]>,
+        /// Saying this.
+        payload: Box<str>,
+    },
+    /// An account is there, or is different: it is in force with what follows.
+    Account {
+        /// Which.
+        id: AccountId,
+        /// What it is like.
+        account: Arc<config::Account>,
+    },
     /// What a client has shown of itself was checked.
     Proven {
         /// Whose.
@@ -138,6 +160,22 @@ pub enum RouteOrder {
     },
 }
 
+/// What shards tell whoever speaks for the server in the system account.
+#[derive(Debug)]
+pub enum News {
+    /// Something happened to a connection.
+    Event(ConnEvent),
+    /// Somebody asks.
+    Request(ServerRequest),
+    /// Options or state of the server have changed.
+    Change,
+    /// The server ends.
+    Stop,
+}
+
+/// How much of it may wait; what does not fit is dropped.
+pub const NEWS_MAX: usize = 4096;
+
 /// What the control thread has to know of a shard's fate.
 #[derive(Debug)]
 pub enum Outcome {
@@ -156,6 +194,8 @@ pub struct Report {
     pub stats: Stats,
     /// Connections it has accepted, for itself and others.
     pub accepted: u64,
+    /// Of these, those turned away because they came too soon after others.
+    pub throttled: u64,
     /// Open connections.
     pub conns: usize,
     /// Subscriptions of its connections.
@@ -244,6 +284,18 @@ impl Address {
     }
 }
 
+/// Credentials that are to be checked elsewhere.
+pub struct Check {
+    /// The shard that waits for the outcome.
+    pub shard: ShardId,
+    /// Whose they are.
+    pub conn: ConnId,
+    /// What is to hold.
+    pub proof: Proof,
+    /// The connection is cut if it takes longer.
+    pub by: Instant,
+}
+
 /// Everything a shard is made of.
 pub struct Parts {
     /// Which shard it is.
@@ -271,7 +323,9 @@ pub struct Parts {
     /// Where it says what it came to.
     pub outcome: Sender<Outcome>,
     /// Where credentials are checked that take long.
-    pub proofs: Sender<(ShardId, ConnId, Proof)>,
+    pub proofs: Sender<Check>,
+    /// Where the server is spoken for in the system account; holds [`NEWS_MAX`].
+    pub news: Sender<News>,
     /// Where it is decided about routes.
     pub routes: Sender<RouteNotice>,
 }
@@ -291,23 +345,27 @@ pub struct Shard {
     started: Instant,
     now: Instant,
     /// Arrived, but not yet handled, each with the time of its turn in nanoseconds.
-    inbox: VecDeque<(u64, Event)>,
+    inbox: Inbox<(u64, Event)>,
     turn_ns: Histogram,
     listener: Option<ListenerId>,
     accept_again: Option<Instant>,
+    gate: Gate,
     /// The number of the connection accepted last.
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
+    /// The most connections and subscriptions there were since memory was last given back.
+    held_max: usize,
     stop_by: Option<Instant>,
     /// How long it looks for work before it sleeps.
-    spin: Duration,
+    busy_poll: Duration,
     /// Until when it does.
     busy_until: Instant,
     /// There while clients are sent away.
     draining: bool,
     outcome: Sender<Outcome>,
-    proofs: Sender<(ShardId, ConnId, Proof)>,
+    proofs: Sender<Check>,
+    news: Sender<News>,
     routes: Sender<RouteNotice>,
 }
 
@@ -316,7 +374,7 @@ impl Shard {
     pub fn new(parts: Parts, mut reactor: Reactor) -> Self {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
-        let spin = Duration::from_micros(parts.options.runtime.spin_us);
+        let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
         let listener = parts.listener.map(|listener| reactor.listen(listener));
         let mut engine = Engine::new(parts.id, shards, Rc::new(settings), parts.seed);
         if let Some(cluster) = &parts.identity.cluster {
@@ -335,19 +393,22 @@ impl Shard {
             memory_bytes_max: parts.memory_bytes_max,
             started: parts.started,
             now: parts.started,
-            inbox: VecDeque::new(),
+            inbox: Inbox::new(),
             turn_ns: Histogram::default(),
             listener,
             accept_again: None,
+            gate: Gate::default(),
             last_cid: 0,
             sockets: 0,
+            held_max: 0,
             stop_by: None,
-            spin,
+            busy_poll,
             busy_until: parts.started,
             draining: false,
             outcome: parts.outcome,
             proofs: parts.proofs,
             routes: parts.routes,
+            news: parts.news,
         }
     }
 
@@ -361,7 +422,7 @@ impl Shard {
             let began = self.read_clock();
             let mut is_busy = !events.is_empty() || !self.inbox.is_empty();
             if !events.is_empty() {
-                self.busy_until = self.now + self.spin;
+                self.busy_until = self.now + self.busy_poll;
             }
             for event in events.drain(..) {
                 self.on_event(event, began);
@@ -405,7 +466,9 @@ impl Shard {
 
     fn on_event(&mut self, event: Event, now: u64) {
         match event {
-            Event::Received { .. } | Event::Ended { .. } => self.inbox.push_back((now, event)),
+            Event::Received { socket, .. } | Event::Ended { socket, .. } => {
+                self.inbox.push(socket.slot, (now, event));
+            }
             Event::Sent { socket, bytes, batch } => {
                 self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
             }
@@ -435,7 +498,7 @@ impl Shard {
     fn take_input(&mut self, now: u64) {
         let mut taken_bytes = 0;
         while taken_bytes < INPUT_BYTES_PER_TURN {
-            let Some((arrived, event)) = self.inbox.pop_front() else { break };
+            let Some((arrived, event)) = self.inbox.pop() else { break };
             self.engine.set_arrived(arrived);
             match event {
                 Event::Received { socket, chunk } => {
@@ -464,7 +527,7 @@ impl Shard {
             |to| reactor.ring_bell(&addresses[to.index()].bell),
         );
         if any {
-            self.busy_until = self.now + self.spin;
+            self.busy_until = self.now + self.busy_poll;
         }
         (any, more)
     }
@@ -493,7 +556,15 @@ impl Shard {
         }
         while let Some((conn, proof)) = self.engine.pop_proof() {
             // Whoever checks it lives as long as any shard.
-            let _ = self.proofs.send((self.id, conn, proof));
+            let by = self.now + Duration::from_millis(self.options.auth.timeout_ms);
+            let _ = self.proofs.send(Check { shard: self.id, conn, proof, by });
+        }
+        // What does not fit is dropped: whoever fills the queue is not to fill the memory.
+        while let Some(request) = self.engine.pop_server_request() {
+            let _ = self.news.try_send(News::Request(request));
+        }
+        while let Some(event) = self.engine.pop_event() {
+            let _ = self.news.try_send(News::Event(event));
         }
         while let Some(notice) = self.engine.pop_route_notice() {
             // Whoever decides may have ended before the shards do.
@@ -514,6 +585,7 @@ impl Shard {
         if waiting || self.now < self.busy_until {
             return Wait::No;
         }
+        self.give_back_memory();
         if !self.mesh.fall_asleep(&self.engine, behind) {
             return Wait::No;
         }
@@ -524,6 +596,21 @@ impl Shard {
             Some(due) => Wait::For(due.saturating_duration_since(self.now)),
             None => Wait::Forever,
         }
+    }
+
+    /// Gives back what a burst of connections or subscriptions has left, when there is nothing
+    /// else to do.
+    fn give_back_memory(&mut self) {
+        let held = self.sockets + self.engine.subscriptions();
+        self.held_max = self.held_max.max(held);
+        if self.held_max - held < GONE_MIN.max(self.held_max / 2) {
+            return;
+        }
+        self.held_max = held;
+        self.engine.shrink();
+        self.reactor.shrink();
+        self.inbox.shrink();
+        uring::give_back_memory();
     }
 
     /// Does what the control thread and the accepting shard have asked for.
@@ -548,6 +635,10 @@ impl Shard {
                     self.engine.start_lame_duck(ns(grace), ns(spread));
                     self.draining = true;
                 }
+                Control::Publish { account, subject, payload } => {
+                    self.engine.publish_own(account, &subject, payload.as_bytes());
+                }
+                Control::Account { id, account } => self.engine.set_account(id, &account),
                 Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
                 Control::Stop => {
                     self.stop_listening();
@@ -571,6 +662,7 @@ impl Shard {
             shard: self.id,
             stats: self.engine.stats(),
             accepted: self.last_cid,
+            throttled: self.gate.rejected(),
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
@@ -647,7 +739,12 @@ impl Shard {
         // Messages leave when they are there; without this only latency would suffer.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
         self.last_cid += 1;
+        let source = peer.ip();
         let peer = Peer { cid: self.last_cid, ip: ip.into(), port };
+        if !self.gate.admits(&self.options, source, self.ns_since_start(self.now)) {
+            self.turn_away(&socket, &peer);
+            return;
+        }
         let admitted = self.seats.all() < self.options.limits.connections_max;
         let seat = self.seats.take();
         if !admitted {
@@ -661,6 +758,20 @@ impl Shard {
             .is_ok()
         {
             self.reactor.ring_bell(&self.addresses[seat].bell);
+        }
+    }
+
+    /// Tells a client that it has come too soon, without a seat, a slot or any patience: there
+    /// may be thousands of them.
+    fn turn_away(&mut self, socket: &OwnedFd, peer: &Peer) {
+        // A new socket has room; if not, the end says enough.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = rustix::net::send(socket, &self.engine.turn_away(peer), flags);
+        if let Some(count) = self.gate.to_report(self.ns_since_start(self.now)) {
+            tracing::warn!(
+                "Rejected {count} connections due to rate limiting, the last of {}",
+                peer.ip
+            );
         }
     }
 

@@ -291,6 +291,25 @@ fn collect_queries(value: &Value, into: &mut Vec<String>) {
 }
 
 #[test]
+fn a_shard_that_polls_takes_turns_without_the_kernel_and_another_does_not() {
+    if is_nats_server() {
+        return;
+    }
+    // Every look for work that found none is a turn that did not enter the kernel.
+    let idle_turns = |broker: &Broker| {
+        let shard = http::json(broker, "/shardz")["shards"][0].clone();
+        let count = |name: &str| shard[name].as_u64().unwrap();
+        count("turns").saturating_sub(count("system_calls"))
+    };
+    let broker = Broker::start(1, &["-m", "-1", "--busy-poll", "1m"]);
+    Wire::connect(&broker).sync();
+    assert!((0..10_000).any(|_| idle_turns(&broker) > 100_000), "it sleeps");
+    let broker = Broker::start(1, &["-m", "-1"]);
+    Wire::connect(&broker).sync();
+    assert!((0..10).all(|_| idle_turns(&broker) < 1000), "it does not sleep");
+}
+
+#[test]
 fn shardz_agrees_with_metrics() {
     if is_nats_server() {
         return;

@@ -294,6 +294,35 @@ fn a_hundred_thousand_connections_that_come_and_go_leave_nothing_behind() {
     });
 }
 
+#[test]
+#[ignore = "memory is that of a release build; run before a release"]
+fn the_memory_of_a_burst_of_connections_is_given_back() {
+    const BURST: usize = 10_000;
+    with_each_shard_count(|broker| {
+        let before = broker.resident_kib();
+        let mut witness = Wire::connect(broker);
+        let files = broker.open_files();
+        let burst: Vec<Wire> = (0..BURST)
+            .map(|_| {
+                let mut wire = Wire::connect(broker);
+                wire.send(b"SUB burst.> 1\r\n");
+                wire.sync();
+                wire
+            })
+            .collect();
+        let between = broker.resident_kib();
+        drop(burst);
+        // Each look is behind a round trip: memory is given back before a shard sleeps.
+        let gone = (0..1_000_000).any(|_| {
+            witness.sync();
+            broker.open_files() <= files && broker.resident_kib() * 10 <= before * 12
+        });
+        let after = broker.resident_kib();
+        println!("resident: {before} KiB before, {between} KiB with {BURST}, {after} KiB after");
+        assert!(is_nats_server() || gone, "more than 1.2 times what it was");
+    });
+}
+
 /// Lets `cycles` connections end in every way there is, and waits until all trace of them is gone.
 fn come_and_go(broker: &Broker, cycles: usize) {
     let mut witness = Wire::connect(broker);

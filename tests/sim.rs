@@ -75,6 +75,20 @@ fn seeds_that_once_failed_do_so_no_more() {
 }
 
 #[test]
+fn nobody_gets_anything_of_another_account_but_by_export_and_import() {
+    let seeds =
+        number("SEED").map_or(0..number("SIM_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
+    let (mut abroad, mut answers) = (0, 0);
+    for seed in seeds.clone() {
+        let _culprit = Culprit(seed);
+        let (deliveries, answered) = sim::accounts::run_seed(seed);
+        (abroad, answers) = (abroad + deliveries, answers + answered);
+    }
+    let enough = seeds.end - seeds.start < 10 || (abroad > 0 && answers > 0);
+    assert!(enough, "{abroad} deliveries and {answers} answers between accounts are no test");
+}
+
+#[test]
 fn any_bytes_are_a_script() {
     for len in 0..40 {
         sim::run_script(&vec![0xff; len]);

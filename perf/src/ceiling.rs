@@ -18,40 +18,50 @@ use std::collections::HashMap;
 use std::net::TcpListener;
 use std::rc::Rc;
 
-/// What is sent to a subscriber at once in a comparison, in bytes. Larger ones leave the cache from
-/// one subscriber to the next, smaller ones need more operations.
-const BATCH_BYTES: u64 = 256 * 1024;
-/// All prepared bytes together, when every subscriber has a sid of its own.
-const PREPARED_BYTES_MAX: usize = 256 << 20;
+/// What is sent to a subscriber at once in a comparison, in bytes: which is best depends on the
+/// machine's caches and the number of subscribers. Larger ones leave the cache from one subscriber
+/// to the next, smaller ones need more operations.
+const BATCHES_BYTES: [u64; 3] = [16 * 1024, 64 * 1024, 256 * 1024];
 
 const INFO: &[u8] = b"INFO {\"server_id\":\"ceiling\",\"version\":\"0.0.0\",\"headers\":true,\
     \"max_payload\":1073741824} \r\n";
 
-/// The plan whose ceiling is that of `plan`, and the command that pours its deliveries, with
-/// `{port}`; nothing when there is none.
-pub(crate) fn of(plan: &Plan) -> Outcome<Option<(Plan, String)>> {
-    let (window_bytes, batch_bytes) = match plan.pace {
-        Pace::Closed { window_bytes } => (window_bytes, BATCH_BYTES),
-        Pace::Poured { window_bytes, batch_bytes } => (window_bytes, batch_bytes),
-        Pace::Open { .. } => return Ok(None),
+/// The plans whose best is the ceiling of `plan`, and the commands that pour their deliveries, with
+/// `{port}`; none when there is no ceiling.
+pub(crate) fn of(plan: &Plan) -> Outcome<Vec<(Plan, String)>> {
+    let with_batch = |window_bytes, batch_bytes| {
+        let mut plan = Plan { pace: Pace::Poured { window_bytes, batch_bytes }, ..plan.clone() };
+        plan.workload.churn_rate = 0.0;
+        plan
     };
-    let mut plan = Plan { pace: Pace::Poured { window_bytes, batch_bytes }, ..plan.clone() };
-    plan.workload.churn_rate = 0.0;
-    if plan.workload.check(plan.pace).is_err() {
-        return Ok(None);
-    }
+    let plans = match plan.pace {
+        Pace::Closed { window_bytes } => {
+            BATCHES_BYTES.map(|batch_bytes| with_batch(window_bytes, batch_bytes)).to_vec()
+        }
+        Pace::Poured { window_bytes, batch_bytes } => vec![with_batch(window_bytes, batch_bytes)],
+        Pace::Open { .. } => Vec::new(),
+    };
+    let possible = plans.into_iter().filter(|plan| plan.workload.check(plan.pace).is_ok());
+    possible.map(|plan| Ok((plan.clone(), command(&plan)?))).collect()
+}
+
+fn command(plan: &Plan) -> Outcome<String> {
+    let Pace::Poured { window_bytes, batch_bytes } = plan.pace else {
+        return Err(Fault::new("nothing is poured", "report this bug"));
+    };
     let program = std::env::current_exe()
         .map_err(|e| Fault::new(format!("this program has no path ({e})"), "run it from a file"))?;
-    let command = format!(
+    Ok(format!(
         "'{}' pour --port {{port}} --subs {} --payload {} --headers {} --reply {} \
-         --batch {batch_bytes}",
+         --batch {batch_bytes} --least {}",
         program.display(),
         plan.workload.subs,
         plan.workload.payload_bytes,
         plan.workload.header_bytes,
-        plan.workload.reply_bytes
-    );
-    Ok(Some((plan, command)))
+        plan.workload.reply_bytes,
+        // With a part of the window only, the rest of it is always granted in the end.
+        batch_bytes.min(window_bytes / 4)
+    ))
 }
 
 /// Appends what tells the pouring thread that everybody may have `messages` more.
@@ -76,6 +86,7 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
         peers: HashMap::new(),
         prepared: HashMap::new(),
         granted: 0,
+        is_all_granted: false,
         was_subscribed: false,
     };
     let mut events = Vec::new();
@@ -84,9 +95,9 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
             .reactor
             .turn(Wait::Forever, &mut events)
             .map_err(|e| broken("the ring failed", &e))?;
-        let granted = pourer.granted;
+        let granted = (pourer.granted, pourer.is_all_granted);
         events.drain(..).for_each(|event| pourer.on_event(event));
-        if pourer.granted > granted {
+        if (pourer.granted, pourer.is_all_granted) != granted {
             pourer.send_all();
         }
     }
@@ -112,18 +123,23 @@ struct Prepared {
     segment: Segment,
     /// Bytes of one.
     each: usize,
-    /// How many there are.
+    /// How many a batch has, about.
     count: u64,
+    /// As many are waited for.
+    least: u64,
 }
 
 struct Pourer {
     reactor: Reactor,
     args: PourArgs,
     peers: HashMap<SocketId, Peer>,
-    /// By subject and sid.
-    prepared: HashMap<(String, String), Rc<Prepared>>,
+    /// By subject and the length of the sid: the bytes of all sids as long as that are the same, so
+    /// that as few as possible want a place in the cache.
+    prepared: HashMap<(String, usize), Rc<Prepared>>,
     /// Messages that everybody may have by now.
     granted: u64,
+    /// No more will be granted.
+    is_all_granted: bool,
     was_subscribed: bool,
 }
 
@@ -170,19 +186,22 @@ impl Pourer {
     fn on_received(&mut self, socket: SocketId, chunk: Chunk) {
         if let Some(peer) = self.peers.get_mut(&socket) {
             peer.input.extend_from_slice(self.reactor.bytes(&chunk));
-            let (args, prepared, granted) = (&self.args, &mut self.prepared, &mut self.granted);
+            let Self { args, prepared, granted, is_all_granted, was_subscribed, .. } = self;
             let used =
                 split_lines(&peer.input, |line| match line.split(' ').collect::<Vec<_>>()[..] {
                     ["GRANT", messages] => *granted += messages.parse().unwrap_or(0),
-                    ["PING"] => peer.answers.extend_from_slice(b"PONG\r\n"),
+                    ["PING"] => {
+                        peer.answers.extend_from_slice(b"PONG\r\n");
+                        // A publisher's last word.
+                        *is_all_granted |= *granted > 0;
+                    }
                     ["SUB", subject, .., sid] => {
-                        let key = (subject.to_owned(), sid.to_owned());
                         let made = prepared
-                            .entry(key)
-                            .or_insert_with_key(|key| Rc::new(Prepared::new(args, key)));
+                            .entry((subject.to_owned(), sid.len()))
+                            .or_insert_with(|| Rc::new(Prepared::new(args, subject, sid)));
                         peer.prepared = Some(Rc::clone(made));
                         peer.sent = *granted;
-                        self.was_subscribed = true;
+                        *was_subscribed = true;
                     }
                     _ => {}
                 });
@@ -199,8 +218,11 @@ impl Pourer {
         };
         let batch = if !peer.answers.is_empty() {
             vec![Piece::Own(std::mem::take(&mut peer.answers))].into()
-        } else if let Some(prepared) = peer.prepared.as_ref().filter(|_| peer.sent < self.granted) {
-            let messages = (self.granted - peer.sent).min(prepared.count);
+        } else if let Some(prepared) = peer.prepared.as_ref()
+            && let left = self.granted - peer.sent
+            && left >= if self.is_all_granted { 1 } else { prepared.least }
+        {
+            let messages = prepared.next(left);
             peer.sent += messages;
             let range = 0..prepared.each * usize::try_from(messages).unwrap_or(0);
             let segment = Rc::clone(&prepared.segment);
@@ -217,13 +239,21 @@ impl Pourer {
 }
 
 impl Prepared {
-    /// As many as one batch has.
-    fn new(args: &PourArgs, (subject, sid): &(String, String)) -> Self {
+    fn new(args: &PourArgs, subject: &str, sid: &str) -> Self {
         let address = format!("{subject} {sid}{}", reply(args.reply));
         let one = delivery(&address, args.payload, args.headers);
-        let bytes = args.batch.min(PREPARED_BYTES_MAX / args.subs.max(1));
-        let count = (bytes / one.len()).max(1);
-        Self { segment: Rc::new(one.repeat(count)), each: one.len(), count: count as u64 }
+        let count = (args.batch / one.len()).max(1);
+        let most = count + count.div_ceil(2);
+        let least = (args.least / one.len()).max(1) as u64;
+        let segment = Rc::new(one.repeat(most));
+        Self { segment, each: one.len(), count: count as u64, least }
+    }
+
+    /// How many of `left` messages the next batch has: they are divided into equal ones, so that
+    /// none is much smaller than the others.
+    fn next(&self, left: u64) -> u64 {
+        let batches = ((left + self.count / 2) / self.count).max(1);
+        left.div_ceil(batches)
     }
 }
 

@@ -6,9 +6,10 @@ use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan, Workload};
 use crate::measure::Work;
 use crate::probe::{RoundTrips, Storm, Subscribing};
-use crate::server::Started;
+use crate::server::{Setup, Started, permissions};
 use crate::tls::{Tls, TlsArgs};
 use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -66,12 +67,16 @@ pub(crate) struct TargetArgs {
     /// nats://user:pass@host:port or tls://…, or a list with commas
     #[arg(long, default_value = "nats://127.0.0.1:4222", conflicts_with = "server")]
     url: String,
-    /// Start this server and stop it at the end: 'COMMAND with {port}'
+    /// Start this server and stop it at the end: 'COMMAND with {port}', and, if that is wanted,
+    /// with {monitor} for its monitoring port
     #[arg(long, value_name = "COMMAND")]
     server: Option<String>,
     /// Process id of the server, for its CPU and memory
     #[arg(long, conflicts_with = "server")]
     pid: Option<u32>,
+    /// Where a running shardcast's monitoring listens, to print what it counts
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "server")]
+    monitor: Option<SocketAddr>,
     /// What gets a client in.
     #[command(flatten)]
     access: AccessArgs,
@@ -106,15 +111,17 @@ pub(crate) struct Subject {
     pub(crate) target: Target,
     /// Its process, when it is known.
     pub(crate) pid: Option<u32>,
+    /// Where its monitoring listens, when that is known.
+    pub(crate) monitor: Option<SocketAddr>,
     _started: Option<Started>,
 }
 
 impl TargetArgs {
     /// Starts the server if that was asked for.
-    pub(crate) fn prepare(&self) -> Outcome<Subject> {
+    pub(crate) fn prepare(&self, setup: &Setup) -> Outcome<Subject> {
         let access = self.access.load()?;
         if let Some(command) = &self.server {
-            return start(command, access);
+            return start(command, access, setup);
         }
         if let Some(pid) = self.pid
             && !PathBuf::from(format!("/proc/{pid}/stat")).exists()
@@ -123,15 +130,16 @@ impl TargetArgs {
             return Err(Fault::new(cause, "give --pid of the running server"));
         }
         let target = Target::parse(&self.url, access)?;
-        Ok(Subject { target, pid: self.pid, _started: None })
+        Ok(Subject { target, pid: self.pid, monitor: self.monitor, _started: None })
     }
 }
 
 /// Starts `command`, which listens on `{port}`.
-pub(crate) fn start(command: &str, access: Access) -> Outcome<Subject> {
-    let started = Started::start(command, &access)?;
+pub(crate) fn start(command: &str, access: Access, setup: &Setup) -> Outcome<Subject> {
+    let started = Started::start(command, &access, setup)?;
     let target = Target::local(started.port(), access);
-    Ok(Subject { target, pid: Some(started.pid()), _started: Some(started) })
+    let (pid, monitor) = (Some(started.pid()), started.monitor());
+    Ok(Subject { target, pid, monitor, _started: Some(started) })
 }
 
 /// Where results go besides the terminal.
@@ -199,6 +207,12 @@ pub(crate) struct LoadArgs {
     /// Reply subject in bytes (8 or more); 0: none
     #[arg(long, default_value = "0", value_parser = parse_bytes)]
     reply: usize,
+    /// Start the server with permissions to publish and subscribe (adds `-c FILE` to its command)
+    #[arg(long)]
+    permissions: bool,
+    /// What stands for {shards} in the server's command
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
     /// Check that each subscriber gets each publisher's messages in order
     #[arg(long)]
     verify: bool,
@@ -220,7 +234,7 @@ pub(crate) struct LoadArgs {
 }
 
 impl LoadArgs {
-    fn plan(&self, pace: Pace) -> Outcome<Plan> {
+    fn plan(&self, pace: impl FnOnce(&Workload) -> Pace) -> Outcome<Plan> {
         if self.pub_threads == 0 || self.sub_threads == 0 || self.duration.is_zero() {
             return Err(Fault::new("no thread or no time to run", "give more than 0"));
         }
@@ -249,6 +263,7 @@ impl LoadArgs {
             reply_bytes: self.reply,
             verify: self.verify,
         };
+        let pace = pace(&workload);
         workload.check(pace)?;
         Ok(Plan {
             workload,
@@ -257,6 +272,10 @@ impl LoadArgs {
             duration: self.duration,
             pub_threads: self.pub_threads,
             sub_threads: self.sub_threads,
+            setup: Setup {
+                shards: self.shards,
+                config: self.permissions.then(|| permissions(&self.subject)),
+            },
             read_buffer_bytes: self.read_buffer,
         })
     }
@@ -268,6 +287,11 @@ pub(crate) trait Measures {
     fn work(&self) -> Outcome<Work>;
 }
 
+/// The window that was asked for, or else the one that suits the load.
+fn window(given: Option<usize>, load: &Workload) -> u64 {
+    given.map_or_else(|| load.usual_window_bytes(), |bytes| bytes as u64)
+}
+
 /// Options of `throughput`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ThroughputArgs {
@@ -275,14 +299,16 @@ pub(crate) struct ThroughputArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Bytes that publishers may be ahead of the slowest subscriber (less when the copies of all
-    /// subscribers exceed 256 MiB)
-    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
-    window: usize,
+    /// subscribers exceed 256 MiB) [default: 64 MiB for all copies of a message together, but 256
+    /// KiB to 1 MiB]
+    #[arg(long, value_parser = parse_bytes)]
+    window: Option<usize>,
 }
 
 impl Measures for ThroughputArgs {
     fn work(&self) -> Outcome<Work> {
-        let plan = self.load.plan(Pace::Closed { window_bytes: self.window as u64 })?;
+        let pace = |load: &Workload| Pace::Closed { window_bytes: window(self.window, load) };
+        let plan = self.load.plan(pace)?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }
@@ -306,7 +332,7 @@ impl Measures for LatencyArgs {
         if !self.rate.is_finite() || self.rate <= 0.0 {
             return Err(Fault::new("the rate is not positive", "give --rate above 0"));
         }
-        let plan = self.load.plan(Pace::Open { rate: self.rate })?;
+        let plan = self.load.plan(|_| Pace::Open { rate: self.rate })?;
         Ok(Work::Load { plan, lag_max_us: self.lag_max.as_secs_f64() * 1e6 })
     }
 }
@@ -318,8 +344,8 @@ pub(crate) struct CeilingArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Bytes that the slowest subscriber may be behind; see throughput
-    #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
-    window: usize,
+    #[arg(long, value_parser = parse_bytes)]
+    window: Option<usize>,
     /// Bytes sent to a subscriber at once, at most
     #[arg(long, default_value = "256KiB", value_parser = parse_bytes)]
     batch: usize,
@@ -330,8 +356,10 @@ pub(crate) struct CeilingArgs {
 
 impl Measures for CeilingArgs {
     fn work(&self) -> Outcome<Work> {
-        let (window_bytes, batch_bytes) = (self.window as u64, self.batch as u64);
-        let plan = self.load.plan(Pace::Poured { window_bytes, batch_bytes })?;
+        let plan = self.load.plan(|load| Pace::Poured {
+            window_bytes: window(self.window, load),
+            batch_bytes: self.batch as u64,
+        })?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
     }
 }
@@ -354,9 +382,12 @@ pub(crate) struct PourArgs {
     /// Reply subject in bytes; 0: none
     #[arg(long)]
     pub(crate) reply: usize,
-    /// Bytes sent to a subscriber at once, at most
+    /// Bytes sent to a subscriber at once, about
     #[arg(long)]
     pub(crate) batch: usize,
+    /// Bytes that are waited for before they are sent, unless they are the last
+    #[arg(long)]
+    pub(crate) least: usize,
 }
 
 /// Options of `rtt`.
@@ -371,6 +402,9 @@ pub(crate) struct RttArgs {
     /// Payload of request and reply in bytes
     #[arg(long, default_value = "128", value_parser = parse_bytes)]
     payload: usize,
+    /// Connections that publish as fast as they can meanwhile, to a subject that nobody hears
+    #[arg(long, default_value_t = 0)]
+    flood: usize,
     /// Requests per second of all connections together [default: as soon as the reply is there]
     #[arg(long)]
     rate: Option<f64>,
@@ -390,6 +424,7 @@ impl Measures for RttArgs {
         Ok(Work::RoundTrips(RoundTrips {
             requesters: self.requesters,
             responders: self.responders,
+            flooders: self.flood,
             payload_bytes: self.payload,
             rate: self.rate,
             warmup: self.warmup,
@@ -418,23 +453,26 @@ pub(crate) struct IdleArgs {
     /// How long the connections stay idle before the server's memory is read
     #[arg(long, default_value = "3s", value_parser = parse_duration)]
     settle: Duration,
+    /// Then close all of them, and see what memory the server has kept after as long a rest
+    #[arg(long)]
+    burst: bool,
 }
 
 impl ConnectArgs {
-    fn storm(&self, settle: Duration) -> Work {
-        Work::Storm(Storm { conns: self.conns, concurrency: self.concurrency, settle })
+    fn storm(&self, settle: Duration, burst: bool) -> Work {
+        Work::Storm(Storm { conns: self.conns, concurrency: self.concurrency, settle, burst })
     }
 }
 
 impl Measures for ConnectArgs {
     fn work(&self) -> Outcome<Work> {
-        Ok(self.storm(Duration::ZERO))
+        Ok(self.storm(Duration::ZERO, false))
     }
 }
 
 impl Measures for IdleArgs {
     fn work(&self) -> Outcome<Work> {
-        Ok(self.connect.storm(self.settle))
+        Ok(self.connect.storm(self.settle, self.burst))
     }
 }
 
@@ -458,14 +496,15 @@ impl Measures for SubsArgs {
 /// Options of `compare`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// A server: 'NAME=COMMAND with {port}'; give it once for each server, the yardstick first
+    /// A server: 'NAME=COMMAND with {port}'; give it once for each server, the yardstick first.
+    /// {shards} becomes 2 in scenarios across shards; {monitor} is a port for what it counts
     #[arg(long, value_name = "NAME=COMMAND", required = true)]
     pub(crate) server: Vec<String>,
     /// A built-in set of scenarios
     #[arg(long, value_enum)]
     pub(crate) suite: Vec<crate::compare::Suite>,
     /// Runs of each scenario on each server
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     pub(crate) runs: usize,
     /// Measure the ceiling of each fan-out too, as one more server
     #[arg(long)]

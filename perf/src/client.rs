@@ -258,11 +258,43 @@ impl Conn {
             .await
             .map_err(|e| unreachable(&e).at(&server.name))?;
         let connected_ns = clock.now_ns();
+        let (conn, info) = Self::begin(stream, target, server).await?;
+        Ok((conn, info, Steps { connected_ns, ready_ns: clock.now_ns() }))
+    }
+
+    /// The same, with the socket for who goes on without this thread's ring.
+    pub(crate) async fn open_with_socket(
+        target: &Target,
+        index: usize,
+    ) -> Outcome<(Self, ServerInfo, std::net::TcpStream)> {
+        let server = &target.servers[index % target.servers.len()];
+        let failed = |e| unreachable(&e).at(&server.name);
+        let socket = std::net::TcpStream::connect(server.address).map_err(failed)?;
+        let stream = TcpStream::from_std(socket.try_clone().map_err(failed)?);
+        let (conn, info) = Self::begin(stream, target, server).await?;
+        Ok((conn, info, socket))
+    }
+
+    async fn begin(
+        stream: TcpStream,
+        target: &Target,
+        server: &Server,
+    ) -> Outcome<(Self, ServerInfo)> {
         stream.set_nodelay(true).map_err(|e| unreachable(&e).at(&server.name))?;
         let name = server.name.as_str().into();
         let mut conn = Self { stream: Rc::new(stream), name, turn: Rc::default(), secret: None };
         let info = conn.handshake(target, server).await.map_err(|f| f.at(&server.name))?;
-        Ok((conn, info, Steps { connected_ns, ready_ns: clock.now_ns() }))
+        Ok((conn, info))
+    }
+
+    /// Whether the connection has TLS.
+    pub(crate) fn is_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+
+    /// What the other side is called in messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     async fn handshake(&mut self, target: &Target, server: &Server) -> Outcome<ServerInfo> {
@@ -426,7 +458,7 @@ fn unreachable(error: &io::Error) -> Fault {
     Fault::new(format!("cannot connect ({error})"), remedy)
 }
 
-fn closed(what: &str) -> Fault {
+pub(crate) fn closed(what: &str) -> Fault {
     Fault::new(what, "look into the server's log (a slow consumer, a limit, or did it die?)")
 }
 

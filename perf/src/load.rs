@@ -4,12 +4,16 @@
 //! counters and the server's CPU at both ends of the measured window. Publishers share one or
 //! more threads, subscribers one or more others, each thread with its own tokio-uring runtime.
 
+mod subscriber;
+
 use crate::ceiling;
+use crate::cli::Subject;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
+use crate::monitor::{Counters, Rates};
 use crate::report::Progress;
-use crate::server::Usage;
+use crate::server::{Setup, Usage};
 use crate::wire::{self, Renderer, Scanner, Stamp, push_sub};
 use hdrhistogram::Histogram;
 use std::cell::{Cell, RefCell};
@@ -21,14 +25,16 @@ use std::time::{Duration, Instant};
 
 /// What a publisher writes at once, in bytes.
 const BATCH_BYTES: usize = 64 * 1024;
-/// All read buffers of a thread together, when the user gives no size.
-const READ_BUFFERS_BYTES: usize = 8 << 20;
 /// How often a publisher whose window is full looks again.
 const WINDOW_POLL_NS: u64 = 200_000;
 /// How often a thread looks whether the run is over, and measures its own lag.
 const HEARTBEAT_NS: u64 = 5_000_000;
 /// Deliveries that are under way at most, in bytes, so that no server runs out of memory.
 const UNDER_WAY_BYTES_MAX: u64 = 256 << 20;
+/// As many of them are usual: more leave the caches, and what is measured then is memory.
+const UNDER_WAY_BYTES_USUAL: u64 = 64 << 20;
+/// With less ahead of each subscriber the publishers are what a fast server waits for.
+const WINDOW_BYTES_USUAL: std::ops::RangeInclusive<u64> = 256 << 10..=1 << 20;
 /// Without a delivery for so long, those that are missing are given up.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const SETUP_PATIENCE: Duration = Duration::from_secs(60);
@@ -159,6 +165,12 @@ impl Workload {
         subjects.map(|number| format!("{}{reply}", self.subject(number))).collect()
     }
 
+    /// What publishers may be ahead of the slowest subscriber, in bytes, if nobody says.
+    pub(crate) fn usual_window_bytes(&self) -> u64 {
+        let (least, most) = WINDOW_BYTES_USUAL.into_inner();
+        (UNDER_WAY_BYTES_USUAL / self.deliveries().max(1)).clamp(least, most)
+    }
+
     /// Says which option to change when the options do not go together.
     pub(crate) fn check(&self, pace: Pace) -> Outcome<()> {
         let timed = matches!(pace, Pace::Open { .. });
@@ -249,6 +261,9 @@ pub(crate) struct Plan {
     pub(crate) sub_threads: usize,
     /// Read buffer of each subscribing connection, in bytes; 0: chosen by their number.
     pub(crate) read_buffer_bytes: usize,
+    /// What a server that is started for it is like.
+    #[serde(skip)]
+    pub(crate) setup: Setup,
 }
 
 /// What a run showed. Counts and times are of the measured window, if nothing else is said.
@@ -264,6 +279,8 @@ pub(crate) struct Seen {
     pub(crate) churned: u64,
     /// What the server used, when its process is known.
     pub(crate) server: Option<Usage>,
+    /// What the server counted, when its monitoring is known.
+    pub(crate) counted: Option<Rates>,
     /// What this program used.
     pub(crate) generator: Usage,
     /// Deliveries that never came, of the whole run.
@@ -427,18 +444,16 @@ impl Share {
     }
 }
 
-/// Runs `plan` against `target`. `server_pid` is the process whose CPU is measured; `stop` ends
-/// the window early.
+/// Runs `plan` against `subject`; `stop` ends the window early.
 pub(crate) fn run(
     plan: &Plan,
-    target: &Target,
-    server_pid: Option<u32>,
+    subject: &Subject,
     stop: &AtomicBool,
     progress: &mut Progress,
 ) -> Outcome<Seen> {
     plan.workload.check(plan.pace)?;
     let stage = Stage::new(&plan.workload);
-    let job = Arc::new(Job { plan: plan.clone(), target: target.clone(), stage });
+    let job = Arc::new(Job { plan: plan.clone(), target: subject.target.clone(), stage });
     let mut threads = Vec::new();
     let mut spawn = |work: fn(&Arc<Job>, usize) -> Share, count: usize| {
         threads.extend((0..count).map(|index| {
@@ -446,9 +461,9 @@ pub(crate) fn run(
             thread::spawn(move || work(&job, index))
         }));
     };
-    let coordinator = Coordinator { plan, stage: &job.stage, server_pid, stop };
+    let coordinator = Coordinator { plan, stage: &job.stage, subject, stop };
     let measured = (|| {
-        spawn(subscribers, plan.sub_threads.min(plan.workload.subs));
+        spawn(subscriber::subscribers, plan.sub_threads.min(plan.workload.subs));
         coordinator.await_ready(plan.workload.subs)?;
         spawn(publishers, plan.pub_threads.min(plan.workload.pubs));
         let churning = usize::from(plan.workload.churn_rate > 0.0);
@@ -472,7 +487,7 @@ pub(crate) fn run(
 struct Coordinator<'a> {
     plan: &'a Plan,
     stage: &'a Stage,
-    server_pid: Option<u32>,
+    subject: &'a Subject,
     stop: &'a AtomicBool,
 }
 
@@ -483,6 +498,7 @@ struct Sample {
     delivered: u64,
     churned: u64,
     server: Option<Usage>,
+    counters: Option<Counters>,
     generator: Usage,
 }
 
@@ -525,7 +541,8 @@ impl Coordinator<'_> {
             sent: self.stage.sent(),
             delivered: self.stage.delivered(),
             churned: self.stage.churned.0.load(Ordering::Relaxed),
-            server: self.server_pid.and_then(Usage::of),
+            server: self.subject.pid.and_then(Usage::of),
+            counters: self.subject.monitor.and_then(Counters::of),
             generator: Usage::of_self(),
         }
     }
@@ -552,6 +569,7 @@ impl Coordinator<'_> {
             delivered: after.delivered - before.delivered,
             churned: after.churned - before.churned,
             server: after.server.zip(before.server).map(|(after, before)| after.since(before)),
+            counted: after.counters.zip(before.counters).map(|(a, b)| a.since(b)),
             generator: after.generator.since(before.generator),
             missing,
             surplus,
@@ -619,147 +637,12 @@ async fn heartbeat(stage: &Stage, mut late: impl FnMut(u64)) -> Outcome<()> {
     Ok(())
 }
 
-/// Runs the subscribing connections of one thread.
-fn subscribers(job: &Arc<Job>, index: usize) -> Share {
-    let mine =
-        dealt(job.plan.workload.subs, job.plan.sub_threads.min(job.plan.workload.subs), index);
-    let buffer_bytes = match job.plan.read_buffer_bytes {
-        0 => (READ_BUFFERS_BYTES / mine.len().max(1)).clamp(16 << 10, 256 << 10),
-        given => given,
-    };
-    let share = Rc::new(RefCell::new(Share::new()));
-    let outcome = with_ring(mine.len(), async {
-        let (mut conns, mut tasks) = (Vec::new(), Vec::new());
-        for number in mine {
-            if job.plan.workload.idle_between {
-                let (idle, ..) = Conn::open(&job.target, number).await?;
-                conns.push(idle.clone());
-                tasks.push(tokio_uring::spawn(listen(Arc::clone(job), idle, Rc::default())));
-            }
-            let subscriber = Subscriber::open(job, number, buffer_bytes, Rc::clone(&share)).await?;
-            conns.push(subscriber.conn.clone());
-            tasks.push(tokio_uring::spawn(subscriber.work()));
-            job.stage.ready.fetch_add(1, Ordering::Release);
-        }
-        let late = |ns| share.borrow_mut().receive_lag.saturating_record(ns);
-        heartbeat(&job.stage, late).await?;
-        go_home(&conns, tasks).await;
-        Ok(())
-    });
-    outcome.unwrap_or_else(|fault| job.stage.fail(fault));
-    share.replace(Share::new())
-}
-
 /// Ends a thread's connections and waits for their tasks.
 async fn go_home<T: 'static>(conns: &[Conn], tasks: Vec<impl Future<Output = T>>) {
     conns.iter().for_each(Conn::shut_down);
     for task in tasks {
         task.await;
     }
-}
-
-struct Subscriber {
-    job: Arc<Job>,
-    conn: Conn,
-    number: usize,
-    inbox: Inbox,
-    scanner: Scanner,
-    share: Rc<RefCell<Share>>,
-    /// The latest sequence number of each publisher.
-    latest: Vec<Option<u32>>,
-}
-
-impl Subscriber {
-    async fn open(
-        job: &Arc<Job>,
-        number: usize,
-        buffer_bytes: usize,
-        share: Rc<RefCell<Share>>,
-    ) -> Outcome<Self> {
-        let workload = &job.plan.workload;
-        let (conn, info, _) = Conn::open(&job.target, number).await?;
-        let wire_bytes = workload.payload_bytes + workload.header_bytes;
-        if workload.header_bytes > 0 && !info.headers {
-            return Err(Fault::new("the server has no headers", "leave --headers out"));
-        }
-        if info.max_payload > 0 && wire_bytes > info.max_payload {
-            return Err(Fault::new(
-                format!("{wire_bytes} bytes exceed max_payload {}", info.max_payload),
-                "lower --payload or raise the server's max_payload",
-            ));
-        }
-        let timed = matches!(job.plan.pace, Pace::Open { .. });
-        let prefix = match (workload.verify, timed) {
-            (true, _) => Stamp::BYTES,
-            (false, true) => Stamp::TIME_BYTES,
-            (false, false) => 0,
-        };
-        let queue = workload.queue(number);
-        let mut wire = Vec::new();
-        for (at, filter) in workload.filters(number).iter().enumerate() {
-            push_sub(filter, queue.as_deref(), workload.sid(number, at), &mut wire);
-        }
-        wire.extend_from_slice(b"PING\r\n");
-        conn.write(wire).await?;
-        let (mut inbox, mut scanner) = (Inbox::new(buffer_bytes), Scanner::new(prefix));
-        conn.await_pong(&mut inbox, &mut scanner).await?;
-        let (job, latest) = (Arc::clone(job), vec![None; workload.pubs]);
-        Ok(Self { job, conn, number, inbox, scanner, share, latest })
-    }
-
-    async fn work(mut self) {
-        if let Err(fault) = self.receive().await {
-            self.job.stage.fail(fault);
-        }
-    }
-
-    async fn receive(&mut self) -> Outcome<()> {
-        let job = Arc::clone(&self.job);
-        let stage = &job.stage;
-        let timed = matches!(job.plan.pace, Pace::Open { .. });
-        let verify = job.plan.workload.verify;
-        let broadcast = job.plan.workload.is_broadcast();
-        let mut count = 0;
-        loop {
-            self.conn.fill(&mut self.inbox).await?;
-            let now_ns = if timed { stage.clock.now_ns() } else { 0 };
-            let seen = if timed || verify {
-                let share = &mut *self.share.borrow_mut();
-                let latest = &mut self.latest;
-                self.scanner.scan(self.inbox.bytes(), |message| {
-                    count += 1;
-                    let stamp = Stamp::from_prefix(message.prefix);
-                    if timed && stage.in_window(stamp.intended_ns) {
-                        share.latency.saturating_record(now_ns.saturating_sub(stamp.intended_ns));
-                    }
-                    if verify && !in_order(latest, stamp, broadcast) {
-                        share.disordered += 1;
-                    }
-                })?
-            } else {
-                self.scanner.scan(self.inbox.bytes(), |_| count += 1)?
-            };
-            self.inbox.consume(seen.used);
-            stage.delivered[self.number].0.store(count, Ordering::Relaxed);
-            self.conn.answer(seen.pings).await?;
-        }
-    }
-}
-
-/// Whether `stamp` follows its publisher's latest one: directly, when every message comes here.
-fn in_order(latest: &mut [Option<u32>], stamp: Stamp, broadcast: bool) -> bool {
-    let Some(latest) = latest.get_mut(stamp.publisher as usize) else {
-        return false;
-    };
-    let follows = match *latest {
-        None => !broadcast || stamp.sequence == 0,
-        Some(before) => {
-            let step = stamp.sequence.wrapping_sub(before);
-            if broadcast { step == 1 } else { (1..1 << 31).contains(&step) }
-        }
-    };
-    *latest = Some(stamp.sequence);
-    follows
 }
 
 /// Runs the publishing connections of one thread.
@@ -1126,22 +1009,15 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_window_is_smaller_with_more_copies() {
+        let windows = [1, 64, 100, 1000].map(|subs| workload(subs, 1, subs).usual_window_bytes());
+        assert_eq!(windows, [1 << 20, 1 << 20, 671_088, 256 << 10]);
+    }
+
+    #[test]
     fn the_window_keeps_the_copies_of_a_large_fanout_in_memory() {
         assert_eq!(window_messages(4 << 20, 1024, 1), 4096);
         assert_eq!(window_messages(4 << 20, 16384, 1000), 16);
         assert_eq!(window_messages(1, 16384, 1000), 1);
-    }
-
-    #[test]
-    fn order_means_the_next_number_when_every_message_comes() {
-        let stamp = |sequence| Stamp { intended_ns: 0, publisher: 0, sequence };
-        let mut latest = vec![None];
-        assert!(in_order(&mut latest, stamp(0), true));
-        assert!(in_order(&mut latest, stamp(1), true));
-        assert!(!in_order(&mut latest, stamp(3), true));
-        assert!(in_order(&mut latest, stamp(9), false));
-        assert!(!in_order(&mut latest, stamp(8), false));
-        let elsewhere = Stamp { publisher: 1, ..stamp(0) };
-        assert!(!in_order(&mut latest, elsewhere, false));
     }
 }

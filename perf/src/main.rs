@@ -9,6 +9,7 @@ mod compare;
 mod fault;
 mod load;
 mod measure;
+mod monitor;
 mod plot;
 mod probe;
 mod report;
@@ -24,6 +25,7 @@ use fault::{Fault, Outcome};
 use hdrhistogram::Histogram;
 use measure::Work;
 use report::Progress;
+use server::Setup;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -66,15 +68,15 @@ fn interruption() -> Outcome<Arc<AtomicBool>> {
 
 fn measure<T: Measures + clap::Args>(label: &str, one: &One<T>) -> Outcome<ExitCode> {
     let work = one.work.work()?;
-    run(label, &work, || one.target.prepare(), &one.output)
+    run(label, &work, || one.target.prepare(&work.setup()), &one.output)
 }
 
 fn run_ceiling(args: &cli::CeilingArgs) -> Outcome<ExitCode> {
     let work = args.work()?;
-    let Some((work, command)) = work.ceiling()? else {
+    let Some((work, command)) = work.ceilings()?.pop() else {
         return Err(Fault::new("there is no such ceiling", "report this bug"));
     };
-    run("ceiling", &work, || cli::start(&command, Access::none()?), &args.output)
+    run("ceiling", &work, || cli::start(&command, Access::none()?, &Setup::default()), &args.output)
 }
 
 fn run(

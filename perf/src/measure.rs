@@ -4,10 +4,12 @@ use crate::ceiling;
 use crate::cli::Subject;
 use crate::fault::Outcome;
 use crate::load::{self, Pace, Plan, histogram};
+use crate::monitor::Rates;
 use crate::probe::{
     self, RoundTrips, RttReport, Site, Storm, StormReport, Subscribing, SubscribingReport,
 };
 use crate::report::{LoadReport, Progress, Quantiles};
+use crate::server::Setup;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::sync::atomic::AtomicBool;
@@ -63,13 +65,23 @@ impl Work {
     }
 
     /// The work of taking the same deliveries when they are poured, and the command that pours
-    /// them; nothing where there is no such ceiling.
-    pub(crate) fn ceiling(&self) -> Outcome<Option<(Self, String)>> {
+    /// them, for each size of the batches; nothing where there is no such ceiling.
+    pub(crate) fn ceilings(&self) -> Outcome<Vec<(Self, String)>> {
         let Self::Load { plan, lag_max_us } = self else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let ceiling = ceiling::of(plan)?;
-        Ok(ceiling.map(|(plan, command)| (Self::Load { plan, lag_max_us: *lag_max_us }, command)))
+        let poured = ceiling::of(plan)?.into_iter();
+        Ok(poured
+            .map(|(plan, command)| (Self::Load { plan, lag_max_us: *lag_max_us }, command))
+            .collect())
+    }
+
+    /// What it needs of a server that is started for it.
+    pub(crate) fn setup(&self) -> Setup {
+        match self {
+            Self::Load { plan, .. } => plan.setup.clone(),
+            _ => Setup::default(),
+        }
     }
 
     /// Does it to `subject`, until `stop`. Gives what was seen, and times in nanoseconds.
@@ -82,7 +94,7 @@ impl Work {
         let site = Site { target: &subject.target, pid: subject.pid, stop };
         Ok(match self {
             Self::Load { plan, lag_max_us } => {
-                let seen = load::run(plan, &subject.target, subject.pid, stop, progress)?;
+                let seen = load::run(plan, subject, stop, progress)?;
                 (Run::Load(Box::new(LoadReport::new(plan, &seen, *lag_max_us))), seen.latency)
             }
             Self::RoundTrips(plan) => {
@@ -128,6 +140,10 @@ pub(crate) struct Figures {
     pub(crate) times: Option<Quantiles>,
     /// The server's memory for each, in bytes.
     pub(crate) server_bytes_each: Option<f64>,
+    /// What part of its memory before the server has after connections have come and gone.
+    pub(crate) memory_kept: Option<f64>,
+    /// What the server counts.
+    pub(crate) counted: Option<Rates>,
 }
 
 impl Run {
@@ -139,12 +155,21 @@ impl Run {
                 per_s: Some(report.delivered_per_s),
                 generator_ns_each: Some(report.generator_ns_each),
                 times: report.latency_us,
-                server_bytes_each: None,
+                counted: report.counted,
+                ..Figures::default()
             },
             Self::RoundTrips(report) => report.figures(),
             Self::Storm(report) => report.figures(),
             Self::Subscribing(report) => report.figures(),
         }
+    }
+
+    /// Whether it got more out of the server's CPU, and may be used.
+    pub(crate) fn beats(&self, other: &Self) -> bool {
+        let rank = |run: &Self| {
+            (run.invalid().is_empty(), run.figures().per_server_cpu_s.unwrap_or(f64::NEG_INFINITY))
+        };
+        rank(self) > rank(other)
     }
 
     /// Why the figures must not be used; empty when they may.

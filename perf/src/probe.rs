@@ -70,6 +70,8 @@ pub(crate) struct RoundTrips {
     pub(crate) requesters: usize,
     /// Connections that answer, in one queue group; 0: the server answers a PING.
     pub(crate) responders: usize,
+    /// Connections that publish as fast as they can meanwhile, to a subject that nobody hears.
+    pub(crate) flooders: usize,
     /// Payload of request and reply, in bytes.
     pub(crate) payload_bytes: usize,
     /// Requests a second of all together; none: the next one as soon as the reply is there.
@@ -134,7 +136,54 @@ pub(crate) fn rtt(
     if plan.requesters == 0 {
         return Err(Fault::new("nobody asks", "give --requesters at least 1"));
     }
-    with_ring(plan.requesters + plan.responders, rtt_on_ring(site, plan, progress))
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = || with_ring(plan.flooders, flood(site.target, plan, &over));
+        let flooding = (plan.flooders > 0).then(|| scope.spawn(flood));
+        let asked = with_ring(plan.requesters + plan.responders, rtt_on_ring(site, plan, progress));
+        over.store(true, Ordering::Relaxed);
+        let flooded = flooding.and_then(|thread| thread.join().ok()).unwrap_or(Ok(()));
+        asked.and_then(|seen| flooded.map(|()| seen))
+    })
+}
+
+/// What a flooding connection writes at once, in bytes.
+const FLOOD_BYTES: usize = 64 * 1024;
+
+/// Publishes on all flooding connections until it is `over`.
+async fn flood(target: &Target, plan: &RoundTrips, over: &AtomicBool) -> Outcome<()> {
+    let publish = format!(
+        "PUB perf.flood {0}\r\n{1}\r\n",
+        plan.payload_bytes,
+        "x".repeat(plan.payload_bytes)
+    );
+    let batch = publish.repeat((FLOOD_BYTES / publish.len()).max(1)).into_bytes();
+    let mut conns = Vec::new();
+    for number in 0..plan.flooders {
+        conns.push(Conn::open(target, number).await?.0);
+    }
+    let mut tasks = Vec::new();
+    for conn in &conns {
+        let (conn, mut batch) = (conn.clone(), batch.clone());
+        tasks.push(tokio_uring::spawn(async move {
+            // It ends when its connection is shut down.
+            while let Ok(written) = conn.write(batch).await {
+                batch = written;
+            }
+        }));
+        let conn = conns[tasks.len() - 1].clone();
+        drop(tokio_uring::spawn(async move { respond(&conn).await }));
+    }
+    let mut ticker = Ticker::new()?;
+    while !over.load(Ordering::Relaxed) {
+        ticker.wait_ns(LOOK_NS).await?;
+    }
+    conns.iter().for_each(Conn::shut_down);
+    for task in tasks {
+        // It was aborted if there is an error, which is an end as well.
+        let _ = task.await;
+    }
+    Ok(())
 }
 
 async fn rtt_on_ring(
@@ -355,6 +404,8 @@ pub(crate) struct Storm {
     pub(crate) concurrency: usize,
     /// How long they stay open and idle afterwards.
     pub(crate) settle: Duration,
+    /// Whether all are closed then, and the server rests as long once more.
+    pub(crate) burst: bool,
 }
 
 /// What `connect` and `idle` found.
@@ -376,6 +427,8 @@ pub(crate) struct StormReport {
     server_idle: Option<Usage>,
     /// The server's memory per connection, in bytes, once they had settled.
     server_bytes_each: Option<f64>,
+    /// The server's memory before, and after all connections have been closed, in bytes.
+    server_bytes_before_and_after: Option<[u64; 2]>,
     /// Whether the user ended it early.
     pub(crate) interrupted: bool,
 }
@@ -457,6 +510,14 @@ async fn storm_on_ring(
     progress.clear();
     opening.over.set(true);
     opening.conns.borrow().iter().for_each(Conn::shut_down);
+    if plan.burst {
+        opening.conns.borrow_mut().clear();
+        let rested_ns = clock.now_ns() + duration_ns(plan.settle);
+        while clock.now_ns() < rested_ns && !site.stopped() {
+            ticker.wait_ns(LOOK_NS).await?;
+        }
+    }
+    let rested = if plan.burst { site.usage() } else { None };
     if let Some(fault) = opening.fault.borrow_mut().take() {
         let missing = plan.conns - opened;
         return Err(fault.at(format!("{missing} of {} connections are missing", plan.conns)));
@@ -472,6 +533,9 @@ async fn storm_on_ring(
         generator: own_after.since(own_before),
         server_idle: used(idle, stormed),
         server_bytes_each: grown_each(idle, before, opened as u64),
+        server_bytes_before_and_after: before
+            .zip(rested)
+            .map(|(before, rested)| [before.rss_bytes, rested.rss_bytes]),
         interrupted: site.stopped(),
     };
     Ok((report, times))
@@ -529,6 +593,7 @@ impl StormReport {
             per_s: Some(self.opened_per_s),
             times: self.ready_us,
             server_bytes_each: self.server_bytes_each,
+            memory_kept: self.server_bytes_before_and_after.map(|[b, a]| a as f64 / b as f64),
             ..Figures::default()
         }
     }
@@ -550,6 +615,16 @@ impl StormReport {
         }
         if let Some(bytes) = self.server_bytes_each {
             let _ = writeln!(out, "memory     {:.2} KiB per connection", bytes / 1024.0);
+        }
+        if let Some([before, after]) = self.server_bytes_before_and_after {
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            let _ = writeln!(
+                out,
+                "burst      {:.1} MiB before, {:.1} MiB after all were closed: {:.2} times",
+                mib(before),
+                mib(after),
+                after as f64 / before as f64
+            );
         }
         if self.interrupted {
             let _ = writeln!(out, "ended early by the user");

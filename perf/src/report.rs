@@ -1,6 +1,7 @@
 //! What the user sees: progress, tables, JSON, percentile files.
 
 use crate::load::{Pace, Plan, Seen};
+use crate::monitor::Rates;
 use crate::server::Usage;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -138,6 +139,8 @@ pub(crate) struct LoadReport {
     pub(crate) server: Option<Usage>,
     /// Deliveries (publishes, when nobody subscribes) per second of the server's CPU.
     pub(crate) per_server_cpu_s: Option<f64>,
+    /// What the server counted in the window.
+    pub(crate) counted: Option<Rates>,
     /// What this program used in the window.
     pub(crate) generator: Usage,
     /// Nanoseconds of this program's CPU per delivery.
@@ -174,6 +177,7 @@ impl LoadReport {
             gigabytes_per_s: units * payload_bytes as f64 / seen.window_s / 1e9,
             server: seen.server,
             per_server_cpu_s: server_cpu_s.map(|s| units / s),
+            counted: seen.counted,
             generator: seen.generator,
             generator_ns_each: seen.generator.cpu_s() * 1e9 / units.max(1.0),
             latency_us: Quantiles::of(&seen.latency),
@@ -238,6 +242,10 @@ impl LoadReport {
             if let Some(each) = self.per_server_cpu_s {
                 let _ = writeln!(out, "           {} deliveries per CPU second", human(each));
             }
+        }
+        if let Some(counted) = self.counted {
+            let cells = counted.cells().map(|(name, value)| format!("{value} {name}"));
+            let _ = writeln!(out, "counted    {}", cells.join(", "));
         }
         let _ = writeln!(
             out,

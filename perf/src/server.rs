@@ -4,8 +4,9 @@ use crate::client::{Access, Target, await_server};
 use crate::fault::{Fault, Outcome};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,23 +16,60 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// The unit of /proc/PID/stat on Linux (USER_HZ), in ticks per second.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// What a scenario needs of the server's command besides its port.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Setup {
+    /// What stands for `{shards}`.
+    pub(crate) shards: usize,
+    /// The text of a configuration file that is added to it.
+    pub(crate) config: Option<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { shards: 1, config: None }
+    }
+}
+
+/// A configuration for this broker and the original: who gives no name may publish and subscribe
+/// below `prefix` only, and not everything there.
+pub(crate) fn permissions(prefix: &str) -> String {
+    let subjects = format!("\"{prefix}.>\", \"{prefix}-churn.>\", \"_INBOX.>\"");
+    let rights = format!("{{ allow: [{subjects}], deny: [\"{prefix}.secret.>\"] }}");
+    format!(
+        "no_auth_user: perf\nauthorization {{ users: [ {{ user: perf, password: perf, \
+         permissions: {{ publish: {rights}, subscribe: {rights} }} }} ] }}\n"
+    )
+}
+
 /// A server that this program started; it ends with this value.
 #[derive(Debug)]
 pub(crate) struct Started {
     child: Child,
     port: u16,
+    monitor: Option<SocketAddr>,
+    config: Option<PathBuf>,
 }
 
 impl Started {
-    /// Starts `command` with a free port in place of `{port}` and waits for its INFO, or, if
-    /// `access` begins with TLS, until it can be connected to.
-    pub(crate) fn start(command: &str, access: &Access) -> Outcome<Self> {
+    /// Starts `command` with free ports in place of `{port}` and `{monitor}`, and waits for its
+    /// INFO, or, if `access` begins with TLS, until it can be connected to.
+    pub(crate) fn start(command: &str, access: &Access, setup: &Setup) -> Outcome<Self> {
         if !command.contains("{port}") {
             let cause = format!("the server's command '{command}' has no {{port}}");
             return Err(Fault::new(cause, "write it like 'nats-server -p {port}'"));
         }
         let port = free_port()?;
-        let words = split_words(&command.replace("{port}", &port.to_string()));
+        let monitor = if command.contains("{monitor}") { Some(free_port()?) } else { None };
+        let config = setup.config.as_deref().map(|text| write_config(port, text)).transpose()?;
+        let filled = command
+            .replace("{port}", &port.to_string())
+            .replace("{monitor}", &monitor.unwrap_or(0).to_string())
+            .replace("{shards}", &setup.shards.to_string());
+        let mut words = split_words(&filled);
+        if let Some(config) = &config {
+            words.extend(["-c".to_owned(), config.display().to_string()]);
+        }
         let (program, arguments) = words
             .split_first()
             .ok_or_else(|| Fault::new("the server's command is empty", "name a program"))?;
@@ -45,7 +83,8 @@ impl Started {
             .map_err(|e| {
                 Fault::new(format!("cannot start '{program}' ({e})"), "build it or fix its path")
             })?;
-        let mut started = Self { child, port };
+        let monitor = monitor.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let mut started = Self { child, port, monitor, config };
         let target = Target::local(port, access.clone());
         await_server(&target, START_PATIENCE, || started.check()).map_err(|f| f.at(command))?;
         Ok(started)
@@ -61,6 +100,11 @@ impl Started {
         self.port
     }
 
+    /// Where its monitoring listens, if its command has `{monitor}`.
+    pub(crate) fn monitor(&self) -> Option<SocketAddr> {
+        self.monitor
+    }
+
     fn check(&mut self) -> Outcome<()> {
         match self.child.try_wait() {
             Ok(Some(status)) => Err(Fault::new(
@@ -74,6 +118,10 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
+        if let Some(config) = &self.config {
+            // It may have been removed by somebody else, which is all that was wanted.
+            let _ = fs::remove_file(config);
+        }
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // It may have died; then there is nothing to stop.
             let _ = kill_process(pid, Signal::TERM);
@@ -88,6 +136,14 @@ impl Drop for Started {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn write_config(port: u16, text: &str) -> Outcome<PathBuf> {
+    let name = format!("shardcast-perf-{}-{port}.conf", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let cause = |e| format!("the server's configuration cannot be written ({e})");
+    fs::write(&path, text).map_err(|e| Fault::new(cause(e), "make room, or set TMPDIR"))?;
+    Ok(path)
 }
 
 fn free_port() -> Outcome<u16> {
@@ -243,7 +299,8 @@ mod tests {
 
     #[test]
     fn a_command_without_a_port_is_refused() {
-        let fault = Started::start("nats-server", &Access::none().unwrap()).unwrap_err();
+        let fault =
+            Started::start("nats-server", &Access::none().unwrap(), &Setup::default()).unwrap_err();
         assert!(fault.to_string().contains("{port}"), "{fault}");
     }
 }

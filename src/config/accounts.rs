@@ -125,9 +125,9 @@ pub enum Response {
     /// One.
     #[default]
     Singleton,
-    /// Any number.
+    /// Any number, until an empty one.
     Stream,
-    /// One in several messages; an empty one is the last.
+    /// One in several messages, until an empty one.
     Chunked,
 }
 
@@ -165,7 +165,7 @@ pub struct Import {
 }
 
 /// How long an answer is waited for unless the export says otherwise.
-const RESPONSE_THRESHOLD_MS: u64 = 120_000;
+pub(super) const RESPONSE_THRESHOLD_MS: u64 = 120_000;
 
 impl Import {
     /// How the subjects of messages change on their way through it: a stream's from there to
@@ -386,10 +386,7 @@ const EXPORT: &[Key<ExportDraft>] = &[
             Ok(())
         }),
     ),
-    Key(
-        &["threshold", "response_threshold", "response_max_time", "response_time"],
-        Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms))),
-    ),
+    Key(&["response_threshold"], Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
     Key(&["latency"], Ignore(&missing::ANY)),
     Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
 ];
@@ -528,6 +525,23 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
             }
         }
     }
+    Ok(())
+}
+
+/// Gives an account one more import, if nothing speaks against it.
+pub(super) fn admit(accounts: &mut Accounts, name: &str, import: Import) -> Result<(), StartError> {
+    let Some(at) = accounts.list.iter().position(|account| account.name == name) else {
+        return Ok(());
+    };
+    let account = &accounts.list[at];
+    check_import(accounts, account, &import)?;
+    if account.imports.contains(&import) {
+        return refuse_import(account, &import, "it already exists");
+    }
+    if forms_cycle(accounts, account, &import) {
+        return refuse_import(account, &import, "the import forms a cycle");
+    }
+    accounts.list[at].imports.push(import);
     Ok(())
 }
 

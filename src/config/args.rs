@@ -121,8 +121,10 @@ pub struct Args {
     uring_tier: Option<Tier>,
     #[arg(long = "no-pin", alias = "no_pin", value_parser = switch)]
     no_pin: Option<bool>,
-    #[arg(long, value_parser = spin_us)]
-    spin: Option<u64>,
+    #[arg(long = "busy-poll", alias = "busy_poll", value_parser = microseconds)]
+    busy_poll: Option<u32>,
+    #[arg(long, value_parser = microseconds)]
+    napi: Option<u32>,
 
     #[arg(long = "t", value_parser = switch)]
     test: Option<bool>,
@@ -308,7 +310,8 @@ impl Args {
         set(&mut options.runtime.shards, &self.shards);
         options.runtime.uring_tier = self.uring_tier.or(options.runtime.uring_tier);
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
-        set(&mut options.runtime.spin_us, &self.spin);
+        set(&mut options.runtime.busy_poll_us, &self.busy_poll);
+        set(&mut options.runtime.napi_us, &self.napi);
         options.missing.extend(self.missing.iter().cloned());
         self.apply_tls(options)?;
         self.apply_cluster(options)?;
@@ -460,9 +463,9 @@ fn uring_tier() -> impl TypedValueParser<Value = Tier> {
     PossibleValuesParser::new(["base", "rings", "taskrun"]).try_map(|name| name.parse::<Tier>())
 }
 
-fn spin_us(text: &str) -> Result<u64, String> {
-    let ns = duration::parse_ns(text)?;
-    u64::try_from(ns / 1000).map_err(|_| "a duration cannot be negative here".to_owned())
+fn microseconds(text: &str) -> Result<u32, String> {
+    let us = duration::parse_ns(text)? / 1000;
+    u32::try_from(us).map_err(|_| "expected a duration from 0 to 71 minutes".to_owned())
 }
 
 /// The usage page of `program`.
@@ -493,7 +496,9 @@ Server Options:
 Performance Options:
         --shards <n>                 Shards, one thread each (default: auto, one per core)
         --no-pin                     Do not keep each shard on one core
-        --spin <duration>            Look for work this long before sleeping (default: 0)
+        --busy-poll <duration>       Look for work this long before sleeping (default: 0)
+        --napi <duration>            Let the kernel poll network cards this long before a shard
+                                     sleeps (default: 0; needs Linux 6.9)
         --uring-tier <tier>          Use this much of io_uring: base, rings or taskrun
                                      (default: the best tier that works here)
 
@@ -635,17 +640,19 @@ mod tests {
 
     #[test]
     fn our_own_flags_have_checked_values() {
-        let line = "--shards 3 --uring-tier base --no-pin --spin 50us";
+        let line = "--shards 3 --uring-tier base --no-pin --busy-poll 50us --napi 7us";
         let wanted = RuntimeOptions {
             shards: ShardCount::Exactly(3),
             uring_tier: Some(Tier::Base),
             pin: false,
-            spin_us: 50,
+            busy_poll_us: 50,
+            napi_us: 7,
         };
         assert_eq!(options(line).runtime, wanted);
         assert_eq!(options("--shards auto").runtime, RuntimeOptions::default());
         assert!(refused("--shards 0").contains("from 1 to"));
-        assert!(refused("--spin -1ms").contains("negative"));
+        assert!(refused("--busy-poll -1ms").contains("from 0"));
+        assert!(refused("--napi 2h").contains("71 minutes"));
         let tiers = "invalid value \"x\" for --uring-tier; it is one of base, rings, taskrun";
         assert_eq!(refused("--uring-tier x"), tiers);
     }

@@ -6,7 +6,7 @@ use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectLis
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, Warnings, bind_map};
 use super::file::{Kind, Map, Value};
-use super::{Options, StartError, Syslog, accounts, missing};
+use super::{Options, Rates, StartError, Syslog, accounts, missing, trust};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -16,6 +16,7 @@ const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
 pub(super) fn bind(map: &Map, options: &mut Options) -> Result<(), StartError> {
     let mut warnings = Warnings::default();
     bind_map(&[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS], map, options, &mut warnings)?;
+    trust::settle(options)?;
     accounts::settle(options);
     options.warnings.append(&mut warnings.doubtful);
     options.missing.append(&mut warnings.missing);
@@ -193,7 +194,15 @@ const LIMITS: &[Key<Options>] = &[
         &["write_deadline"],
         Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.write_deadline_ms, ms))),
     ),
+    Key(&["overflow"], Set(|o, v| super::overflow::bind(&mut o.overflow, v))),
     Key(&["write_timeout"], Set(write_timeout)),
+    Key(
+        &["rate_limits"],
+        Set(|o, v| {
+            o.rates = Rates::default();
+            bind_map(&[RATES], v.map()?, &mut o.rates, v.warnings)
+        }),
+    ),
     Key(
         &["lame_duck_duration"],
         Set(|o, v| {
@@ -209,6 +218,18 @@ const LIMITS: &[Key<Options>] = &[
         Set(|o, v| v.duration_ms().map(|ms| o.lame_duck_grace_ms = ms)),
     ),
 ];
+
+const RATES: &[Key<Rates>] = &[
+    Key(&["connections"], Set(|r, v| rate(v).map(|n| r.connections = n))),
+    Key(&["connections_per_ip"], Set(|r, v| rate(v).map(|n| r.connections_per_ip = n))),
+    Key(&["msgs_per_connection"], Set(|r, v| rate(v).map(|n| r.msgs_per_connection = n))),
+    Key(&["bytes_per_connection"], Set(|r, v| rate(v).map(|n| r.bytes_per_connection = n))),
+];
+
+/// So many in a second; what is negative is without limit.
+fn rate(v: &mut Field<'_>) -> Result<u64, StartError> {
+    v.limit().map(|limit| limit.unwrap_or(0) as u64)
+}
 
 const LAME_DUCK_DURATION_MS_MIN: u64 = 30_000;
 
@@ -244,11 +265,13 @@ const AUTH: &[Key<Options>] = &[
         }),
     ),
     Key(&["default_sentinel"], Refuse(&missing::ANY)),
-    Key(&["operator", "operators", "root", "roots"], Refuse(&missing::ANY)),
-    Key(&["root_operator", "root_operators"], Refuse(&missing::ANY)),
-    Key(&["resolver", "account_resolver", "accounts_resolver"], Refuse(&missing::ANY)),
-    Key(&["resolver_preload", "resolver_pinned_accounts"], Refuse(&missing::ANY)),
-    Key(&["trusted_keys", "trusted", "mappings", "maps"], Refuse(&missing::ANY)),
+    Key(&["operator", "operators", "root", "roots"], Set(trust::operators)),
+    Key(&["root_operator", "root_operators"], Set(trust::operators)),
+    Key(&["resolver", "account_resolver", "accounts_resolver"], Set(trust::resolver)),
+    Key(&["resolver_preload"], Set(trust::preload)),
+    Key(&["resolver_pinned_accounts"], Refuse(&missing::ANY)),
+    Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
+    Key(&["mappings", "maps"], Set(|o, v| super::mapping::bind(&mut o.mappings, v))),
     Key(&["proxies", "proxy_protocol"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
@@ -380,13 +403,12 @@ fn user(v: &mut Field<'_>) -> Result<User, StartError> {
     Ok(user)
 }
 
-/// All clients are of type STANDARD here, so a list with it changes nothing.
-fn connection_types(_: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
-    let mut types = v.texts()?.into_iter();
-    if types.any(|(text, _)| text.eq_ignore_ascii_case("STANDARD")) {
-        return Ok(());
+fn connection_types(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+    for (name, value) in v.texts()? {
+        let kind = name.parse().map_err(|reason: String| value.position.error(reason))?;
+        user.connection_types.push(kind);
     }
-    Err(v.error("connection types other than STANDARD are not supported yet; add it to the list"))
+    Ok(())
 }
 
 const PERMISSIONS: &[Key<Permissions>] = &[
@@ -521,8 +543,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::HttpOptions;
     use crate::config::file;
+    use crate::config::{ConnectionType, HttpOptions};
 
     fn outcome(text: &str) -> Result<Options, StartError> {
         let mut options = Options::default();
@@ -608,6 +630,25 @@ mod tests {
         assert_eq!((options.ping_interval_ms, options.ping_max), (100, 5));
         assert_eq!(options.write_deadline_ms, 2000);
         assert_eq!((options.lame_duck_duration_ms, options.lame_duck_grace_ms), (30_000, 200));
+    }
+
+    #[test]
+    fn rates_are_off_until_they_are_named() {
+        assert!(!bound("").rates.pace_connections());
+        let rates = bound(
+            "rate_limits { connections: 1000, connections_per_ip: 20, \
+             msgs_per_connection: 5k, bytes_per_connection: 1MB }",
+        )
+        .rates;
+        let wanted = Rates {
+            connections: 1000,
+            connections_per_ip: 20,
+            msgs_per_connection: 5000,
+            bytes_per_connection: 1 << 20,
+        };
+        assert_eq!(rates, wanted);
+        assert_eq!(bound("rate_limits { connections: -1 }").rates, Rates::default());
+        assert!(refused("rate_limits { conections: 1 }").contains("\"connections\""));
     }
 
     #[test]
@@ -741,13 +782,15 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in ["accounts {}", "cluster { permissions {} }", "operator: x", "trusted_keys: x"]
-        {
+        for text in ["cluster { permissions {} }"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
-        let other = "authorization { users: [{user: a, allowed_connection_types: [WEBSOCKET]}] }";
-        assert!(refused(other).contains("not supported yet"), "{other}");
-        bound("authorization { users: [{user: a, allowed_connection_types: [STANDARD, MQTT]}] }");
+        let other = "authorization { users: [{user: a, allowed_connection_types: [PIGEON]}] }";
+        assert!(refused(other).contains("a connection type is one of"), "{other}");
+        let two =
+            "authorization { users: [{user: a, allowed_connection_types: [Standard, MQTT]}] }";
+        let wanted = [ConnectionType::Standard, ConnectionType::Mqtt];
+        assert_eq!(bound(two).auth.users[0].connection_types, wanted);
         for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
             let missing = bound(text).missing;
             assert!(missing[0].contains("has no effect"), "{text}");

@@ -14,8 +14,11 @@ pub mod cluster;
 mod duration;
 mod field;
 pub mod file;
+pub mod mapping;
 mod missing;
+pub mod overflow;
 pub mod tls;
+pub mod trust;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,8 +29,12 @@ use sha2::{Digest, Sha256};
 use crate::uring::Tier;
 pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
-pub use auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+pub use auth::{
+    Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
+};
 pub use cluster::{Cluster, RouteUrl};
+pub use mapping::{Destination, Mapping};
+pub use overflow::{OverflowKind, OverflowRule};
 pub use tls::{HandshakeFirst, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
@@ -74,6 +81,8 @@ pub struct Options {
     pub no_header_support: bool,
     /// What a client may use of the server.
     pub limits: Limits,
+    /// How often connections may come, and what one may send.
+    pub rates: Rates,
     /// Milliseconds of silence after which a client is sent a PING (120 000).
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a connection counts as stale (2).
@@ -90,6 +99,12 @@ pub struct Options {
     pub cluster: Cluster,
     /// The accounts that users are in.
     pub accounts: Accounts,
+    /// Who vouches for accounts and users that come as tokens (nobody).
+    pub trust: Option<trust::Trust>,
+    /// What published subjects become (nothing else).
+    pub mappings: Vec<Mapping>,
+    /// Of which subjects slow clients miss messages (none).
+    pub overflow: Vec<OverflowRule>,
     /// TLS for clients (none).
     pub tls: Option<Tls>,
     /// With TLS: clients may also go without (false).
@@ -126,6 +141,7 @@ impl Default for Options {
             server_tags: Vec::new(),
             no_header_support: false,
             limits: Limits::default(),
+            rates: Rates::default(),
             ping_interval_ms: 120_000,
             ping_max: 2,
             write_deadline_ms: 10_000,
@@ -134,6 +150,9 @@ impl Default for Options {
             auth: Auth::default(),
             cluster: Cluster::default(),
             accounts: Accounts::default(),
+            trust: None,
+            mappings: Vec::new(),
+            overflow: Vec::new(),
             tls: None,
             allow_non_tls: false,
             http: None,
@@ -151,6 +170,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether a client without credentials is turned away.
+    pub fn requires_login(&self) -> bool {
+        (self.auth.is_required() && self.auth.no_auth_user.is_none()) || self.trust.is_some()
+    }
+
     /// Takes where the monitoring listens from another key or flag; what says the port alone
     /// leaves the host.
     fn listen_http(
@@ -196,6 +220,27 @@ impl Default for Limits {
             subscriptions_max: 0,
             subscription_tokens_max: 0,
         }
+    }
+}
+
+/// How often connections may come, and what one may send: all of them in a second, and as much as
+/// a second's worth at once; 0 is without limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rates {
+    /// New client connections (0); those beyond are told so and closed.
+    pub connections: u64,
+    /// The same from one address, or from one IPv6 network of 64 bits (0).
+    pub connections_per_ip: u64,
+    /// Messages that one connection publishes (0); one that sends more is read from later.
+    pub msgs_per_connection: u64,
+    /// Bytes that one connection sends, operations included (0); the same.
+    pub bytes_per_connection: u64,
+}
+
+impl Rates {
+    /// Whether there is a limit to what a connection may send.
+    pub fn pace_connections(&self) -> bool {
+        self.msgs_per_connection > 0 || self.bytes_per_connection > 0
     }
 }
 
@@ -312,12 +357,14 @@ pub struct RuntimeOptions {
     /// Keep each shard on one core (true).
     pub pin: bool,
     /// Microseconds a shard looks for work before it sleeps (0).
-    pub spin_us: u64,
+    pub busy_poll_us: u32,
+    /// Microseconds the kernel polls network cards before a shard sleeps (0).
+    pub napi_us: u32,
 }
 
 impl Default for RuntimeOptions {
     fn default() -> Self {
-        Self { shards: ShardCount::Auto, uring_tier: None, pin: true, spin_us: 0 }
+        Self { shards: ShardCount::Auto, uring_tier: None, pin: true, busy_poll_us: 0, napi_us: 0 }
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Tls {
     pub first: HandshakeFirst,
     /// SHA-256 of the public keys that clients may have, in hexadecimal; empty: any.
     pub pinned_certs: Vec<String>,
+    /// New connections in a second, those without TLS included where they are allowed; 0 is
+    /// without limit (0).
+    pub connections_per_second_max: u64,
     /// Of all files and names, so that a reload sees what has changed.
     digest: [u8; 32],
 }
@@ -62,6 +65,7 @@ impl PartialEq for Tls {
         self.digest == other.digest
             && (self.timeout_ms, self.verify, self.map, self.first, &self.pinned_certs)
                 == (other.timeout_ms, other.verify, other.map, other.first, &other.pinned_certs)
+            && self.connections_per_second_max == other.connections_per_second_max
     }
 }
 
@@ -86,6 +90,7 @@ pub(super) struct Block {
     pub(super) curves: Vec<String>,
     pub(super) since_tls13: bool,
     pub(super) pinned_certs: Vec<String>,
+    pub(super) connections_per_second_max: u64,
 }
 
 impl Default for Block {
@@ -102,6 +107,7 @@ impl Default for Block {
             curves: Vec::new(),
             since_tls13: false,
             pinned_certs: Vec::new(),
+            connections_per_second_max: 0,
         }
     }
 }
@@ -126,7 +132,13 @@ const TLS: &[Key<Block>] = &[
     Key(&["curve_preferences"], Set(|b, v| names(v).map(|names| b.curves = names))),
     Key(&["min_version"], Set(min_version)),
     Key(&["pinned_certs"], Set(pinned_certs)),
-    Key(&["connection_rate_limit"], Ignore(&missing::ANY)),
+    Key(
+        &["connection_rate_limit"],
+        Set(|b, v| {
+            b.connections_per_second_max = v.limit()?.unwrap_or(0) as u64;
+            Ok(())
+        }),
+    ),
     Key(&["insecure", "allow_insecure_cipher_suites"], Ignore(&missing::ANY)),
     Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(&missing::ANY)),
     Key(
@@ -254,6 +266,7 @@ impl Block {
             map: self.map,
             first: self.first,
             pinned_certs: self.pinned_certs,
+            connections_per_second_max: self.connections_per_second_max,
             digest: digest.finalize().into(),
         })
     }

@@ -6,17 +6,35 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::ShardId;
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
+use super::overflow::Overflow;
 use crate::config::{self, Shared};
 use crate::subject::Table;
 
 /// What JetStream is asked by.
 const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
-/// What the system account may ask the server.
-const SYSTEM_REQUESTS: &[&str] = &["$SYS.REQ.>"];
-/// What every other account may.
+/// What can be asked of a server in the system account, ping or one by its id.
+const SERVER_PAGES: [&str; 13] = [
+    "ACCOUNTZ",
+    "CONNZ",
+    "GATEWAYZ",
+    "HEALTHZ",
+    "IDZ",
+    "IPQUEUESZ",
+    "JSZ",
+    "LEAFZ",
+    "RAFTZ",
+    "ROUTEZ",
+    "STATSZ",
+    "SUBSZ",
+    "VARZ",
+];
+/// What can be asked there of an account.
+const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
+/// What every other account may ask.
 const ACCOUNT_REQUESTS: &[&str] = &[
     "$SYS.REQ.USER.INFO",
     "$SYS.REQ.ACCOUNT.PING.CONNZ",
@@ -56,10 +74,32 @@ pub(super) struct Account {
     pub(super) answers: bool,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
+    /// The same of other shards, as they have told, if their number is limited.
+    elsewhere: Vec<usize>,
     /// Those that were closed as slow consumers.
     pub(super) slow_consumers: u64,
     /// What went through its connections.
     pub(super) traffic: Traffic,
+}
+
+impl Account {
+    pub(super) fn limits(&self) -> config::AccountLimits {
+        self.config.as_ref().map(|config| config.limits).unwrap_or_default()
+    }
+
+    /// Whether it has as many connections as it may. Shards that let somebody in at the same
+    /// instant do not know of one another yet: it may come to have one more for each of them.
+    pub(super) fn is_full(&self) -> bool {
+        let all = self.conns + self.elsewhere.iter().sum::<usize>();
+        self.limits().connections_max.is_some_and(|max| all >= max)
+    }
+
+    pub(super) fn set_elsewhere(&mut self, shard: ShardId, conns: usize) {
+        if self.elsewhere.len() <= shard.index() {
+            self.elsewhere.resize(shard.index() + 1, 0);
+        }
+        self.elsewhere[shard.index()] = conns;
+    }
 }
 
 /// All accounts by number.
@@ -71,13 +111,15 @@ pub(super) struct Accounts {
     /// There may be servers with JetStream in the cluster; who asks it does so in the system
     /// account.
     pub(super) is_clustered: bool,
+    /// What becomes of messages for those who are behind, in all accounts.
+    overflow: Option<Rc<Overflow>>,
     seed: u64,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, is_clustered: false, seed }
+        Self { all: Vec::new(), system: None, is_clustered: false, overflow: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -85,17 +127,28 @@ impl Accounts {
     pub(super) fn at(&mut self, id: AccountId) -> &mut Account {
         while self.all.len() <= id.index() {
             let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
+            let mut interest = Interest::new(seed);
+            interest.set_overflow(self.overflow.clone());
             self.all.push(Account {
                 name: "".into(),
                 config: None,
-                interest: Interest::new(seed),
+                interest,
                 answers: false,
                 conns: 0,
+                elsewhere: Vec::new(),
                 slow_consumers: 0,
                 traffic: Traffic::default(),
             });
         }
         &mut self.all[id.index()]
+    }
+
+    /// Takes over what becomes of messages for those who are behind.
+    pub(super) fn set_overflow(&mut self, overflow: Option<&Rc<Overflow>>) {
+        self.overflow = overflow.cloned();
+        for account in &mut self.all {
+            account.interest.set_overflow(overflow.cloned());
+        }
     }
 
     /// Says what an account is like.
@@ -116,7 +169,7 @@ impl Accounts {
     }
 
     /// Puts imports in force: each of them is an outlet of the account that messages come from.
-    pub(super) fn link(&mut self) {
+    pub(super) fn link(&mut self, server_id: &str) {
         let mut tables: Vec<Table<Vec<Rc<Outlet>>>> = Vec::new();
         tables.resize_with(self.all.len(), || Table::with_seed(self.seed));
         let ids: HashMap<&str, AccountId> =
@@ -153,10 +206,12 @@ impl Accounts {
                     let outlet = Outlet::jetstream(system);
                     tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
                 }
-                let own = if system == id { SYSTEM_REQUESTS } else { ACCOUNT_REQUESTS };
-                for filter in own {
-                    let filter = filter.as_bytes();
-                    tables[id.index()].entry(filter).push(Rc::new(Outlet::Server));
+                let filters = match system == id {
+                    true => system_requests(server_id),
+                    false => ACCOUNT_REQUESTS.iter().map(ToString::to_string).collect(),
+                };
+                for filter in filters {
+                    tables[id.index()].entry(filter.as_bytes()).push(Rc::new(Outlet::Server));
                 }
             }
         }
@@ -184,9 +239,23 @@ impl Accounts {
         self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
     }
 
+    pub(super) fn ids(&self) -> impl Iterator<Item = AccountId> + use<> {
+        (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
         self.all.iter()
     }
+}
+
+fn system_requests(server_id: &str) -> Vec<String> {
+    let mut filters = vec!["$SYS.REQ.SERVER.PING".to_owned(), "$SYS.REQ.USER.INFO".to_owned()];
+    for page in SERVER_PAGES {
+        filters.push(format!("$SYS.REQ.SERVER.PING.{page}"));
+        filters.push(format!("$SYS.REQ.SERVER.{server_id}.{page}"));
+    }
+    filters.extend(ACCOUNT_PAGES.iter().map(|page| format!("$SYS.REQ.ACCOUNT.*.{page}")));
+    filters
 }
 
 /// How an account is on one shard.

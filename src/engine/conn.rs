@@ -9,14 +9,17 @@ use hashbrown::HashTable;
 
 use super::interest::SubKey;
 use super::outbox::Outbox;
+use super::overflow::Dropped;
 use super::permissions::{Checks, Permissions};
 use super::route::Route;
 use super::secure::Secure;
 use super::timers::NEVER;
+use super::tokens::Pass;
 use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::certificate;
-use crate::config::{self, Limits};
+use crate::config::{self, AccountLimits, Limits, Rates};
 use crate::proto::Connect;
+use crate::rates::Meter;
 
 /// How long an error may take to reach its client before the connection is closed over it.
 pub(super) const FLUSH_NS: u64 = 100_000_000;
@@ -66,6 +69,8 @@ pub(super) struct User {
     pub(super) account: AccountId,
     pub(super) account_name: Arc<str>,
     pub(super) permissions: Option<Permissions>,
+    /// Of one that came by a token.
+    pub(super) pass: Option<Pass>,
 }
 
 /// A CONNECT that is not decided yet. What follows it waits.
@@ -82,6 +87,8 @@ pub(super) struct Conn {
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) account: AccountId,
+    /// What its account allows, besides what everybody is.
+    pub(super) limits: AccountLimits,
     /// It counts as one of the account's.
     pub(super) seated: bool,
     /// Set once the credentials are good, or none are needed.
@@ -115,6 +122,7 @@ pub(super) struct Conn {
     /// The epoch in which it last caused something on another shard.
     pub(super) staged_epoch: u64,
     pub(super) brakes: Brakes,
+    pub(super) pace: Pace,
     /// Waits of publishers that this connection's backlog is part of.
     pub(super) waited_by: Vec<u64>,
     /// The waits are over when no more than this is pending.
@@ -125,6 +133,8 @@ pub(super) struct Conn {
     pub(super) traffic: Traffic,
     /// How often it was not read from because those who get its messages were behind.
     pub(super) stalls: u64,
+    /// Messages that it has not got because it was behind.
+    pub(super) dropped: Dropped,
 }
 
 /// Why a connection is not read from.
@@ -138,11 +148,40 @@ pub(super) struct Brakes {
     pub(super) in_line: bool,
     /// Its credentials are being checked.
     pub(super) claims: bool,
+    /// It has sent more than its rate.
+    pub(super) pace: bool,
 }
 
 impl Brakes {
     pub(super) fn any(&self) -> bool {
-        !self.lanes.is_empty() || !self.behind.is_empty() || self.in_line || self.claims
+        !self.lanes.is_empty()
+            || !self.behind.is_empty()
+            || self.in_line
+            || self.claims
+            || self.pace
+    }
+}
+
+/// What a connection has used of its rates.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    msgs: Meter,
+    bytes: Meter,
+    /// Messages counted so far.
+    msgs_seen: u64,
+}
+
+impl Pace {
+    /// Counts what has come; says when the next may.
+    pub(super) fn take(&mut self, rates: &Rates, bytes: usize, all_msgs: u64, now: u64) -> u64 {
+        let msgs = all_msgs - self.msgs_seen;
+        self.msgs_seen = all_msgs;
+        let take = |meter: &mut Meter, amount, rate| match rate {
+            0 => 0,
+            rate => meter.take(amount, rate, now),
+        };
+        let msgs_due = take(&mut self.msgs, msgs, rates.msgs_per_connection);
+        msgs_due.max(take(&mut self.bytes, bytes as u64, rates.bytes_per_connection))
     }
 }
 
@@ -157,6 +196,10 @@ pub(super) struct Timing {
     pub(super) auth_due: u64,
     /// When INFO is sent in clear to a client that has not begun its handshake.
     pub(super) info_due: u64,
+    /// When it is read from again after it has sent more than its rate.
+    pub(super) read_due: u64,
+    /// When its token expires.
+    pub(super) expires_due: u64,
     /// When it last sent something.
     pub(super) last_active: u64,
     /// The turn in which it last was sent a message.
@@ -188,6 +231,7 @@ impl Conn {
             peer,
             phase: Phase::Open,
             account: AccountId::GLOBAL,
+            limits: AccountLimits::default(),
             seated: false,
             user: None,
             claim: None,
@@ -207,6 +251,7 @@ impl Conn {
             plain: true,
             staged_epoch: 0,
             brakes: Brakes::default(),
+            pace: Pace::default(),
             waited_by: Vec::new(),
             relief_bytes: 0,
             slow: false,
@@ -216,6 +261,8 @@ impl Conn {
                 ping_due: NEVER,
                 auth_due: NEVER,
                 info_due: NEVER,
+                read_due: NEVER,
+                expires_due: NEVER,
                 last_active: now,
                 last_delivered: now,
                 send_started: 0,
@@ -227,6 +274,7 @@ impl Conn {
             },
             traffic: Traffic::default(),
             stalls: 0,
+            dropped: Dropped::default(),
         }
     }
 
@@ -248,8 +296,29 @@ impl Conn {
         self.user.as_ref().and_then(|user| user.permissions.as_ref())
     }
 
-    /// Recomputes whether deliveries to it need a closer look.
+    /// What its token says of it, if it came by one.
+    pub(super) fn pass(&self) -> Option<&Pass> {
+        self.user.as_ref().and_then(|user| user.pass.as_ref())
+    }
+
+    /// Header and payload bytes of one message from it: what server, account and user allow.
+    pub(super) fn payload_bytes_max(&self, server: &Limits) -> usize {
+        let user = self.pass().and_then(|pass| pass.payload_bytes_max);
+        let own = [self.limits.payload_bytes_max, user].into_iter().flatten();
+        own.fold(server.payload_bytes_max, usize::min)
+    }
+
+    /// Its subscriptions: what server (0: any number), account and user allow.
+    pub(super) fn subscriptions_max(&self, server: &Limits) -> usize {
+        let user = self.pass().and_then(|pass| pass.subscriptions_max);
+        let all = (server.subscriptions_max > 0).then_some(server.subscriptions_max);
+        let own = [all, self.limits.subscriptions_max, user];
+        own.into_iter().flatten().min().unwrap_or(usize::MAX)
+    }
+
+    /// Recomputes whether deliveries to it need a closer look, and when its user has to go.
     pub(super) fn review(&mut self) {
+        self.timing.expires_due = self.pass().map_or(NEVER, Pass::ends);
         let checked =
             self.permissions().is_some_and(|p| p.filters_deliveries() || p.allows_responses());
         self.plain = self.is_open() && self.connect.echo && !checked;

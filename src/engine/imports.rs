@@ -14,15 +14,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ahash::RandomState;
+use serde::Serialize;
 
 use super::accounts::AccountId;
 use super::interest::Targets;
 use super::publish::{Run, Source, parse_run};
 use super::record::{Record, RunRecord};
-use super::{ConnId, Engine, ShardId, ShardSet};
-use crate::config::Response;
+use super::{Conn, ConnId, Engine, ShardId, ShardSet};
+use crate::config::{self, Response};
 use crate::proto::{Publish, encode};
 use crate::subject::Transform;
 
@@ -133,8 +135,10 @@ pub struct ServerRequest {
     pub reply: Box<[u8]>,
     /// Its payload, without headers.
     pub payload: Box<[u8]>,
-    /// The number of the connection that asks; 0 if it has gone.
-    pub cid: u64,
+    /// The name of that account.
+    pub account_name: Arc<str>,
+    /// The user who asks; none if it is nobody in particular.
+    pub user: Option<Box<str>>,
 }
 
 /// A request of a local connection that may still be answered.
@@ -202,8 +206,8 @@ impl Answers {
         let answer = self.open.get_mut(&id).filter(|answer| answer.from == from)?;
         let is_last = match answer.response {
             Response::Singleton => true,
-            Response::Stream => false,
-            Response::Chunked => body_bytes == 0,
+            // As in nats-server, an empty one is the last of a stream, too.
+            Response::Stream | Response::Chunked => body_bytes == 0,
         };
         let is_late = answer.expires <= now;
         answer.expires = now.saturating_add(answer.threshold_ns);
@@ -279,7 +283,11 @@ impl Engine {
         let server = self.settings.node.as_bytes();
         let is_ours = parse_answer(run.subject()).is_some_and(|(of, ..)| of == server);
         match targets.answering.filter(|_| is_ours) {
-            Some(shard) if shard == self.shard => reached |= self.deliver_answers(source, run),
+            // The other shards cannot tell whether it is still waited for, so it always is.
+            Some(shard) if shard == self.shard => {
+                self.deliver_answers(source, run);
+                reached = true;
+            }
             Some(shard) if shard.index() < self.lanes.len() => {
                 self.stage_answers(source, run, shard);
                 reached = true;
@@ -352,16 +360,13 @@ impl Engine {
         answer_subject(&self.settings.node, self.shard, id)
     }
 
-    /// Publishes answers where they are waited for. False if none of them is.
-    fn deliver_answers(&mut self, source: Source, run: &Run<'_>) -> bool {
-        let mut reached = false;
+    /// Publishes answers where they are waited for.
+    pub(super) fn deliver_answers(&mut self, source: Source, run: &Run<'_>) {
         for publish in run.publishes() {
             let Some((_, _, id)) = parse_answer(publish.subject) else { continue };
             let body_bytes = publish.body().len();
             let taken = self.answers.take(id, source.account, body_bytes, self.now);
             let Some((to, subject)) = taken else { continue };
-            // Whoever answers gets no 503 for a requester that waits no more.
-            reached = true;
             let reply = publish.reply.map(|reply| {
                 self.expect_answer(Answer {
                     from: to,
@@ -382,12 +387,6 @@ impl Engine {
             let targets = self.targets(to, &subject);
             self.deliver(next, &mapped, &targets);
         }
-        reached
-    }
-
-    /// Answers that another shard has sent here, where it is known what they answer.
-    pub(super) fn on_answers(&mut self, source: Source, run: &Run<'_>) {
-        self.deliver_answers(source, run);
     }
 
     fn stage_answers(&mut self, source: Source, run: &Run<'_>, shard: ShardId) {
@@ -409,7 +408,9 @@ impl Engine {
     }
 
     fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8]) -> bool {
-        let cid = self.conns.get(source.publisher.conn).map_or(0, |conn| conn.peer.cid);
+        let conn = self.conns.get(source.publisher.conn);
+        let user = conn.and_then(|conn| conn.user.as_ref()).and_then(|user| user.name.clone());
+        let account_name = self.accounts.name(source.account);
         for publish in run.publishes() {
             let Some(reply) = publish.reply else { continue };
             if self.server_requests.len() < SERVER_REQUESTS_MAX {
@@ -418,7 +419,8 @@ impl Engine {
                     subject: subject.into(),
                     reply: reply.into(),
                     payload: publish.body().into(),
-                    cid,
+                    account_name: Arc::clone(&account_name),
+                    user: user.clone(),
                 });
             }
         }
@@ -431,45 +433,32 @@ impl Engine {
         let conn = self.conns.get(source.publisher.conn);
         let conn = conn.filter(|_| source.publisher.shard == self.shard);
         let here = self.accounts.name(source.account);
-        let mut info = serde_json::Map::new();
+        let mut info = RequestInfo::default();
+        let account = conn.map_or_else(|| Arc::clone(&here), Conn::account_name);
+        info.acc = &account;
         if let Some(conn) = conn {
-            if share {
-                info.insert("host".into(), (&*conn.peer.ip).into());
-                info.insert("id".into(), conn.peer.cid.into());
-            }
-            let account = conn.account_name();
-            info.insert("acc".into(), (&*account).into());
-            if account != here {
-                info.insert("svc".into(), (&*here).into());
-            }
+            info.svc = Some(&*here).filter(|here| **here != *account);
+            info.rtt = Some(conn.timing.rtt);
             if share {
                 let user = conn.user.as_ref().and_then(|user| user.name.as_deref());
-                let optional = [
-                    ("user", user.unwrap_or_default()),
-                    ("name", &conn.connect.name),
-                    ("lang", &conn.connect.lang),
-                    ("ver", &conn.connect.version),
-                ];
-                for (key, value) in optional {
-                    if !value.is_empty() {
-                        info.insert(key.into(), value.into());
-                    }
-                }
+                let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
+                info.host = Some(&conn.peer.ip);
+                info.id = Some(conn.peer.cid);
+                info.user = user;
+                info.name = given(&conn.connect.name);
+                info.lang = given(&conn.connect.lang);
+                info.ver = given(&conn.connect.version);
+                info.server = Some(self.settings.server_name());
+                (info.kind, info.client_type) = (Some("Client"), Some("nats"));
             }
-            info.insert("rtt".into(), conn.timing.rtt.into());
-            if share {
-                info.insert("server".into(), self.settings.server_name().into());
-                if let Some(cluster) = self.cluster.name.as_deref() {
-                    // JetStream places a stream where it is asked for.
-                    info.insert("cluster".into(), cluster.into());
-                }
-                info.insert("kind".into(), "Client".into());
-                info.insert("client_type".into(), "nats".into());
-            }
-        } else {
-            info.insert("acc".into(), (&*here).into());
         }
-        serde_json::Value::Object(info).to_string().into_bytes()
+        serde_json::to_vec(&info).unwrap_or_default()
+    }
+
+    /// Puts an account in force that comes at run time, or changes one.
+    pub fn set_account(&mut self, id: AccountId, account: &config::Account) {
+        self.accounts.configure(id, Rc::new(account.clone()));
+        self.accounts.link(self.settings.server_id());
     }
 
     /// Publishes a message of the server itself in an account.
@@ -495,6 +484,34 @@ impl Engine {
     }
 }
 
+/// Who asks, in the order in which nats-server says it.
+#[derive(Debug, Default, Serialize)]
+struct RequestInfo<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    acc: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    svc: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lang: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ver: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rtt: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_type: Option<&'a str>,
+}
+
 /// Writes a message as a client would publish it, with another subject and reply; with `info`, it
 /// has a header that says who asks, in place of any such that is there.
 fn write_publish(
@@ -510,7 +527,7 @@ fn write_publish(
         Some(info) => with_request_info(old_header, info),
         None => old_header.to_vec(),
     };
-    encode::publish(out, subject, reply, &header, body);
+    encode::publish_of(out, subject, reply, &header, body);
 }
 
 fn with_request_info(header: &[u8], info: &[u8]) -> Vec<u8> {
@@ -561,7 +578,7 @@ mod tests {
         assert!(all.take(1, asked, 1, 0).is_some());
         assert_eq!(all.take(1, asked, 1, 0), None, "one answer is all");
         all.insert(2, answer(1, Response::Stream, b"r", 100), 0);
-        assert!((0..5).all(|_| all.take(2, asked, 0, 0).is_some()));
+        assert!((0..5).all(|_| all.take(2, asked, 1, 0).is_some()));
         all.insert(3, answer(1, Response::Chunked, b"r", 100), 0);
         assert!(all.take(3, asked, 1, 0).is_some());
         assert!(all.take(3, asked, 0, 0).is_some(), "the end is still delivered");

@@ -14,8 +14,10 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
+use thin_vec::ThinVec;
 
 use super::imports::{Exit, Outlet, answering_shard};
+use super::overflow::{Overflow, Policy};
 use super::{ShardId, ShardSet};
 use crate::subject::{Table, first_token, is_literal};
 
@@ -37,9 +39,11 @@ pub(super) struct Sub {
     pub(super) conn: u32,
     /// Its place in the filter's list.
     position: u32,
-    pub(super) sid: Box<[u8]>,
-    pub(super) subject: Box<[u8]>,
-    pub(super) queue: Option<Box<[u8]>>,
+    /// Its sid, its subject, and the name of its queue group: there are millions of subscriptions,
+    /// and memory for one text costs less than for three.
+    text: Box<[u8]>,
+    sid_bytes: u32,
+    subject_bytes: u32,
     /// Messages delivered since SUB.
     pub(super) delivered: u64,
     /// It ends when `delivered` reaches this.
@@ -51,12 +55,31 @@ impl Sub {
         Self {
             conn,
             position: 0,
-            sid: sid.into(),
-            subject: subject.into(),
-            queue: queue.map(Into::into),
+            text: [sid, subject, queue.unwrap_or_default()].concat().into(),
+            sid_bytes: count(sid.len()),
+            subject_bytes: count(subject.len()),
             delivered: 0,
             max: NO_MAX,
         }
+    }
+
+    pub(super) fn sid(&self) -> &[u8] {
+        &self.text[..self.sid_bytes as usize]
+    }
+
+    pub(super) fn subject(&self) -> &[u8] {
+        &self.text[self.sid_bytes as usize..][..self.subject_bytes as usize]
+    }
+
+    /// Bytes of all three.
+    pub(super) fn text_bytes(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Never empty: an operation's arguments are not.
+    pub(super) fn queue(&self) -> Option<&[u8]> {
+        let queue = &self.text[(self.sid_bytes + self.subject_bytes) as usize..];
+        (!queue.is_empty()).then_some(queue)
     }
 }
 
@@ -88,7 +111,7 @@ struct Filter {
     shards: ShardSet,
     /// Other shards with routes over which plain interest came.
     routers: ShardSet,
-    queues: Vec<Queue>,
+    queues: ThinVec<Queue>,
 }
 
 #[derive(Debug)]
@@ -196,6 +219,8 @@ pub(super) struct Targets {
     pub(super) exits: Vec<Exit>,
     /// The shard that knows where it goes if it answers a request of another account.
     pub(super) answering: Option<ShardId>,
+    /// Plain subscriptions that are behind miss messages rather than being cut.
+    pub(super) overflow: Option<Rc<Policy>>,
 }
 
 impl Targets {
@@ -231,6 +256,7 @@ pub(super) struct Interest {
     outlets: Table<Vec<Rc<Outlet>>>,
     cache: Cache,
     stats: InterestStats,
+    overflow: Option<Rc<Overflow>>,
 }
 
 /// How often subscriptions of this shard came and went, and subjects were looked up here.
@@ -335,7 +361,7 @@ impl Interest {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
         let (table, stats) = (Table::with_seed(seed), InterestStats::default());
         let outlets = Table::with_seed(seed);
-        Self { table, outlets, cache: Cache::new(hasher), stats }
+        Self { table, outlets, cache: Cache::new(hasher), stats, overflow: None }
     }
 
     /// Subjects that are cached.
@@ -355,23 +381,25 @@ impl Interest {
     pub(super) fn add(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> Change {
         self.stats.inserts += 1;
         let sub = &mut subs[key as usize];
-        let filter = self.table.entry(&sub.subject);
-        let change = match &sub.queue {
+        let filter = self.table.entry(sub.subject());
+        let change = match sub.queue() {
             None => {
                 let had_clients = filter.has_clients();
-                sub.position = count(filter.plain.len());
                 filter.plain.push(key);
-                let announce = (filter.plain.len() == 1).then_some(1);
-                Change { announce, tell: (!had_clients).then_some(1) }
+                let members = count(filter.plain.len());
+                let announce = (members == 1).then_some(1);
+                (members, Change { announce, tell: (!had_clients).then_some(1) })
             }
             Some(name) => {
                 let queue = filter.queue(name);
-                sub.position = count(queue.local.len());
                 queue.local.push(key);
-                Change { announce: Some(count(queue.local.len())), tell: Some(queue.clients()) }
+                let members = count(queue.local.len());
+                (members, Change { announce: Some(members), tell: Some(queue.clients()) })
             }
         };
-        self.cache.forget(&subs[key as usize].subject);
+        let (members, change) = change;
+        sub.position = members - 1;
+        self.cache.forget(sub.subject());
         change
     }
 
@@ -379,10 +407,10 @@ impl Interest {
     pub(super) fn remove(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> (Sub, Change) {
         self.stats.removes += 1;
         let sub = subs.remove(key as usize);
-        let Some(filter) = self.table.get_mut(&sub.subject) else {
+        let Some(filter) = self.table.get_mut(sub.subject()) else {
             unreachable!("a subscription is in the table from SUB to its end");
         };
-        let list = match &sub.queue {
+        let list = match sub.queue() {
             None => &mut filter.plain,
             Some(name) => &mut filter.queue(name).local,
         };
@@ -392,14 +420,14 @@ impl Interest {
             subs[moved as usize].position = sub.position;
         }
         let left = count(list.len());
-        let change = match &sub.queue {
+        let change = match sub.queue() {
             None => {
                 let announce = (left == 0).then_some(0);
                 Change { announce, tell: (!filter.has_clients()).then_some(0) }
             }
             Some(name) => Change { announce: Some(left), tell: Some(filter.queue(name).clients()) },
         };
-        self.tidy_up(&sub.subject);
+        self.tidy_up(sub.subject());
         (sub, change)
     }
 
@@ -523,6 +551,12 @@ impl Interest {
         self.cache.clear();
     }
 
+    /// Takes over what becomes of messages for those who are behind.
+    pub(super) fn set_overflow(&mut self, overflow: Option<Rc<Overflow>>) {
+        self.overflow = overflow;
+        self.forget_all();
+    }
+
     /// Forgets what was resolved: a connection has changed how it takes messages.
     pub(super) fn forget_all(&mut self) {
         self.cache.clear();
@@ -555,7 +589,8 @@ impl Interest {
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
     ) -> Targets {
-        let mut targets = Targets::default();
+        let overflow = self.overflow.as_ref().and_then(|overflow| overflow.policy(subject));
+        let mut targets = Targets { overflow, ..Targets::default() };
         let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
             HashMap::with_hasher(self.cache.resolved.hasher().clone());
         self.table.for_each_match(subject, |filter| {
@@ -569,8 +604,8 @@ impl Interest {
             for &key in &filter.plain {
                 let sub = &subs[key as usize];
                 let headers = takes_headers(sub.conn);
-                let at = *group_of.entry((&sub.sid, headers)).or_insert_with(|| {
-                    let (sid, members) = (sub.sid.clone(), Vec::new());
+                let at = *group_of.entry((sub.sid(), headers)).or_insert_with(|| {
+                    let (sid, members) = (sub.sid().into(), Vec::new());
                     targets.groups.push(SidGroup { sid, headers, members });
                     targets.groups.len() - 1
                 });

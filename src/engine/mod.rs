@@ -15,10 +15,13 @@
 mod accounts;
 mod conn;
 mod departures;
+mod events;
 mod imports;
 mod interest;
+mod mapping;
 mod operations;
 mod outbox;
+mod overflow;
 mod permissions;
 mod pressure;
 mod proof;
@@ -30,6 +33,7 @@ mod secure;
 mod settings;
 mod snapshot;
 mod timers;
+mod tokens;
 mod trace;
 
 use std::collections::{HashMap, VecDeque};
@@ -47,11 +51,13 @@ pub use accounts::{AccountFigures, AccountId};
 use conn::{Conn, FLUSH_NS, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
+pub use events::ConnEvent;
 use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
 use interest::{Side, Sub, SubKey};
 use outbox::Spares;
+pub use overflow::Dropped;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
@@ -65,6 +71,7 @@ pub use settings::{ClusterIdentity, Identity, Settings};
 use snapshot::Closed;
 pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
+use tokens::Pass;
 
 /// Every connection is looked at this often, whatever it waits for, in nanoseconds.
 const RECHECK_NS_MAX: u64 = 10_000_000_000;
@@ -165,6 +172,8 @@ pub struct Stats {
     pub queue_msgs_lost: u64,
     /// What other servers sent and were sent; it is not part of the other figures.
     pub routed: Traffic,
+    /// Messages that clients have not got because they were behind.
+    pub dropped: Dropped,
 }
 
 /// The connections of a shard by slot.
@@ -287,6 +296,8 @@ pub struct Engine {
     answers: Answers,
     /// Requests to the server itself.
     server_requests: VecDeque<ServerRequest>,
+    /// What happened to connections, if anybody wants to know.
+    events: VecDeque<ConnEvent>,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -334,6 +345,7 @@ impl Engine {
             held: Vec::new(),
             answers: Answers::new(&hasher),
             server_requests: VecDeque::new(),
+            events: VecDeque::new(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
@@ -397,6 +409,17 @@ impl Engine {
         }
         assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
         self.conns.0[slot] = Some(conn);
+    }
+
+    /// What a client is sent for whom there is no time: it comes too soon after others.
+    pub fn turn_away(&self, peer: &Peer) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.settings.tls.as_ref().is_none_or(|tls| tls.first == HandshakeFirst::No) {
+            let info = self.settings.info(peer, &self.cluster, self.lame_duck.is_some(), None);
+            encode::info(&mut out, info.as_bytes());
+        }
+        encode::err(&mut out, "Connection throttling is active. Please try again later.");
+        out
     }
 
     fn refuse_seat(&mut self, id: ConnId) {
@@ -479,6 +502,18 @@ impl Engine {
         }
     }
 
+    /// Lets go of what only more connections and subscriptions than there are now would need. Not
+    /// in the middle of a turn.
+    pub fn shrink(&mut self) {
+        let conns = &mut self.conns.0;
+        conns.truncate(conns.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
+        conns.shrink_to_fit();
+        self.timers.shrink(|id| self.conns.get(id).is_some());
+        self.subs.shrink_to_fit();
+        self.actions.shrink_to_fit();
+        self.spares.shrink();
+    }
+
     /// Ends a turn: barriers go out, limits are enforced.
     pub fn end_turn(&mut self) {
         self.departures.forget();
@@ -534,6 +569,9 @@ impl Engine {
                 if let Some(members) = tell {
                     self.tell_routes(account, (&filter, queue.as_deref()), members);
                 }
+            }
+            Record::Seats { account, conns } => {
+                self.accounts.at(account).set_elsewhere(from, conns);
             }
             Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
             Record::Settled { epoch } => self.on_settled(from, epoch),
@@ -653,6 +691,15 @@ impl Engine {
         } else if conn.timing.info_due <= self.now {
             conn.timing.info_due = NEVER;
             self.send_info(id, false);
+        } else if conn.timing.read_due <= self.now {
+            conn.timing.read_due = NEVER;
+            self.release(id, |brakes| brakes.pace = false);
+        } else if conn.timing.expires_due <= self.now {
+            conn.timing.expires_due = NEVER;
+            if let Some(farewell) = conn.pass().map(Pass::farewell) {
+                tracing::error!("{} - {farewell}", conn.label());
+                self.fail(id, Some(farewell), Reason::Protocol("Authentication Expired"));
+            }
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
             if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
@@ -707,7 +754,8 @@ impl Engine {
                 } else {
                     NEVER
                 };
-                timing.ping_due.min(timing.auth_due).min(timing.info_due).min(write)
+                let own = timing.ping_due.min(timing.auth_due).min(timing.info_due);
+                own.min(timing.expires_due).min(timing.read_due).min(write)
             }
         };
         if due != NEVER {
@@ -856,6 +904,20 @@ impl Engine {
         if std::mem::take(&mut conn.seated) {
             let account = self.accounts.at(conn.account);
             account.conns -= 1;
+            let id = conn.account;
+            self.announce_seats(id);
+        }
+    }
+
+    /// Tells the other shards how many connections an account has here, if that has a limit.
+    fn announce_seats(&mut self, account: AccountId) {
+        let here = self.accounts.at(account);
+        if here.limits().connections_max.is_none() {
+            return;
+        }
+        let conns = here.conns;
+        for shard in self.others() {
+            self.push_record(shard, Record::Seats { account, conns });
         }
     }
 
@@ -865,7 +927,7 @@ impl Engine {
         let (id, account) = (conn.id, conn.account);
         let interest = &mut self.accounts.at(account).interest;
         let (sub, change) = interest.remove(key, &mut self.subs);
-        let what = (&*sub.subject, sub.queue.as_deref());
+        let what = (sub.subject(), sub.queue());
         if let Some(members) = change.announce {
             self.announce(id, account, Side::Clients, what, members);
         }
@@ -918,7 +980,7 @@ impl Engine {
 
     fn end_subscription(&mut self, key: SubKey) {
         let Some(sub) = self.subs.get(key as usize) else { return };
-        let hash = self.hasher.hash_one(&*sub.sid);
+        let hash = self.hasher.hash_one(sub.sid());
         if let Some(conn) = self.conns.at_mut(sub.conn)
             && let Ok(entry) = conn.subs.find_entry(hash, |other| *other == key)
         {

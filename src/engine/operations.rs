@@ -6,15 +6,20 @@ use std::rc::Rc;
 
 use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
+use super::mapping::Mapped;
 use super::publish::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
-use super::{ConnId, Engine, Reason};
+use super::{AccountId, ConnId, Engine, Reason};
 use crate::proto::{self, Limits, Op, Parsed, ProtoError, Publish, encode};
 use crate::subject;
 
 /// The first PING comes this long after CONNECT, or after the ping interval if that is shorter.
 const FIRST_PING_NS: u64 = 2_000_000_000;
+
+/// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
+/// to more memory before that is done. Clients wait for the PONG anyway.
+const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
 
 /// What is to be done with a publish.
 enum Verdict {
@@ -33,6 +38,9 @@ impl Engine {
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
         if !self.on_ciphertext(id, bytes) {
             self.on_plaintext(id, bytes);
+        }
+        if self.settings.rates.pace_connections() {
+            self.keep_pace(id, bytes.len());
         }
     }
 
@@ -66,6 +74,9 @@ impl Engine {
             }
         }
         let used = self.consume(id, bytes);
+        if used < bytes.len() && self.wait_for_proof(id, &bytes[used..]) {
+            return;
+        }
         if let Some(conn) = self.conns.get_mut(id)
             && conn.is_open()
             && used < bytes.len()
@@ -83,7 +94,18 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
             return false;
         };
-        conn.partial.extend_from_slice(bytes);
+        // A peer goes on with all its interest at once; it is not read from meanwhile.
+        let is_greeted = conn.route.as_ref().is_some_and(|route| route.is_greeted());
+        if !is_greeted && conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
+            tracing::error!(
+                "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
+                conn.label()
+            );
+            conn.claim = None;
+            self.refuse_login(id);
+        } else {
+            conn.partial.extend_from_slice(bytes);
+        }
         true
     }
 
@@ -176,7 +198,7 @@ impl Engine {
         let conn = self.conns.get(id)?;
         Some(Limits {
             control_line_bytes_max: self.settings.limits.control_line_bytes_max,
-            payload_bytes_max: self.settings.limits.payload_bytes_max,
+            payload_bytes_max: conn.payload_bytes_max(&self.settings.limits),
             headers: self.settings.headers && conn.connect.headers,
         })
     }
@@ -226,13 +248,18 @@ impl Engine {
             self.refuse_login(id);
             return;
         }
-        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref()) {
+        match self.settings.log_in(&conn.peer, &conn.connect, conn.cert_names.as_deref(), self.now)
+        {
             Identified::Is(user) => self.admit(id, user, again),
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
                 conn.claim = Some(Claim { user, again });
+                // Nobody waits for ever, nor is waited for.
+                let due = self.now.saturating_add(self.settings.auth_timeout_ns);
+                conn.timing.auth_due = conn.timing.auth_due.min(due);
                 self.proofs.push_back((id, proof));
                 self.brake(id, |brakes| brakes.claims = true);
+                self.rearm(id);
             }
         }
     }
@@ -285,6 +312,7 @@ impl Engine {
             }
         }
         self.rearm(id);
+        self.tell_connected(id);
         if verbose {
             self.confirm(id, encode::ok);
         }
@@ -302,10 +330,20 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return false };
         conn.account = account;
         conn.user = Some(user);
+        conn.limits = self.accounts.at(account).limits();
         conn.review();
-        if !std::mem::replace(&mut conn.seated, true) {
-            self.accounts.at(account).conns += 1;
+        if conn.seated {
+            return true;
         }
+        if self.accounts.at(account).is_full() {
+            tracing::error!("{} - maximum account active connections exceeded", conn.label());
+            let reason = Reason::Protocol("Maximum Account Connections Exceeded");
+            self.fail(id, Some("maximum account active connections exceeded"), reason);
+            return false;
+        }
+        conn.seated = true;
+        self.accounts.at(account).conns += 1;
+        self.announce_seats(account);
         true
     }
 
@@ -347,8 +385,8 @@ impl Engine {
         let limits = &self.settings.limits;
         let tokens_max = limits.subscription_tokens_max;
         let hash = self.hasher.hash_one(sid);
-        let same_sid = |key: &SubKey| *self.subs[*key as usize].sid == *sid;
-        let too_many = limits.subscriptions_max > 0 && conn.subs.len() >= limits.subscriptions_max;
+        let same_sid = |key: &SubKey| self.subs[*key as usize].sid() == sid;
+        let too_many = conn.subs.len() >= conn.subscriptions_max(limits);
         if tokens_max > 0 && subject::token_count(subject) > tokens_max {
             self.refuse(id, &encode::too_many_tokens(subject));
         } else if !may_subscribe(conn, subject, queue) {
@@ -385,7 +423,7 @@ impl Engine {
             unreachable!("a shard's memory ends long before 4 billion subscriptions")
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
-        conn.subs.insert_unique(hash, key, |key| hasher.hash_one(&*subs[*key as usize].sid));
+        conn.subs.insert_unique(hash, key, |key| hasher.hash_one(subs[*key as usize].sid()));
         let change = self.accounts.at(account).interest.add(key, &mut self.subs);
         match change.announce {
             Some(members) => self.announce(id, account, Side::Clients, (subject, queue), members),
@@ -428,7 +466,7 @@ impl Engine {
         let verbose = conn.connect.verbose;
         let hash = self.hasher.hash_one(sid);
         let subs = &mut self.subs;
-        if let Some(&key) = conn.subs.find(hash, |key| *subs[*key as usize].sid == *sid) {
+        if let Some(&key) = conn.subs.find(hash, |key| subs[*key as usize].sid() == sid) {
             let sub = &mut subs[key as usize];
             match max {
                 Some(max) if sub.delivered < max => sub.max = max,
@@ -456,11 +494,16 @@ impl Engine {
         wire: &'a [u8],
         run: &mut Run<'a>,
     ) -> bool {
-        let continues = run.continues_with(&publish);
+        let mut continues = run.continues_with(&publish);
         if !continues {
-            self.flush_run(id, run);
+            let mapped = self.map(id, publish.subject);
+            continues = run.resumes_with(&publish, mapped.as_ref());
+            if !continues {
+                self.flush_run(id, run);
+                run.map(mapped);
+            }
         }
-        match self.judge(id, &publish, wire, continues) {
+        match self.judge(id, &publish, run.mapped(), wire, continues) {
             Verdict::Joins => run.push(publish, wire),
             Verdict::Alone => {
                 self.flush_run(id, run);
@@ -477,28 +520,41 @@ impl Engine {
         self.conns.get(id).is_some_and(super::Conn::is_open)
     }
 
+    /// What a mapping of its account makes of the subject of a publish.
+    fn map(&mut self, id: ConnId, subject: &[u8]) -> Option<Mapped> {
+        let mappings = self.settings.mappings.as_ref()?;
+        let conn = self.conns.get(id)?;
+        if conn.account != AccountId::GLOBAL {
+            return None;
+        }
+        mappings.map(subject, &mut self.rng)
+    }
+
     /// Checks a publish. With `continues` its subject is that of the run, which was found good.
+    /// What counts is the subject that it was mapped to.
     fn judge(
         &mut self,
         id: ConnId,
         publish: &Publish<'_>,
+        mapped: Option<&Mapped>,
         wire: &[u8],
         continues: bool,
     ) -> Verdict {
         if let Some(tracing) = self.settings.tracing
             && let Some(conn) = self.conns.get(id)
         {
-            tracing.publish(conn, publish, wire);
+            tracing.publish(conn, publish, mapped, wire);
         }
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
             return Verdict::Dropped;
         };
         conn.timing.last_active = self.now;
-        let reserved = !continues && is_reserved_subject(publish.subject);
-        if reserved || !may_publish(conn, publish.subject, self.now) {
-            let subject = encode::go_quoted(publish.subject);
-            tracing::error!("{} - Publish Violation - Subject {subject}", conn.label());
-            return Verdict::Refused(encode::publish_violation(publish.subject));
+        let subject = mapped.map_or(publish.subject, |mapped| &mapped.subject);
+        let reserved = !continues && is_reserved_subject(subject);
+        if reserved || !may_publish(conn, subject, self.now) {
+            let name = encode::go_quoted(subject);
+            tracing::error!("{} - Publish Violation - Subject {name}", conn.label());
+            return Verdict::Refused(encode::publish_violation(subject));
         }
         if let Some(reply) = publish.reply.filter(|reply| is_reserved_reply(reply)) {
             let text = encode::go_quoted(reply);
@@ -519,7 +575,13 @@ impl Engine {
 
     fn flush_run(&mut self, id: ConnId, run: &mut Run<'_>) {
         if !run.is_empty() {
-            self.publish(id, run);
+            match run.mapped() {
+                None => self.publish(id, run),
+                Some(mapped) => {
+                    let mut wire = Vec::new();
+                    self.publish(id, &run.renamed(&mapped.subject, &mut wire));
+                }
+            }
             run.clear();
         }
     }
@@ -530,6 +592,10 @@ impl Engine {
     pub fn reload(&mut self, settings: Rc<Settings>) {
         let old = std::mem::replace(&mut self.settings, settings);
         self.settings.configure(&mut self.accounts);
+        for account in self.accounts.ids() {
+            self.announce_seats(account);
+        }
+        self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
         for id in self.conns.client_ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
@@ -555,8 +621,9 @@ impl Engine {
             }
             return;
         };
-        match self.settings.standing(user, &conn.peer, &conn.connect, old) {
+        match self.settings.standing(user, &conn.peer, &conn.connect, old, self.now) {
             Standing::Stays(user) => {
+                conn.limits = self.accounts.at(user.account).limits();
                 conn.user = Some(user);
                 conn.checks = None;
                 conn.review();
@@ -564,6 +631,10 @@ impl Engine {
             }
             Standing::Changed => self.refuse_login(id),
             Standing::Moved => self.fail(id, None, Reason::ClientClosed),
+            Standing::Revoked => {
+                let reason = Reason::Protocol("Credentials Revoked");
+                self.fail(id, Some("User Authentication Revoked"), reason);
+            }
             Standing::Gone => self.fail(id, None, Reason::Protocol("Authentication Failure")),
         }
     }
@@ -598,12 +669,12 @@ impl Engine {
         let Some(conn) = self.conns.get(id) else { return };
         let unpermitted = |key: &SubKey| {
             let sub = &self.subs[*key as usize];
-            !may_subscribe(conn, &sub.subject, sub.queue.as_deref())
+            !may_subscribe(conn, sub.subject(), sub.queue())
         };
         let keys: Vec<SubKey> = conn.subs.iter().copied().filter(unpermitted).collect();
         for key in keys {
-            let Sub { subject, queue, sid, .. } = &self.subs[key as usize];
-            let error = encode::removed_subscription(subject, queue.as_deref(), sid);
+            let sub = &self.subs[key as usize];
+            let error = encode::removed_subscription(sub.subject(), sub.queue(), sub.sid());
             self.end_subscription(key);
             self.refuse(id, &error);
         }

@@ -6,10 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+mod loose;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::segment::{Piece, Segment};
+use loose::Loose;
 
 /// Own bytes are sealed into a piece at this size, so that growing never copies much.
 const OWN_BYTES_MAX: usize = 64 * 1024;
@@ -41,6 +44,11 @@ const SPARE_BYTES_MAX: usize = 1024 * 1024;
 const SPARE_BATCHES_MAX: usize = 4096;
 
 impl Spares {
+    /// Frees all that is kept for reuse.
+    pub(super) fn shrink(&mut self) {
+        *self = Self { held_bytes: self.held_bytes, ..Self::default() };
+    }
+
     /// An empty buffer for own bytes.
     pub(super) fn buffer(&mut self) -> Vec<u8> {
         let buffer = self.buffers.pop().unwrap_or_default();
@@ -136,10 +144,14 @@ pub(super) struct Outbox {
     /// Bytes not yet taken by the kernel, those of the batch in flight included.
     pending_bytes: usize,
     in_flight: bool,
+    /// Those of them that are in the batch in flight.
+    in_flight_bytes: usize,
     /// Pieces ever handed to the reactor; with `sealed` it numbers them.
     taken: u64,
     /// Bytes behind piece `at` wait until the other shards have settled `epoch`.
     holds: VecDeque<Hold>,
+    /// What may still be dropped, where that was ever so.
+    loose: Option<Box<Loose>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +164,11 @@ impl Outbox {
     /// Bytes not yet taken by the kernel; a shared segment counts in full.
     pub(super) fn pending_bytes(&self) -> usize {
         self.pending_bytes
+    }
+
+    /// Bytes behind the batch in flight.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.pending_bytes - self.in_flight_bytes
     }
 
     /// Whether nothing is queued and nothing in flight.
@@ -248,19 +265,29 @@ impl Outbox {
             Some(hold) => usize::try_from(hold.at - self.taken).unwrap_or(usize::MAX),
             None => self.sealed.len(),
         };
-        let count = free.min(self.sealed.len()).min(BATCH_PIECES_MAX);
-        if count == 0 {
+        let mut left = free.min(self.sealed.len());
+        if left == 0 {
             return None;
         }
         let mut batch = spares.batch();
         let mut bytes = 0;
-        while batch.len() < count && bytes < bytes_max {
+        while left > 0 && batch.len() < BATCH_PIECES_MAX && bytes < bytes_max {
             let Some(piece) = self.sealed.pop_front() else { break };
+            left -= 1;
+            self.taken += 1;
+            if piece.bytes().is_empty() {
+                self.loose.as_mut().into_iter().for_each(|loose| loose.on_empty_taken());
+                continue;
+            }
             bytes += piece.bytes().len();
             batch.push(piece);
         }
-        self.taken += batch.len() as u64;
+        if batch.is_empty() {
+            spares.keep_batch(batch);
+            return None;
+        }
         self.in_flight = true;
+        self.in_flight_bytes = bytes;
         Some(batch)
     }
 
@@ -268,6 +295,7 @@ impl Outbox {
     pub(super) fn on_sent(&mut self, bytes: usize) {
         assert!(bytes <= self.pending_bytes, "more was sent than was pending");
         self.pending_bytes -= bytes;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
     }
 
     /// The batch in flight is complete.
@@ -285,6 +313,7 @@ impl Outbox {
         }
         self.sealed = VecDeque::new();
         self.holds.clear();
+        self.loose = None;
     }
 
     fn seal(&mut self) {

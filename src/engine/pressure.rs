@@ -6,6 +6,8 @@
 //! * A *wait* pauses a publisher while most of those who get its messages are behind. It ends
 //!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case: who is still behind then
 //!   is slow, and waited for no more until it has caught up. So one slow subscriber stalls nobody.
+//! * A *pace* is what a connection may send in a second, where that is configured: who has sent
+//!   more is read from when its time has come.
 
 #![forbid(unsafe_code)]
 
@@ -310,6 +312,20 @@ impl Engine {
         self.release(id, |brakes| brakes.behind.remove(shard));
     }
 
+    /// Counts what has come from a connection, and reads on later if that was more than its rate.
+    pub(super) fn keep_pace(&mut self, id: ConnId, bytes: usize) {
+        // What comes over a route is that of many clients, whose own server paces them.
+        let client = self.conns.get_mut(id).filter(|conn| conn.route.is_none());
+        let Some(conn) = client else { return };
+        let msgs = conn.traffic.in_msgs;
+        let due = conn.pace.take(&self.settings.rates, bytes, msgs, self.now);
+        if due > self.now && conn.is_open() {
+            conn.timing.read_due = due;
+            self.brake(id, |brakes| brakes.pace = true);
+            self.rearm(id);
+        }
+    }
+
     /// Reads no more from a connection for one more reason.
     pub(super) fn brake(&mut self, id: ConnId, pull: impl FnOnce(&mut super::conn::Brakes)) {
         let Some(conn) = self.conns.get_mut(id) else { return };
@@ -380,6 +396,85 @@ mod tests {
             engine.on_bytes(*id, b"CONNECT {\"verbose\":false}\r\n");
         }
         (engine, ids)
+    }
+
+    /// A connection of a shard that lets each send so much.
+    fn paced(rates: crate::config::Rates) -> (Engine, ConnId) {
+        let ping_interval_ms = u64::MAX;
+        let options = crate::config::Options { rates, ping_interval_ms, ..Default::default() };
+        let settings = Settings::new(&options, &Default::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        let id = ConnId { slot: 0, generation: 0 };
+        engine.open(id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+        (engine, id)
+    }
+
+    /// Whether the connection is read from after what the engine wanted last.
+    fn is_read_after(engine: &mut Engine, id: ConnId, before: bool) -> bool {
+        std::iter::from_fn(|| engine.next_action()).fold(before, |is_read, action| match action {
+            Action::Pause(conn) if conn == id => false,
+            Action::Resume(conn) if conn == id => true,
+            _ => is_read,
+        })
+    }
+
+    proptest::proptest! {
+        /// A client that sends as fast as it is read from, in chunks of any size, gets through
+        /// what its rates allow, and no less.
+        #[test]
+        fn a_connection_is_read_from_at_its_rate_however_it_cuts_what_it_sends(
+            msgs_rate in 0_u64..50,
+            bytes_rate in 0_u64..2000,
+            chunks in proptest::collection::vec(1_usize..20, 1..60),
+        ) {
+            let (mut engine, id) = paced(crate::config::Rates {
+                msgs_per_connection: msgs_rate,
+                bytes_per_connection: bytes_rate,
+                ..Default::default()
+            });
+            const SECOND: u64 = 1_000_000_000;
+            let (mut now, mut bytes, mut msgs, mut is_read) = (0, 0, 0, true);
+            let mut last = 0;
+            for chunk in chunks {
+                while !is_read {
+                    let due = engine.next_deadline().expect("it is read from again some time");
+                    now = now.max(due);
+                    engine.set_now(now);
+                    engine.tick();
+                    is_read = is_read_after(&mut engine, id, is_read);
+                }
+                let wire = b"PUB a 0\r\n\r\n".repeat(chunk);
+                engine.on_bytes(id, &wire);
+                (bytes, msgs, last) = (bytes + wire.len() as u64, msgs + chunk as u64, now);
+                proptest::prop_assert_eq!(engine.stats().in_msgs, msgs);
+                is_read = is_read_after(&mut engine, id, is_read);
+                // What had to have come evenly by now, a second's worth and this chunk aside.
+                let least = |all: u64, one: u64, rate: u64| match rate {
+                    0 => 0,
+                    rate => (all - one) * SECOND / rate,
+                };
+                let needed = least(bytes, wire.len() as u64, bytes_rate)
+                    .max(least(msgs, chunk as u64, msgs_rate));
+                proptest::prop_assert!(now + SECOND + 1000 >= needed, "{now} {needed}");
+            }
+            proptest::prop_assert!(is_read || engine.next_deadline().is_some());
+            proptest::prop_assert!(msgs_rate + bytes_rate > 0 || last == 0, "nobody is held back");
+        }
+    }
+
+    #[test]
+    fn a_reload_without_rates_reads_on_from_those_who_were_held_back() {
+        let rates = crate::config::Rates { bytes_per_connection: 10, ..Default::default() };
+        let (mut engine, id) = paced(rates);
+        engine.on_bytes(id, &b"PUB a 0\r\n\r\n".repeat(100));
+        assert!(!is_read_after(&mut engine, id, true));
+        let settings = Settings::new(&Default::default(), &Default::default(), usize::MAX);
+        engine.reload(Rc::new(settings));
+        engine.set_now(u64::MAX / 2);
+        engine.tick();
+        assert!(is_read_after(&mut engine, id, false));
+        engine.on_bytes(id, &b"PUB a 0\r\n\r\n".repeat(100));
+        assert!(is_read_after(&mut engine, id, true));
     }
 
     fn turn(engine: &mut Engine, id: ConnId, bytes: &[u8]) {

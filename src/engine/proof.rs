@@ -9,6 +9,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
 
 use crate::config::Secret;
+use crate::jwt;
 
 /// Bytes of a nonce, before it is text.
 const NONCE_BYTES: usize = 11;
@@ -21,6 +22,13 @@ pub enum Proof {
         secret: Secret,
         /// What the client said.
         given: String,
+    },
+    /// A token, and that the client is the one it is about.
+    Token {
+        /// Who has signed the token.
+        token: jwt::Signature,
+        /// The client's own signature, unless whoever bears the token may use it.
+        own: Option<Box<Proof>>,
     },
     /// A signature of the nonce in its INFO.
     Signature {
@@ -38,6 +46,9 @@ impl Proof {
     pub fn holds(&self) -> bool {
         match self {
             Self::Password { secret, given } => secret.matches(given),
+            Self::Token { token, own } => {
+                token.holds() && own.as_ref().is_none_or(|own| own.holds())
+            }
             Self::Signature { key, nonce, signature } => {
                 let decoded = URL_SAFE_NO_PAD.decode(signature);
                 let Ok(signature) = decoded.or_else(|_| STANDARD.decode(signature)) else {
@@ -159,6 +170,28 @@ mod tests {
         assert_eq!(output(&mut engine, id), "-ERR 'Authorization Violation'\r\n");
         engine.on_proof(id, true);
         assert_eq!(engine.open_conns(), 0, "a second answer changes nothing");
+    }
+
+    #[test]
+    fn who_sends_on_and_on_while_a_password_is_checked_takes_no_memory_and_is_sent_away() {
+        let (mut engine, id) = claimant();
+        output(&mut engine, id);
+        for _ in 0..100 {
+            engine.on_bytes(id, &[b'x'; 1000]);
+        }
+        assert_eq!(output(&mut engine, id), "-ERR 'Authorization Violation'\r\n");
+        engine.on_proof(id, true);
+        assert_eq!(engine.open_conns(), 0);
+    }
+
+    #[test]
+    fn a_password_that_is_not_checked_in_time_is_not_waited_for() {
+        let (mut engine, id) = claimant();
+        output(&mut engine, id);
+        let due = engine.next_deadline().expect("a login has a deadline");
+        engine.set_now(due);
+        engine.tick();
+        assert_eq!(output(&mut engine, id), "-ERR 'Authentication Timeout'\r\n");
     }
 
     #[test]

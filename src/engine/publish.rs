@@ -13,6 +13,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::interest::{Member, NO_MAX, QueueTargets, Remote, SidGroup, Targets};
+use super::mapping::Mapped;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::relay::{RoutePick, draw_route};
@@ -56,6 +57,8 @@ pub(super) struct Run<'a> {
     payload_bytes_max: usize,
     has_reply: bool,
     has_stored: bool,
+    /// What a mapping has made of the subject; it outlives [`Self::clear`].
+    mapped: Option<Mapped>,
 }
 
 impl<'a> Run<'a> {
@@ -67,6 +70,41 @@ impl<'a> Run<'a> {
     pub(super) fn continues_with(&self, publish: &Publish<'_>) -> bool {
         self.wire_bytes < RUN_BYTES_MAX
             && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+            && self.mapped.as_ref().is_none_or(|mapped| mapped.is_certain)
+    }
+
+    /// The same for a publish whose mapping is drawn anew each time, and was.
+    pub(super) fn resumes_with(&self, publish: &Publish<'_>, mapped: Option<&Mapped>) -> bool {
+        mapped.is_some()
+            && self.mapped.as_ref() == mapped
+            && self.wire_bytes < RUN_BYTES_MAX
+            && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+    }
+
+    /// What follows is mapped to this.
+    pub(super) fn map(&mut self, mapped: Option<Mapped>) {
+        self.mapped = mapped;
+    }
+
+    pub(super) fn mapped(&self) -> Option<&Mapped> {
+        self.mapped.as_ref()
+    }
+
+    /// The same run as if it had been published to `subject`; what goes to other shards is written
+    /// to `wire`.
+    pub(super) fn renamed<'b>(&'b self, subject: &'b [u8], wire: &'b mut Vec<u8>) -> Run<'b> {
+        let write = |message: &Message<'_>| {
+            encode::publish(wire, &Publish { subject, ..message.publish });
+            wire.len()
+        };
+        let ends: Vec<usize> = self.messages.iter().map(write).collect();
+        let mut run = Run::default();
+        let mut start = 0;
+        for (message, end) in self.messages.iter().zip(ends) {
+            run.push(Publish { subject, ..message.publish }, &wire[start..end]);
+            start = end;
+        }
+        run
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
@@ -90,7 +128,8 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn clear(&mut self) {
-        *self = Self { messages: std::mem::take(&mut self.messages), ..Self::default() };
+        let (messages, mapped) = (std::mem::take(&mut self.messages), self.mapped.take());
+        *self = Self { messages, mapped, ..Self::default() };
         self.messages.clear();
     }
 
@@ -101,6 +140,16 @@ impl<'a> Run<'a> {
         // Only the lifetime changes: the standard library collects in place.
         let messages = messages.into_iter().map(|_| unreachable!("it is empty")).collect();
         Self { messages, ..Self::default() }
+    }
+
+    /// Makes it a run of one message of another run.
+    pub(super) fn only_one_of(&mut self, run: &Run<'a>, at: usize) -> &Self {
+        self.only(&run.messages[at])
+    }
+
+    /// At least what it renders to for subscriptions with `sid`, in bytes.
+    pub(super) fn delivered_bytes_max(&self, sid: &[u8]) -> usize {
+        self.wire_bytes + self.len() * (sid.len() + 1)
     }
 
     /// Makes it a run of one message.
@@ -149,7 +198,7 @@ impl<'a> Run<'a> {
     }
 
     /// Renders the first `count` messages for subscriptions with `sid`.
-    fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
+    pub(super) fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
         if let [message] = &self.messages[..count] {
             encode::msg(out, &message.shown(), sid, headers);
             return;
@@ -290,7 +339,7 @@ impl Engine {
         let now = std::mem::replace(&mut self.arrived, arrived);
         let source = Source { account, publisher, echo, routed, visited, hops };
         if record.answers {
-            self.on_answers(source, &run);
+            self.deliver_answers(source, &run);
         }
         let targets = self.targets(account, run.subject());
         let before = self.stats;
@@ -381,6 +430,9 @@ impl Engine {
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        if let Some(policy) = &targets.overflow {
+            return self.deliver_loosely(source, run, targets, policy);
+        }
         let mut backlog = Backlog {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
@@ -447,7 +499,7 @@ impl Engine {
     }
 
     /// How many of the run's messages, from the first, `member` takes.
-    fn takes(&mut self, source: Source, run: &Run<'_>, member: Member) -> usize {
+    pub(super) fn takes(&mut self, source: Source, run: &Run<'_>, member: Member) -> usize {
         let Some(conn) = self.conns.at_mut(member.conn) else { return 0 };
         let sub = &self.subs[member.sub as usize];
         let left = usize::try_from(sub.max - sub.delivered).unwrap_or(usize::MAX);
@@ -462,8 +514,7 @@ impl Engine {
         else {
             return left.min(run.len());
         };
-        if permissions.filters_deliveries()
-            && !permissions.may_receive(run.subject(), sub.queue.as_deref())
+        if permissions.filters_deliveries() && !permissions.may_receive(run.subject(), sub.queue())
         {
             return 0;
         }
@@ -477,11 +528,17 @@ impl Engine {
     }
 
     /// Books a delivery that is in the member's outbox.
-    fn account_for(&mut self, member: Member, run: &Run<'_>, count: usize, headers: bool) {
+    pub(super) fn account_for(
+        &mut self,
+        member: Member,
+        run: &Run<'_>,
+        count: usize,
+        headers: bool,
+    ) {
         if let Some(tracing) = self.settings.tracing
             && let Some(conn) = self.conns.at(member.conn)
         {
-            let sid = &self.subs[member.sub as usize].sid;
+            let sid = self.subs[member.sub as usize].sid();
             tracing.deliveries(conn, sid, run, count, headers);
         }
         let payload_bytes = run.delivered_bytes(count, headers);
@@ -580,7 +637,7 @@ impl Engine {
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let headers = conn.connect.headers;
             let sub = &self.subs[member.sub as usize];
-            conn.outbox.push(&mut self.spares, |out| one.render(1, &sub.sid, headers, out));
+            conn.outbox.push(&mut self.spares, |out| one.render(1, sub.sid(), headers, out));
             self.account_for(member, one, 1, headers);
             let level_bytes = self.backlog_level_bytes(group.local.len());
             let mut backlog = Backlog { level_bytes, ..Backlog::default() };
@@ -695,7 +752,7 @@ impl Engine {
         };
         let mut members = targets.groups.iter().flat_map(|group| &group.members);
         let Some(member) = members.find(|member| member.conn == from.slot) else { return };
-        let sid = self.subs[member.sub as usize].sid.clone();
+        let sid = self.subs[member.sub as usize].sid().to_vec();
         // It shows that the subscription is known, and somebody may rely on that elsewhere.
         self.confirm(from, |out| encode::no_responders(out, reply, &sid, request.subject));
     }

@@ -115,6 +115,13 @@ pub(super) struct Route {
     pub(super) pending_bytes_max: usize,
 }
 
+impl Route {
+    /// Whether the peer has said who it is.
+    pub(super) fn is_greeted(&self) -> bool {
+        !self.peer.server_id.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Nothing but CONNECT may come.
@@ -210,7 +217,7 @@ impl Engine {
         self.cluster.name = Some(name.to_owned());
         self.cluster.is_dynamic = is_dynamic;
         if !std::mem::replace(&mut self.accounts.is_clustered, true) {
-            self.accounts.link();
+            self.accounts.link(self.settings.server_id());
         }
     }
 

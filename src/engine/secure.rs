@@ -24,6 +24,9 @@ const HANDSHAKE_STEPS_PER_TURN: usize = 1;
 /// A connection whose handshake waits for its step is read from up to so many bytes: no step
 /// needs more. What the reactor has in hand by then still comes.
 const WAITING_BYTES_MAX: usize = 16 * 1024;
+/// … and who has sent more before the first step has no handshake in mind. Later the client's
+/// last words in it may be followed at once by what it has to say.
+const HELLO_BYTES_MAX: usize = 64 * 1024;
 /// What is encrypted at once, in bytes: each receiver needs a copy of its own of it.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// The first byte of every TLS handshake.
@@ -232,6 +235,15 @@ impl Engine {
         }
         if matches!(&secure.stage, Stage::Session(session) if !session.is_handshaking()) {
             self.decrypt(id, bytes);
+            return true;
+        }
+        let has_session = matches!(secure.stage, Stage::Session(_));
+        if !has_session && conn.phase != Phase::Open {
+            return true;
+        }
+        if !has_session && secure.waiting.len() + bytes.len() > HELLO_BYTES_MAX {
+            secure.waiting = Vec::new();
+            self.fail_handshake(id, "more was sent than a handshake needs");
             return true;
         }
         secure.waiting.extend_from_slice(bytes);
@@ -609,6 +621,19 @@ mod tests {
         assert!(actions(&mut wire.engine).contains(&Action::Pause(client.id)));
         wire.engine.tick();
         assert!(actions(&mut wire.engine).contains(&Action::Resume(client.id)));
+    }
+
+    #[test]
+    fn who_sends_on_and_on_before_the_first_step_of_its_handshake_is_closed() {
+        let (options, config) = options("");
+        let mut wire = Wire::new(&options, 1);
+        let client = wire.connect(0, &config);
+        for _ in 0..1000 {
+            wire.engine.on_bytes(client.id, &[HANDSHAKE_RECORD; 1000]);
+        }
+        assert_eq!(wire.engine.open_conns(), 0);
+        let conn = wire.engine.conns.get(client.id).expect("it was not said to be closed");
+        assert_eq!(conn.secure.as_ref().map(|secure| secure.waiting.capacity()), Some(0));
     }
 
     #[test]

@@ -7,12 +7,15 @@ use std::rc::Rc;
 
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Peer, User};
+use super::mapping::Mappings;
+use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::route::Cluster;
+use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use crate::certificate;
-use crate::config::{self, Limits, Options, RouteUrl, Secret, Tls};
+use crate::config::{self, ConnectionType, Limits, Options, Rates, RouteUrl, Secret, Tls};
 use crate::proto::route::RouteInfo;
 use crate::proto::{Connect, Info};
 
@@ -27,6 +30,8 @@ pub struct Identity {
     pub port: u16,
     /// Makes what clients with nkeys have to sign.
     pub nonces: NonceKey,
+    /// The zero of the engine's time, in milliseconds since 1970.
+    pub epoch_ms: u64,
     /// There if this server can be part of a cluster.
     pub cluster: Option<ClusterIdentity>,
 }
@@ -60,6 +65,7 @@ pub(super) struct RouteSettings {
 #[derive(Debug)]
 pub struct Settings {
     pub(super) limits: Limits,
+    pub(super) rates: Rates,
     pub(super) headers: bool,
     pub(super) ping_interval_ns: u64,
     pub(super) ping_max: u32,
@@ -71,6 +77,10 @@ pub struct Settings {
     pub(super) closed_conns_max: usize,
     /// Log every operation.
     pub(super) tracing: Option<Tracing>,
+    /// What published subjects become.
+    pub(super) mappings: Option<Mappings>,
+    /// Of which subjects slow clients miss messages.
+    pub(super) overflow: Option<Rc<Overflow>>,
     /// TLS for new connections.
     pub(super) tls: Option<Tls>,
     /// They may also go without.
@@ -85,6 +95,8 @@ pub struct Settings {
     token: Option<Secret>,
     guest: Option<Rc<User>>,
     pub(super) nobody: Rc<User>,
+    /// Users come by tokens.
+    trusted: Option<Trusted>,
     /// The configured accounts.
     accounts: Vec<(AccountId, Rc<config::Account>)>,
     /// The one that the server tells of itself in.
@@ -94,6 +106,7 @@ pub struct Settings {
 
 #[derive(Debug)]
 struct Login {
+    connection_types: Vec<ConnectionType>,
     password: Secret,
     has_nkey: bool,
     user: Rc<User>,
@@ -121,6 +134,8 @@ pub(super) enum Standing {
     Moved,
     /// Is not known any more.
     Gone,
+    /// Has a token that its account has revoked.
+    Revoked,
 }
 
 const NS_PER_MS: u64 = 1_000_000;
@@ -138,14 +153,21 @@ impl Settings {
                 account: account_id(options, &user.account),
                 account_name: user.account.as_str().into(),
                 permissions: permissions.map(Permissions::new),
+                pass: None,
             };
-            let (password, has_nkey) = (user.password.clone(), user.has_nkey);
-            (user.name.clone(), Login { password, has_nkey, user: Rc::new(user_of) })
+            let login = Login {
+                connection_types: user.connection_types.clone(),
+                password: user.password.clone(),
+                has_nkey: user.has_nkey,
+                user: Rc::new(user_of),
+            };
+            (user.name.clone(), login)
         };
         let users: HashMap<_, _> = auth.users.iter().map(compile).collect();
         let guest = auth.no_auth_user.as_ref().and_then(|name| users.get(name));
         Self {
             limits: options.limits.clone(),
+            rates: options.rates.clone(),
             headers: !options.no_header_support,
             ping_interval_ns: options.ping_interval_ms.saturating_mul(NS_PER_MS),
             ping_max: options.ping_max,
@@ -154,6 +176,9 @@ impl Settings {
             memory_bytes_max,
             closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
             tracing: Tracing::new(&options.log),
+            mappings: Mappings::new(&options.mappings, None),
+            overflow: Overflow::new(&options.overflow, options.limits.pending_bytes_max)
+                .map(Rc::new),
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
@@ -171,7 +196,9 @@ impl Settings {
                 account: AccountId::GLOBAL,
                 account_name: config::accounts::GLOBAL.into(),
                 permissions: None,
+                pass: None,
             }),
+            trusted: Trusted::new(options, identity.epoch_ms),
             accounts: options
                 .accounts
                 .list
@@ -189,8 +216,14 @@ impl Settings {
         for (id, account) in &self.accounts {
             accounts.configure(*id, Rc::clone(account));
         }
+        accounts.set_overflow(self.overflow.as_ref());
         accounts.system = self.system;
-        accounts.link();
+        accounts.link(&self.info.server_id);
+    }
+
+    /// The server's id.
+    pub(super) fn server_id(&self) -> &str {
+        &self.info.server_id
     }
 
     /// The server's name.
@@ -200,12 +233,13 @@ impl Settings {
 
     /// Whether somebody without credentials is turned away.
     pub(super) fn auth_required(&self) -> bool {
-        (self.token.is_some() || !self.users.is_empty()) && self.guest.is_none()
+        let secrets = self.token.is_some() || !self.users.is_empty();
+        (secrets && self.guest.is_none()) || self.trusted.is_some()
     }
 
     /// Who a client is before it has sent CONNECT.
     pub(super) fn user_before_connect(&self) -> Option<Rc<User>> {
-        if self.token.is_none() && self.users.is_empty() {
+        if !self.auth_required() && self.guest.is_none() {
             return Some(Rc::clone(&self.nobody));
         }
         self.guest.clone()
@@ -219,7 +253,18 @@ impl Settings {
         peer: &Peer,
         connect: &Connect,
         names: Option<&certificate::Names>,
+        now: u64,
     ) -> Identified {
+        if let Some(trusted) = &self.trusted {
+            let nonce = self.nonces.nonce(peer.cid);
+            return match trusted.identify(peer, connect, nonce, now) {
+                Ok((user, proof)) => Identified::IsIf(Rc::new(user), proof),
+                Err(refusal) => {
+                    tracing::debug!("cid:{} - token refused: {refusal:?}", peer.cid);
+                    Identified::Refused
+                }
+            };
+        }
         if let Some(token) = &self.token {
             return check(token, &connect.auth_token, &self.nobody);
         }
@@ -244,6 +289,11 @@ impl Settings {
         let Some(login) = name.and_then(|name| self.users.get(name)) else {
             return Identified::Refused;
         };
+        let types = &login.connection_types;
+        if !types.is_empty() && !types.contains(&ConnectionType::Standard) {
+            tracing::debug!("cid:{} - connection type not allowed", peer.cid);
+            return Identified::Refused;
+        }
         if maps && !connect.user.is_empty() && login.user.name.as_deref() != Some(&connect.user) {
             let user = &connect.user;
             tracing::warn!("User {user:?} found in connect proto, but user required from cert");
@@ -264,9 +314,9 @@ impl Settings {
 
     /// The same for credentials shown before, unless checking them takes long: all connections
     /// are asked about in one go, which must not hold up the shard.
-    fn log_in_at_once(&self, peer: &Peer, connect: &Connect) -> Option<Rc<User>> {
+    fn log_in_at_once(&self, peer: &Peer, connect: &Connect, now: u64) -> Option<Rc<User>> {
         // Without names, certificates that say who somebody is are asked for anew.
-        match self.log_in(peer, connect, None) {
+        match self.log_in(peer, connect, None, now) {
             Identified::Is(user) => Some(user),
             Identified::IsIf(..) | Identified::Refused => None,
         }
@@ -279,13 +329,25 @@ impl Settings {
         peer: &Peer,
         connect: &Connect,
         old: &Self,
+        now: u64,
     ) -> Standing {
+        if let Some(trusted) = &self.trusted {
+            // Its signatures have held before, and it shows the same token.
+            return match trusted.identify(peer, connect, String::new(), now) {
+                Ok((new, _)) if new.account != user.account => Standing::Moved,
+                Ok((new, _)) => Standing::Stays(Rc::new(new)),
+                Err(Refusal::Revoked) => Standing::Revoked,
+                Err(_) => Standing::Gone,
+            };
+        }
         let Some(name) = user.name.as_deref() else {
             // It came by a token, or without needing any credentials.
             if self.users.is_empty() && (self.token.is_none() || self.token == old.token) {
                 return Standing::Stays(Rc::clone(&self.nobody));
             }
-            return self.log_in_at_once(peer, connect).map_or(Standing::Changed, Standing::Stays);
+            return self
+                .log_in_at_once(peer, connect, now)
+                .map_or(Standing::Changed, Standing::Stays);
         };
         match (self.users.get(name), old.users.get(name)) {
             (Some(new), Some(_)) if new.user.account != user.account => Standing::Moved,
@@ -318,7 +380,8 @@ impl Settings {
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
-        info.nonce = self.has_nkeys.then(|| self.nonces.nonce(peer.cid));
+        let signs = self.has_nkeys || self.trusted.is_some();
+        info.nonce = signs.then(|| self.nonces.nonce(peer.cid));
         if let Some(account) = account {
             info.connect_info = true;
             info.remote_account = Some(account.to_owned());
@@ -344,7 +407,6 @@ fn check(secret: &Secret, given: &str, user: &Rc<User>) -> Identified {
 }
 
 fn info(options: &Options, identity: &Identity) -> Info {
-    let auth = &options.auth;
     Info {
         server_id: identity.id.clone(),
         server_name: identity.name.clone(),
@@ -356,7 +418,7 @@ fn info(options: &Options, identity: &Identity) -> Info {
         tls_required: options.tls.is_some() && !options.allow_non_tls,
         tls_available: options.tls.is_some() && options.allow_non_tls,
         tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
-        auth_required: auth.is_required() && auth.no_auth_user.is_none(),
+        auth_required: options.requires_login(),
         max_payload: options.limits.payload_bytes_max,
         connect_urls: urls(options, identity),
         ..Info::default()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::conn::{Conn, Traffic};
 use super::interest::{NO_MAX, Sub};
-use super::{ConnId, Engine, Reason, TlsInfo};
+use super::{ConnId, Dropped, Engine, Reason, TlsInfo};
 
 /// Entries looked at for one page.
 const PAGE_ENTRIES_MAX: u64 = 512;
@@ -52,6 +52,8 @@ pub struct ConnSnapshot {
     pub traffic: Traffic,
     /// How often it was not read from because those who get its messages were behind.
     pub stalls: u64,
+    /// Messages that it has not got because it was behind.
+    pub dropped: Dropped,
     /// Its subscriptions.
     pub subscriptions: usize,
     /// The account it is in.
@@ -151,6 +153,10 @@ impl Engine {
 
     /// Keeps what monitoring will show of a connection that ends now.
     pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
+        if self.is_route(id) {
+            return;
+        }
+        self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
         let Some(conn) = self.conns.get(id).filter(|_| conns_max > 0) else { return };
         let (snapshot, mut text_bytes) = of_conn(conn);
@@ -168,6 +174,13 @@ impl Engine {
     }
 }
 
+impl Conn {
+    /// What is shown of it.
+    pub(super) fn snapshot(&self) -> ConnSnapshot {
+        of_conn(self).0
+    }
+}
+
 /// What is shown of a connection, and the bytes of its text.
 fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
     let (connect, timing) = (&conn.connect, &conn.timing);
@@ -181,6 +194,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         pending_bytes: conn.outbox.pending_bytes(),
         traffic: conn.traffic,
         stalls: conn.stalls,
+        dropped: conn.dropped,
         subscriptions: conn.subs.len(),
         account: conn.account_name(),
         name: connect.name.as_str().into(),
@@ -211,14 +225,13 @@ fn of_sub(conn: &Conn, sub: &Sub) -> (SubSnapshot, usize) {
     let snapshot = SubSnapshot {
         cid: conn.peer.cid,
         account: conn.account_name(),
-        subject: text(&sub.subject),
-        queue: sub.queue.as_deref().map(text),
-        sid: text(&sub.sid),
+        subject: text(sub.subject()),
+        queue: sub.queue().map(text),
+        sid: text(sub.sid()),
         msgs: sub.delivered,
         max: (sub.max != NO_MAX).then_some(sub.max),
     };
-    let queue_bytes = sub.queue.as_ref().map_or(0, |queue| queue.len());
-    (snapshot, sub.subject.len() + queue_bytes + sub.sid.len())
+    (snapshot, sub.text_bytes())
 }
 
 /// Collects what `entry` makes of the numbers from `from` up to `end`, with the bytes of its text.

@@ -28,6 +28,12 @@ impl Timers {
         }
     }
 
+    /// Forgets the deadlines of connections that are not `alive`, and gives memory back.
+    pub(super) fn shrink(&mut self, alive: impl Fn(ConnId) -> bool) {
+        self.heap.retain(|Reverse((_, conn))| alive(*conn));
+        self.heap.shrink_to_fit();
+    }
+
     /// The earliest deadline.
     pub(super) fn next(&self) -> Option<u64> {
         self.heap.peek().map(|Reverse((deadline, _))| *deadline)

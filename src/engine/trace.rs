@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::conn::Conn;
+use super::mapping::Mapped;
 use super::publish::Run;
 use crate::config::LogOptions;
 use crate::proto::{Op, Publish, encode};
@@ -46,8 +47,18 @@ impl Tracing {
     }
 
     /// A message as its client sent it.
-    pub(super) fn publish(self, conn: &Conn, publish: &Publish<'_>, wire: &[u8]) {
+    pub(super) fn publish(
+        self,
+        conn: &Conn,
+        publish: &Publish<'_>,
+        mapped: Option<&Mapped>,
+        wire: &[u8],
+    ) {
         tracing::trace!("{} - <<- [{}]", conn.label(), control_line(wire));
+        if let Some(Mapped { subject, .. }) = mapped.filter(|m| *m.subject != *publish.subject) {
+            let (from, to) = [publish.subject, subject].map(String::from_utf8_lossy).into();
+            tracing::trace!("{} - <<- [MAPPING {from} -> {to}]", conn.label());
+        }
         if let Some(content) = self.content(publish, true) {
             tracing::trace!("{} - <<- MSG_PAYLOAD: [{content}]", conn.label());
         }

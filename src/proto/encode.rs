@@ -39,6 +39,19 @@ pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, subject: &[u8], sid: &[u8]) 
     append(out, &[name, subject, b" ", sid, b" "]);
 }
 
+/// Appends a publish as a client would write it.
+pub fn publish(out: &mut Vec<u8>, message: &Publish<'_>) {
+    let name: &[u8] = if message.header.is_some() { b"HPUB " } else { b"PUB " };
+    append(out, &[name, message.subject, b" "]);
+    if let Some(reply) = message.reply {
+        append(out, &[reply, b" "]);
+    }
+    if let Some(header) = message.header {
+        append(out, &[header.text, b" "]);
+    }
+    append(out, &[message.size_text, b"\r\n", message.payload, b"\r\n"]);
+}
+
 /// Appends a whole MSG or HMSG: `message` for the subscription `sid` of a receiver that has
 /// headers, or has not (§10).
 pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) {
@@ -66,8 +79,8 @@ pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) 
     }
 }
 
-/// `PUB` or, with a header, `HPUB`, as a client would write it.
-pub fn publish(
+/// The same of its parts; `header` is empty if there is none.
+pub fn publish_of(
     out: &mut Vec<u8>,
     subject: &[u8],
     reply: Option<&[u8]>,

@@ -18,6 +18,7 @@ mod reload;
 pub mod shards;
 pub mod signals;
 mod syslog;
+mod system;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -33,7 +34,7 @@ use rustix::rand::GetRandomFlags;
 use tracing::{error, info, warn};
 
 use crate::config::args::{self, Args, Command};
-use crate::config::{self, Options, StartError};
+use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
@@ -45,6 +46,7 @@ use monitor::{Change, Monitor};
 use place::Placement;
 use shards::Shards;
 use signals::Request;
+use system::System;
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -108,8 +110,9 @@ impl Identity {
             port: cluster.port,
             urls: cluster.urls.clone(),
         });
+        let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
         let (id, name) = (self.id.clone(), self.name.clone());
-        engine::Identity { id, name, port: self.port, nonces, cluster }
+        engine::Identity { id, name, port: self.port, nonces, cluster, epoch_ms }
     }
 }
 
@@ -121,6 +124,7 @@ struct Running<'a> {
     log: &'a mut Log,
     shards: &'a Shards,
     monitor: Option<&'a Monitor>,
+    system: &'a System,
     ports_file: Option<PortsFile>,
 }
 
@@ -216,6 +220,7 @@ fn serve(
         files::write_pid(path)?;
     }
     let monitor = start_monitor(http_listener, &identity, &options, &shards)?;
+    let system = System::start(shards.news(), &identity, &options, shards.reporter())?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let address = listen::host_port(&identity.host, identity.port);
@@ -231,6 +236,7 @@ fn serve(
         log,
         shards: shards_ref,
         monitor: monitor_ref,
+        system: &system,
         ports_file,
     };
     let ended = running.control(&signals);
@@ -238,6 +244,7 @@ fn serve(
     let ports_file = running.ports_file.take();
     drop(monitor);
     drop(cluster);
+    system.stop();
     shards.stop();
     drop(ports_file);
     info!("Server Exiting..");
@@ -298,8 +305,9 @@ fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
     if let Some(cluster) = &identity.cluster {
         info!("  Cluster:  {}", cluster.name);
     }
-    if options.runtime.spin_us > 0 {
-        info!("  Spin:     {} µs", options.runtime.spin_us);
+    let RuntimeOptions { busy_poll_us, napi_us, .. } = options.runtime;
+    if busy_poll_us > 0 || napi_us > 0 {
+        info!("  Polling:  {busy_poll_us} µs by shards, {napi_us} µs by the kernel");
     }
 }
 
@@ -366,6 +374,7 @@ impl Running<'_> {
         if let Some(monitor) = self.monitor {
             monitor.note(Change::LameDuck);
         }
+        self.system.note(Change::LameDuck);
     }
 
     /// Reads the configuration again and puts it in force: nothing of it if it is not valid, else
@@ -394,6 +403,7 @@ impl Running<'_> {
         if let Some(monitor) = self.monitor {
             monitor.note(Change::Options(Arc::clone(&options)));
         }
+        self.system.note(Change::Options(Arc::clone(&options)));
         self.options = options;
         if closed > 0 {
             info!("Closed {closed} connections to fall within max_connections");

@@ -23,7 +23,8 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     keep("uring_tier", &was.uring_tier, &mut is.uring_tier, &mut kept);
     keep("no_pin", &!was.pin, &mut !is.pin, &mut kept);
     is.pin = was.pin;
-    keep("spin", &was.spin_us, &mut is.spin_us, &mut kept);
+    keep("busy_poll", &was.busy_poll_us, &mut is.busy_poll_us, &mut kept);
+    keep("napi", &was.napi_us, &mut is.napi_us, &mut kept);
     kept
 }
 
@@ -71,6 +72,7 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     note("max_subscriptions", &was.subscriptions_max, &is.subscriptions_max);
     let (was_tokens, is_tokens) = (was.subscription_tokens_max, is.subscription_tokens_max);
     note("max_subscription_tokens", &was_tokens, &is_tokens);
+    note("rate_limits", &old.rates, &new.rates);
     note("ping_interval", &millis(old.ping_interval_ms), &millis(new.ping_interval_ms));
     note("ping_max", &old.ping_max, &new.ping_max);
     note("write_deadline", &millis(old.write_deadline_ms), &millis(new.write_deadline_ms));
@@ -85,6 +87,15 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     }
     if old.accounts.list != new.accounts.list {
         changes.push("accounts".to_owned());
+    }
+    if old.trust != new.trust {
+        changes.push("resolver".to_owned());
+    }
+    if old.overflow != new.overflow {
+        changes.push("overflow".to_owned());
+    }
+    if old.mappings != new.mappings {
+        changes.push("mappings".to_owned());
     }
     if old.auth != new.auth {
         changes.push("authorization".to_owned());

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::proofs::Check;
 use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{
@@ -22,7 +21,9 @@ use crate::engine::{
 };
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
-use crate::shard::{Address, Control, Figures, Outcome, Parts, Report, Seats, Shard};
+use crate::shard::{
+    Address, Check, Control, Figures, NEWS_MAX, News, Outcome, Parts, Report, Seats, Shard,
+};
 use crate::uring::{self, Bell, Reactor, Tier};
 
 /// The running shards.
@@ -32,6 +33,7 @@ pub struct Shards {
     outcomes: Receiver<Outcome>,
     notices: Receiver<RouteNotice>,
     started: Instant,
+    news: (Sender<News>, Receiver<News>),
     started_at: DateTime<Utc>,
     tier: Tier,
 }
@@ -75,6 +77,7 @@ struct SharedParts {
     started: Instant,
     proofs: Sender<Check>,
     routes: Sender<RouteNotice>,
+    news: Sender<News>,
 }
 
 impl Shards {
@@ -104,6 +107,7 @@ impl Shards {
                 cpu: *cpu,
                 reactor: uring::Options {
                     tier: options.runtime.uring_tier,
+                    napi_us: options.runtime.napi_us,
                     ..uring::Options::default()
                 },
                 control: controlled,
@@ -128,6 +132,7 @@ impl Shards {
             .map(|(control, bell)| Address { control, bell })
             .collect();
         let started_at = Utc::now();
+        let news = bounded(NEWS_MAX);
         let (to_check, checks) = unbounded();
         threads.push(proofs::start(checks, addresses.clone())?);
         let (routes, notices) = unbounded();
@@ -142,12 +147,13 @@ impl Shards {
             started,
             proofs: to_check,
             routes,
+            news: news.0.clone(),
         };
         for parts in parts {
             // A shard that is gone by now has reported why.
             let _ = parts.send(shared.clone());
         }
-        Ok(Self { addresses, threads, outcomes, notices, started, started_at, tier })
+        Ok(Self { addresses, threads, outcomes, notices, started, news, started_at, tier })
     }
 
     /// What of io_uring is used.
@@ -187,6 +193,11 @@ impl Shards {
         self.tell(|| Control::LameDuck { grace, spread });
     }
 
+    /// Both ends of what shards tell whoever speaks for the server in the system account.
+    pub fn news(&self) -> (Sender<News>, Receiver<News>) {
+        self.news.clone()
+    }
+
     /// Whoever has it can ask how the shards are.
     pub fn reporter(&self) -> Reporter {
         let (addresses, started_at) = (self.addresses.clone(), self.started_at);
@@ -221,6 +232,13 @@ impl Reporter {
     /// The zero of the times that shards tell.
     pub fn started_at(&self) -> DateTime<Utc> {
         self.started_at
+    }
+
+    /// Tells one shard something that any of them could do.
+    pub fn tell_one(&self, control: Control) {
+        if let Some(address) = self.addresses.first() {
+            address.send(control);
+        }
     }
 
     /// How things are on each shard, as far as they answer in time.
@@ -331,6 +349,7 @@ fn grow(seed: Seed) {
         seed: fastrand::u64(..),
         proofs: shared.proofs,
         routes: shared.routes,
+        news: shared.news,
     };
     if let Err(error) = Shard::new(parts, reactor).run() {
         // The control thread may be about to end for another reason.

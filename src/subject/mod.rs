@@ -102,7 +102,8 @@ pub fn overlap(one: &[u8], other: &[u8]) -> bool {
     one.is_none() && other.is_none()
 }
 
-/// Whether the first filter matches every subject that the second one does.
+/// Whether the first filter matches every subject that the second one does. A token `>` of the
+/// second one is not covered by a `*`, wherever it stands.
 pub fn covers(filter: &[u8], narrower: &[u8]) -> bool {
     if has_empty_token(narrower) {
         return false;
@@ -114,8 +115,7 @@ pub fn covers(filter: &[u8], narrower: &[u8]) -> bool {
         if wide_token == b">" && wide_rest.is_none() {
             return true;
         }
-        let narrow_is_tail = narrow_token == b">" && narrow_rest.is_none();
-        if narrow_is_tail || (wide_token != b"*" && wide_token != narrow_token) {
+        if narrow_token == b">" || (wide_token != b"*" && wide_token != narrow_token) {
             return false;
         }
         (filter, narrower) = (wide_rest, narrow_rest);

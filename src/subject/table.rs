@@ -2,11 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::Hash;
 
 use ahash::RandomState;
+use hashbrown::HashTable;
 use memchr::{memchr, memrchr};
 
 use super::{has_empty_token, is_literal, split_first};
@@ -22,8 +21,8 @@ use super::{has_empty_token, is_literal, split_first};
 /// keyed, since it is clients who choose the subjects.
 #[derive(Debug, Clone)]
 pub struct Table<V> {
-    /// Filters without wildcards and empty tokens.
-    literals: HashMap<Box<[u8]>, V, RandomState>,
+    /// Filters without wildcards and empty tokens. Boxed, since half of the places may be empty.
+    literals: HashTable<Box<Stored<V>>>,
     /// The other ones.
     wild: Tree<V>,
 }
@@ -53,9 +52,8 @@ impl<V> Table<V> {
     }
 
     fn with_hasher(hasher: RandomState) -> Self {
-        let literals = HashMap::with_hasher(hasher.clone());
         let wild = Tree { nodes: Vec::new(), free: Vec::new(), len: 0, hasher };
-        Self { literals, wild }
+        Self { literals: HashTable::new(), wild }
     }
 
     /// The number of filters.
@@ -76,32 +74,59 @@ impl<V> Table<V> {
         if !is_keyed(filter) {
             return self.wild.entry(filter);
         }
-        if !self.literals.contains_key(filter) {
-            self.literals.insert(filter.into(), V::default());
-        }
-        self.literals.get_mut(filter).expect("it was there, or was inserted")
+        let hasher = &self.wild.hasher;
+        let hash = hasher.hash_one(filter);
+        let entry = self.literals.entry(
+            hash,
+            |stored| *stored.filter == *filter,
+            |stored| hasher.hash_one(&*stored.filter),
+        );
+        let new = || Box::new(Stored { filter: filter.into(), value: V::default() });
+        &mut entry.or_insert_with(new).into_mut().value
     }
 
     /// The value of exactly this filter.
     pub fn get(&self, filter: &[u8]) -> Option<&V> {
-        if is_keyed(filter) { self.literals.get(filter) } else { self.wild.get(filter) }
+        if is_keyed(filter) { self.literal(filter) } else { self.wild.get(filter) }
     }
 
     /// The value of exactly this filter.
     pub fn get_mut(&mut self, filter: &[u8]) -> Option<&mut V> {
-        if is_keyed(filter) { self.literals.get_mut(filter) } else { self.wild.get_mut(filter) }
+        if !is_keyed(filter) {
+            return self.wild.get_mut(filter);
+        }
+        let hash = self.wild.hasher.hash_one(filter);
+        let found = self.literals.find_mut(hash, |stored| *stored.filter == *filter);
+        found.map(|stored| &mut stored.value)
     }
 
     /// Forgets this filter and gives its value back.
     pub fn remove(&mut self, filter: &[u8]) -> Option<V> {
-        if is_keyed(filter) { remove(&mut self.literals, filter) } else { self.wild.remove(filter) }
+        if !is_keyed(filter) {
+            return self.wild.remove(filter);
+        }
+        let hasher = &self.wild.hasher;
+        let hash = hasher.hash_one(filter);
+        let found = self.literals.find_entry(hash, |stored| *stored.filter == *filter).ok()?;
+        let (stored, _) = found.remove();
+        if is_sparse(self.literals.len(), self.literals.capacity()) {
+            let kept = self.literals.len() * 2;
+            self.literals.shrink_to(kept, |stored| hasher.hash_one(&*stored.filter));
+        }
+        Some(stored.value)
+    }
+
+    fn literal(&self, filter: &[u8]) -> Option<&V> {
+        let hash = self.wild.hasher.hash_one(filter);
+        let found = self.literals.find(hash, |stored| *stored.filter == *filter);
+        found.map(|stored| &stored.value)
     }
 
     /// Visits the value of each filter that matches `subject`, each once, in no promised order.
     pub fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) {
         // One with an empty token is not found: no such filter is among them.
         if !self.literals.is_empty()
-            && let Some(value) = self.literals.get(subject)
+            && let Some(value) = self.literal(subject)
         {
             visit(value);
         }
@@ -112,7 +137,7 @@ impl<V> Table<V> {
 
     /// All filters with their values, in no promised order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &V)> {
-        let literals = self.literals.iter().map(|(filter, value)| (&**filter, value));
+        let literals = self.literals.iter().map(|stored| (&*stored.filter, &stored.value));
         literals.chain(self.wild.iter())
     }
 }
@@ -122,18 +147,10 @@ fn is_keyed(filter: &[u8]) -> bool {
     is_literal(filter) && !has_empty_token(filter)
 }
 
-/// Removes an entry, and gives memory back once little of it is in use.
-fn remove<K, Q, V>(map: &mut HashMap<K, V, RandomState>, key: &Q) -> Option<V>
-where
-    K: Borrow<Q> + Eq + Hash,
-    Q: Eq + Hash + ?Sized,
-{
+/// Whether memory is to be given back because little of it is in use.
+fn is_sparse(len: usize, capacity: usize) -> bool {
     const KEPT: usize = 64;
-    let value = map.remove(key)?;
-    if map.capacity() > KEPT && map.len() < map.capacity() / 8 {
-        map.shrink_to(map.len() * 2);
-    }
-    Some(value)
+    capacity > KEPT && len < capacity / 8
 }
 
 /// The filters with wildcards, as a tree by tokens.
@@ -298,7 +315,10 @@ impl<V> Tree<V> {
             if token == b"*" {
                 node.star = ROOT;
             } else if let Some(children) = &mut node.children {
-                remove(children, token);
+                children.remove(token);
+                if is_sparse(children.len(), children.capacity()) {
+                    children.shrink_to(children.len() * 2);
+                }
                 if children.is_empty() {
                     node.children = None;
                 }

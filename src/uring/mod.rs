@@ -8,6 +8,7 @@
 //! - `pool`: the memory that the kernel receives into
 //! - `socket`: what is known about each socket; `receive`, `send` and `close` change it
 //! - `probe`: which of all this the host can do
+//! - `memory`: what the allocator keeps after a burst
 //!
 //! Memory shown to the kernel belongs to the reactor until the operation's *last* completion. A
 //! slot, with its descriptor and its batch, is given up when its last operation has completed;
@@ -17,6 +18,7 @@
 
 mod bell;
 mod close;
+mod memory;
 mod op;
 mod pool;
 mod probe;
@@ -34,12 +36,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use io_uring::cqueue;
-use io_uring::types::Timespec;
+use io_uring::types::{Napi, Timespec};
 
 use crate::histogram::Histogram;
 
 pub use bell::Bell;
 pub use close::Closing;
+pub use memory::give_back_memory;
 pub use pool::Chunk;
 pub use probe::{Probe, Tier, Unavailable, probe};
 pub use send::Batch;
@@ -69,6 +72,9 @@ pub struct Options {
     pub zero_copy_from: usize,
     /// How long a graceful close waits for the peer to close too.
     pub linger: Duration,
+    /// Microseconds for which the kernel polls the queues of network cards before a wait sleeps.
+    /// 0: it waits for their interrupts. It makes no difference on the loopback interface.
+    pub napi_us: u32,
 }
 
 impl Default for Options {
@@ -81,6 +87,7 @@ impl Default for Options {
             send_bytes_max: 1024 * 1024,
             zero_copy_from: usize::MAX,
             linger: Duration::from_secs(2),
+            napi_us: 0,
         }
     }
 }
@@ -249,6 +256,10 @@ impl Reactor {
         let ring =
             Ring::new(tier, options.entries).map_err(|error| Unavailable::at_setup(tier, error))?;
         let can = probe::examine(tier, &ring)?;
+        if options.napi_us > 0 {
+            let mut napi = Napi::new().set_busy_poll_timeout(options.napi_us);
+            ring.submitter().register_napi(&mut napi).map_err(Unavailable::NoNapi)?;
+        }
         let mut pool = Pool::new(options.chunks, options.chunk_bytes);
         if tier > Tier::Base {
             pool.register(&ring).map_err(|error| match error.raw_os_error() {
@@ -304,6 +315,11 @@ impl Reactor {
     /// The tier in use, and what goes beyond it.
     pub fn capabilities(&self) -> Probe {
         self.can
+    }
+
+    /// Lets go of what only more sockets than there are now would need.
+    pub fn shrink(&mut self) {
+        self.sockets.shrink();
     }
 
     /// Submits all that was asked for, waits, and appends what happened to `events`: first what

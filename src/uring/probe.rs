@@ -96,6 +96,8 @@ pub enum Unavailable {
         /// What it misses.
         lacks: &'static str,
     },
+    /// The kernel does not poll network cards for a ring.
+    NoNapi(io::Error),
     /// Something else went wrong while trying the tier.
     Failed {
         /// The tier that was tried.
@@ -134,6 +136,9 @@ impl Unavailable {
             Self::TooOld { tier, lacks } => {
                 format!("this kernel's io_uring lacks {lacks}, which tier {tier} needs")
             }
+            Self::NoNapi(error) => {
+                format!("this kernel's io_uring cannot poll network cards ({error})")
+            }
             Self::Failed { tier, error } => {
                 format!("io_uring does not work here in tier {tier} ({error})")
             }
@@ -161,6 +166,9 @@ impl Unavailable {
                 tier.kernel(),
                 if *tier == Tier::Base { "" } else { ", or let the tier be chosen" },
             ),
+            Self::NoNapi(_) => "run Linux 6.9 or later, built with NET_RX_BUSY_POLL, or leave \
+                                --napi out"
+                .to_owned(),
             Self::Failed { .. } => "try a lower --uring-tier".to_owned(),
         }
     }
@@ -314,6 +322,8 @@ mod tests {
             assert!(sentence.contains(remedy), "{sentence}");
             assert!(!sentence.contains('\n'), "{sentence}");
         }
+        let sentence = Unavailable::NoNapi(io::ErrorKind::InvalidInput.into()).to_string();
+        assert!(sentence.contains("leave --napi out") && !sentence.contains('\n'), "{sentence}");
     }
 
     #[test]

@@ -129,13 +129,15 @@ impl Slot {
 pub(super) struct Sockets {
     slots: Vec<Slot>,
     vacant: Vec<u32>,
+    /// The first life of a slot that is made anew: none that was given up had as many.
+    first_generation: u32,
 }
 
 impl Sockets {
     pub(super) fn insert(&mut self, fd: OwnedFd) -> SocketId {
         let slot = self.vacant.pop().unwrap_or_else(|| {
             let slot = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
-            self.slots.push(Slot::vacant(0));
+            self.slots.push(Slot::vacant(self.first_generation));
             slot
         });
         let entry = &mut self.slots[slot as usize];
@@ -150,6 +152,17 @@ impl Sockets {
         assert_eq!(entry.ops, 0, "the kernel still works for this slot");
         *entry = Slot::vacant(entry.generation.wrapping_add(1));
         self.vacant.push(slot);
+    }
+
+    /// Gives up the vacant slots behind the last one in use.
+    pub(super) fn shrink(&mut self) {
+        let used = self.slots.iter().rposition(|slot| slot.phase != Phase::Vacant);
+        let kept = used.map_or(0, |last| last + 1);
+        let given_up = self.slots.drain(kept..).map(|slot| slot.generation);
+        self.first_generation = given_up.fold(self.first_generation, u32::max);
+        self.slots.shrink_to_fit();
+        self.vacant.retain(|slot| (*slot as usize) < kept);
+        self.vacant.shrink_to_fit();
     }
 
     /// The slot, if it is still in that life.

@@ -43,6 +43,45 @@ fn own(bytes: &[u8]) -> Batch {
     Batch::from(vec![Piece::Own(bytes.to_vec())])
 }
 
+#[test]
+fn a_ring_that_polls_network_cards_says_so_and_receives_as_ever() {
+    on_every_tier(|options| {
+        let mut reactor = match Reactor::new(&Options { napi_us: 50, ..options }) {
+            Ok(reactor) => reactor,
+            Err(Unavailable::NoNapi(_)) => return,
+            Err(other) => panic!("{other}"),
+        };
+        let (ours, mut theirs) = connection();
+        let socket = reactor.adopt(ours, ZeroCopy::Never);
+        reactor.read(socket);
+        theirs.write_all(b"hello").unwrap();
+        let Some(Event::Received { chunk, .. }) = events_of(&mut reactor).pop() else {
+            panic!("nothing was received");
+        };
+        assert_eq!(reactor.bytes(&chunk), b"hello");
+        reactor.recycle(chunk);
+        // Registering anew shows what was in force.
+        let mut napi = Napi::new();
+        reactor.ring.submitter().register_napi(&mut napi).unwrap();
+        assert_eq!(napi.busy_poll_timeout(), 50);
+    });
+}
+
+#[test]
+fn a_slot_that_was_given_up_never_gets_an_old_name_again() {
+    let mut sockets = Sockets::default();
+    let mut names = HashSet::new();
+    for count in [1, 5, 3, 8, 2] {
+        let ids: Vec<_> = (0..count).map(|_| sockets.insert(connection().0)).collect();
+        ids.iter().for_each(|id| assert!(names.insert(*id), "{id:?} for the second time"));
+        // All but the first, so that some slots stay and others go.
+        ids[1..].iter().for_each(|id| sockets.remove(id.slot));
+        sockets.shrink();
+        sockets.remove(ids[0].slot);
+        assert_eq!(sockets.occupied(), []);
+    }
+}
+
 /// Takes turns until one brings events.
 fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();

@@ -8,6 +8,7 @@
 
 pub(crate) mod http;
 pub(crate) mod peers;
+pub(crate) mod tokens;
 pub(crate) mod wire;
 
 use std::io::{BufRead, BufReader};

@@ -46,6 +46,16 @@ impl Wire {
         wire
     }
 
+    /// Connects, and says what `login` makes of the greeting's nonce.
+    pub(crate) fn open_with(broker: &Broker, login: impl FnOnce(&str) -> String) -> Self {
+        let mut wire = Self::ungreeted(broker);
+        let info = wire.line();
+        let (_, rest) = info.split_once("\"nonce\":\"").expect("something to sign");
+        let nonce = rest.split('"').next().unwrap_or_default();
+        wire.send(login(nonce).as_bytes());
+        wire
+    }
+
     /// Connects, whether or not the server takes the connection.
     pub(crate) fn ungreeted(broker: &Broker) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("the kernel accepts");

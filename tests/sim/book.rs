@@ -7,9 +7,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Write;
 
+use shardcast::engine::Dropped;
 use shardcast::subject;
 
-use super::script::{BAD_FILTERS, FILTERS, QUEUES, SUBJECTS};
+use super::script::{BAD_FILTERS, FILTERS, OVERFLOW, QUEUES, SUBJECTS};
 
 /// A moment: everything that happens has a number of its own.
 pub(crate) type Step = u64;
@@ -106,6 +107,8 @@ pub(crate) struct Session {
     pub(crate) closed: Option<Closed>,
     /// The client has seen the end.
     pub(crate) over: bool,
+    /// What it has missed, where that is known.
+    pub(crate) dropped: Option<Dropped>,
 }
 
 impl Session {
@@ -199,18 +202,24 @@ pub(crate) struct Book {
     /// Messages that have arrived, over all subscriptions.
     pub(crate) deliveries: u64,
     matches: Vec<Vec<bool>>,
+    /// Which subjects may be dropped for a client that is behind.
+    droppable: Vec<bool>,
 }
 
 const HEADER: &[u8] = b"NATS/1.0\r\nMade-By: simulator\r\n\r\n";
 
 impl Book {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(overflow: bool) -> Self {
         let row = |filter: &&str| {
             let matches = |subject: &&str| subject::matches(filter.as_bytes(), subject.as_bytes());
             SUBJECTS.iter().map(matches).collect()
         };
         let mut matches: Vec<Vec<bool>> = FILTERS.iter().map(row).collect();
         matches.push(vec![false; SUBJECTS.len()]);
+        let droppable = SUBJECTS.iter().map(|subject| {
+            let mut rules = OVERFLOW.iter();
+            overflow && rules.any(|r| subject::matches(r.0.as_bytes(), subject.as_bytes()))
+        });
         Self {
             step: 0,
             sessions: Vec::new(),
@@ -220,12 +229,23 @@ impl Book {
             rests: Vec::new(),
             deliveries: 0,
             matches,
+            droppable: droppable.collect(),
         }
     }
 
     /// Whether a filter, by number, matches a subject, by number.
     pub(crate) fn matches(&self, filter: usize, subject: usize) -> bool {
         self.matches[filter][subject]
+    }
+
+    /// Whether a subject, by number, has an overflow policy.
+    pub(crate) fn is_droppable(&self, subject: usize) -> bool {
+        self.droppable[subject]
+    }
+
+    /// Whether a filter, by number, matches a subject with an overflow policy.
+    pub(crate) fn misses(&self, filter: usize) -> bool {
+        self.matches[filter].iter().zip(&self.droppable).any(|(matches, drops)| *matches && *drops)
     }
 
     pub(crate) fn filter_text(sub: &Subscription) -> String {

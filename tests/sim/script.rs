@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use shardcast::config::OverflowKind;
+
 /// What is published to. `*` and `>` are ordinary here, and an empty token reaches nobody.
 pub(crate) const SUBJECTS: [&str; 12] =
     ["a", "b", "a.b", "a.c", "b.c", "a.b.c", "c.b.a", "x.y", "a.*", "b.>", "a..b", ".a"];
@@ -11,6 +13,12 @@ pub(crate) const FILTERS: [&str; 14] = [
 ];
 /// What cannot be subscribed to.
 pub(crate) const BAD_FILTERS: [&str; 4] = ["a..b", "a.>.b", ".", "a."];
+/// Subjects of which a client that is behind misses messages, in a run with overflow policies.
+pub(crate) const OVERFLOW: [(&str, OverflowKind, usize); 3] = [
+    ("x.y", OverflowKind::Conflate, 1_500),
+    ("b.>", OverflowKind::DropNewest, 1_000),
+    ("a.b", OverflowKind::DropOldest, 2_000),
+];
 /// Queue groups; their names know upper and lower case.
 pub(crate) const QUEUES: [&str; 3] = ["q", "Q", "workers"];
 
@@ -80,6 +88,8 @@ pub(crate) enum Op {
 pub(crate) struct Flavour {
     /// Large payloads: lanes and outboxes fill up.
     pub(crate) heavy: bool,
+    /// Some subjects have overflow policies.
+    pub(crate) overflow: bool,
     /// How bytes are cut: 0 single ones, 1 anything, 2 rarely.
     pub(crate) cuts: u8,
     pub(crate) pending_bytes_max: usize,
@@ -148,6 +158,7 @@ fn flavour(first: u8, second: u8) -> Flavour {
     let heavy = first % 16 == 15;
     Flavour {
         heavy,
+        overflow: matches!(first % 16, 11..15),
         cuts: if heavy { 2 } else { first / 16 % 3 },
         pending_bytes_max: match second % 8 {
             0..4 => 64 * 1024 * 1024,

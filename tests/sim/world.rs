@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use shardcast::config::Options;
-use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats};
+use shardcast::config::{Options, OverflowRule};
+use shardcast::engine::{
+    Action, ConnId, ConnSnapshot, Dropped, Engine, Identity, Peer, Record, Settings, ShardId, Stats,
+};
 use shardcast::segment::Piece;
 
 use super::book::{Book, Closed, Config, Step};
-use super::script::{FILTERS, Flavour, Op, Plan, QUEUES};
+use super::script::{FILTERS, Flavour, OVERFLOW, Op, Plan, QUEUES};
 
 /// Records that a lane holds.
 const LANE_RECORDS_MAX: usize = 2;
@@ -29,6 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) resumes: u64,
     pub(crate) cuts: u64,
     pub(crate) statuses: usize,
+    /// Messages that overflow policies have dropped.
+    pub(crate) dropped: u64,
 }
 
 impl std::ops::AddAssign for Outcome {
@@ -38,6 +42,7 @@ impl std::ops::AddAssign for Outcome {
         self.resumes += other.resumes;
         self.cuts += other.cuts;
         self.statuses += other.statuses;
+        self.dropped += other.dropped;
     }
 }
 
@@ -136,7 +141,7 @@ impl World {
             lanes: (0..count).map(|_| (0..count).map(|_| VecDeque::new()).collect()).collect(),
             sockets: Vec::new(),
             clients: (0..clients).map(|_| client()).collect(),
-            book: Book::new(),
+            book: Book::new(plan.flavour.overflow),
             outcome: Outcome::default(),
             trace,
         }
@@ -156,6 +161,7 @@ impl World {
             socket.stalled = false;
         }
         self.settle();
+        self.count_deliveries();
         tell!(self, "judging");
         self.book.judge();
         self.close_all();
@@ -164,6 +170,31 @@ impl World {
         self.outcome.deliveries = self.book.deliveries;
         self.outcome.statuses = self.book.sessions.iter().map(|s| s.unanswered.len()).sum();
         self.outcome
+    }
+
+    /// Compares what the engines say of the connections that are open with what came there; for
+    /// everything is at rest.
+    fn count_deliveries(&mut self) {
+        for shard in &self.shards {
+            let page = shard.engine.conns_page(0);
+            assert_eq!(page.next, None, "few connections are one page");
+            for ConnSnapshot { cid, pending_bytes, traffic, dropped, .. } in page.entries {
+                let s = usize::try_from(cid).unwrap_or(0) - 1;
+                let session = &mut self.book.sessions[s];
+                if session.reset || pending_bytes > 0 {
+                    continue;
+                }
+                let came = session.got.len() as u64;
+                let Dropped { newest, oldest, conflated } = dropped;
+                assert_eq!(
+                    traffic.out_msgs,
+                    came + oldest + conflated,
+                    "session {s} has got {came} messages, and {dropped:?}"
+                );
+                session.dropped = Some(dropped);
+                self.outcome.dropped += newest + oldest + conflated;
+            }
+        }
     }
 
     /// Lets everybody act in a random order until the clients have nothing more to do.
@@ -530,6 +561,10 @@ impl World {
         assert!(due.is_none_or(|due| due > self.now), "what was due at {due:?} still is");
         engine.end_turn();
         self.carry_out(shard, began);
+        // Memory may be given back after any turn, and nobody but the allocator notices.
+        if self.now.is_multiple_of(3) {
+            self.shards[shard].engine.shrink();
+        }
         true
     }
 
@@ -811,5 +846,13 @@ fn settings(flavour: &Flavour, memory_bytes_max: usize) -> Settings {
     options.limits.payload_bytes_max = options.limits.payload_bytes_max.max(500_000);
     options.write_deadline_ms = flavour.write_deadline_ms;
     options.ping_interval_ms = flavour.ping_interval_ms;
+    if flavour.overflow {
+        let rules = OVERFLOW.iter().map(|(filter, kind, pending_bytes_max)| OverflowRule {
+            filter: (*filter).to_owned(),
+            kind: *kind,
+            pending_bytes_max: *pending_bytes_max,
+        });
+        options.overflow = rules.collect();
+    }
     Settings::new(&options, &Identity::default(), memory_bytes_max)
 }

@@ -13,7 +13,7 @@ use super::query::{Detail, Query, Refusal};
 use super::{State, text};
 use crate::certificate;
 use crate::config::accounts::GLOBAL;
-use crate::engine::{ClosedConn, ConnSnapshot, SubSnapshot};
+use crate::engine::{self, ClosedConn, ConnSnapshot, SubSnapshot};
 use crate::subject;
 
 /// Entries in an answer unless the request says otherwise.
@@ -54,6 +54,9 @@ struct Conn {
     out_bytes: u64,
     #[serde(skip_serializing_if = "is_zero")]
     stalls: u64,
+    /// Ours: what it has missed of subjects with an overflow policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dropped: Option<Dropped>,
     subscriptions: usize,
     #[serde(skip_serializing_if = "str::is_empty")]
     name: Box<str>,
@@ -77,6 +80,26 @@ struct Conn {
     subscriptions_list_detail: Vec<Sub>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name_tag: Option<Arc<str>>,
+}
+
+/// Messages that a client has not got because it was behind.
+#[derive(Serialize)]
+struct Dropped {
+    drop_newest: u64,
+    drop_oldest: u64,
+    conflate: u64,
+}
+
+impl Dropped {
+    /// Nothing if it has got everything.
+    fn new(dropped: engine::Dropped) -> Option<Self> {
+        let engine::Dropped { newest, oldest, conflated } = dropped;
+        (dropped != engine::Dropped::default()).then_some(Self {
+            drop_newest: newest,
+            drop_oldest: oldest,
+            conflate: conflated,
+        })
+    }
 }
 
 /// A certificate that a client has shown.
@@ -366,6 +389,7 @@ impl Conn {
             in_bytes: conn.traffic.in_bytes,
             out_bytes: conn.traffic.out_bytes,
             stalls: conn.stalls,
+            dropped: Dropped::new(conn.dropped),
             subscriptions: conn.subscriptions,
             name: conn.name,
             lang: conn.lang,

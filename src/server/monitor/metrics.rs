@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::State;
 use super::varz::Varz;
-use crate::engine::LaneFigures;
+use crate::engine::{Dropped, LaneFigures};
 use crate::histogram::Histogram;
 use crate::shard::Figures;
 
@@ -27,7 +27,7 @@ const NS_PER_S: f64 = 1e9;
 /// A figure: its name, what it is, and where it comes from.
 type Row<F, T> = (&'static str, &'static str, fn(&F) -> T);
 
-const COUNTERS: [Row<Figures, u64>; 14] = [
+const COUNTERS: [Row<Figures, u64>; 15] = [
     ("turns_total", "Rounds of the shard's loop.", |shard| shard.reactor.turns),
     ("system_calls_total", "Calls of io_uring_enter.", |shard| shard.reactor.enters),
     ("completions_total", "Completions reported by the kernel.", |shard| shard.reactor.completions),
@@ -39,6 +39,9 @@ const COUNTERS: [Row<Figures, u64>; 14] = [
     ),
     ("connections_accepted_total", "Connections accepted, for all shards.", |shard| {
         shard.report.accepted
+    }),
+    ("connections_throttled_total", "Connections turned away for their rate.", |shard| {
+        shard.report.throttled
     }),
     ("messages_received_total", "Messages received from clients.", |shard| {
         shard.report.stats.in_msgs
@@ -216,6 +219,17 @@ impl Exposition {
             for account in &shard.accounts {
                 let labels = [("shard", &*number(shard)), ("account", &*account.name)];
                 self.sample(name, &labels, account.slow_consumers);
+            }
+        }
+        let name = "shardcast_overflow_dropped_messages_total";
+        let help = "Messages that clients have not got because they were behind.";
+        self.family(name, "counter", help);
+        for shard in figures {
+            let Dropped { newest, oldest, conflated } = shard.report.stats.dropped;
+            for (way, count) in
+                [("drop_newest", newest), ("drop_oldest", oldest), ("conflate", conflated)]
+            {
+                self.sample(name, &[("shard", &number(shard)), ("dropped_by", way)], count);
             }
         }
         DISTRIBUTIONS.iter().for_each(|distribution| self.distribution(distribution, figures));

@@ -228,6 +228,45 @@ impl Drop for Large {
     }
 }
 
+/// The same pages without HTTP.
+pub(super) struct Documents {
+    state: State,
+    changes: Sender<Change>,
+}
+
+impl Documents {
+    pub(super) fn new(
+        identity: &Arc<Identity>,
+        options: &Arc<Options>,
+        reporter: Reporter,
+    ) -> Self {
+        let (changes, changed) = unbounded();
+        let (identity, options) = (Arc::clone(identity), Arc::clone(options));
+        Self { state: State::new(identity, options, reporter, changed), changes }
+    }
+
+    /// Tells what has changed.
+    pub(super) fn note(&self, change: Change) {
+        let _ = self.changes.send(change);
+    }
+
+    /// Status and body of the page below the root that is asked for with this query.
+    pub(super) fn page(&mut self, path: &str, query: &str) -> (u16, Bytes) {
+        let (parts, body) = self.state.page(path, &Query::new(Some(query))).into_parts();
+        (parts.status.as_u16(), body)
+    }
+}
+
+/// A time as documents show it.
+pub(super) fn time(at: DateTime<Utc>) -> String {
+    text::time(at)
+}
+
+/// The same of one that is so many nanoseconds after `start`.
+pub(super) fn time_after(start: DateTime<Utc>, ns: u64) -> String {
+    text::time(text::after(start, ns))
+}
+
 impl State {
     fn new(
         identity: Arc<Identity>,
@@ -273,23 +312,27 @@ impl State {
     }
 
     fn answer(&mut self, request: &Request<Incoming>) -> Answer {
-        self.heed_changes();
         let query = Query::new(request.uri().query());
         let path = request.uri().path().strip_prefix(&self.base_path);
-        let answer = match path.unwrap_or("elsewhere") {
+        self.page(path.unwrap_or("elsewhere"), &query)
+    }
+
+    fn page(&mut self, path: &str, query: &Query) -> Answer {
+        self.heed_changes();
+        let answer = match path {
             "/" => Ok(self.index()),
             "/varz" => Ok(self.varz()),
-            "/connz" => self.connz(&query),
-            "/routez" => self.json("/routez", |state| Routez::new(state, &query)),
-            "/subsz" | "/subscriptionsz" => self.json("/subsz", |state| Subsz::new(state, &query)),
-            "/accountz" => self.json("/accountz", |state| Accountz::new(state, &query)),
-            "/accstatz" => self.json("/accstatz", |state| Accstatz::new(state, &query)),
-            "/leafz" => self.json("/leafz", |state| Leafz::new(state, &query)),
-            "/gatewayz" => self.json("/gatewayz", |state| Gatewayz::new(state, &query)),
-            "/jsz" => self.json("/jsz", |state| Jsz::new(state, &query)),
-            "/ipqueuesz" => self.json("/ipqueuesz", |_| ipqueuesz(&query)),
+            "/connz" => self.connz(query),
+            "/routez" => self.json("/routez", |state| Routez::new(state, query)),
+            "/subsz" | "/subscriptionsz" => self.json("/subsz", |state| Subsz::new(state, query)),
+            "/accountz" => self.json("/accountz", |state| Accountz::new(state, query)),
+            "/accstatz" => self.json("/accstatz", |state| Accstatz::new(state, query)),
+            "/leafz" => self.json("/leafz", |state| Leafz::new(state, query)),
+            "/gatewayz" => self.json("/gatewayz", |state| Gatewayz::new(state, query)),
+            "/jsz" => self.json("/jsz", |state| Jsz::new(state, query)),
+            "/ipqueuesz" => self.json("/ipqueuesz", |_| ipqueuesz(query)),
             "/raftz" => Ok(plain(StatusCode::NOT_FOUND, "No Raft nodes registered".to_owned())),
-            "/healthz" => self.healthz(&query),
+            "/healthz" => self.healthz(query),
             "/metrics" => Ok(self.metrics()),
             "/shardz" => Ok(self.shardz()),
             "" => Ok(self.to_directory()),

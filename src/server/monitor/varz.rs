@@ -234,7 +234,6 @@ impl<'a> Varz<'a> {
 
 impl<'a> Identity<'a> {
     fn new(state: &'a State) -> Self {
-        let auth = &state.options.auth;
         Self {
             server_id: &state.identity.id,
             server_name: &state.identity.name,
@@ -244,7 +243,7 @@ impl<'a> Identity<'a> {
             go: "",
             host: &state.identity.host,
             port: state.identity.port,
-            auth_required: auth.is_required() && auth.no_auth_user.is_none(),
+            auth_required: state.options.requires_login(),
         }
     }
 }

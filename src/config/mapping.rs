@@ -1,0 +1,123 @@
+//! `mappings`: subjects that become others as they are published.
+
+#![forbid(unsafe_code)]
+
+use super::StartError;
+use super::field::Action::Set;
+use super::field::{Field, Key, bind_map};
+use super::file::Kind;
+use crate::subject::{Transform, is_valid_filter};
+
+/// What becomes of the subjects that a filter matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// The filter.
+    pub source: String,
+    /// What one of them becomes; with what weights leave of a hundred it stays what it is, or is
+    /// lost if the filter itself is one of the destinations.
+    pub destinations: Vec<Destination>,
+}
+
+/// One of several destinations of a mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// A subject, with `$1` and functions for what wildcards matched.
+    pub subject: String,
+    /// Of a hundred messages, how many come here on the average.
+    pub weight: u8,
+    /// Only on servers of this cluster, and there instead of the destinations without (none).
+    pub cluster: Option<String>,
+}
+
+const WEIGHTS_MAX: u32 = 100;
+
+/// Adds the mappings of a block to those there are; of two for one filter the later counts.
+pub(super) fn bind(mappings: &mut Vec<Mapping>, v: &mut Field<'_>) -> Result<(), StartError> {
+    for entry in v.map()?.entries() {
+        let source = &entry.key;
+        if !is_valid_filter(source.as_bytes()) || source.contains(char::is_whitespace) {
+            return Err(entry.position.error(format!("\"{source}\" is not a valid subject")));
+        }
+        let mut field = Field { key: source, value: &entry.value, warnings: &mut *v.warnings };
+        let destinations = destinations(&mut field)?;
+        for Destination { subject, .. } in &destinations {
+            Transform::new(source.as_bytes(), subject.as_bytes()).map_err(|error| {
+                field.error(format!("mapping for \"{source}\" to \"{subject}\": {error}"))
+            })?;
+        }
+        check_together(&destinations).map_err(|reason| field.error(reason))?;
+        mappings.retain(|mapping| mapping.source != *source);
+        mappings.push(Mapping { source: source.clone(), destinations });
+    }
+    Ok(())
+}
+
+fn destinations(v: &mut Field<'_>) -> Result<Vec<Destination>, StartError> {
+    match &v.value.kind {
+        Kind::Text(subject) => {
+            Ok(vec![Destination { subject: subject.clone(), weight: 100, cluster: None }])
+        }
+        Kind::Map(_) => Ok(vec![destination(v)?]),
+        Kind::List(values) => {
+            let each = |value| destination(&mut Field { key: v.key, value, warnings: v.warnings });
+            values.iter().map(each).collect()
+        }
+        _ => Err(v.error(format!(
+            "a mapping is a subject, or a list of destinations, as in \
+             {}: [{{destination: a, weight: 10%}}]",
+            v.key
+        ))),
+    }
+}
+
+#[derive(Default)]
+struct Given {
+    subject: Option<String>,
+    weight: Option<u8>,
+    cluster: Option<String>,
+}
+
+const DESTINATION: &[Key<Given>] = &[
+    Key(&["dest", "destination"], Set(|d, v| v.text().map(|to| d.subject = Some(to)))),
+    Key(&["weight"], Set(|d, v| weight(v).map(|weight| d.weight = Some(weight)))),
+    Key(&["cluster"], Set(|d, v| v.text().map(|name| d.cluster = Some(name)))),
+];
+
+fn destination(v: &mut Field<'_>) -> Result<Destination, StartError> {
+    let mut given = Given::default();
+    bind_map(&[DESTINATION], v.map()?, &mut given, v.warnings)?;
+    let subject = given.subject.ok_or_else(|| {
+        v.error("a mapping needs a destination, as in {destination: a, weight: 10%}")
+    })?;
+    let weight = given.weight.ok_or_else(|| {
+        v.error(format!("destination \"{subject}\" needs a weight, as in weight: 10%"))
+    })?;
+    Ok(Destination { subject, weight, cluster: given.cluster.filter(|name| !name.is_empty()) })
+}
+
+/// Per cent, with or without the sign.
+fn weight(v: &Field<'_>) -> Result<u8, StartError> {
+    let weight = match &v.value.kind {
+        Kind::Integer(weight) => u8::try_from(*weight).ok(),
+        Kind::Text(text) => text.strip_suffix('%').unwrap_or(text).parse().ok(),
+        _ => None,
+    };
+    let weight = weight.filter(|weight| u32::from(*weight) <= WEIGHTS_MAX);
+    weight.ok_or_else(|| v.error("weight is a whole number from 0 to 100, or such with a %"))
+}
+
+fn check_together(destinations: &[Destination]) -> Result<(), String> {
+    for (at, one) in destinations.iter().enumerate() {
+        let alike = || destinations.iter().filter(|other| other.cluster == one.cluster);
+        let sum: u32 = alike().map(|other| u32::from(other.weight)).sum();
+        if sum > WEIGHTS_MAX {
+            return Err(format!("the weights add up to {sum}; make them 100 at most"));
+        }
+        let twice =
+            |other: &&Destination| other.cluster == one.cluster && other.subject == one.subject;
+        if destinations[..at].iter().any(|other| twice(&other)) {
+            return Err(format!("destination \"{}\" is there twice; keep one", one.subject));
+        }
+    }
+    Ok(())
+}

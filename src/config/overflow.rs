@@ -1,0 +1,97 @@
+//! `overflow`: subjects of which slow clients miss messages, rather than being cut.
+
+#![forbid(unsafe_code)]
+
+use super::StartError;
+use super::field::Action::Set;
+use super::field::{Field, Key, bind_map};
+use super::file::Kind;
+use crate::subject::is_valid_filter;
+
+/// What a client that is behind gets of the subjects that a filter matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverflowRule {
+    /// The filter; of several that match, the first counts.
+    pub filter: String,
+    /// What is dropped.
+    pub kind: OverflowKind,
+    /// Bytes queued for a client, without those with the kernel, from which on it drops (1 MiB);
+    /// never more than half of `max_pending`.
+    pub pending_bytes_max: usize,
+}
+
+/// What is dropped when too much is pending for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverflowKind {
+    /// What comes.
+    DropNewest,
+    /// What has waited longest.
+    DropOldest,
+    /// What has a later message on the same subject behind it.
+    Conflate,
+}
+
+const PENDING_BYTES_MAX: usize = 1024 * 1024;
+/// So many that a policy's number fits its place.
+const RULES_MAX: usize = 1000;
+
+/// Adds the rules of a block to those there are.
+pub(super) fn bind(rules: &mut Vec<OverflowRule>, v: &mut Field<'_>) -> Result<(), StartError> {
+    for entry in v.map()?.entries() {
+        let filter = &entry.key;
+        if !is_valid_filter(filter.as_bytes()) || filter.contains(char::is_whitespace) {
+            return Err(entry.position.error(format!("\"{filter}\" is not a valid subject")));
+        }
+        let mut field = Field { key: filter, value: &entry.value, warnings: &mut *v.warnings };
+        let rule = rule(filter, &mut field)?;
+        rules.retain(|rule| rule.filter != *filter);
+        rules.push(rule);
+    }
+    if rules.len() > RULES_MAX {
+        return Err(v.error(format!("overflow has at most {RULES_MAX} subjects; use wildcards")));
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Given {
+    kind: Option<OverflowKind>,
+    pending_bytes_max: Option<usize>,
+}
+
+const RULE: &[Key<Given>] = &[
+    Key(&["policy"], Set(|g, v| kind(v).map(|kind| g.kind = Some(kind)))),
+    Key(
+        &["max_pending"],
+        Set(|g, v| match v.size(i32::MAX.unsigned_abs())? {
+            0 => Err(v.error("max_pending is at least 1; write none for 1MB")),
+            bytes => {
+                g.pending_bytes_max = Some(bytes);
+                Ok(())
+            }
+        }),
+    ),
+];
+
+fn rule(filter: &str, v: &mut Field<'_>) -> Result<OverflowRule, StartError> {
+    let mut given = Given::default();
+    if let Kind::Map(map) = &v.value.kind {
+        bind_map(&[RULE], map, &mut given, v.warnings)?;
+    } else {
+        given.kind = Some(kind(v)?);
+    }
+    let kind = given.kind.ok_or_else(|| v.error(format!("a policy is missing: {POLICIES}")))?;
+    let pending_bytes_max = given.pending_bytes_max.unwrap_or(PENDING_BYTES_MAX);
+    Ok(OverflowRule { filter: filter.to_owned(), kind, pending_bytes_max })
+}
+
+const POLICIES: &str = "it is drop_newest, drop_oldest or conflate";
+
+fn kind(v: &Field<'_>) -> Result<OverflowKind, StartError> {
+    match v.text()?.as_str() {
+        "drop_newest" => Ok(OverflowKind::DropNewest),
+        "drop_oldest" => Ok(OverflowKind::DropOldest),
+        "conflate" => Ok(OverflowKind::Conflate),
+        _ => Err(v.error(format!("no such overflow policy; {POLICIES}"))),
+    }
+}

@@ -1,0 +1,309 @@
+//! Users that come by tokens: whom a token stands for, and what has to hold for that.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::accounts::AccountId;
+use super::conn::{Peer, User};
+use super::permissions::Permissions;
+use super::proof::Proof;
+use super::timers::NEVER;
+use crate::config::{self, ConnectionType, Options, trust};
+use crate::jwt::{self, Claims, SigningKey};
+use crate::proto::Connect;
+
+/// What the subjects of a template may come to.
+const FILLED_MAX: usize = 1024;
+const NS_PER_S: i128 = 1_000_000_000;
+
+/// The accounts whose users come by tokens.
+#[derive(Debug)]
+pub(super) struct Trusted {
+    accounts: HashMap<String, (AccountId, Arc<Claims<jwt::Account>>)>,
+    /// The zero of the engine's time, in nanoseconds since 1970.
+    epoch_ns: i128,
+}
+
+/// What a token adds to its user.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) subscriptions_max: Option<usize>,
+    pub(super) payload_bytes_max: Option<usize>,
+    /// When the token ends, in nanoseconds since the start.
+    expires: u64,
+    /// When that of the account does.
+    account_expires: u64,
+}
+
+impl Pass {
+    /// When the user has to go.
+    pub(super) fn ends(&self) -> u64 {
+        self.expires.min(self.account_expires)
+    }
+
+    /// What it is told then.
+    pub(super) fn farewell(&self) -> &'static str {
+        if self.expires <= self.account_expires {
+            "User Authentication Expired"
+        } else {
+            "Account Authentication Expired"
+        }
+    }
+}
+
+/// Why a token is not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It was good before its account has revoked it.
+    Revoked,
+    /// It never was, here; the text is for the log.
+    Because(&'static str),
+}
+
+impl Trusted {
+    pub(super) fn new(options: &Options, epoch_ms: u64) -> Option<Self> {
+        let trust = options.trust.as_ref()?;
+        let accounts = trust.accounts.iter().filter_map(|(key, claims)| {
+            let id = AccountId::new(options.accounts.number(key)?);
+            Some((key.clone(), (id, Arc::clone(claims))))
+        });
+        Some(Self { accounts: accounts.collect(), epoch_ns: i128::from(epoch_ms) * 1_000_000 })
+    }
+
+    /// Who the client is if the proof holds.
+    pub(super) fn identify(
+        &self,
+        peer: &Peer,
+        connect: &Connect,
+        nonce: String,
+        now: u64,
+    ) -> Result<(User, Proof), Refusal> {
+        let because = Refusal::Because;
+        let token = jwt::decode::<jwt::User>(&connect.jwt)
+            .map_err(|_| because("no token of a user was shown"))?;
+        let claims = &token.claims;
+        let said = &claims.body;
+        let name = match said.issuer_account.as_str() {
+            "" => &claims.issuer,
+            account => account,
+        };
+        let (account_id, account) =
+            self.accounts.get(name).ok_or(because("the account is not known"))?;
+        let body = &account.body;
+        let wall = i64::try_from((self.epoch_ns + i128::from(now)) / NS_PER_S).unwrap_or(i64::MAX);
+        if !account.is_in_time(wall) {
+            return Err(because("the account's token has expired"));
+        }
+        let signer = body.signing_keys.iter().find(|key| key.key() == claims.issuer);
+        let limits = match signer {
+            _ if claims.issuer == account.subject => said,
+            Some(SigningKey::Plain(_)) => said,
+            Some(SigningKey::Scoped { template, .. }) if said.is_empty() => template,
+            Some(SigningKey::Scoped { .. }) => {
+                return Err(because("a scoped key has signed a token with permissions of its own"));
+            }
+            None => return Err(because("the account has not signed the token")),
+        };
+        if !claims.is_in_time(wall) {
+            return Err(because("the token is not valid now"));
+        }
+        if body.has_revoked(&claims.subject, claims.issued_at) {
+            return Err(Refusal::Revoked);
+        }
+        if limits.bearer_token && body.limits.disallow_bearer {
+            return Err(because("the account takes no bearer tokens"));
+        }
+        if !may_come_by(&limits.allowed_connection_types, ConnectionType::Standard) {
+            return Err(because("the token is not for connections of this type"));
+        }
+        if !comes_from(&limits.src, &peer.ip) {
+            return Err(because("the token is not for this address"));
+        }
+        if !limits.times.is_empty() {
+            return Err(because("tokens with hours of the day are not supported"));
+        }
+        let filled = match signer {
+            Some(SigningKey::Scoped { .. }) => fill_all(&limits.permissions, claims, account),
+            _ => Some(limits.permissions.clone()),
+        };
+        let permissions = filled.map(|own| match own == jwt::Permissions::default() {
+            true => body.default_permissions.clone(),
+            false => own,
+        });
+        let permissions = permissions
+            .and_then(|permissions| trust::permissions(&permissions))
+            .ok_or(because("the permissions of the token are not valid"))?;
+        let limit = |value: i64| usize::try_from(value).ok();
+        let pass = Pass {
+            subscriptions_max: limit(limits.subs),
+            payload_bytes_max: limit(limits.payload),
+            expires: self.engine_time(claims.expires),
+            account_expires: self.engine_time(account.expires),
+        };
+        let own = (!limits.bearer_token).then(|| Proof::Signature {
+            key: claims.subject.clone(),
+            nonce,
+            signature: connect.sig.clone(),
+        });
+        let user = User {
+            name: Some(claims.subject.as_str().into()),
+            account: *account_id,
+            account_name: name.into(),
+            permissions: (permissions != config::Permissions::default())
+                .then(|| Permissions::new(&permissions)),
+            pass: Some(pass),
+        };
+        Ok((user, Proof::Token { token: token.signature, own: own.map(Box::new) }))
+    }
+
+    fn engine_time(&self, unix_s: i64) -> u64 {
+        match unix_s {
+            0 => NEVER,
+            unix_s => {
+                let ns = i128::from(unix_s) * NS_PER_S - self.epoch_ns;
+                u64::try_from(ns.max(0)).unwrap_or(NEVER)
+            }
+        }
+    }
+}
+
+/// Whether one of `types` is this one; none are all.
+fn may_come_by(types: &[String], this: ConnectionType) -> bool {
+    types.is_empty() || types.iter().any(|name| name.parse() == Ok(this))
+}
+
+/// Whether `ip` is in one of the networks; none are all.
+fn comes_from(networks: &[String], ip: &str) -> bool {
+    let Ok(ip) = ip.parse::<IpAddr>() else { return networks.is_empty() };
+    let contains = |network: &String| {
+        let (base, bits) = network.split_once('/')?;
+        let (base, bits): (IpAddr, u32) = (base.parse().ok()?, bits.parse().ok()?);
+        match (base, ip) {
+            (IpAddr::V4(base), IpAddr::V4(ip)) => {
+                let apart = (base.to_bits() ^ ip.to_bits()).leading_zeros();
+                Some(bits <= 32 && apart >= bits)
+            }
+            (IpAddr::V6(base), IpAddr::V6(ip)) => {
+                let apart = (base.to_bits() ^ ip.to_bits()).leading_zeros();
+                Some(bits <= 128 && apart >= bits)
+            }
+            _ => Some(false),
+        }
+    };
+    networks.is_empty() || networks.iter().any(|network| contains(network).unwrap_or(false))
+}
+
+/// Puts what is known of the user into the permissions of a scoped key.
+fn fill_all(
+    template: &jwt::Permissions,
+    user: &Claims<jwt::User>,
+    account: &Claims<jwt::Account>,
+) -> Option<jwt::Permissions> {
+    let fill_list = |texts: &[String]| {
+        let mut filled = Vec::new();
+        for text in texts {
+            fill(text, user, account, &mut filled)?;
+        }
+        Some(filled)
+    };
+    let list = |list: &jwt::SubjectList| {
+        Some(jwt::SubjectList { allow: fill_list(&list.allow)?, deny: fill_list(&list.deny)? })
+    };
+    Some(jwt::Permissions {
+        publish: list(&template.publish)?,
+        subscribe: list(&template.subscribe)?,
+        responses: template.responses.clone(),
+    })
+}
+
+/// Adds what `text` comes to: as many subjects as a tag in it has values. `None` if something in
+/// it is not known, for then it says nothing of what is meant.
+fn fill(
+    text: &str,
+    user: &Claims<jwt::User>,
+    account: &Claims<jwt::Account>,
+    out: &mut Vec<String>,
+) -> Option<()> {
+    let Some((head, rest)) = text.split_once("{{") else {
+        out.push(text.to_owned());
+        return (out.len() <= FILLED_MAX).then_some(());
+    };
+    let (name, tail) = rest.split_once("}}")?;
+    let (function, argument) = name.trim().strip_suffix(')')?.split_once('(')?;
+    let tagged = |tags: &[String]| -> Vec<String> {
+        let prefix = format!("{}:", argument.trim().to_lowercase());
+        tags.iter().filter_map(|tag| tag.strip_prefix(&prefix)).map(str::to_owned).collect()
+    };
+    let values = match function {
+        "name" => vec![user.name.clone()],
+        "subject" => vec![user.subject.clone()],
+        "account-name" => vec![account.name.clone()],
+        "account-subject" => vec![account.subject.clone()],
+        "tag" => tagged(&user.body.tags),
+        "account-tag" => tagged(&account.body.tags),
+        _ => return None,
+    };
+    // A value that is itself a template, or a wildcard, would be another's doing.
+    let is_safe = |value: &String| {
+        !value.is_empty() && !value.contains(['{', '}', '*', '>', ' ', '\t', '\r', '\n'])
+    };
+    if values.is_empty() || !values.iter().all(is_safe) {
+        return None;
+    }
+    values.iter().try_for_each(|value| fill(&format!("{head}{value}{tail}"), user, account, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_in_a_network_by_its_first_bits() {
+        let networks = ["10.1.0.0/16".to_owned(), "2001:db8::/32".to_owned()];
+        for ip in ["10.1.2.3", "2001:db8::1"] {
+            assert!(comes_from(&networks, ip), "{ip}");
+        }
+        for ip in ["10.2.0.1", "2001:db9::1", "", "10.1"] {
+            assert!(!comes_from(&networks, ip), "{ip}");
+        }
+        assert!(comes_from(&["0.0.0.0/0".to_owned()], "1.2.3.4"));
+        assert!(!comes_from(&["10.0.0.0/33".to_owned(), "x".to_owned()], "10.0.0.0"));
+        assert!(comes_from(&[], "anything"));
+    }
+
+    fn claims<T: Default>(name: &str, body: T) -> Claims<T> {
+        Claims {
+            issuer: "I".into(),
+            subject: "S".into(),
+            issued_at: 0,
+            expires: 0,
+            not_before: 0,
+            name: name.into(),
+            body,
+        }
+    }
+
+    #[test]
+    fn a_template_is_filled_with_what_is_known_and_is_worthless_otherwise() {
+        let tags = vec!["team:red".to_owned(), "team:blue".to_owned(), "evil:*".to_owned()];
+        let user = claims("ann", jwt::User { tags, ..jwt::User::default() });
+        let account = claims("acme", jwt::Account::default());
+        let filled = |text: &str| {
+            let mut out = Vec::new();
+            fill(text, &user, &account, &mut out).map(|()| out)
+        };
+        let some = |texts: &[&str]| Some(texts.iter().map(ToString::to_string).collect());
+        assert_eq!(filled("a.*"), some(&["a.*"]));
+        assert_eq!(filled("u.{{name()}}.{{subject()}}.>"), some(&["u.ann.S.>"]));
+        assert_eq!(filled("{{ account-name() }}"), some(&["acme"]));
+        assert_eq!(filled("t.{{tag(team)}}"), some(&["t.red", "t.blue"]));
+        for text in ["{{tag(none)}}", "{{tag(evil)}}", "{{other()}}", "{{name()", "{{name}}"] {
+            assert_eq!(filled(text), None, "{text}");
+        }
+        let many = "{{tag(team)}}".repeat(20);
+        assert_eq!(filled(&many), None, "bounded");
+    }
+}

@@ -1,0 +1,145 @@
+//! What has arrived and waits to be handled, in an order in which nobody can be kept waiting.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+
+/// Pieces of input, of each connection in the order in which they came.
+///
+/// Connections take turns: in a round each has one piece handled, so that whoever has filled all
+/// receive chunks there are is not heard before somebody who has sent a line.
+#[derive(Debug)]
+pub(super) struct Inbox<T> {
+    /// What the round has not come to, each with the slot of its connection.
+    pieces: VecDeque<(u32, T)>,
+    /// What waits for the next round, because its connection has had its turn in this one.
+    next: VecDeque<(u32, T)>,
+    round: u64,
+    /// By slot, the round in which the connection there was last heard.
+    heard: Vec<u64>,
+}
+
+impl<T> Inbox<T> {
+    pub(super) fn new() -> Self {
+        Self { pieces: VecDeque::new(), next: VecDeque::new(), round: 1, heard: Vec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.next.is_empty()
+    }
+
+    /// Forgets who was heard, and gives memory back. At worst somebody is heard twice in a round.
+    pub(super) fn shrink(&mut self) {
+        self.heard = Vec::new();
+    }
+
+    /// Adds what the connection in `slot` has sent.
+    pub(super) fn push(&mut self, slot: u32, piece: T) {
+        self.pieces.push_back((slot, piece));
+    }
+
+    /// Takes out what is to be handled now.
+    pub(super) fn pop(&mut self) -> Option<T> {
+        loop {
+            let Some((slot, piece)) = self.pieces.pop_front() else {
+                if self.next.is_empty() {
+                    return None;
+                }
+                std::mem::swap(&mut self.pieces, &mut self.next);
+                self.round += 1;
+                continue;
+            };
+            let at = slot as usize;
+            if at >= self.heard.len() {
+                self.heard.resize(at + 1, 0);
+            }
+            if self.heard[at] == self.round {
+                self.next.push_back((slot, piece));
+                continue;
+            }
+            self.heard[at] = self.round;
+            return Some(piece);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::rc::Rc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::{ConnId, Engine, Peer, Settings, ShardId};
+
+    /// As many and as long as a shard's receive chunks.
+    const CHUNKS: usize = 16;
+    const CHUNK_BYTES: usize = 64 * 1024;
+
+    #[test]
+    fn a_ping_waits_for_one_chunk_of_a_flood_however_much_of_it_there_is() {
+        let settings = Settings::new(&Default::default(), &Default::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        let [flood, quiet] = [0, 1].map(|slot| ConnId { slot, generation: 0 });
+        for id in [flood, quiet] {
+            engine.open(id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+            engine.on_bytes(id, b"CONNECT {\"verbose\":false}\r\n");
+            engine.take_batch(id); // INFO stays with the kernel, and with it all that follows.
+        }
+        let publish = b"PUB a 0\r\n\r\n";
+        let chunk = publish.repeat(CHUNK_BYTES / publish.len());
+        let mut inbox = Inbox::new();
+        let mut handle = |inbox: &mut Inbox<(ConnId, Vec<u8>)>| {
+            let (id, bytes) = inbox.pop().expect("there is more");
+            engine.on_bytes(id, &bytes);
+            (id, engine.stats().in_msgs)
+        };
+        // All chunks but one are the flood's, and it has just been heard.
+        (0..CHUNKS).for_each(|_| inbox.push(flood.slot, (flood, chunk.clone())));
+        assert_eq!(handle(&mut inbox).0, flood);
+        inbox.push(quiet.slot, (quiet, b"PING\r\n".to_vec()));
+        let (who, handled) = handle(&mut inbox);
+        assert_eq!((who, handled), (quiet, (chunk.len() / publish.len()) as u64));
+        // It asks again at once: one more chunk is before it, and no more.
+        inbox.push(quiet.slot, (quiet, b"PING\r\n".to_vec()));
+        assert_eq!(handle(&mut inbox).0, flood);
+        let (who, handled) = handle(&mut inbox);
+        assert_eq!((who, handled), (quiet, 2 * (chunk.len() / publish.len()) as u64));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_waits_for_a_third_piece_of_another_and_each_keeps_its_order(
+            steps in prop::collection::vec(prop::option::of(0..5_u32), 1..200),
+        ) {
+            let mut inbox = Inbox::new();
+            let (mut pushed, mut popped) = (HashMap::new(), HashMap::<u32, u32>::new());
+            // For each piece that waits, whom it has waited for since it was its connection's next.
+            let mut waiting: HashMap<u32, HashMap<u32, u32>> = HashMap::new();
+            for step in steps.into_iter().chain(std::iter::repeat_n(None, 200)) {
+                if let Some(slot) = step {
+                    let number: &mut u32 = pushed.entry(slot).or_default();
+                    inbox.push(slot, (slot, *number));
+                    *number += 1;
+                    waiting.entry(slot).or_default();
+                    continue;
+                }
+                let Some((slot, number)) = inbox.pop() else { continue };
+                let before = popped.entry(slot).or_default();
+                prop_assert_eq!(number, *before, "in order");
+                *before += 1;
+                waiting.remove(&slot);
+                for waited_for in waiting.values_mut() {
+                    *waited_for.entry(slot).or_default() += 1;
+                    prop_assert!(waited_for[&slot] <= 2, "three of {}", slot);
+                }
+                if *before < pushed[&slot] {
+                    waiting.insert(slot, HashMap::new());
+                }
+            }
+            prop_assert!(inbox.is_empty());
+            prop_assert_eq!(popped, pushed);
+        }
+    }
+}

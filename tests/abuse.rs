@@ -1,0 +1,354 @@
+//! What strangers do to a server that is open to them, and what becomes of it: each test says the
+//! outcome in its name, and a witness who is served all the while shows that nobody else noticed.
+
+mod broker;
+
+use std::io::Read;
+use std::net::TcpStream;
+
+use broker::wire::Wire;
+use broker::{Broker, is_nats_server, shard_counts};
+use rcgen::CertifiedKey;
+use tempfile::TempDir;
+
+const LOGIN: &str = "authorization { user: ann, password: secret, timeout: 0.5 }\n";
+
+/// Somebody who is served, whatever happens to others.
+struct Witness(Wire);
+
+impl Witness {
+    fn of(broker: &Broker) -> Self {
+        let mut wire = Wire::open(broker);
+        wire.send(
+            b"CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"secret\"}\r\n\
+              SUB witness 1\r\n",
+        );
+        wire.sync();
+        Self(wire)
+    }
+
+    fn is_served(&mut self) {
+        self.0.send(b"PUB witness 2\r\nok\r\n");
+        self.0.expect(b"MSG witness 1 2\r\nok\r\n");
+    }
+}
+
+fn with_login(test: impl Fn(&mut Broker, &mut Witness)) {
+    for &shards in shard_counts() {
+        println!("with {shards} shards");
+        let mut broker = Broker::with_config(shards, LOGIN);
+        let mut witness = Witness::of(&broker);
+        test(&mut broker, &mut witness);
+        witness.is_served();
+    }
+}
+
+#[test]
+fn who_dribbles_a_connect_byte_by_byte_is_cut_at_the_timeout() {
+    with_login(|broker, witness| {
+        let mut loris: Vec<Wire> = (0..50).map(|_| Wire::open(broker)).collect();
+        let mut open = loris.len();
+        let said = b"CONNECT {\"user\":\"".iter().chain(std::iter::repeat(&b'x'));
+        for byte in said {
+            // The server closes, and what is sent then fails sooner or later.
+            loris.retain_mut(|wire| wire.try_send(&[*byte]));
+            witness.is_served();
+            open = open.min(loris.len());
+            if loris.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(open, 0);
+    });
+}
+
+#[test]
+fn who_connects_and_says_nothing_is_told_why_and_cut() {
+    with_login(|broker, witness| {
+        let mut silent: Vec<Wire> = (0..200).map(|_| Wire::open(broker)).collect();
+        witness.is_served();
+        for wire in &mut silent {
+            wire.expect(b"-ERR 'Authentication Timeout'\r\n");
+            wire.expect_end();
+        }
+    });
+}
+
+#[test]
+fn who_half_closes_and_waits_is_closed_too() {
+    with_login(|broker, witness| {
+        let files = broker.open_files();
+        for said in
+            [&b""[..], b"CONN", b"CONNECT {\"user\":\"ann\",\"pass\":\"secret\"}\r\nPUB a 9\r\n"]
+        {
+            let mut leaving = Wire::open(broker);
+            leaving.send(said);
+            leaving.half_close();
+            leaving.drain_to_end();
+        }
+        comes_true(witness, || broker.open_files() <= files);
+    });
+}
+
+#[test]
+fn a_connect_as_long_as_it_likes_takes_no_memory_and_is_closed_at_the_control_line() {
+    with_login(|broker, witness| {
+        let before = broker.resident_kib();
+        let long = [b"CONNECT {\"user\":\"".to_vec(), vec![b'x'; 4_000_000]].concat();
+        let mut rude: Vec<Wire> = (0..20).map(|_| Wire::open(broker)).collect();
+        for wire in &mut rude {
+            wire.try_send(&long);
+            witness.is_served();
+        }
+        for mut wire in rude {
+            wire.drain_to_end();
+        }
+        // Of 80 MB that were sent.
+        let grown = broker.resident_kib().saturating_sub(before);
+        assert!(is_nats_server() || grown < 20_000, "{grown} KiB more");
+    });
+}
+
+#[test]
+fn a_crowd_that_has_not_logged_in_holds_a_few_kibibytes_each() {
+    with_login(|broker, witness| {
+        let before = broker.resident_kib();
+        let most = [b"CONNECT {\"user\":\"".to_vec(), vec![b'x'; 4_000]].concat();
+        let mut crowd: Vec<Wire> = (0..500).map(|_| Wire::open(broker)).collect();
+        for wire in &mut crowd {
+            wire.try_send(&most);
+        }
+        witness.is_served();
+        let grown = broker.resident_kib().saturating_sub(before);
+        // Sockets' own memory is the kernel's.
+        assert!(is_nats_server() || grown < 500 * 24, "{grown} KiB more");
+        for wire in &mut crowd {
+            wire.drain_to_end();
+        }
+    });
+}
+
+#[test]
+fn json_nested_as_deep_as_a_line_allows_is_read_or_refused_and_nothing_else_happens() {
+    for &shards in shard_counts() {
+        let broker = Broker::with_config(shards, &format!("{LOGIN}max_control_line: 1MB\n"));
+        let mut witness = Witness::of(&broker);
+        let (open, close) = ("[".repeat(400_000), "]".repeat(400_000));
+        let objects = "{\"a\":".repeat(100_000);
+        for json in [
+            format!("{{\"x\":{open}{close}}}"),
+            format!("{{\"x\":{open}"),
+            format!("{{\"user\":{open}{close}}}"),
+            format!("{{\"x\":{objects}1"),
+            objects,
+            open,
+        ] {
+            let mut deep = Wire::open(&broker);
+            deep.try_send(format!("CONNECT {json}\r\nPING\r\n").as_bytes());
+            deep.drain_to_end();
+            witness.is_served();
+        }
+    }
+}
+
+#[test]
+fn bytes_that_are_no_tls_end_their_own_connection_only() {
+    let (config, _dir) = tls("timeout: 0.5");
+    for &shards in shard_counts() {
+        let mut broker = Broker::with_config(shards, &config);
+        let files = broker.open_files();
+        let garbage: [&[u8]; 7] = [
+            &[0x16; 70_000],
+            &[0; 70_000],
+            b"CONNECT {}\r\nPING\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+            // A record that promises a hello, and never keeps it.
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            // A hello of no length, an alert, a record of 65,535 bytes.
+            b"\x16\x03\x01\x00\x04\x01\x00\x00\x00",
+            b"\x15\x03\x03\x00\x02\x02\x28\x16\x03\x03\xff\xff",
+        ];
+        for bytes in garbage {
+            let mut noisy = Wire::open(&broker);
+            noisy.try_send(bytes);
+            noisy.drain_to_end();
+        }
+        // The log has one line for each that is no hello; the server is there for the next.
+        broker.wait_for_line("TLS handshake error");
+        let mut next = Wire::open(&broker);
+        next.half_close();
+        next.drain_to_end();
+        assert!((0..1_000_000).any(|_| {
+            std::thread::yield_now();
+            broker.open_files() <= files
+        }));
+    }
+}
+
+#[test]
+fn ten_thousand_connections_that_come_at_once_leave_the_others_served() {
+    with_login(|broker, witness| {
+        let files = broker.open_files();
+        for _ in 0..100 {
+            let batch: Vec<TcpStream> = (0..100).filter_map(|_| dial(broker)).collect();
+            witness.is_served();
+            drop(batch);
+        }
+        comes_true(witness, || broker.open_files() <= files);
+    });
+}
+
+#[test]
+fn over_the_rate_of_all_connections_are_told_so_and_closed() {
+    if is_nats_server() {
+        return; // It has no such rate.
+    }
+    for &shards in shard_counts() {
+        let config = format!("{LOGIN}rate_limits {{ connections: 5 }}\n");
+        let mut broker = Broker::with_config(shards, &config);
+        let mut witness = Witness::of(&broker);
+        // However slow the machine, more than two hundred cannot be let in within 20 s.
+        let turned_away =
+            (0..5000).find(|_| is_turned_away(&mut dial(&broker).expect("it listens")));
+        assert!(turned_away.is_some(), "nobody was");
+        let line = broker.wait_for_line("due to rate limiting");
+        assert!(line.contains("[WRN] Rejected "), "{line}");
+        witness.is_served();
+        // A reload can take the limit away; who was let in stays.
+        let line = broker.reload(LOGIN);
+        assert!(line.contains("Reloaded"), "{line}");
+        for _ in 0..100 {
+            assert!(!is_turned_away(&mut dial(&broker).expect("it listens")));
+        }
+        witness.is_served();
+    }
+}
+
+#[test]
+fn one_address_over_its_rate_keeps_no_other_out() {
+    if is_nats_server() {
+        return; // It has no such rate.
+    }
+    for &shards in shard_counts() {
+        let config = format!("{LOGIN}rate_limits {{ connections_per_ip: 2 }}\n");
+        let broker = Broker::with_config(shards, &config);
+        let mut witness = Witness::of(&broker);
+        assert!((0..5000).any(|_| is_turned_away(&mut dial(&broker).expect("it listens"))));
+        let mut other = dial_from([127, 0, 0, 2], &broker);
+        assert!(!is_turned_away(&mut other));
+        witness.is_served();
+    }
+}
+
+#[test]
+fn tls_has_a_rate_of_its_own_that_answers_as_nats_server_does() {
+    let (config, _dir) = tls("connection_rate_limit: 3");
+    for &shards in shard_counts() {
+        let broker = Broker::with_config(shards, &config);
+        assert!((0..5000).any(|_| is_turned_away(&mut dial(&broker).expect("it listens"))));
+    }
+}
+
+#[test]
+fn a_publisher_over_its_rate_loses_nothing_and_waits() {
+    if is_nats_server() {
+        return; // It has no such rate.
+    }
+    for &shards in shard_counts() {
+        let config = format!(
+            "{LOGIN}rate_limits {{ msgs_per_connection: 1000, bytes_per_connection: 1MB }}\n"
+        );
+        let mut broker = Broker::with_config(shards, &config);
+        let mut witness = Witness::of(&broker);
+        let mut fast = Wire::open(&broker);
+        fast.send(b"CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"secret\"}\r\n");
+        fast.send(&b"PUB load 0\r\n\r\n".repeat(2500));
+        witness.is_served();
+        fast.sync();
+        // The rest would take its time: without the rates there is nothing to wait for.
+        fast.send(&b"PUB load 0\r\n\r\n".repeat(60_000));
+        let line = broker.reload(LOGIN);
+        assert!(line.contains("Reloaded"), "{line}");
+        witness.is_served();
+    }
+}
+
+#[test]
+fn a_queue_of_slow_passwords_that_nobody_waits_for_is_passed_over() {
+    // A hash of cost 10 takes its tenth of a second; a hundred of them would take ten.
+    let config = "authorization { timeout: 0.5, users: [\n\
+        { user: bob, password: \"$2a$10$abcdefghijklmnopqrstuuAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\" }\n\
+        { user: ann, password: secret } ] }\n";
+    for &shards in shard_counts() {
+        let broker = Broker::with_config(shards, config);
+        let mut witness = Witness::of(&broker);
+        let mut crowd: Vec<Wire> = (0..100).map(|_| Wire::open(&broker)).collect();
+        for wire in &mut crowd {
+            wire.try_send(b"CONNECT {\"user\":\"bob\",\"pass\":\"guess\"}\r\n");
+            witness.is_served();
+        }
+        for wire in &mut crowd {
+            let end = wire.drain_to_end();
+            let end = String::from_utf8_lossy(&end).into_owned();
+            assert!(
+                end == "-ERR 'Authentication Timeout'\r\n"
+                    || end == "-ERR 'Authorization Violation'\r\n",
+                "{end}"
+            );
+        }
+    }
+}
+
+/// Whether the server says at once that it has no time for this connection.
+fn is_turned_away(stream: &mut TcpStream) -> bool {
+    let mut heard = Vec::new();
+    let mut bytes = [0; 4096];
+    while !heard.ends_with(b"\r\n") {
+        match stream.read(&mut bytes) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => heard.extend_from_slice(&bytes[..count]),
+        }
+    }
+    let text = String::from_utf8_lossy(&heard);
+    assert!(text.starts_with("INFO {"), "{text}");
+    let error = "-ERR 'Connection throttling is active. Please try again later.'\r\n";
+    let turned_away = text.ends_with(error);
+    if turned_away {
+        assert_eq!(stream.read(&mut bytes).unwrap_or(0), 0, "the end follows");
+    }
+    turned_away
+}
+
+fn dial(broker: &Broker) -> Option<TcpStream> {
+    TcpStream::connect(("127.0.0.1", broker.port())).ok()
+}
+
+/// A connection from another address of the loopback network.
+fn dial_from(source: [u8; 4], broker: &Broker) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    bind(&socket, &SocketAddrV4::new(source.into(), 0)).expect("an address of loopback");
+    let server = SocketAddrV4::new([127, 0, 0, 1].into(), broker.port());
+    connect(&socket, &server).expect("it listens");
+    socket.into()
+}
+
+/// Waits behind round trips of the witness until something has come true.
+fn comes_true(witness: &mut Witness, is_so: impl Fn() -> bool) {
+    assert!((0..100_000).any(|_| {
+        witness.is_served();
+        is_so()
+    }));
+}
+
+/// A configuration with TLS, and the directory of its files.
+fn tls(more: &str) -> (String, TempDir) {
+    let CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let (cert_file, key_file) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert_file, cert.pem()).expect("written");
+    std::fs::write(&key_file, signing_key.serialize_pem()).expect("written");
+    let (cert_file, key_file) = (cert_file.display(), key_file.display());
+    (format!("tls {{ cert_file: '{cert_file}', key_file: '{key_file}', {more} }}\n"), dir)
+}

@@ -1,0 +1,121 @@
+//! Makes operators, accounts and users as tokens, and what a client shows of them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    i64::try_from(since.as_secs()).expect("before the year 292 billion")
+}
+
+/// A token about `subject`, signed by `issuer`; `nats` is what is particular to its kind, and
+/// `more` is merged into the claims.
+pub(crate) fn token(
+    issuer: &KeyPair,
+    subject: &str,
+    kind: &str,
+    nats: Value,
+    more: Value,
+) -> String {
+    let mut claims = json!({
+        "iss": issuer.public_key(), "sub": subject, "iat": unix_now(), "jti": "X", "name": kind,
+        "nats": {"type": kind, "version": 2},
+    });
+    merge(&mut claims["nats"], nats);
+    merge(&mut claims, more);
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let header = part(r#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
+    let signed = format!("{header}.{}", part(&claims.to_string()));
+    let signature = issuer.sign(signed.as_bytes()).expect("a key with a seed");
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+fn merge(into: &mut Value, from: Value) {
+    let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) else { return };
+    into.extend(from);
+}
+
+/// An operator, its system account and the accounts that it has signed.
+pub(crate) struct World {
+    operator: KeyPair,
+    system: KeyPair,
+    /// Public keys and tokens.
+    accounts: Vec<(String, String)>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
+        let mut world = Self { operator, system, accounts: Vec::new() };
+        let system = KeyPair::from_seed(&world.system.seed().expect("a seed")).expect("its own");
+        world.account(&system, json!({}));
+        world
+    }
+
+    /// Signs an account, in place of an earlier token about it.
+    pub(crate) fn account(&mut self, key: &KeyPair, nats: Value) -> String {
+        let mut all = json!({"limits": {"subs": -1, "data": -1, "payload": -1, "imports": -1,
+            "exports": -1, "wildcards": true, "conn": -1, "leaf": -1}});
+        merge(&mut all, nats);
+        let text = token(&self.operator, &key.public_key(), "account", all, json!({}));
+        self.accounts.retain(|(other, _)| *other != key.public_key());
+        self.accounts.push((key.public_key(), text.clone()));
+        text
+    }
+
+    /// The token of the operator.
+    pub(crate) fn operator(&self) -> String {
+        let key = self.operator.public_key();
+        let nats = json!({"system_account": self.system.public_key()});
+        token(&self.operator, &key, "operator", nats, json!({}))
+    }
+
+    /// A configuration with everything in it.
+    pub(crate) fn config(&self) -> String {
+        let mut text = format!("operator: {}\nresolver: MEMORY\n", self.operator());
+        text += &format!("system_account: {}\n", self.system.public_key());
+        text += "resolver_preload {\n";
+        for (key, token) in &self.accounts {
+            text += &format!("  {key}: {token}\n");
+        }
+        text + "}\n"
+    }
+
+    /// A configuration whose accounts are in files of `directory`, which are written.
+    pub(crate) fn stored(&self, directory: &std::path::Path) -> String {
+        for (key, token) in &self.accounts {
+            std::fs::write(directory.join(format!("{key}.jwt")), token).expect("written");
+        }
+        format!(
+            "operator: {}\nsystem_account: {}\nresolver {{ type: full, dir: '{}' }}\n",
+            self.operator(),
+            self.system.public_key(),
+            directory.display()
+        )
+    }
+}
+
+/// What a user is given: its token and seed, as a file of credentials has them.
+pub(crate) fn credentials(issuer: &KeyPair, nats: Value, more: Value) -> String {
+    let user = KeyPair::new_user();
+    credentials_of(&user, issuer, nats, more)
+}
+
+pub(crate) fn credentials_of(user: &KeyPair, issuer: &KeyPair, nats: Value, more: Value) -> String {
+    let text = token(issuer, &user.public_key(), "user", nats, more);
+    let seed = user.seed().expect("a seed");
+    format!(
+        "-----BEGIN NATS USER JWT-----\n{text}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+}
+
+/// What a user without particular limits has.
+pub(crate) fn unlimited() -> Value {
+    json!({"subs": -1, "data": -1, "payload": -1})
+}

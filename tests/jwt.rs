@@ -1,0 +1,295 @@
+//! Decentralised trust with real clients: operators, accounts and users as tokens, made here and
+//! taken by us and by nats-server alike.
+
+mod broker;
+
+use async_nats::{Client, ConnectErrorKind, ConnectOptions};
+use broker::peers::{meet, next, within};
+use broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
+use broker::wire::Wire;
+use broker::{Broker, has_original, is_nats_server, shard_counts};
+use futures::StreamExt;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+/// Ours with each number of shards, and the original, which says whether our tokens are right.
+async fn on_each(config: &str, test: impl AsyncFn(&mut Broker)) {
+    for &shards in shard_counts() {
+        println!("with {shards} shards");
+        test(&mut Broker::with_config(shards, config)).await;
+    }
+    if has_original() && !is_nats_server() {
+        println!("nats-server");
+        test(&mut Broker::original(config)).await;
+    }
+}
+
+fn options(credentials: &str) -> ConnectOptions {
+    ConnectOptions::with_credentials(credentials).expect("credentials as clients read them")
+}
+
+async fn connect(broker: &Broker, credentials: &str) -> Client {
+    options(credentials).connect(broker.url()).await.expect("good credentials")
+}
+
+async fn is_refused(broker: &Broker, credentials: &str) {
+    let error = options(credentials).connect(broker.url()).await.expect_err("bad credentials");
+    assert_eq!(error.kind(), ConnectErrorKind::AuthorizationViolation, "{error}");
+}
+
+async fn sends_to_itself(client: &Client) {
+    let mut inbox = client.subscribe("self").await.expect("connected");
+    client.publish("self", "me".into()).await.expect("connected");
+    assert_eq!(next(&mut inbox).await.payload, "me");
+}
+
+#[tokio::test]
+async fn a_user_comes_in_by_a_token_that_its_account_has_signed_and_by_no_other() {
+    let mut world = World::new();
+    let (account, signing, stranger) =
+        (KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_account());
+    world.account(&account, json!({"signing_keys": [signing.public_key()]}));
+    let by_key = json!({"issuer_account": account.public_key(), "subs": -1, "payload": -1,
+        "data": -1});
+    on_each(&world.config(), async |broker| {
+        let direct = connect(broker, &credentials(&account, unlimited(), json!({}))).await;
+        sends_to_itself(&direct).await;
+        let signed = connect(broker, &credentials(&signing, by_key.clone(), json!({}))).await;
+        sends_to_itself(&signed).await;
+        meet(&direct, &signed).await;
+        // An account that nobody knows, and its key in the name of one that is known.
+        is_refused(broker, &credentials(&stranger, unlimited(), json!({}))).await;
+        is_refused(broker, &credentials(&stranger, by_key.clone(), json!({}))).await;
+        // A signing key that does not say for whom it signs.
+        is_refused(broker, &credentials(&signing, unlimited(), json!({}))).await;
+        // Tokens out of their time.
+        let (past, future) = (unix_now() - 10, unix_now() + 1000);
+        is_refused(broker, &credentials(&account, unlimited(), json!({"exp": past}))).await;
+        is_refused(broker, &credentials(&account, unlimited(), json!({"nbf": future}))).await;
+        // Somebody else's token, with a seed of one's own.
+        let mine = credentials(&account, unlimited(), json!({}));
+        let (token, _) = mine.split_once("-----BEGIN USER").expect("two parts");
+        let other = credentials(&account, unlimited(), json!({}));
+        let (_, seed) = other.split_once("-----BEGIN USER").expect("two parts");
+        is_refused(broker, &format!("{token}-----BEGIN USER{seed}")).await;
+        let plain = ConnectOptions::new().connect(broker.url()).await;
+        let error = plain.expect_err("without credentials");
+        assert_eq!(error.kind(), ConnectErrorKind::AuthorizationViolation);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bearer_needs_no_signature_unless_the_account_wants_one() {
+    let mut world = World::new();
+    let (lax, strict) = (KeyPair::new_account(), KeyPair::new_account());
+    world.account(&lax, json!({}));
+    let limits = json!({"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1,
+        "wildcards": true, "conn": -1, "leaf": -1, "disallow_bearer": true});
+    world.account(&strict, json!({"limits": limits}));
+    let bearer = |issuer: &KeyPair, is_bearer: bool| {
+        let user = KeyPair::new_user().public_key();
+        let nats = json!({"bearer_token": is_bearer, "subs": -1, "data": -1, "payload": -1});
+        token(issuer, &user, "user", nats, json!({}))
+    };
+    on_each(&world.config(), async |broker| {
+        let comes_in = |token: String| {
+            let mut wire = Wire::open(broker);
+            wire.send(format!("CONNECT {{\"verbose\":true,\"jwt\":\"{token}\"}}\r\n").as_bytes());
+            wire.line() == "+OK"
+        };
+        assert!(comes_in(bearer(&lax, true)));
+        assert!(!comes_in(bearer(&lax, false)));
+        assert!(!comes_in(bearer(&strict, true)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_user_may_do_what_its_token_says_or_the_scope_of_the_key_that_signed_it() {
+    let mut world = World::new();
+    let (account, scoped) = (KeyPair::new_account(), KeyPair::new_account());
+    let template = json!({"pub": {"allow": ["u.{{name()}}.>"], "deny": ["u.*.secret"]},
+        "sub": {"allow": ["u.{{name()}}.>", "t.{{tag(team)}}"]}, "subs": 2, "data": -1,
+        "payload": 10});
+    world.account(
+        &account,
+        json!({"signing_keys": [
+        {"kind": "user_scope", "key": scoped.public_key(), "role": "r", "template": template}]}),
+    );
+    let own = json!({"pub": {"allow": ["u.ann.>"], "deny": ["u.*.secret"]},
+        "sub": {"allow": ["u.ann.>", "t.red"]}, "subs": 2, "data": -1, "payload": 10});
+    let scope = json!({"issuer_account": account.public_key(), "tags": ["team:red"]});
+    let name = json!({"name": "ann"});
+    on_each(&world.config(), async |broker| {
+        for (issuer, nats) in [(&account, &own), (&scoped, &scope)] {
+            let (user, nats) = (KeyPair::new_user(), nats.clone());
+            let mut wire = Wire::open_with(broker, |nonce| {
+                let text = token(issuer, &user.public_key(), "user", nats.clone(), name.clone());
+                login(&user, &text, nonce)
+            });
+            wire.send(b"SUB u.ann.* 1\r\nSUB t.red 2\r\nSUB u.ann.x 3\r\n");
+            wire.expect(b"-ERR 'maximum subscriptions exceeded'\r\n");
+            wire.send(b"UNSUB 2\r\nSUB t.blue 2\r\n");
+            wire.expect(b"-ERR 'Permissions Violation for Subscription to \"t.blue\"'\r\n");
+            wire.send(b"PUB u.ann.a 2\r\nhi\r\nPUB u.ann.secret 2\r\nhi\r\n");
+            wire.expect(b"MSG u.ann.a 1 2\r\nhi\r\n");
+            wire.expect(b"-ERR 'Permissions Violation for Publish to \"u.ann.secret\"'\r\n");
+            wire.send(b"PUB u.bob.a 2\r\nhi\r\n");
+            wire.expect(b"-ERR 'Permissions Violation for Publish to \"u.bob.a\"'\r\n");
+            wire.send(b"PUB u.ann.a 11\r\n");
+            wire.expect(b"-ERR 'Maximum Payload Violation'\r\n");
+            wire.expect_end();
+        }
+        // A scoped key's tokens say nothing themselves.
+        let mut both = own.clone();
+        both["issuer_account"] = account.public_key().into();
+        is_refused(broker, &credentials(&scoped, both, name.clone())).await;
+    })
+    .await;
+}
+
+/// A CONNECT that shows a token, and signs the nonce.
+fn login(user: &KeyPair, token: &str, nonce: &str) -> String {
+    use base64::Engine as _;
+    let signature = user.sign(nonce.as_bytes()).expect("a key with a seed");
+    let sig = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature);
+    let connect = json!({"verbose": false, "pedantic": false, "jwt": token, "sig": sig});
+    format!("CONNECT {connect}\r\n")
+}
+
+#[tokio::test]
+async fn who_is_there_when_the_token_expires_is_told_so_and_closed() {
+    let mut world = World::new();
+    let account = KeyPair::new_account();
+    world.account(&account, json!({}));
+    on_each(&world.config(), async |broker| {
+        let user = KeyPair::new_user();
+        let mut wire = Wire::open_with(broker, |nonce| {
+            let soon = json!({"exp": unix_now() + 3});
+            login(&user, &token(&account, &user.public_key(), "user", unlimited(), soon), nonce)
+        });
+        wire.sync();
+        wire.expect(b"-ERR 'User Authentication Expired'\r\n");
+        wire.expect_end();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_revocation_sends_away_who_is_there_and_keeps_out_who_comes() {
+    for &shards in shard_counts() {
+        let mut world = World::new();
+        let account = KeyPair::new_account();
+        world.account(&account, json!({}));
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let config = world.stored(directory.path());
+        let mut broker = Broker::with_config(shards, &config);
+        let (ann, bob) = (KeyPair::new_user(), KeyPair::new_user());
+        let of =
+            |user: &KeyPair| token(&account, &user.public_key(), "user", unlimited(), json!({}));
+        let mut revoked = Wire::open_with(&broker, |nonce| login(&ann, &of(&ann), nonce));
+        let mut other = Wire::open_with(&broker, |nonce| login(&bob, &of(&bob), nonce));
+        revoked.sync();
+        other.sync();
+        if is_nats_server() {
+            return; // It is told by a message, not by a reload.
+        }
+        let revocations: Value = json!({ ann.public_key(): unix_now() + 1 });
+        world.account(&account, json!({"revocations": revocations}));
+        let line = broker.reload(&world.stored(directory.path()));
+        assert!(line.contains("Reloaded"), "{line}");
+        revoked.expect(b"-ERR 'User Authentication Revoked'\r\n");
+        revoked.expect_end();
+        other.sync();
+        is_refused(&broker, &credentials_of(&ann, &account, unlimited(), json!({}))).await;
+        other.sync();
+    }
+}
+
+#[tokio::test]
+async fn an_import_of_what_is_private_needs_a_good_activation() {
+    let mut world = World::new();
+    let (exporter, good, bad) =
+        (KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_account());
+    let export = json!([
+        {"name": "p", "subject": "private.>", "type": "stream", "token_req": true},
+        {"name": "o", "subject": "open.>", "type": "stream"},
+    ]);
+    world.account(&exporter, json!({"exports": export}));
+    let nats = json!({"subject": "private.>", "kind": "stream"});
+    let leave = token(&exporter, &good.public_key(), "activation", nats, json!({}));
+    for (importer, leave) in [(&good, leave.as_str()), (&bad, "")] {
+        let imports = json!([
+            {"name": "p", "subject": "private.>", "account": exporter.public_key(),
+             "type": "stream", "token": leave, "local_subject": "p.>"},
+            {"name": "o", "subject": "open.>", "account": exporter.public_key(), "type": "stream"},
+        ]);
+        world.account(importer, json!({"imports": imports}));
+    }
+    on_each(&world.config(), async |broker| {
+        let of = |account: &KeyPair| credentials(account, unlimited(), json!({}));
+        let publisher = connect(broker, &of(&exporter)).await;
+        let (let_in, kept_out) =
+            (connect(broker, &of(&good)).await, connect(broker, &of(&bad)).await);
+        for (client, expected) in [(&let_in, 2), (&kept_out, 1)] {
+            let mut all = client.subscribe(">").await.expect("connected");
+            // What travels by the open import comes last, and only once the subscription holds.
+            let mut got = 0;
+            while got == 0 {
+                publisher.publish("private.a", "x".into()).await.expect("connected");
+                publisher.publish("open.a", "x".into()).await.expect("connected");
+                publisher.flush().await.expect("connected");
+                let mut subjects = std::collections::BTreeSet::new();
+                let first = tokio::time::timeout(std::time::Duration::from_millis(300), all.next());
+                let Ok(Some(message)) = first.await else { continue };
+                subjects.insert(message.subject.to_string());
+                while !subjects.contains("open.a") || (expected == 2 && subjects.len() < 2) {
+                    subjects
+                        .insert(within(all.next()).await.expect("connected").subject.to_string());
+                }
+                got = subjects.len();
+            }
+            assert_eq!(got, expected);
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_chain_of_trust_with_a_weak_link_does_not_start() {
+    if is_nats_server() {
+        return; // It has messages of its own.
+    }
+    let mut world = World::new();
+    let account = KeyPair::new_account();
+    world.account(&account, json!({}));
+    let good = world.config();
+    let mut other = World::new();
+    other.account(&account, json!({}));
+    // The accounts of one operator, and the word of another.
+    let (_, rest) = good.split_once('\n').expect("lines");
+    let forged = format!("operator: {}\n{rest}", other.operator());
+    let refusals = [
+        (forged, "none of the operator's keys has signed it"),
+        (good.replace("resolver: MEMORY\n", ""), "an operator needs a resolver"),
+        (format!("{good}authorization {{ token: t }}\n"), "leave users and tokens out"),
+        (format!("{good}accounts {{ A {{}} }}\n"), "leave accounts out"),
+        ("operator: eyJ.a.b\nresolver: MEMORY\n".to_owned(), "operator: it is not"),
+        ("trusted_keys: ABC\n".to_owned(), "a trusted key is the public key"),
+        ("resolver: MEMORY\n".to_owned(), "a resolver needs an operator"),
+        (good.replace("MEMORY", "\"URL(http://localhost)\""), "no other is supported"),
+    ];
+    for (config, reason) in refusals {
+        let dir = tempfile::tempdir().expect("a scratch directory");
+        let path = dir.path().join("c.conf");
+        std::fs::write(&path, &config).expect("written");
+        let output = std::process::Command::new(broker::server_command())
+            .args(["-t", "-c"])
+            .arg(&path)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(reason), "{reason}: {said}");
+    }
+}
