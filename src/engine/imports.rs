@@ -449,6 +449,8 @@ impl Engine {
                 info.lang = given(&conn.connect.lang);
                 info.ver = given(&conn.connect.version);
                 info.server = Some(self.settings.server_name());
+                // JetStream places a stream in the cluster where it is asked for.
+                info.cluster = self.cluster.name.as_deref();
                 (info.kind, info.client_type) = (Some("Client"), Some("nats"));
             }
         }
@@ -506,6 +508,8 @@ struct RequestInfo<'a> {
     rtt: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
