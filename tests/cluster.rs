@@ -219,7 +219,7 @@ async fn a_member_that_was_killed_comes_back() {
         second.kill();
         let alone = || async { json(&seed, "/varz")["routes"] == 0 };
         until(alone).await;
-        assert_eq!(urls(&seed), 1);
+        until(|| async { urls(&seed) == 1 }).await;
         let asker = client(&seed).await;
         let gone = asker.request("check-nobody", "".into()).await.expect_err("nobody listens");
         assert_eq!(gone.kind(), RequestErrorKind::NoResponders);
