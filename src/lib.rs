@@ -16,6 +16,7 @@
 //! `ARCHITECTURE.md` has the whole picture.
 
 pub mod certificate;
+pub mod cluster;
 pub mod config;
 pub mod doctor;
 pub mod engine;

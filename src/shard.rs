@@ -22,11 +22,12 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config;
 use crate::engine::{
     AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Credentials,
-    Engine, Identity, InterestStats, LaneFigures, Page, Peer, Proof, ServerRequest, Settings,
-    ShardId, Stats, SubSnapshot, Transport,
+    Engine, Identity, InterestStats, LaneFigures, NewRoute, Page, Peer, Proof, RouteNotice,
+    RouteSnapshot, ServerRequest, Settings, ShardId, Stats, SubSnapshot, Transport,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
+use crate::proto::route::RouteInfo;
 use crate::rates::Gate;
 use crate::uring::{
     self, Bell, Closing, Event, ListenerId, Reactor, SocketId, Tier, Wait, ZeroCopy,
@@ -55,6 +56,17 @@ pub enum Control {
         /// False: tell it that there are too many, and close it.
         admitted: bool,
     },
+    /// Take this connection to another server.
+    AdoptRoute {
+        /// The connected socket.
+        socket: OwnedFd,
+        /// Who is at its other end.
+        peer: Peer,
+        /// What is known of it.
+        route: NewRoute,
+    },
+    /// Do this about routes.
+    Route(RouteOrder),
     /// The options have changed.
     Reload(Arc<config::Options>),
     /// There are too many connections: close those with numbers up to this.
@@ -114,12 +126,39 @@ pub enum Control {
         /// Where it goes.
         to: Sender<Page<SubSnapshot>>,
     },
+    /// Show the registered routes.
+    Routes {
+        /// Also what each peer wants.
+        wishes: bool,
+        /// Where they go.
+        to: Sender<Vec<RouteSnapshot>>,
+    },
     /// Show a page of the connections that have ended.
     Closed {
         /// How many ended before it begins.
         from: u64,
         /// Where it goes.
         to: Sender<Page<ClosedConn>>,
+    },
+}
+
+/// What a shard does about routes, its own or not.
+#[derive(Debug, Clone)]
+pub enum RouteOrder {
+    /// The peer of this route may stay.
+    Register(u64),
+    /// This route is not needed.
+    Close(u64),
+    /// Tell the peer of this route of another server.
+    Gossip(u64, Box<RouteInfo>),
+    /// Clients may also connect there.
+    Urls(Vec<String>),
+    /// The cluster is called that.
+    Name {
+        /// The name.
+        name: String,
+        /// It was made up.
+        is_dynamic: bool,
     },
 }
 
@@ -309,6 +348,8 @@ pub struct Parts {
     pub proofs: Sender<Check>,
     /// Where the server is spoken for in the system account; holds [`NEWS_MAX`].
     pub news: Sender<News>,
+    /// Where it is decided about routes.
+    pub routes: Sender<RouteNotice>,
 }
 
 /// One shard, on its own thread.
@@ -347,6 +388,7 @@ pub struct Shard {
     outcome: Sender<Outcome>,
     proofs: Sender<Check>,
     news: Sender<News>,
+    routes: Sender<RouteNotice>,
 }
 
 impl Shard {
@@ -357,10 +399,14 @@ impl Shard {
         let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
         let listen = |Listener { socket, door }| (reactor.listen(socket), door);
         let listeners = parts.listeners.into_iter().map(listen).collect();
+        let mut engine = Engine::new(parts.id, shards, Rc::new(settings), parts.seed);
+        if let Some(cluster) = &parts.identity.cluster {
+            engine.name_cluster(&cluster.name, cluster.is_dynamic);
+        }
         Self {
             id: parts.id,
             reactor,
-            engine: Engine::new(parts.id, shards, Rc::new(settings), parts.seed),
+            engine,
             mesh: parts.mesh,
             addresses: parts.addresses,
             control: parts.control,
@@ -384,6 +430,7 @@ impl Shard {
             draining: false,
             outcome: parts.outcome,
             proofs: parts.proofs,
+            routes: parts.routes,
             news: parts.news,
         }
     }
@@ -524,7 +571,9 @@ impl Shard {
                 Action::Close { conn, abort } => {
                     let how = if abort { Closing::Abort } else { Closing::Graceful };
                     self.reactor.close(socket_id(conn), how);
-                    self.seats.leave(self.id);
+                    if !self.engine.is_route(conn) {
+                        self.seats.leave(self.id);
+                    }
                 }
                 Action::Pause(conn) => self.reactor.pause(socket_id(conn)),
                 Action::Resume(conn) => self.reactor.read(socket_id(conn)),
@@ -541,6 +590,10 @@ impl Shard {
         }
         while let Some(event) = self.engine.pop_event() {
             let _ = self.news.try_send(News::Event(event));
+        }
+        while let Some(notice) = self.engine.pop_route_notice() {
+            // Whoever decides may have ended before the shards do.
+            let _ = self.routes.send(notice);
         }
         any
     }
@@ -592,6 +645,10 @@ impl Shard {
                 Control::Adopt { socket, peer, transport, admitted } => {
                     self.adopt(socket, peer, transport, admitted);
                 }
+                Control::AdoptRoute { socket, peer, route } => {
+                    self.adopt_route(socket, peer, route);
+                }
+                Control::Route(order) => self.obey_about_routes(order),
                 Control::Reload(options) => {
                     let memory = self.memory_bytes_max;
                     let settings = Settings::new(&options, &self.identity, memory);
@@ -621,6 +678,7 @@ impl Shard {
                 Control::Accounts(to) => drop(to.try_send(self.engine.account_figures())),
                 Control::Conns { from, to } => drop(to.try_send(self.engine.conns_page(from))),
                 Control::Subs { from, to } => drop(to.try_send(self.engine.subs_page(from))),
+                Control::Routes { wishes, to } => drop(to.try_send(self.engine.routes(wishes))),
                 Control::Closed { from, to } => drop(to.try_send(self.engine.closed_page(from))),
             }
         }
@@ -673,6 +731,28 @@ impl Shard {
         self.engine.open_over(conn_id(socket), peer, transport, admitted);
         if admitted {
             self.reactor.read(socket);
+        }
+    }
+
+    fn adopt_route(&mut self, socket: OwnedFd, peer: Peer, route: NewRoute) {
+        if self.stop_by.is_some() {
+            return;
+        }
+        let socket = self.reactor.adopt(socket, ZeroCopy::Never);
+        self.sockets += 1;
+        self.engine.open_route(conn_id(socket), peer, route);
+        self.reactor.read(socket);
+    }
+
+    fn obey_about_routes(&mut self, order: RouteOrder) {
+        match order {
+            RouteOrder::Register(rid) => self.engine.register_route(rid),
+            RouteOrder::Close(rid) => self.engine.close_route(rid),
+            RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
+            RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
+            RouteOrder::Name { name, is_dynamic } => {
+                self.engine.name_cluster(&name, is_dynamic);
+            }
         }
     }
 

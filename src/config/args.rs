@@ -10,7 +10,9 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::{LogFormat, Options, Secret, ShardCount, StartError, Syslog, UnixOptions, User};
+use super::{
+    Cluster, LogFormat, Options, RouteUrl, Secret, ShardCount, StartError, Syslog, UnixOptions, User,
+};
 use super::{duration, listeners, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
@@ -93,6 +95,19 @@ pub struct Args {
     #[arg(long, value_parser = secret)]
     auth: Option<Secret>,
 
+    #[arg(long, alias = "cluster_listen")]
+    cluster: Option<String>,
+    #[arg(long = "cluster_name")]
+    cluster_name: Option<String>,
+    #[arg(long = "cluster_advertise")]
+    cluster_advertise: Option<String>,
+    #[arg(long)]
+    routes: Option<String>,
+    #[arg(long = "connect_retries")]
+    connect_retries: Option<u32>,
+    #[arg(long = "no_advertise", value_parser = switch)]
+    no_advertise: Option<bool>,
+
     #[arg(long, value_parser = switch)]
     tls: Option<bool>,
     #[arg(long, value_parser = switch)]
@@ -143,13 +158,6 @@ struct Missing {
 
 const MISSING: &[Missing] = &[
     Missing { names: &["help_tls"], takes_value: false, matters: true },
-    Missing {
-        names: &["cluster", "cluster_listen", "cluster_name", "cluster_advertise", "routes"],
-        takes_value: true,
-        matters: true,
-    },
-    Missing { names: &["connect_retries"], takes_value: true, matters: true },
-    Missing { names: &["no_advertise"], takes_value: false, matters: true },
     Missing { names: &["jetstream", "js"], takes_value: false, matters: false },
     Missing { names: &["store_dir", "sd", "profile"], takes_value: true, matters: false },
 ];
@@ -315,7 +323,44 @@ impl Args {
         set(&mut options.runtime.napi_us, &self.napi);
         options.missing.extend(self.missing.iter().cloned());
         self.apply_tls(options)?;
+        self.apply_cluster(options)?;
         self.apply_auth(options)
+    }
+
+    fn apply_cluster(&self, options: &mut Options) -> Result<(), StartError> {
+        let cluster = &mut options.cluster;
+        let url = |flag: &str, text: &str| {
+            RouteUrl::parse(text)
+                .map_err(|reason| StartError::new(format!("invalid value for --{flag}: {reason}")))
+        };
+        match self.cluster.as_deref() {
+            None => {}
+            // As in nats-server: without an address there is no clustering.
+            Some("") => *cluster = Cluster::default(),
+            Some(text) => {
+                // -1 is any free port.
+                let any = text.strip_suffix(":-1").map(|text| format!("{text}:0"));
+                let url = url("cluster", any.as_deref().unwrap_or(text))?;
+                (cluster.host, cluster.port) = (url.host, Some(url.port));
+                if let Some((user, password)) = url.login {
+                    if password.revealed().is_empty() {
+                        let reason = "--cluster with a user needs a password, as in \
+                                      nats://user:password@host:port";
+                        return Err(StartError::new(reason));
+                    }
+                    (cluster.user, cluster.password) = (Some(user), password);
+                }
+            }
+        }
+        set_some(&mut cluster.name, &self.cluster_name);
+        set_some(&mut cluster.advertise, &self.cluster_advertise);
+        set(&mut cluster.connect_retries, &self.connect_retries);
+        set(&mut cluster.no_advertise, &self.no_advertise);
+        if let Some(routes) = &self.routes {
+            let urls = routes.split(',').map(str::trim).filter(|text| !text.is_empty());
+            cluster.routes = urls.map(|text| url("routes", text)).collect::<Result<_, _>>()?;
+        }
+        Ok(())
     }
 
     /// Files that flags name take the place of the file's whole block.
@@ -498,6 +543,15 @@ TLS Options:
         --tlsverify                  Clients need a certificate, too
         --tlscacert <file>           Who vouches for their certificates
 
+Cluster Options:
+        --routes <url, url>          Servers of the cluster to connect to (nats-route://host:port)
+        --cluster <url>              Where other servers reach this one (nats://host:port; with
+        --cluster_listen <url>       user:password@ before the host they need these)
+        --cluster_name <name>        Name of the cluster (default: made up)
+        --no_advertise               Do not tell clients about other servers, or others of this one
+        --cluster_advertise <string> Cluster address to advertise to other servers (host[:port])
+        --connect_retries <n>        Extra attempts for servers that others spoke of (default: 0)
+
 Commands:
     doctor [--json] [<interface>]    Examine this host and say what to mend; the exit status is
                                      0 (all pass), 1 (something warns) or 2 (something fails)
@@ -638,9 +692,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for line in ["--cluster nats://h:1", "-routes a,b", "--no_advertise"] {
-            assert!(refused(line).contains("is not supported yet"), "{line}");
-        }
+        assert!(refused("--help_tls").contains("is not supported yet"));
         for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1"] {
             options(line);
         }
@@ -653,6 +705,21 @@ mod tests {
             let command = parse(line.split_whitespace().map(str::to_owned)).unwrap();
             assert!(!format!("{command:?}").contains("hush"), "{line}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_made_of_flags() {
+        let line = "--cluster nats://a:b@127.0.0.1:-1 --cluster_name C --no_advertise \
+                    --routes nats://h:1,nats-route://i:2 --connect_retries 3";
+        let cluster = options(line).cluster;
+        assert_eq!((cluster.host.as_str(), cluster.port), ("127.0.0.1", Some(0)));
+        assert_eq!((cluster.user.as_deref(), cluster.name.as_deref()), (Some("a"), Some("C")));
+        assert!(cluster.password.matches("b") && cluster.no_advertise);
+        let ports: Vec<_> = cluster.routes.iter().map(|url| url.port).collect();
+        assert_eq!((ports, cluster.connect_retries), (vec![1, 2], 3));
+        assert_eq!(options("--cluster=").cluster.port, None);
+        assert!(refused("--routes nats://h:1").contains("--cluster"));
+        assert!(refused("--cluster nats://a@h:1").contains("needs a password"));
     }
 
     #[test]

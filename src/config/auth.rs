@@ -135,6 +135,11 @@ impl Secret {
         self.0.as_bytes().ct_eq(given.as_bytes()).into()
     }
 
+    /// The text itself, for the server that asks for it.
+    pub(crate) fn revealed(&self) -> &str {
+        &self.0
+    }
+
     /// Whether there is nothing to know: the user is known by other means.
     fn is_empty(&self) -> bool {
         self.0.is_empty()

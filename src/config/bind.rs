@@ -288,7 +288,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["proxies"], Refuse(&missing::ANY)),
     Key(&["resolver_tls"], Refuse(&missing::TLS)),
     Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
-    Key(&["cluster"], Refuse(&missing::CLUSTER)),
+    Key(&["cluster"], Set(super::cluster::bind)),
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
@@ -521,6 +521,7 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         return Err(StartError::new(reason));
     }
     listeners::check(options)?;
+    super::cluster::check(options)?;
     let refuse = |reason: String| Err(StartError::new(reason));
     if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
         return refuse(format!("server name \"{name}\" cannot contain spaces"));
@@ -794,7 +795,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in ["cluster { port: 1 }"] {
+        for text in ["cluster { permissions {} }"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
         let other = "authorization { users: [{user: a, allowed_connection_types: [PIGEON]}] }";

@@ -43,41 +43,8 @@ impl Block {
 pub(super) static ANY: Block = Block { keys: &[], blocks: &[] };
 
 /// `permissions` of a cluster
-static IMPORTS: Block =
+pub(super) static IMPORTS: Block =
     Block { keys: &["import", "export", "publish", "subscribe", "pub", "sub"], blocks: &[] };
-
-/// `cluster`
-pub(super) static CLUSTER: Block = Block {
-    keys: &[
-        "accounts",
-        "advertise",
-        "authorization",
-        "cluster_advertise",
-        "compression",
-        "connect_backoff",
-        "connect_retries",
-        "host",
-        "listen",
-        "name",
-        "net",
-        "no_advertise",
-        "permissions",
-        "ping_interval",
-        "ping_max",
-        "pool_size",
-        "port",
-        "routes",
-        "tls",
-        "write_deadline",
-        "write_timeout",
-    ],
-    blocks: &[
-        ("authorization", &LOGINS),
-        ("compression", &COMPRESSION),
-        ("tls", &TLS),
-        ("permissions", &IMPORTS),
-    ],
-};
 
 /// `gateway`
 pub(super) static GATEWAY: Block = Block {
@@ -296,7 +263,8 @@ pub(super) static TLS: Block = Block {
 };
 
 /// `compression`
-static COMPRESSION: Block = Block { keys: &["mode", "rtt_thresholds", "thresholds"], blocks: &[] };
+pub(super) static COMPRESSION: Block =
+    Block { keys: &["mode", "rtt_thresholds", "thresholds"], blocks: &[] };
 
 /// `authorization` of a cluster
 static LOGINS: Block = Block {

@@ -10,6 +10,7 @@ pub mod accounts;
 pub mod args;
 pub mod auth;
 mod bind;
+pub mod cluster;
 mod duration;
 mod field;
 pub mod file;
@@ -32,6 +33,7 @@ use args::Args;
 pub use auth::{
     Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
 };
+pub use cluster::{Cluster, RouteUrl};
 pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
 pub use overflow::{OverflowKind, OverflowRule};
@@ -104,6 +106,8 @@ pub struct Options {
     pub lame_duck_grace_ms: u64,
     /// Who may connect, and do what.
     pub auth: Auth,
+    /// The cluster it is part of.
+    pub cluster: Cluster,
     /// The accounts that users are in.
     pub accounts: Accounts,
     /// Who vouches for accounts and users that come as tokens (nobody).
@@ -157,6 +161,7 @@ impl Default for Options {
             lame_duck_duration_ms: 120_000,
             lame_duck_grace_ms: 10_000,
             auth: Auth::default(),
+            cluster: Cluster::default(),
             accounts: Accounts::default(),
             trust: None,
             overflow: Vec::new(),

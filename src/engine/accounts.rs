@@ -14,6 +14,8 @@ use super::mapping::Mappings;
 use crate::config::{self, Shared};
 use crate::subject::Table;
 
+/// What JetStream is asked by.
+const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
 /// What can be asked of a server in the system account, ping or one by its id.
 const SERVER_PAGES: [&str; 13] = [
     "ACCOUNTZ",
@@ -70,6 +72,8 @@ pub(super) struct Account {
     pub(super) interest: Interest,
     /// What subjects become that its connections publish to.
     pub(super) mappings: Option<Mappings>,
+    /// Other accounts ask it: their answers are wanted from other servers, too.
+    pub(super) answers: bool,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
     /// The same of other shards, as they have told, if their number is limited.
@@ -106,13 +110,16 @@ pub(super) struct Accounts {
     all: Vec<Account>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
+    /// There may be servers with JetStream in the cluster; who asks it does so in the system
+    /// account.
+    pub(super) is_clustered: bool,
     seed: u64,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, seed }
+        Self { all: Vec::new(), system: None, is_clustered: false, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -125,6 +132,7 @@ impl Accounts {
                 config: None,
                 mappings: None,
                 interest: Interest::new(seed),
+                answers: false,
                 conns: 0,
                 elsewhere: Vec::new(),
                 slow_consumers: 0,
@@ -187,6 +195,10 @@ impl Accounts {
                 tables[from.index()].entry(&filter).push(Rc::new(outlet));
             }
             if let Some(system) = self.system {
+                if self.is_clustered && system != id {
+                    let outlet = Outlet::jetstream(system);
+                    tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
+                }
                 let filters = match system == id {
                     true => system_requests(server_id),
                     false => ACCOUNT_REQUESTS.iter().map(ToString::to_string).collect(),
@@ -196,9 +208,23 @@ impl Accounts {
                 }
             }
         }
-        for (account, table) in self.all.iter_mut().zip(tables) {
+        let asked: Vec<AccountId> = tables
+            .iter()
+            .flat_map(|table| table.iter().flat_map(|(_, outlets)| outlets))
+            .filter_map(|outlet| outlet.asked())
+            .collect();
+        for ((account, table), id) in self.all.iter_mut().zip(tables).zip((0..).map(AccountId)) {
+            account.answers = asked.contains(&id);
             account.interest.set_outlets(table);
         }
+    }
+
+    /// The account that is called that now.
+    pub(super) fn find(&self, name: &[u8]) -> Option<AccountId> {
+        let named = |account: &&Account| account.name.as_bytes() == name;
+        let accounts = (0..).map(AccountId).zip(&self.all);
+        let mut named = accounts.filter(|(_, account)| !name.is_empty() && named(account));
+        named.next().map(|(id, _)| id)
     }
 
     /// The name of an account; empty if it is not configured.

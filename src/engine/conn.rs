@@ -1,4 +1,4 @@
-//! One client connection: how far it has come, what it asked for, what it is owed.
+//! One connection: how far it has come, what it asked for, what it is owed.
 
 #![forbid(unsafe_code)]
 
@@ -11,14 +11,15 @@ use super::interest::SubKey;
 use super::outbox::Outbox;
 use super::overflow::Dropped;
 use super::permissions::{Checks, Permissions};
+use super::route::Route;
 use super::secure::Secure;
 use super::timers::NEVER;
 use super::tokens::Pass;
 use super::transport::{Credentials, Preface, Transport};
 use super::websocket::WebSocket;
-use super::{AccountId, ConnId, ShardSet};
+use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::certificate;
-use crate::config::{self, AccountLimits, ConnectionType, Rates};
+use crate::config::{self, AccountLimits, ConnectionType, Limits, Rates};
 use crate::proto::Connect;
 use crate::rates::Meter;
 
@@ -110,6 +111,8 @@ pub(super) struct Conn {
     pub(super) checks: Option<Box<Checks>>,
     /// There until it is known whether a proxy's header comes first.
     pub(super) preface: Option<Box<Preface>>,
+    /// There if it is a route and no client.
+    pub(super) route: Option<Box<Route>>,
     /// There if the connection has TLS, or may yet.
     pub(super) secure: Option<Box<Secure>>,
     /// There if the connection is a WebSocket, or is to be one.
@@ -254,6 +257,7 @@ impl Conn {
             claim: None,
             checks: None,
             preface: None,
+            route: None,
             secure: None,
             websocket: None,
             cert_names: None,
@@ -306,6 +310,16 @@ impl Conn {
         self.preface.is_none() && self.secure.is_none() && self.websocket.is_none()
     }
 
+    /// What it is called in the log.
+    pub(super) fn noun(&self) -> &'static str {
+        if self.route.is_some() { "Router" } else { "Client" }
+    }
+
+    /// With more than this unsent it is a slow consumer, in bytes.
+    pub(super) fn pending_bytes_max(&self, limits: &Limits) -> usize {
+        self.route.as_ref().map_or(limits.pending_bytes_max, |route| route.pending_bytes_max)
+    }
+
     pub(super) fn permissions(&self) -> Option<&Permissions> {
         self.user.as_ref().and_then(|user| user.permissions.as_ref())
     }
@@ -316,14 +330,14 @@ impl Conn {
     }
 
     /// Header and payload bytes of one message from it: what server, account and user allow.
-    pub(super) fn payload_bytes_max(&self, server: &config::Limits) -> usize {
+    pub(super) fn payload_bytes_max(&self, server: &Limits) -> usize {
         let user = self.pass().and_then(|pass| pass.payload_bytes_max);
         let own = [self.limits.payload_bytes_max, user].into_iter().flatten();
         own.fold(server.payload_bytes_max, usize::min)
     }
 
     /// Its subscriptions: what server (0: any number), account and user allow.
-    pub(super) fn subscriptions_max(&self, server: &config::Limits) -> usize {
+    pub(super) fn subscriptions_max(&self, server: &Limits) -> usize {
         let user = self.pass().and_then(|pass| pass.subscriptions_max);
         let all = (server.subscriptions_max > 0).then_some(server.subscriptions_max);
         let own = [all, self.limits.subscriptions_max, user];
@@ -338,6 +352,15 @@ impl Conn {
         self.plain = self.is_open() && self.connect.echo && !checked;
     }
 
+    /// Says that it ends, and why.
+    pub(super) fn log_end(&self, reason: Reason) {
+        let (label, noun, reason) = (self.label(), self.noun(), reason.text());
+        match self.route {
+            Some(_) => tracing::info!("{label} - {noun} connection closed: {reason}"),
+            None => tracing::debug!("{label} - {noun} connection closed: {reason}"),
+        }
+    }
+
     /// The name of its account.
     pub(super) fn account_name(&self) -> Arc<str> {
         match &self.user {
@@ -350,6 +373,7 @@ impl Conn {
     pub(super) fn label(&self) -> String {
         let Peer { cid, ip, .. } = &self.peer;
         let mut label = match self.transport {
+            _ if self.route.is_some() => format!("{} - rid:{cid}", self.peer.address()),
             Transport::Tcp => format!("{} - cid:{cid}", self.peer.address()),
             Transport::Unix(Credentials { pid, uid, .. }) => {
                 format!("{ip} - pid:{pid} uid:{uid} - cid:{cid}")

@@ -5,8 +5,9 @@
 //! goes through one is written anew, with the other account's subject, and published there: that
 //! account's own interest says who gets it, here and on other shards.
 //!
-//! A request to a service gets a reply subject of its own, `_R_.<shard>.<number>`, in place of the
-//! requester's, which is none of the exporting account's business. Where the answer goes is known
+//! A request to a service gets a reply subject of its own, `_R_.<server>.<shard><number>`, in
+//! place of the requester's, which is none of the exporting account's business. Where the answer
+//! goes is known
 //! to the requester's shard alone, which the subject names.
 
 #![forbid(unsafe_code)]
@@ -68,6 +69,35 @@ pub(super) enum Outlet {
     },
     /// To the server itself.
     Server,
+}
+
+/// How long an answer of JetStream is taken, in nanoseconds.
+const JETSTREAM_NS: u64 = 120_000_000_000;
+
+impl Outlet {
+    /// Requests to JetStream, which other servers of the cluster may have.
+    pub(super) fn jetstream(system: AccountId) -> Option<Self> {
+        Some(Self::Service {
+            to: system,
+            transform: Transform::new(b"$JS.API.>", b"$JS.API.>").ok()?,
+            response: Response::Stream,
+            threshold_ns: JETSTREAM_NS,
+            share: true,
+        })
+    }
+
+    /// The account that answers, if it is a service.
+    pub(super) fn asked(&self) -> Option<AccountId> {
+        match self {
+            Self::Service { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+
+    /// Whether it is for messages, not for requests.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream { .. })
+    }
 }
 
 /// An outlet for one subject.
@@ -196,20 +226,27 @@ impl Answers {
 
 /// The shard that knows where messages on `subject` go, if it is one for answers.
 pub(super) fn answering_shard(subject: &[u8]) -> Option<ShardId> {
-    parse_answer(subject).map(|(shard, _)| shard)
+    parse_answer(subject).map(|(_, shard, _)| shard)
 }
 
-fn parse_answer(subject: &[u8]) -> Option<(ShardId, u64)> {
+/// The server, the shard and the number in it.
+fn parse_answer(subject: &[u8]) -> Option<(&[u8], ShardId, u64)> {
     let text = std::str::from_utf8(subject.strip_prefix(ANSWER_PREFIX)?).ok()?;
-    let (shard, id) = text.split_once('.')?;
+    let (server, rest) = text.split_once('.')?;
+    let (shard, id) = rest.split_at_checked(2)?;
     let shard = u8::from_str_radix(shard, 16).ok()?;
-    Some((ShardId(shard), u64::from_str_radix(id, 16).ok()?))
+    Some((server.as_bytes(), ShardId(shard), u64::from_str_radix(id, 16).ok()?))
 }
 
-fn answer_subject(shard: ShardId, id: u64) -> Vec<u8> {
+fn answer_subject(server: &str, shard: ShardId, id: u64) -> Vec<u8> {
     let mut subject = ANSWER_PREFIX.to_vec();
-    subject.extend_from_slice(format!("{:02x}.{id:016x}", shard.0).as_bytes());
+    subject.extend_from_slice(format!("{server}.{:02x}{id:016x}", shard.0).as_bytes());
     subject
+}
+
+/// The subjects of all answers to a server, as other servers are told.
+pub(super) fn answers_filter(server: &str) -> Vec<u8> {
+    [ANSWER_PREFIX, server.as_bytes(), b".>"].concat()
 }
 
 impl Engine {
@@ -236,12 +273,16 @@ impl Engine {
         let mut reached = false;
         for exit in &targets.exits {
             reached |= match &*exit.outlet {
+                // A request enters a service where it was made.
+                Outlet::Service { .. } | Outlet::Server if source.routed => false,
                 Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
                 Outlet::Service { .. } => self.deliver_request(source, run, exit),
                 Outlet::Server => self.ask_server(source, run, &exit.subject),
             };
         }
-        match targets.answering {
+        let server = self.settings.node.as_bytes();
+        let is_ours = parse_answer(run.subject()).is_some_and(|(of, ..)| of == server);
+        match targets.answering.filter(|_| is_ours) {
             // The other shards cannot tell whether it is still waited for, so it always is.
             Some(shard) if shard == self.shard => {
                 self.deliver_answers(source, run);
@@ -274,7 +315,9 @@ impl Engine {
         let mut mapped = Run::default();
         parse_run(&wire, &mut mapped);
         // An import is of what is published there, not of what is imported there.
-        self.deliver_at_home(Source { account: to, ..source }, &mapped, &targets)
+        // Other servers have the message as it was published, and import it themselves.
+        let source = Source { account: to, routed: true, ..source };
+        self.deliver_at_home(source, &mapped, &targets, None)
     }
 
     fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
@@ -314,13 +357,13 @@ impl Engine {
     fn expect_answer(&mut self, answer: Answer) -> Vec<u8> {
         let id = self.rng.u64(..);
         self.answers.insert(id, answer, self.now);
-        answer_subject(self.shard, id)
+        answer_subject(&self.settings.node, self.shard, id)
     }
 
     /// Publishes answers where they are waited for.
     pub(super) fn deliver_answers(&mut self, source: Source, run: &Run<'_>) {
         for publish in run.publishes() {
-            let Some((_, id)) = parse_answer(publish.subject) else { continue };
+            let Some((_, _, id)) = parse_answer(publish.subject) else { continue };
             let body_bytes = publish.body().len();
             let taken = self.answers.take(id, source.account, body_bytes, self.now);
             let Some((to, subject)) = taken else { continue };
@@ -338,18 +381,21 @@ impl Engine {
             write_publish(&mut wire, &subject, reply.as_deref(), publish, None);
             let mut mapped = Run::default();
             parse_run(&wire, &mut mapped);
-            let next = Source { account: to, hops: source.hops + 1, ..source };
+            // Whoever waits may be anywhere in the cluster.
+            let (hops, routed) = (source.hops + 1, false);
+            let next = Source { account: to, hops, routed, ..source };
             let targets = self.targets(to, &subject);
             self.deliver(next, &mapped, &targets);
         }
     }
 
     fn stage_answers(&mut self, source: Source, run: &Run<'_>, shard: ShardId) {
-        let Source { account, publisher, echo, hops, .. } = source;
+        let Source { account, publisher, echo, routed, hops, .. } = source;
         let record = RunRecord {
             account,
             publisher,
             echo,
+            routed,
             visited: ShardSet::default(),
             arrived: self.arrived,
             wire: run.concat(),
@@ -403,6 +449,8 @@ impl Engine {
                 info.lang = given(&conn.connect.lang);
                 info.ver = given(&conn.connect.version);
                 info.server = Some(self.settings.server_name());
+                // JetStream places a stream in the cluster where it is asked for.
+                info.cluster = self.cluster.name.as_deref();
                 (info.kind, info.client_type) = (Some("Client"), Some("nats"));
             }
         }
@@ -460,6 +508,8 @@ struct RequestInfo<'a> {
     rtt: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -568,10 +618,10 @@ mod tests {
     #[test]
     fn an_answers_subject_names_its_shard_and_no_other_subject_does() {
         for (shard, id) in [(0, 0), (63, u64::MAX), (7, 0xabc)] {
-            let subject = answer_subject(ShardId(shard), id);
-            assert_eq!(parse_answer(&subject), Some((ShardId(shard), id)));
+            let subject = answer_subject("S", ShardId(shard), id);
+            assert_eq!(parse_answer(&subject), Some((&b"S"[..], ShardId(shard), id)));
         }
-        for subject in ["_R_.", "_R_.x", "_R_.00", "_R_.00.", "_R_.zz.1", "_R_.100.1", "a.00.1"] {
+        for subject in ["_R_.", "_R_.x", "_R_.S.0", "_R_.S.00", "_R_.S.zz1", "_R_.001", "a.S.001"] {
             assert_eq!(parse_answer(subject.as_bytes()), None, "{subject}");
         }
     }

@@ -2,8 +2,9 @@
 //! to decide where a message has to go.
 //!
 //! Every shard holds, for every filter, its own subscriptions, the set of shards that have plain
-//! ones, and for each queue group how many members each shard has. What a subject resolves to is
-//! cached until an interest that could match it changes.
+//! ones, and for each queue group how many members each shard has; and the same once more for
+//! what the servers want that are reached over the routes of a shard. What a subject resolves to
+//! is cached until an interest that could match it changes.
 
 #![forbid(unsafe_code)]
 
@@ -82,17 +83,34 @@ impl Sub {
     }
 }
 
-/// What other shards must be told after a local change.
+/// Who is at the other end of an interest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Announce {
-    /// Local members of the queue group, or 1 and 0 for the first and last plain subscriber.
-    pub(super) members: u32,
+pub(super) enum Side {
+    /// Clients of this server.
+    Clients,
+    /// Other servers: only what clients of this one publish goes there.
+    Routes,
+}
+
+/// Who must be told what after a change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Change {
+    /// The other shards: members of the queue group here, or 1 and 0 for the first and last
+    /// plain interest.
+    pub(super) announce: Option<u32>,
+    /// Other servers: the same, for all clients of this server together.
+    pub(super) tell: Option<u32>,
 }
 
 #[derive(Debug, Default)]
 struct Filter {
     plain: SmallVec<[SubKey; 4]>,
+    /// Own routes, by slot, over which plain interest came.
+    routes: SmallVec<[u32; 4]>,
+    /// Other shards with clients that have plain interest.
     shards: ShardSet,
+    /// Other shards with routes over which plain interest came.
+    routers: ShardSet,
     queues: ThinVec<Queue>,
 }
 
@@ -100,25 +118,60 @@ struct Filter {
 struct Queue {
     name: Rc<[u8]>,
     local: SmallVec<[SubKey; 4]>,
-    remote: SmallVec<[(ShardId, u32); 2]>,
+    /// Members behind own routes, by slot.
+    routes: SmallVec<[(u32, u32); 1]>,
+    remote: SmallVec<[Remote; 2]>,
+}
+
+/// Members of a queue group on another shard.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Remote {
+    pub(super) shard: ShardId,
+    /// Its clients.
+    pub(super) clients: u32,
+    /// Members on other servers that its routes lead to.
+    pub(super) routed: u32,
+}
+
+impl Remote {
+    /// Members that a message may go to; one that came over a route stays on this server.
+    pub(super) fn members(&self, is_routed: bool) -> u64 {
+        u64::from(self.clients) + if is_routed { 0 } else { u64::from(self.routed) }
+    }
+}
+
+impl Queue {
+    fn clients(&self) -> u32 {
+        let remote = self.remote.iter().map(|remote| remote.clients);
+        remote.fold(count(self.local.len()), u32::saturating_add)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.local.is_empty() && self.routes.is_empty() && self.remote.is_empty()
+    }
 }
 
 impl Filter {
     fn queue(&mut self, name: &[u8]) -> &mut Queue {
         let at = self.queues.iter().position(|queue| *queue.name == *name).unwrap_or_else(|| {
-            let (local, remote) = (SmallVec::new(), SmallVec::new());
-            self.queues.push(Queue { name: name.into(), local, remote });
+            let (local, routes, remote) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
+            self.queues.push(Queue { name: name.into(), local, routes, remote });
             self.queues.len() - 1
         });
         &mut self.queues[at]
     }
 
+    fn has_clients(&self) -> bool {
+        !self.plain.is_empty() || !self.shards.is_empty()
+    }
+
     fn is_empty(&self) -> bool {
-        self.plain.is_empty() && self.shards.is_empty() && self.queues.is_empty()
+        let of_others = self.routes.is_empty() && self.routers.is_empty();
+        !self.has_clients() && of_others && self.queues.is_empty()
     }
 
     fn prune(&mut self) {
-        self.queues.retain(|queue| !queue.local.is_empty() || !queue.remote.is_empty());
+        self.queues.retain(|queue| !queue.is_empty());
     }
 }
 
@@ -143,8 +196,10 @@ pub(super) struct SidGroup {
 pub(super) struct QueueTargets {
     pub(super) name: Rc<[u8]>,
     pub(super) local: Vec<Member>,
+    /// Members behind own routes, by the route's slot.
+    pub(super) routes: SmallVec<[(u32, u32); 1]>,
     /// Members on other shards.
-    pub(super) remote: SmallVec<[(ShardId, u32); 2]>,
+    pub(super) remote: SmallVec<[Remote; 2]>,
 }
 
 /// Everything one subject resolves to on this shard.
@@ -154,8 +209,12 @@ pub(super) struct Targets {
     /// Local plain subscriptions over all groups.
     pub(super) members: usize,
     pub(super) queues: Vec<QueueTargets>,
-    /// Other shards with plain interest.
+    /// Other shards with clients that have plain interest.
     pub(super) shards: ShardSet,
+    /// Own routes, by slot, to servers with plain interest.
+    pub(super) routes: SmallVec<[u32; 4]>,
+    /// Other shards with routes to such servers.
+    pub(super) routers: ShardSet,
     /// Where else it goes.
     pub(super) exits: Vec<Exit>,
     /// The shard that knows where it goes if it answers a request of another account.
@@ -168,8 +227,13 @@ impl Targets {
     pub(super) fn is_empty(&self) -> bool {
         self.members == 0
             && self.queues.is_empty()
-            && self.shards.is_empty()
+            && !self.has_plain_elsewhere()
             && !self.leaves_account()
+    }
+
+    /// Whether a client's message surely reaches another shard or server.
+    pub(super) fn has_plain_elsewhere(&self) -> bool {
+        !self.shards.union(self.routers).is_empty() || !self.routes.is_empty()
     }
 
     /// Whether it goes anywhere else than to subscriptions of its account.
@@ -313,26 +377,34 @@ impl Interest {
         self.table.len()
     }
 
-    /// Enters a local subscription. What it returns is to be announced to the other shards.
-    pub(super) fn add(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> Option<Announce> {
+    /// Enters a local subscription.
+    pub(super) fn add(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> Change {
         self.stats.inserts += 1;
         let sub = &mut subs[key as usize];
         let filter = self.table.entry(sub.subject());
-        let queue = sub.queue();
-        let list = match queue {
-            None => &mut filter.plain,
-            Some(name) => &mut filter.queue(name).local,
+        let change = match sub.queue() {
+            None => {
+                let had_clients = filter.has_clients();
+                filter.plain.push(key);
+                let members = count(filter.plain.len());
+                let announce = (members == 1).then_some(1);
+                (members, Change { announce, tell: (!had_clients).then_some(1) })
+            }
+            Some(name) => {
+                let queue = filter.queue(name);
+                queue.local.push(key);
+                let members = count(queue.local.len());
+                (members, Change { announce: Some(members), tell: Some(queue.clients()) })
+            }
         };
-        list.push(key);
-        let members = count(list.len());
-        let announce = (queue.is_some() || members == 1).then_some(Announce { members });
+        let (members, change) = change;
         sub.position = members - 1;
         self.cache.forget(sub.subject());
-        announce
+        change
     }
 
-    /// Takes a local subscription out. What it returns is to be announced to the other shards.
-    pub(super) fn remove(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> (Sub, Option<Announce>) {
+    /// Takes a local subscription out.
+    pub(super) fn remove(&mut self, key: SubKey, subs: &mut Slab<Sub>) -> (Sub, Change) {
         self.stats.removes += 1;
         let sub = subs.remove(key as usize);
         let Some(filter) = self.table.get_mut(sub.subject()) else {
@@ -348,40 +420,129 @@ impl Interest {
             subs[moved as usize].position = sub.position;
         }
         let left = count(list.len());
-        let announce = (sub.queue().is_some() || left == 0).then_some(Announce { members: left });
-        filter.prune();
-        if filter.is_empty() {
-            self.table.remove(sub.subject());
-        }
-        self.cache.forget(sub.subject());
-        (sub, announce)
+        let change = match sub.queue() {
+            None => {
+                let announce = (left == 0).then_some(0);
+                Change { announce, tell: (!filter.has_clients()).then_some(0) }
+            }
+            Some(name) => Change { announce: Some(left), tell: Some(filter.queue(name).clients()) },
+        };
+        self.tidy_up(sub.subject());
+        (sub, change)
     }
 
-    /// Another shard has announced its interest in a filter.
+    /// Forgets what is empty, and what was resolved, after a change of a filter.
+    fn tidy_up(&mut self, subject: &[u8]) {
+        if let Some(filter) = self.table.get_mut(subject) {
+            filter.prune();
+            if filter.is_empty() {
+                self.table.remove(subject);
+            }
+        }
+        self.cache.forget(subject);
+    }
+
+    /// Another shard has announced its interest in a filter. Returns what other servers are to
+    /// be told.
     pub(super) fn set_remote(
         &mut self,
         shard: ShardId,
+        side: Side,
         subject: &[u8],
         queue: Option<&[u8]>,
         members: u32,
-    ) {
+    ) -> Option<u32> {
         let filter = self.table.entry(subject);
-        match queue {
-            None if members > 0 => filter.shards.insert(shard),
-            None => filter.shards.remove(shard),
-            Some(name) => {
-                let remote = &mut filter.queue(name).remote;
-                remote.retain(|(other, _)| *other != shard);
+        let tell = match queue {
+            None => {
+                let had_clients = filter.has_clients();
+                let set = match side {
+                    Side::Clients => &mut filter.shards,
+                    Side::Routes => &mut filter.routers,
+                };
                 if members > 0 {
-                    remote.push((shard, members));
+                    set.insert(shard)
+                } else {
+                    set.remove(shard)
                 }
+                let has_clients = filter.has_clients();
+                (has_clients != had_clients).then_some(u32::from(has_clients))
+            }
+            Some(name) => {
+                let queue = filter.queue(name);
+                let at = queue.remote.iter().position(|remote| remote.shard == shard);
+                let at = at.unwrap_or_else(|| {
+                    queue.remote.push(Remote { shard, clients: 0, routed: 0 });
+                    queue.remote.len() - 1
+                });
+                let remote = &mut queue.remote[at];
+                match side {
+                    Side::Clients => remote.clients = members,
+                    Side::Routes => remote.routed = members,
+                }
+                if remote.members(false) == 0 {
+                    queue.remote.swap_remove(at);
+                }
+                (side == Side::Clients).then(|| queue.clients())
+            }
+        };
+        self.tidy_up(subject);
+        tell
+    }
+
+    /// What the server behind an own route wants of a filter. Returns what the other shards are
+    /// to be told: that of all own routes together.
+    pub(super) fn set_route(
+        &mut self,
+        route: u32,
+        subject: &[u8],
+        queue: Option<&[u8]>,
+        members: u32,
+    ) -> Option<u32> {
+        let filter = self.table.entry(subject);
+        let announce = match queue {
+            None => {
+                let had_any = !filter.routes.is_empty();
+                filter.routes.retain(|other| *other != route);
+                if members > 0 {
+                    filter.routes.push(route);
+                }
+                let has_any = !filter.routes.is_empty();
+                (has_any != had_any).then_some(u32::from(has_any))
+            }
+            Some(name) => {
+                let routes = &mut filter.queue(name).routes;
+                routes.retain(|(other, _)| *other != route);
+                if members > 0 {
+                    routes.push((route, members));
+                }
+                Some(routes.iter().map(|(_, members)| *members).fold(0, u32::saturating_add))
+            }
+        };
+        self.tidy_up(subject);
+        announce
+    }
+
+    /// Whether other accounts import what is published to this very filter.
+    pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {
+        let outlets = self.outlets.get(filter);
+        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_stream()))
+    }
+
+    /// Everything that clients of this server want, as other servers are told; also what other
+    /// accounts import.
+    pub(super) fn of_clients(&self, mut show: impl FnMut(&[u8], Option<(&[u8], u32)>)) {
+        for (filter, _) in self.outlets.iter().filter(|(filter, _)| self.has_outlet(filter)) {
+            show(filter, None);
+        }
+        for (subject, filter) in self.table.iter() {
+            if filter.has_clients() && !self.has_outlet(subject) {
+                show(subject, None);
+            }
+            for queue in filter.queues.iter().filter(|queue| queue.clients() > 0) {
+                show(subject, Some((&queue.name, queue.clients())));
             }
         }
-        filter.prune();
-        if filter.is_empty() {
-            self.table.remove(subject);
-        }
-        self.cache.forget(subject);
     }
 
     /// Says where else messages go.
@@ -434,6 +595,12 @@ impl Interest {
             HashMap::with_hasher(self.cache.resolved.hasher().clone());
         self.table.for_each_match(subject, |filter| {
             targets.shards = targets.shards.union(filter.shards);
+            targets.routers = targets.routers.union(filter.routers);
+            for route in &filter.routes {
+                if !targets.routes.contains(route) {
+                    targets.routes.push(*route);
+                }
+            }
             for &key in &filter.plain {
                 let sub = &subs[key as usize];
                 let headers = takes_headers(sub.conn);
@@ -460,16 +627,26 @@ impl Interest {
 fn join_queue(groups: &mut Vec<QueueTargets>, queue: &Queue, subs: &Slab<Sub>) {
     let at = groups.iter().position(|group| group.name == queue.name).unwrap_or_else(|| {
         let name = Rc::clone(&queue.name);
-        groups.push(QueueTargets { name, local: Vec::new(), remote: SmallVec::new() });
+        let (local, routes, remote) = (Vec::new(), SmallVec::new(), SmallVec::new());
+        groups.push(QueueTargets { name, local, routes, remote });
         groups.len() - 1
     });
     let group = &mut groups[at];
     let members = queue.local.iter().map(|&sub| Member { conn: subs[sub as usize].conn, sub });
     group.local.extend(members);
-    for &(shard, members) in &queue.remote {
-        match group.remote.iter_mut().find(|(other, _)| *other == shard) {
+    for &(route, members) in &queue.routes {
+        match group.routes.iter_mut().find(|(other, _)| *other == route) {
             Some((_, sum)) => *sum = sum.saturating_add(members),
-            None => group.remote.push((shard, members)),
+            None => group.routes.push((route, members)),
+        }
+    }
+    for &remote in &queue.remote {
+        match group.remote.iter_mut().find(|other| other.shard == remote.shard) {
+            Some(sum) => {
+                sum.clients = sum.clients.saturating_add(remote.clients);
+                sum.routed = sum.routed.saturating_add(remote.routed);
+            }
+            None => group.remote.push(remote),
         }
     }
 }
@@ -489,17 +666,19 @@ mod tests {
     const SUBJECTS: [&str; 7] = ["a", "a.b", "a.c", "b.b", "b.x.c", "_INBOX.1.z", "a.b.c"];
 
     /// What a publisher can tell of targets.
-    fn reached(targets: &Targets) -> (Vec<SubKey>, ShardSet) {
+    fn reached(targets: &Targets) -> (Vec<SubKey>, ShardSet, ShardSet, Vec<u32>) {
         let members = targets.groups.iter().flat_map(|group| &group.members);
         let mut subs: Vec<SubKey> = members.map(|member| member.sub).collect();
         subs.sort_unstable();
-        (subs, targets.shards)
+        let mut routes = targets.routes.to_vec();
+        routes.sort_unstable();
+        (subs, targets.shards, targets.routers, routes)
     }
 
     proptest! {
         #[test]
         fn the_cache_never_knows_anything_else_than_the_table(
-            changes in prop::collection::vec((0..FILTERS.len(), 0..4u8, 0..SUBJECTS.len()), 1..60),
+            changes in prop::collection::vec((0..FILTERS.len(), 0..8u8, 0..SUBJECTS.len()), 1..60),
         ) {
             let (mut interest, mut subs) = (Interest::new(7), Slab::new());
             let mut keys: Vec<SubKey> = Vec::new();
@@ -515,8 +694,12 @@ mod tests {
                         let key = keys.swap_remove(filter % keys.len());
                         interest.remove(key, &mut subs);
                     }
-                    1 | 2 => interest.set_remote(ShardId(3), subject, None, 1),
-                    _ => interest.set_remote(ShardId(3), subject, None, 0),
+                    4 | 5 => drop(interest.set_route(9, subject, None, u32::from(change == 4))),
+                    _ => {
+                        let side = if change > 5 { Side::Routes } else { Side::Clients };
+                        let members = u32::from(change % 2 == 1);
+                        interest.set_remote(ShardId(3), side, subject, None, members);
+                    }
                 }
                 // One subject at a time, so that others stay cached over several changes.
                 let subject = SUBJECTS[ask].as_bytes();
@@ -531,7 +714,7 @@ mod tests {
     fn a_wildcard_leaves_what_was_resolved_for_other_first_tokens() {
         let (mut interest, subs) = (Interest::new(7), Slab::new());
         let hot = interest.targets(b"prices.eur", &subs, |_| true);
-        interest.set_remote(ShardId(1), b"_INBOX.1.*", None, 1);
+        interest.set_remote(ShardId(1), Side::Clients, b"_INBOX.1.*", None, 1);
         assert!(Rc::ptr_eq(&hot, &interest.targets(b"prices.eur", &subs, |_| true)));
     }
 }

@@ -27,6 +27,8 @@ mod pressure;
 mod proof;
 mod publish;
 mod record;
+mod relay;
+mod route;
 mod secure;
 mod settings;
 mod snapshot;
@@ -55,7 +57,7 @@ pub use events::ConnEvent;
 use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
-use interest::{Announce, Sub, SubKey};
+use interest::{Side, Sub, SubKey};
 use outbox::Spares;
 pub use overflow::Dropped;
 pub use pressure::LaneFigures;
@@ -64,8 +66,10 @@ pub use proof::{NonceKey, Proof};
 use publish::Run;
 use record::Publisher;
 pub use record::{InterestRecord, Record, RunRecord};
+use route::Cluster;
+pub use route::{NewRoute, RouteNotice, RouteSnapshot};
 pub use secure::TlsInfo;
-pub use settings::{Identity, Settings};
+pub use settings::{ClusterIdentity, Identity, Settings};
 use snapshot::Closed;
 pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
@@ -170,6 +174,8 @@ pub struct Stats {
     pub stalls: u64,
     /// Queue messages for which no member was left when they arrived.
     pub queue_msgs_lost: u64,
+    /// What other servers sent and were sent; it is not part of the other figures.
+    pub routed: Traffic,
     /// Messages that clients have not got because they were behind.
     pub dropped: Dropped,
 }
@@ -195,12 +201,21 @@ impl Conns {
         self.0.get_mut(slot as usize)?.as_deref_mut()
     }
 
+    fn iter(&self) -> impl Iterator<Item = &Conn> {
+        self.0.iter().flatten().map(Box::as_ref)
+    }
+
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut Conn> {
         self.0.iter_mut().flatten().map(Box::as_mut)
     }
 
     fn ids(&self) -> Vec<ConnId> {
-        self.0.iter().flatten().map(|conn| conn.id).collect()
+        self.iter().map(|conn| conn.id).collect()
+    }
+
+    /// Those that are no routes.
+    fn client_ids(&self) -> Vec<ConnId> {
+        self.iter().filter(|conn| conn.route.is_none()).map(|conn| conn.id).collect()
     }
 }
 
@@ -247,7 +262,9 @@ pub struct Engine {
     rng: fastrand::Rng,
     hasher: RandomState,
     conns: Conns,
+    /// Clients that the shard has not been told to close.
     open_conns: usize,
+    cluster: Cluster,
     subs: Slab<Sub>,
     accounts: Accounts,
     spares: Spares,
@@ -320,6 +337,7 @@ impl Engine {
             now: 0,
             conns: Conns::default(),
             open_conns: 0,
+            cluster: Cluster::default(),
             subs: Slab::new(),
             accounts,
             rng,
@@ -386,12 +404,7 @@ impl Engine {
         if transport != Transport::WebSocket {
             tracing::debug!("{} - Client connection created", conn.label());
         }
-        let slot = id.slot as usize;
-        if self.conns.0.len() <= slot {
-            self.conns.0.resize_with(slot + 1, || None);
-        }
-        assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
-        self.conns.0[slot] = Some(conn);
+        self.place_conn(conn);
         self.open_conns += 1;
         if transport == Transport::WebSocket {
             self.begin_websocket(id);
@@ -414,6 +427,15 @@ impl Engine {
         }
     }
 
+    fn place_conn(&mut self, conn: Box<Conn>) {
+        let slot = conn.id.slot as usize;
+        if self.conns.0.len() <= slot {
+            self.conns.0.resize_with(slot + 1, || None);
+        }
+        assert!(self.conns.0[slot].is_none(), "a slot is used again only after on_closed");
+        self.conns.0[slot] = Some(conn);
+    }
+
     /// What a client is sent for whom there is no time: it comes too soon after others.
     pub fn turn_away(&self, peer: &Peer, transport: Transport) -> Vec<u8> {
         let mut out = Vec::new();
@@ -423,7 +445,8 @@ impl Engine {
         let tls = self.settings.tls_of(transport);
         if tls.is_none_or(|tls| tls.first == HandshakeFirst::No) {
             let lame_duck = self.lame_duck.is_some();
-            let info = self.settings.info((peer, transport), lame_duck, None);
+            let to = (peer, transport);
+            let info = self.settings.info(to, &self.cluster, lame_duck, None);
             encode::info(&mut out, info.as_bytes());
         }
         encode::err(&mut out, "Connection throttling is active. Please try again later.");
@@ -506,7 +529,7 @@ impl Engine {
         self.leave(id);
         if let Some(mut conn) = self.conns.0[id.slot as usize].take() {
             conn.outbox.clear(&mut self.spares);
-            if conn.phase != Phase::Closed {
+            if conn.phase != Phase::Closed && conn.route.is_none() {
                 self.open_conns -= 1;
             }
             self.braked -= usize::from(conn.brakes.any());
@@ -575,9 +598,12 @@ impl Engine {
         match record {
             Record::Run(run) => self.on_run(&run),
             Record::Interest(interest) => {
-                let InterestRecord { account, filter, queue, members } = *interest;
+                let InterestRecord { account, side, filter, queue, members } = *interest;
                 let interest = &mut self.accounts.at(account).interest;
-                interest.set_remote(from, &filter, queue.as_deref(), members);
+                let tell = interest.set_remote(from, side, &filter, queue.as_deref(), members);
+                if let Some(members) = tell {
+                    self.tell_routes(account, (&filter, queue.as_deref()), members);
+                }
             }
             Record::Seats { account, conns } => {
                 self.accounts.at(account).set_elsewhere(from, conns);
@@ -607,7 +633,13 @@ impl Engine {
         let next_close = self.now.saturating_add(first_close_ns);
         let interval = interval.min(INTERVAL_NS_MAX);
         self.lame_duck = Some(LameDuck { next_close, interval });
-        for id in self.conns.ids() {
+        self.inform_clients();
+        self.announce_lame_duck();
+    }
+
+    /// Sends INFO anew to all clients that understand that.
+    fn inform_clients(&mut self) {
+        for id in self.conns.client_ids() {
             if self.conns.get(id).is_some_and(|conn| conn.greeted && conn.connect.protocol >= 1) {
                 self.send_info(id, false);
             }
@@ -726,15 +758,20 @@ impl Engine {
 
     fn on_ping_timer(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let interval = self.settings.ping_interval_of(conn.transport);
+        let (noun, route) = (conn.noun(), &self.settings.route);
+        let (interval, ping_max) = match conn.route {
+            Some(_) => (route.ping_interval_ns, route.ping_max),
+            None => (self.settings.ping_interval_of(conn.transport), self.settings.ping_max),
+        };
         let timing = &mut conn.timing;
         timing.ping_due = self.now.saturating_add(interval);
         let active = timing.last_active.saturating_add(interval) > self.now;
-        if timing.first_ping_sent && active {
+        if timing.first_ping_sent && active && conn.route.is_none() {
             return;
         }
-        if timing.pings_out >= self.settings.ping_max {
-            tracing::debug!("{} - Stale Client Connection - Closing", conn.label());
+        let timing = &mut conn.timing;
+        if timing.pings_out >= ping_max {
+            tracing::debug!("{} - Stale {noun} Connection - Closing", conn.label());
             self.stats.stale_connections += 1;
             self.fail(id, Some("Stale Connection"), Reason::Protocol("Stale Connection"));
             return;
@@ -742,7 +779,7 @@ impl Engine {
         timing.first_ping_sent = true;
         timing.pings_out += 1;
         timing.ping_sent = self.now;
-        tracing::debug!("{} - Client Ping Timer", conn.label());
+        tracing::debug!("{} - {noun} Ping Timer", conn.label());
         self.reply(id, encode::ping);
     }
 
@@ -787,9 +824,15 @@ impl Engine {
         } else {
             conn.outbox.push(&mut self.spares, write);
         }
-        if conn.outbox.pending_bytes() > self.settings.limits.pending_bytes_max {
+        if conn.outbox.pending_bytes() > conn.pending_bytes_max(&self.settings.limits) {
             self.doomed.push(id);
         }
+        self.flush_soon(id);
+    }
+
+    /// Something was appended to a connection's output.
+    fn flush_soon(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
         if !conn.dirty {
             conn.dirty = true;
             conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
@@ -816,7 +859,8 @@ impl Engine {
         let lame_duck = self.lame_duck.is_some();
         let account = conn.account_name();
         let account = after_connect.then_some(&*account);
-        let info = self.settings.info((&conn.peer, conn.transport), lame_duck, account);
+        let to = (&conn.peer, conn.transport);
+        let info = self.settings.info(to, &self.cluster, lame_duck, account);
         self.reply(id, |out| encode::info(out, info.as_bytes()));
     }
 
@@ -836,8 +880,7 @@ impl Engine {
         conn.review();
         conn.partial = Vec::new();
         if conn.is_understood() {
-            let label = conn.label();
-            tracing::debug!("{label} - Client connection closed: {}", reason.text());
+            conn.log_end(reason);
         }
         if let Some(websocket) = &mut conn.websocket {
             websocket.end(reason);
@@ -872,7 +915,7 @@ impl Engine {
             self.accounts.at(conn.account).slow_consumers += 1;
         }
         if conn.is_open() {
-            tracing::debug!("{} - Client connection closed: {}", conn.label(), reason.text());
+            conn.log_end(reason);
             self.remember(id, reason);
         }
         self.close(id, true);
@@ -887,7 +930,7 @@ impl Engine {
         conn.phase = Phase::Closed;
         conn.review();
         conn.outbox.clear(&mut self.spares);
-        self.open_conns -= 1;
+        self.open_conns -= usize::from(conn.route.is_none());
         self.actions.push_back(Action::Close { conn: id, abort });
     }
 
@@ -899,6 +942,7 @@ impl Engine {
         for key in keys {
             self.retract(key);
         }
+        self.leave_route(id);
         self.leave_account(id);
         self.relieve(id, 0);
     }
@@ -931,9 +975,13 @@ impl Engine {
         let Some(conn) = self.conns.at(self.subs[key as usize].conn) else { return };
         let (id, account) = (conn.id, conn.account);
         let interest = &mut self.accounts.at(account).interest;
-        let (sub, announce) = interest.remove(key, &mut self.subs);
-        if let Some(announce) = announce {
-            self.announce(id, account, (sub.subject(), sub.queue()), announce);
+        let (sub, change) = interest.remove(key, &mut self.subs);
+        let what = (sub.subject(), sub.queue());
+        if let Some(members) = change.announce {
+            self.announce(id, account, Side::Clients, what, members);
+        }
+        if let Some(members) = change.tell {
+            self.tell_routes(account, what, members);
         }
     }
 
@@ -941,15 +989,17 @@ impl Engine {
         &mut self,
         id: ConnId,
         account: AccountId,
+        side: Side,
         (filter, queue): (&[u8], Option<&[u8]>),
-        announce: Announce,
+        members: u32,
     ) {
         for shard in self.others() {
             let record = InterestRecord {
                 account,
+                side,
                 filter: filter.into(),
                 queue: queue.map(Into::into),
-                members: announce.members,
+                members,
             };
             self.push_record(shard, Record::Interest(Box::new(record)));
             self.announced_epoch = self.epoch;
@@ -971,7 +1021,7 @@ impl Engine {
             tracing::info!(
                 "{} - Slow Consumer Detected: MaxPending of {} Exceeded",
                 conn.label(),
-                self.settings.limits.pending_bytes_max
+                conn.pending_bytes_max(&self.settings.limits)
             );
             self.abort(id, Reason::SlowConsumerPending);
         }
@@ -995,8 +1045,9 @@ impl Engine {
             return;
         }
         duck.next_close = self.now.saturating_add(duck.interval);
-        let open = self.conns.iter_mut().find(|conn| conn.is_open()).map(|conn| conn.id);
-        if let Some(id) = open {
+        let client = |conn: &&Conn| conn.is_open() && conn.route.is_none();
+        let client = self.conns.iter().find(client).map(|conn| conn.id);
+        if let Some(id) = client {
             self.fail(id, None, Reason::ServerShutdown);
         }
     }
@@ -1125,6 +1176,7 @@ mod tests {
         let (mut engine, ids) = engine_with(&Options::default(), 2, 1);
         let record = InterestRecord {
             account: AccountId::GLOBAL,
+            side: Side::Clients,
             filter: b"a"[..].into(),
             queue: None,
             members: 1,

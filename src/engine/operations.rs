@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::conn::{Claim, User};
-use super::interest::{Sub, SubKey};
+use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
 use super::publish::Run;
 use super::settings::{Identified, Settings, Standing};
@@ -96,7 +96,9 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
             return false;
         };
-        if conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
+        // A peer goes on with all its interest at once; it is not read from meanwhile.
+        let is_greeted = conn.route.as_ref().is_some_and(|route| route.is_greeted());
+        if !is_greeted && conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
             tracing::error!(
                 "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
                 conn.label()
@@ -112,6 +114,9 @@ impl Engine {
     /// Handles all whole operations. Returns how many bytes they took; all of them when the
     /// connection is at its end.
     fn consume(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        if self.is_route(id) {
+            return self.consume_route(id, bytes);
+        }
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         let used = self.consume_with(&mut run, id, bytes);
         self.spare_run = Run::reusing(run);
@@ -269,10 +274,11 @@ impl Engine {
         let Some(Claim { user, again }) = conn.claim.take() else { return };
         let rest = std::mem::take(&mut conn.partial);
         conn.need_bytes = 0;
-        if holds {
-            self.admit(id, user, again);
-        } else {
-            self.refuse_login(id);
+        let is_route = conn.route.is_some();
+        match (holds, is_route) {
+            (true, true) => {}
+            (true, false) => self.admit(id, user, again),
+            (false, _) => self.refuse_login(id),
         }
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
@@ -369,7 +375,7 @@ impl Engine {
         }
     }
 
-    fn on_pong(&mut self, id: ConnId) {
+    pub(super) fn on_pong(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.timing.pings_out > 0 {
             conn.timing.rtt = self.now.saturating_sub(conn.timing.ping_sent);
@@ -423,11 +429,14 @@ impl Engine {
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
         conn.subs.insert_unique(hash, key, |key| hasher.hash_one(subs[*key as usize].sid()));
-        let announce = self.accounts.at(account).interest.add(key, &mut self.subs);
-        match announce {
-            Some(announce) => self.announce(id, account, (subject, queue), announce),
+        let change = self.accounts.at(account).interest.add(key, &mut self.subs);
+        match change.announce {
+            Some(members) => self.announce(id, account, Side::Clients, (subject, queue), members),
             // What another connection has announced need not be in force yet.
             None => conn.staged_epoch = conn.staged_epoch.max(self.announced_epoch),
+        }
+        if let Some(members) = change.tell {
+            self.tell_routes(account, (subject, queue), members);
         }
     }
 
@@ -592,7 +601,7 @@ impl Engine {
             self.announce_seats(account);
         }
         self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
-        for id in self.conns.ids() {
+        for id in self.conns.client_ids() {
             self.review_user(id, &old);
             self.review_limits(id, &old);
         }
@@ -655,7 +664,7 @@ impl Engine {
 
     /// Closes the connections with numbers up to `cid_max`: there are too many.
     pub fn shed(&mut self, cid_max: u64) {
-        for id in self.conns.ids() {
+        for id in self.conns.client_ids() {
             let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else { continue };
             if conn.peer.cid <= cid_max {
                 tracing::error!("{} - maximum connections exceeded", conn.label());

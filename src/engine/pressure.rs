@@ -314,7 +314,9 @@ impl Engine {
 
     /// Counts what has come from a connection, and reads on later if that was more than its rate.
     pub(super) fn keep_pace(&mut self, id: ConnId, bytes: usize) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
+        // What comes over a route is that of many clients, whose own server paces them.
+        let client = self.conns.get_mut(id).filter(|conn| conn.route.is_none());
+        let Some(conn) = client else { return };
         let msgs = conn.traffic.in_msgs;
         let due = conn.pace.take(&self.settings.rates, bytes, msgs, self.now);
         if due > self.now && conn.is_open() {

@@ -12,11 +12,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
+use super::interest::{Member, NO_MAX, QueueTargets, Remote, SidGroup, Targets};
 use super::mapping::Mapped;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
+use super::relay::{RoutePick, draw_route};
 use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet, Stats};
+use crate::proto::route::{self, RouteOp, RouteParsed};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 use crate::segment::Segment;
 
@@ -34,6 +36,15 @@ pub(super) struct Message<'a> {
     publish: Publish<'a>,
     /// The whole operation as the client sent it.
     wire: &'a [u8],
+    /// It was sent by another server's JetStream: see [`route::delivered`].
+    is_stored: bool,
+}
+
+impl<'a> Message<'a> {
+    /// The message as its receivers see it.
+    fn shown(&self) -> Publish<'a> {
+        if self.is_stored { route::delivered(&self.publish) } else { self.publish }
+    }
 }
 
 /// Consecutive publishes of one connection to one subject.
@@ -45,6 +56,7 @@ pub(super) struct Run<'a> {
     header_bytes: usize,
     payload_bytes_max: usize,
     has_reply: bool,
+    has_stored: bool,
     /// What a mapping has made of the subject; it outlives [`Self::clear`].
     mapped: Option<Mapped>,
 }
@@ -96,12 +108,23 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
+        self.add(Message { publish, wire, is_stored: false });
+    }
+
+    /// The same for what another server has sent.
+    pub(super) fn push_routed(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
+        self.add(Message { publish, wire, is_stored: route::is_stored(&publish) });
+    }
+
+    fn add(&mut self, message: Message<'a>) {
+        let Message { publish, wire, is_stored } = message;
+        self.has_stored |= is_stored;
         self.wire_bytes += wire.len();
         self.payload_bytes += publish.payload.len();
         self.header_bytes += publish.header.map_or(0, |header| header.len);
         self.payload_bytes_max = self.payload_bytes_max.max(publish.payload.len());
         self.has_reply |= publish.reply.is_some();
-        self.messages.push(Message { publish, wire });
+        self.messages.push(message);
     }
 
     pub(super) fn clear(&mut self) {
@@ -132,12 +155,20 @@ impl<'a> Run<'a> {
     /// Makes it a run of one message.
     fn only(&mut self, message: &Message<'a>) -> &Self {
         self.clear();
-        self.push(message.publish, message.wire);
+        self.add(*message);
         self
     }
 
     pub(super) fn len(&self) -> usize {
         self.messages.len()
+    }
+
+    pub(super) fn wire_bytes(&self) -> usize {
+        self.wire_bytes
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.payload_bytes
     }
 
     pub(super) fn publishes(&self) -> impl Iterator<Item = &Publish<'a>> {
@@ -169,10 +200,14 @@ impl<'a> Run<'a> {
     /// Renders the first `count` messages for subscriptions with `sid`.
     pub(super) fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
         if let [message] = &self.messages[..count] {
-            encode::msg(out, &message.publish, sid, headers);
+            encode::msg(out, &message.shown(), sid, headers);
             return;
         }
         out.reserve(self.wire_bytes + count * (sid.len() + 4));
+        if self.has_stored {
+            let shown = self.messages[..count].iter().map(Message::shown);
+            return shown.for_each(|publish| encode::msg(out, &publish, sid, headers));
+        }
         let start = out.len();
         encode::msg_prefix(out, false, self.subject(), sid);
         let prefix: SmallVec<[u8; 96]> = SmallVec::from_slice(&out[start..]);
@@ -189,7 +224,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Takes the publishes in `wire`, which this server has written, into a run.
+/// Takes the publishes in `wire`, which were read before or written by this server, into a run.
 pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
     let limits = proto::Limits {
         control_line_bytes_max: usize::MAX,
@@ -197,6 +232,15 @@ pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
         headers: true,
     };
     let mut rest = wire;
+    // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
+    if matches!(wire, [b'R' | b'r', ..] | [_, b'M' | b'm', ..]) {
+        while let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) =
+            route::parse(rest, usize::MAX)
+        {
+            run.push_routed(publish, &rest[..used]);
+            rest = &rest[used..];
+        }
+    }
     while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
         run.push(publish, &rest[..used]);
         rest = &rest[used..];
@@ -211,6 +255,8 @@ pub(super) struct Source {
     pub(super) publisher: Publisher,
     /// Whether the publisher gets its own messages.
     pub(super) echo: bool,
+    /// It came from another server: only clients of this one get it.
+    pub(super) routed: bool,
     /// Shards that could not place a queue message of this run.
     pub(super) visited: ShardSet,
     /// Accounts that it has come through.
@@ -221,7 +267,8 @@ impl Source {
     /// A connection of `shard` that publishes in its account.
     pub(super) fn new(account: AccountId, shard: ShardId, conn: ConnId) -> Self {
         let publisher = Publisher { shard, conn };
-        Self { account, publisher, echo: true, visited: ShardSet::default(), hops: 0 }
+        let visited = ShardSet::default();
+        Self { account, publisher, echo: true, routed: false, visited, hops: 0 }
     }
 }
 
@@ -262,32 +309,60 @@ impl Engine {
         self.settle_deliveries();
     }
 
+    /// Handles a run from another server, for one member each of the groups in `queues`, too.
+    pub(super) fn publish_routed(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        queues: &[u8],
+        run: &Run<'_>,
+    ) {
+        let Some(conn) = self.conns.get_mut(from) else { return };
+        conn.traffic.in_msgs += run.len() as u64;
+        conn.traffic.in_bytes += run.payload_bytes as u64;
+        self.stats.routed.in_msgs += run.len() as u64;
+        self.stats.routed.in_bytes += run.payload_bytes as u64;
+        let source = Source { routed: true, ..Source::new(account, self.shard, from) };
+        let targets = self.targets(account, run.subject());
+        self.deliver_at_home(source, run, &targets, Some(queues));
+        if targets.leaves_account() {
+            self.deliver_abroad(source, run, &targets);
+        }
+        self.settle_deliveries();
+    }
+
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         parse_run(&record.wire, &mut run);
-        let RunRecord { account, publisher, echo, visited, arrived, hops, .. } = *record;
+        let RunRecord { account, publisher, echo, routed, visited, arrived, hops, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, arrived);
-        let source = Source { account, publisher, echo, visited, hops };
+        let source = Source { account, publisher, echo, routed, visited, hops };
         if record.answers {
             self.deliver_answers(source, &run);
         }
         let targets = self.targets(account, run.subject());
         let before = self.stats;
+        let mut routes: &[u32] = &[];
         if record.plain {
             self.deliver_plain(source, &run, &targets);
+            routes = if routed { &[] } else { &targets.routes };
         }
         let mut one = Run::default();
+        let mut route_picks = Vec::new();
         for pick in &record.picks {
-            let group = targets.queues.iter().find(|group| *group.name == *pick.group);
+            let group = targets.queues.iter().position(|group| *group.name == *pick.group);
             for &at in &pick.messages {
                 let one = one.only(&run.messages[at as usize]);
-                let placed = group.is_some_and(|group| self.deliver_to_one(source, one, group));
-                if !placed {
-                    self.forward(source, one, group);
+                let placed = group
+                    .and_then(|group| self.place(source, one, (group, &targets.queues[group]), at));
+                match placed {
+                    Some(route_pick) => route_picks.extend(route_pick),
+                    None => self.forward(source, one, group.map(|group| &targets.queues[group])),
                 }
             }
         }
+        self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
         self.count_deliveries(account, before);
         self.settle_deliveries();
         self.spare_run = Run::reusing(run);
@@ -303,7 +378,7 @@ impl Engine {
 
     /// Whether somebody gets every message that resolves to `targets`, whatever it is.
     fn is_certain(&self, targets: &Targets) -> bool {
-        !targets.shards.is_empty()
+        targets.has_plain_elsewhere()
             || targets.groups.iter().flat_map(|group| &group.members).any(|member| {
                 self.conns.at(member.conn).is_some_and(|conn| conn.plain)
                     && self.subs[member.sub as usize].max == NO_MAX
@@ -312,30 +387,39 @@ impl Engine {
 
     /// Delivers to local connections and stages for other shards. False if nobody gets it.
     pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
-        let reached = self.deliver_at_home(source, run, targets);
+        let reached = self.deliver_at_home(source, run, targets, None);
         // Both are done, whatever the first comes to.
         (targets.leaves_account() && self.deliver_abroad(source, run, targets)) || reached
     }
 
-    /// The same, but within the account.
+    /// The same, but within the account. Queue groups are served if they are in `named`, where
+    /// there is such a list.
     pub(super) fn deliver_at_home(
         &mut self,
         source: Source,
         run: &Run<'_>,
         targets: &Targets,
+        named: Option<&[u8]>,
     ) -> bool {
         let before = self.stats;
         let mut reached = self.deliver_plain(source, run, targets);
-        let mut picks: SmallVec<[(ShardId, Pick); 2]> = SmallVec::new();
-        for group in &targets.queues {
-            reached |= self.deliver_to_group(source, run, group, &mut picks);
+        let mut picks = Picks::default();
+        for (at, group) in targets.queues.iter().enumerate() {
+            if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
+            {
+                reached |= self.deliver_to_group(source, run, (at, group), &mut picks);
+            }
         }
         self.count_deliveries(source.account, before);
-        if !targets.shards.is_empty() || !picks.is_empty() {
-            reached = true;
-            self.stage_run(source, run, targets.shards, picks);
+        let (mut shards, mut routes): (_, &[u32]) = (targets.shards, &[]);
+        if !source.routed {
+            (shards, routes) = (shards.union(targets.routers), &targets.routes);
         }
-        reached
+        if !shards.is_empty() || !picks.shards.is_empty() {
+            reached = true;
+            self.stage_run(source, run, shards, picks.shards);
+        }
+        reached | self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes)
     }
 
     /// Books for an account what was delivered in it since `before`.
@@ -479,33 +563,64 @@ impl Engine {
         }
     }
 
-    /// Gives each message of the run to one member of the group, here or on another shard.
+    /// Gives each message of the run to one member of the group: here, on another shard, or
+    /// behind a route.
     fn deliver_to_group(
         &mut self,
         source: Source,
         run: &Run<'_>,
-        group: &QueueTargets,
-        picks: &mut SmallVec<[(ShardId, Pick); 2]>,
+        (number, group): (usize, &QueueTargets),
+        picks: &mut Picks,
     ) -> bool {
         let mut reached = false;
-        let remote: u64 = group.remote.iter().map(|(_, members)| u64::from(*members)).sum();
+        let remote: u64 = group.remote.iter().map(|remote| remote.members(source.routed)).sum();
+        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
+        let elsewhere = remote + behind_routes;
         let mut one = Run::default();
         for (at, message) in run.messages.iter().enumerate() {
-            let all = group.local.len() as u64 + remote;
+            let all = group.local.len() as u64 + elsewhere;
             let pick = self.rng.u64(..all.max(1));
             let local = pick < group.local.len() as u64
                 && self.deliver_to_one(source, one.only(message), group);
             if local {
                 reached = true;
-            } else if remote > 0 {
+            } else if elsewhere > 0 {
                 // With `pick` beyond the local members it is uniform over the remote ones; where
                 // no local member could take the message it is drawn anew.
-                let Some(shard) = self.draw(&group.remote, ShardSet::default()) else { continue };
                 reached = true;
-                add_pick(picks, shard, &group.name, at);
+                if behind_routes > 0 && self.rng.u64(..elsewhere) < behind_routes {
+                    let route = draw_route(&mut self.rng, &group.routes);
+                    picks.routes.push(RoutePick { route, group: index(number), at: index(at) });
+                    continue;
+                }
+                let Some(shard) = self.draw(source, &group.remote) else { continue };
+                add_pick(&mut picks.shards, shard, &group.name, at);
             }
         }
         reached
+    }
+
+    /// Gives a message that was sent here for a group to a local member of it, or to a route:
+    /// that is for the caller to carry out. `None` if nobody here can take it.
+    #[expect(clippy::option_option, reason = "it is placed, perhaps on a route; or it is not")]
+    fn place(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        (number, group): (usize, &QueueTargets),
+        at: u32,
+    ) -> Option<Option<RoutePick>> {
+        let local = group.local.len() as u64;
+        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
+        let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
+        if prefers_local && self.deliver_to_one(source, one, group) {
+            return Some(None);
+        }
+        if behind_routes > 0 {
+            let route = draw_route(&mut self.rng, &group.routes);
+            return Some(Some(RoutePick { route, group: index(number), at }));
+        }
+        None
     }
 
     /// Gives a message to one local member: a random one, or the next that can take it.
@@ -538,28 +653,29 @@ impl Engine {
     /// The members picked here are gone or cannot take the message: another shard may.
     fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<&QueueTargets>) {
         let visited = source.visited.with(self.shard);
-        let shard = group.and_then(|group| self.draw(&group.remote, visited));
+        let source = Source { visited, ..source };
+        let shard = group.and_then(|group| self.draw(source, &group.remote));
         let (Some(shard), Some(group)) = (shard, group) else {
             self.stats.queue_msgs_lost += 1;
             return;
         };
         let mut picks = SmallVec::new();
         add_pick(&mut picks, shard, &group.name, 0);
-        self.stage_run(Source { visited, ..source }, one, ShardSet::default(), picks);
+        self.stage_run(source, one, ShardSet::default(), picks);
     }
 
-    /// A shard that is not in `visited`, at random by its number of members.
-    fn draw(&mut self, members: &[(ShardId, u32)], visited: ShardSet) -> Option<ShardId> {
-        let open = || members.iter().filter(|(shard, _)| !visited.contains(*shard));
-        let all: u64 = open().map(|(_, members)| u64::from(*members)).sum();
+    /// A shard that was not visited, at random by its number of members.
+    fn draw(&mut self, source: Source, members: &[Remote]) -> Option<ShardId> {
+        let open = || members.iter().filter(|remote| !source.visited.contains(remote.shard));
+        let all: u64 = open().map(|remote| remote.members(source.routed)).sum();
         if all == 0 {
             return None;
         }
         let mut pick = self.rng.u64(..all);
-        for (shard, members) in open() {
-            match pick.checked_sub(u64::from(*members)) {
+        for remote in open() {
+            match pick.checked_sub(remote.members(source.routed)) {
                 Some(rest) => pick = rest,
-                None => return Some(*shard),
+                None => return Some(remote.shard),
             }
         }
         None
@@ -573,7 +689,7 @@ impl Engine {
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, visited, hops } = source;
+        let Source { account, publisher, echo, routed, visited, hops } = source;
         let answers = false;
         let arrived = self.arrived;
         let mut whole: Option<Bytes> = None;
@@ -585,6 +701,7 @@ impl Engine {
                 account,
                 publisher,
                 echo,
+                routed,
                 visited,
                 arrived,
                 wire,
@@ -613,6 +730,7 @@ impl Engine {
                 account,
                 publisher,
                 echo,
+                routed,
                 visited,
                 arrived,
                 wire,
@@ -640,6 +758,13 @@ impl Engine {
     }
 }
 
+/// Where the queue messages of a run go that do not stay here.
+#[derive(Debug, Default)]
+struct Picks {
+    shards: SmallVec<[(ShardId, Pick); 2]>,
+    routes: Vec<RoutePick>,
+}
+
 /// How a run gets into an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -660,7 +785,12 @@ impl Way {
         let big = run.payload_bytes_max >= COPY_PAYLOAD_BYTES_MAX;
         match members {
             // Two pieces for each message: only where messages are big on the average.
-            1 if others && run.payload_bytes >= COPY_PAYLOAD_BYTES_MAX * run.len() => Self::Tails,
+            1 if others
+                && !run.has_stored
+                && run.payload_bytes >= COPY_PAYLOAD_BYTES_MAX * run.len() =>
+            {
+                Self::Tails
+            }
             1 => Self::Render,
             _ if big || run.wire_bytes >= COPY_RUN_BYTES_MAX => Self::Share,
             _ => Self::Copy,
@@ -713,7 +843,7 @@ fn render_tails(run: &Run<'_>, headers: bool, spares: &mut Spares) -> (Segment, 
 }
 
 fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: usize) {
-    let at = u32::try_from(at).unwrap_or(u32::MAX);
+    let at = index(at);
     let known = picks.iter_mut().find(|(to, pick)| *to == shard && *pick.group == *group);
     match known {
         Some((_, pick)) => pick.messages.push(at),
@@ -732,4 +862,9 @@ fn take_picks(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId) -> Vec
         false
     });
     taken
+}
+
+/// A place in a run or in a list of groups; both are far shorter than this can count.
+fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }

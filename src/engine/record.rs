@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use super::interest::Side;
 use super::{AccountId, ConnId, ShardId, ShardSet};
 
 /// One message from a shard to another.
@@ -53,7 +54,9 @@ pub struct RunRecord {
     pub(super) visited: ShardSet,
     /// When its publisher's shard received it.
     pub(super) arrived: u64,
-    /// The operations as the client sent them.
+    /// It came from another server: it goes to clients only.
+    pub(super) routed: bool,
+    /// The operations as the client or the other server sent them.
     pub(super) wire: Bytes,
     /// It answers requests of the receiving shard, which knows where it goes.
     pub(super) answers: bool,
@@ -77,6 +80,7 @@ pub(super) struct Pick {
 #[derive(Debug)]
 pub struct InterestRecord {
     pub(super) account: AccountId,
+    pub(super) side: Side,
     pub(super) filter: Box<[u8]>,
     pub(super) queue: Option<Box<[u8]>>,
     /// Members of the queue group there; 1 or 0 for plain subscriptions.

@@ -10,15 +10,17 @@ use super::conn::{Conn, Peer, User};
 use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
+use super::route::Cluster;
 use super::timers::NEVER;
 use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
 use crate::config::{
-    self, Auth, Limits, Network, Options, PeerUser, Rates, Secret, Tls, WebSocketOptions,
+    self, Auth, Limits, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls, WebSocketOptions,
 };
 use crate::proto::Info;
+use crate::proto::route::RouteInfo;
 
 /// Who this server is, decided at its start.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +37,33 @@ pub struct Identity {
     pub nonces: NonceKey,
     /// The zero of the engine's time, in milliseconds since 1970.
     pub epoch_ms: u64,
+    /// There if this server can be part of a cluster.
+    pub cluster: Option<ClusterIdentity>,
+}
+
+/// What else it is as a member of a cluster.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterIdentity {
+    /// The cluster's name.
+    pub name: String,
+    /// The name was made up.
+    pub is_dynamic: bool,
+    /// The port where it really listens for routes.
+    pub port: u16,
+    /// `host:port` where its clients may connect.
+    pub urls: Vec<String>,
+}
+
+/// What an engine has to know of the cluster's configuration.
+#[derive(Debug)]
+pub(super) struct RouteSettings {
+    /// What this server says of itself, but for the cluster's name.
+    pub(super) info: RouteInfo,
+    pub(super) user: Option<String>,
+    pub(super) pass: Option<Secret>,
+    pub(super) auth_timeout_ns: u64,
+    pub(super) ping_interval_ns: u64,
+    pub(super) ping_max: u32,
 }
 
 /// What an engine has to know of the configuration.
@@ -72,12 +101,15 @@ pub struct Settings {
     websocket_address: Option<(String, u16)>,
     /// Which users processes of this machine are.
     peers: Vec<PeerUser>,
+    /// Names the server in subjects: a part of its id.
+    pub(super) node: String,
+    pub(super) route: RouteSettings,
     nonces: NonceKey,
     /// Some users have nkeys.
     has_nkeys: bool,
     logins: Logins,
     guest: Option<Rc<User>>,
-    nobody: Rc<User>,
+    pub(super) nobody: Rc<User>,
     /// Users come by tokens.
     trusted: Option<Trusted>,
     /// The configured accounts.
@@ -153,6 +185,11 @@ impl Settings {
             tls: options.tls.clone(),
             allow_non_tls: options.allow_non_tls,
             guest: guest.map(|login| Rc::clone(&login.user)),
+            node: match identity.id.get(1..9) {
+                Some(part) => part.to_owned(),
+                None => "0".to_owned(),
+            },
+            route: route_settings(options, identity),
             nonces: identity.nonces.clone(),
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             proxy_protocol: options.proxy_protocol,
@@ -404,10 +441,18 @@ impl Settings {
     pub(super) fn info(
         &self,
         (peer, transport): (&Peer, Transport),
+        cluster: &Cluster,
         lame_duck: bool,
         account: Option<&str>,
     ) -> String {
         let mut info = self.info.clone();
+        if let Some(name) = &cluster.name {
+            (info.cluster, info.cluster_dynamic) = (Some(name.clone()), cluster.is_dynamic);
+            if lame_duck {
+                info.connect_urls.clear();
+            }
+            info.connect_urls.extend(cluster.urls.iter().cloned());
+        }
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
@@ -496,6 +541,52 @@ fn info(options: &Options, identity: &Identity) -> Info {
         tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
         auth_required: options.requires_login(),
         max_payload: options.limits.payload_bytes_max,
+        connect_urls: urls(options, identity),
         ..Info::default()
+    }
+}
+
+/// Where clients may connect, as far as others are to know.
+fn urls(options: &Options, identity: &Identity) -> Vec<String> {
+    let cluster = identity.cluster.as_ref().filter(|_| !options.cluster.no_advertise);
+    cluster.map(|cluster| cluster.urls.clone()).unwrap_or_default()
+}
+
+fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
+    let cluster = &options.cluster;
+    let mut host = cluster.host.clone();
+    let mut port = identity.cluster.as_ref().map_or(0, |cluster| i32::from(cluster.port));
+    let mut ip = String::new();
+    if let Some(advertise) = &cluster.advertise {
+        // A port may be missing, and a scheme is.
+        if let Ok(url) = RouteUrl::parse(&format!("nats-route://{advertise}")) {
+            let has_port = advertise.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
+            (host, port) = (url.host, if has_port { i32::from(url.port) } else { port });
+            let shown = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            ip = format!("nats-route://{shown}:{port}/");
+        }
+    }
+    let info = RouteInfo {
+        server_id: identity.id.clone(),
+        server_name: identity.name.clone(),
+        version: crate::NATS_VERSION.to_owned(),
+        proto: 1,
+        host,
+        port,
+        ip,
+        headers: !options.no_header_support,
+        auth_required: cluster.user.is_some(),
+        max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
+        connect_urls: urls(options, identity),
+        shardcast: true,
+        ..RouteInfo::default()
+    };
+    RouteSettings {
+        info,
+        user: cluster.user.clone(),
+        pass: cluster.user.as_ref().map(|_| cluster.password.clone()),
+        auth_timeout_ns: cluster.timeout_ms.saturating_mul(NS_PER_MS),
+        ping_interval_ns: cluster.ping_interval_ms.saturating_mul(NS_PER_MS),
+        ping_max: cluster.ping_max,
     }
 }

@@ -131,7 +131,8 @@ impl Engine {
     pub fn conns_page(&self, from: u64) -> Page<ConnSnapshot> {
         page(from, self.conns.0.len() as u64, |slot| {
             let conn = self.conns.at(u32::try_from(slot).ok()?)?;
-            (conn.is_open() && conn.is_understood()).then(|| of_conn(conn))
+            let shown = conn.is_open() && conn.is_understood() && conn.route.is_none();
+            shown.then(|| of_conn(conn))
         })
     }
 
@@ -155,6 +156,9 @@ impl Engine {
 
     /// Keeps what monitoring will show of a connection that ends now.
     pub(super) fn remember(&mut self, id: ConnId, reason: Reason) {
+        if self.is_route(id) {
+            return;
+        }
         self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
         let conn = self.conns.get(id).filter(|conn| conns_max > 0 && conn.is_understood());

@@ -114,7 +114,7 @@ pub fn no_responders(out: &mut Vec<u8>, reply: &[u8], sid: &[u8], subject: &[u8]
     append(out, &[size, b" ", size, b"\r\n", BEFORE, subject, BEHIND, b"\r\n"]);
 }
 
-fn append(out: &mut Vec<u8>, parts: &[&[u8]]) {
+pub(super) fn append(out: &mut Vec<u8>, parts: &[&[u8]]) {
     out.reserve(parts.iter().map(|part| part.len()).sum());
     for part in parts {
         out.extend_from_slice(part);

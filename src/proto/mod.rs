@@ -10,6 +10,7 @@ pub mod connect;
 pub mod encode;
 pub mod parse;
 pub mod proxy;
+pub mod route;
 
 use std::fmt;
 

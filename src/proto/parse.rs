@@ -129,7 +129,7 @@ enum Name {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Pub,
     Hpub,
     Sub,
@@ -178,17 +178,17 @@ fn parse_bare<'a>(input: &'a [u8], name_len: usize, op: Op<'a>) -> Result<Parsed
 }
 
 /// A whole control line with arguments.
-struct Line<'a> {
+pub(super) struct Line<'a> {
     /// From the first byte that is no blank to the last before the line end.
-    args: &'a [u8],
+    pub(super) args: &'a [u8],
     /// Where they begin.
     start: usize,
     /// Where the next line begins.
-    used: usize,
+    pub(super) used: usize,
 }
 
 /// Finds the arguments behind the operation's name. `None`: their end is not there yet.
-fn find_line<'a>(
+pub(super) fn find_line<'a>(
     input: &'a [u8],
     kind: Kind,
     name_len: usize,
@@ -272,7 +272,7 @@ fn parse_hpub<'a>(
 }
 
 /// Whether the line is its words with one blank between them, and CRLF.
-fn is_canonical(line: &Line<'_>, words: &[&[u8]]) -> bool {
+pub(super) fn is_canonical(line: &Line<'_>, words: &[&[u8]]) -> bool {
     let len: usize = words.iter().map(|word| word.len()).sum::<usize>() + words.len() - 1;
     len == line.args.len()
         && line.used == line.start + len + 2
@@ -281,7 +281,7 @@ fn is_canonical(line: &Line<'_>, words: &[&[u8]]) -> bool {
 
 /// Adds the payload of `size` bytes that follows `line`. `tail_start` is the place in the
 /// arguments from which on everything may be passed on as it is.
-fn parse_payload<'a>(
+pub(super) fn parse_payload<'a>(
     input: &'a [u8],
     line: &Line<'a>,
     publish: Publish<'a>,
@@ -358,11 +358,11 @@ impl<'a> Words<'a> {
 }
 
 /// A CR inside a line counts as a blank: nobody sends one, and so none gets into a subject.
-fn is_blank(byte: &u8) -> bool {
+pub(super) fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r')
 }
 
-fn trim(mut text: &[u8]) -> &[u8] {
+pub(super) fn trim(mut text: &[u8]) -> &[u8] {
     while let [first, rest @ ..] = text
         && is_blank(first)
     {
@@ -377,7 +377,7 @@ fn trim(mut text: &[u8]) -> &[u8] {
 }
 
 /// A size: 1 to 9 digits and nothing else.
-fn parse_number(text: &[u8]) -> Option<usize> {
+pub(super) fn parse_number(text: &[u8]) -> Option<usize> {
     if text.is_empty() || text.len() > 9 {
         return None;
     }
@@ -387,14 +387,14 @@ fn parse_number(text: &[u8]) -> Option<usize> {
 }
 
 #[cold]
-fn unknown(input: &[u8], at: usize, behind_payload: bool) -> ProtoError {
+pub(super) fn unknown(input: &[u8], at: usize, behind_payload: bool) -> ProtoError {
     let rest = &input[at..];
     let snippet = go_quoted(&rest[..rest.len().min(SNIPPET_BYTES_MAX)]);
     ProtoError::UnknownOperation { at, behind_payload, snippet }
 }
 
 #[cold]
-fn bad_arguments(problem: &'static str, args: &[u8]) -> ProtoError {
+pub(super) fn bad_arguments(problem: &'static str, args: &[u8]) -> ProtoError {
     ProtoError::BadArguments { problem, args: go_quoted(args) }
 }
 

@@ -31,6 +31,11 @@ pub fn bind_websocket(host: &str, port: u16) -> Result<TcpListener, StartError> 
     listen(host, port, "Unable to listen for websocket connections")
 }
 
+/// The same for other servers.
+pub fn bind_cluster(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    listen(host, port, "Error listening on router port")
+}
+
 /// The same for the monitoring.
 pub fn bind_monitor(host: &str, port: u16) -> Result<TcpListener, StartError> {
     listen(host, port, "Can't start monitoring: can't listen to the monitor port")

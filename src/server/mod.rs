@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 pub mod files;
 pub mod listen;
 pub mod log;
@@ -39,6 +40,7 @@ use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
 use crate::shard::{Door, Listener, Outcome};
+use cluster::Cluster;
 use files::PortsFile;
 use log::{FATAL, Log};
 use monitor::{Change, Monitor};
@@ -72,6 +74,21 @@ pub struct Identity {
     pub websocket: Option<Endpoint>,
     /// Where the monitoring listens.
     pub http: Option<Endpoint>,
+    /// What it is as a member of a cluster.
+    pub cluster: Option<ClusterIdentity>,
+}
+
+/// What a member of a cluster is called, and where it listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterIdentity {
+    /// The cluster's name.
+    pub name: String,
+    /// The name was made up.
+    pub is_dynamic: bool,
+    /// The port for routes; never 0.
+    pub port: u16,
+    /// `host:port` where clients may connect.
+    pub urls: Vec<String>,
 }
 
 /// Where something listens.
@@ -91,11 +108,17 @@ impl Identity {
         // As many bytes as this come whole, and at once since the machine has started.
         let _ = rustix::rand::getrandom(&mut secret, GetRandomFlags::empty());
         let nonces = engine::NonceKey::new(secret);
+        let cluster = self.cluster.as_ref().map(|cluster| engine::ClusterIdentity {
+            name: cluster.name.clone(),
+            is_dynamic: cluster.is_dynamic,
+            port: cluster.port,
+            urls: cluster.urls.clone(),
+        });
         let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
         let websocket =
             self.websocket.as_ref().map(|endpoint| (endpoint.host.clone(), endpoint.port));
         let (id, name) = (self.id.clone(), self.name.clone());
-        engine::Identity { id, name, port: self.port, websocket, nonces, epoch_ms }
+        engine::Identity { id, name, port: self.port, websocket, nonces, cluster, epoch_ms }
     }
 }
 
@@ -190,12 +213,15 @@ fn serve(
     let listener = listen::bind(&options.host, options.port)?;
     let websocket_listener = bind_websocket(&options)?;
     let http_listener = bind_monitor(&options)?;
+    let cluster_listener = cluster::bind(&options)?;
     let bound = Bound {
         clients: &listener,
         websocket: websocket_listener.as_ref(),
         http: http_listener.as_ref(),
     };
-    let identity = Arc::new(identify(&options, program, &bound)?);
+    let mut identity = identify(&options, program, &bound)?;
+    identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), identity.port)?;
+    let identity = Arc::new(identity);
     let (listeners, socket_file) = listeners(&options, listener, websocket_listener)?;
     let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);
 
@@ -210,6 +236,7 @@ fn serve(
     let system = System::start(shards.news(), &identity, &options, shards.reporter())?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
+    let cluster = Cluster::start(cluster_listener, &identity, &options, &shards)?;
     log_listeners(&options, &identity);
     info!("Server is ready");
 
@@ -228,6 +255,7 @@ fn serve(
     info!("Initiating Shutdown...");
     let ports_file = running.ports_file.take();
     drop(monitor);
+    drop(cluster);
     system.stop();
     shards.stop();
     drop((ports_file, socket_file));
@@ -260,7 +288,8 @@ fn identify(options: &Options, program: String, bound: &Bound<'_>) -> Result<Ide
     });
     let id = KeyPair::new_server().public_key();
     let name = options.server_name.clone().unwrap_or_else(|| id.clone());
-    Ok(Identity { program, id, name, host: options.host.clone(), port, websocket, http })
+    let host = options.host.clone();
+    Ok(Identity { program, id, name, host, port, websocket, http, cluster: None })
 }
 
 /// Everything that connections are accepted on, and the Unix socket's file.
@@ -340,6 +369,9 @@ fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
     info!("  Name:     {}", identity.name);
     info!("  ID:       {}", identity.id);
     info!("  Shards:   {placement}");
+    if let Some(cluster) = &identity.cluster {
+        info!("  Cluster:  {}", cluster.name);
+    }
     let RuntimeOptions { busy_poll_us, napi_us, .. } = options.runtime;
     if busy_poll_us > 0 || napi_us > 0 {
         info!("  Polling:  {busy_poll_us} µs by shards, {napi_us} µs by the kernel");

@@ -32,6 +32,7 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     }
     keep("server_name", &old.server_name, &mut new.server_name, &mut kept);
     keep("http", &old.http, &mut new.http, &mut kept);
+    keep("cluster", &old.cluster, &mut new.cluster, &mut kept);
     keep("http_base_path", &old.http_base_path, &mut new.http_base_path, &mut kept);
     let (was, is) = (&old.runtime, &mut new.runtime);
     keep("shards", &was.shards, &mut is.shards, &mut kept);

@@ -14,7 +14,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{
-    self, AccountFigures, ClosedConn, ConnSnapshot, Page, SHARDS_MAX, ShardId, SubSnapshot,
+    self, AccountFigures, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot, SHARDS_MAX,
+    ShardId, SubSnapshot,
 };
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
@@ -29,6 +30,8 @@ pub struct Shards {
     addresses: Vec<Address>,
     threads: Vec<JoinHandle<()>>,
     outcomes: Receiver<Outcome>,
+    notices: Receiver<RouteNotice>,
+    started: Instant,
     news: (Sender<News>, Receiver<News>),
     started_at: DateTime<Utc>,
     tier: Tier,
@@ -72,6 +75,7 @@ struct SharedParts {
     memory_bytes_max: usize,
     started: Instant,
     proofs: Sender<Check>,
+    routes: Sender<RouteNotice>,
     news: Sender<News>,
 }
 
@@ -129,6 +133,8 @@ impl Shards {
         let news = bounded(NEWS_MAX);
         let (to_check, checks) = unbounded();
         threads.push(proofs::start(checks, addresses.clone())?);
+        let (routes, notices) = unbounded();
+        let started = now();
         let shared = SharedParts {
             addresses: addresses.clone(),
             seats: Arc::new(Seats::new(cpus.len())),
@@ -136,20 +142,26 @@ impl Shards {
             identity: identity.clone(),
             // Half of what there is, for the output of all connections.
             memory_bytes_max: host::memory_bytes(&Tree::default()) / 2 / cpus.len().max(1),
-            started: now(),
+            started,
             proofs: to_check,
+            routes,
             news: news.0.clone(),
         };
         for parts in parts {
             // A shard that is gone by now has reported why.
             let _ = parts.send(shared.clone());
         }
-        Ok(Self { addresses, threads, outcomes, news, started_at, tier })
+        Ok(Self { addresses, threads, outcomes, notices, started, news, started_at, tier })
     }
 
     /// What of io_uring is used.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// Where to reach the shards, what they say of routes, and the zero of their times.
+    pub(super) fn for_cluster(&self) -> (Vec<Address>, Receiver<RouteNotice>, Instant) {
+        (self.addresses.clone(), self.notices.clone(), self.started)
     }
 
     /// What the shards come to; disconnected when the last has ended.
@@ -276,6 +288,13 @@ impl Reporter {
         all
     }
 
+    /// The registered routes, in the order of their numbers.
+    pub fn routes(&self, wishes: bool) -> Vec<RouteSnapshot> {
+        let mut routes = self.ask_all(|to| Control::Routes { wishes, to }).concat();
+        routes.sort_by_key(|route| route.rid);
+        routes
+    }
+
     /// Shows each subscription.
     pub fn subs(&self, show: impl FnMut(SubSnapshot)) {
         self.pages(|from, to| Control::Subs { from, to }, show);
@@ -327,6 +346,7 @@ fn grow(seed: Seed) {
         listeners: seed.listeners,
         seed: fastrand::u64(..),
         proofs: shared.proofs,
+        routes: shared.routes,
         news: shared.news,
     };
     if let Err(error) = Shard::new(parts, reactor).run() {

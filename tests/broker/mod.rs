@@ -114,6 +114,15 @@ impl Broker {
         self.port
     }
 
+    /// The port for routes, as the log names it.
+    pub(crate) fn route_port(&mut self) -> u16 {
+        const LISTENING: &str = "Listening for route connections on ";
+        let logged = self.seen.iter().find(|line| line.contains(LISTENING)).cloned();
+        let line = logged.unwrap_or_else(|| self.wait_for_line(LISTENING));
+        let port = line.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
+        port.unwrap_or_else(|| panic!("no port in {line:?}"))
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }

@@ -23,6 +23,11 @@ impl Wire {
         Self::greeted(stream)
     }
 
+    /// The same at another port of a server of this machine.
+    pub(crate) fn at(port: u16) -> Self {
+        Self::greeted(TcpStream::connect(("127.0.0.1", port)).expect("the server accepts"))
+    }
+
     /// The same with the smallest receive buffer, for connections that will not read.
     pub(crate) fn open_narrow(broker: &Broker) -> Self {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);

@@ -10,28 +10,6 @@ use super::query::{Query, Refusal};
 use super::{State, text};
 
 #[derive(Serialize)]
-pub(super) struct Routez<'a> {
-    server_id: &'a str,
-    server_name: &'a str,
-    now: String,
-    num_routes: usize,
-    routes: [(); 0],
-}
-
-impl<'a> Routez<'a> {
-    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
-        query.detail("subs")?;
-        Ok(Self {
-            server_id: &state.identity.id,
-            server_name: &state.identity.name,
-            now: text::time(Utc::now()),
-            num_routes: 0,
-            routes: [],
-        })
-    }
-}
-
-#[derive(Serialize)]
 pub(super) struct Leafz<'a> {
     server_id: &'a str,
     now: String,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{State, text};
+use crate::engine::RouteSnapshot;
 use crate::shard::{Figures, Report};
 
 /// The body. Fields that only a nats-server has something for are zero or empty.
@@ -21,6 +22,7 @@ pub(super) struct Varz<'a> {
     #[serde(flatten)]
     limits: Limits<'a>,
     websocket: WebSocket<'a>,
+    cluster: Cluster<'a>,
     #[serde(flatten)]
     missing: Missing,
     #[serde(serialize_with = "text::number")]
@@ -102,10 +104,48 @@ struct WebSocket<'a> {
     compression: bool,
 }
 
+/// The cluster as it is configured; nothing if there is none.
+#[derive(Serialize, Default)]
+struct Cluster<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    addr: &'a str,
+    #[serde(skip_serializing_if = "is_none")]
+    cluster_port: u16,
+    #[serde(skip_serializing_if = "is_no_time", serialize_with = "text::number")]
+    auth_timeout: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    urls: Vec<String>,
+}
+
+impl<'a> Cluster<'a> {
+    fn new(state: &'a State) -> Self {
+        let (options, identity) = (&state.options.cluster, &state.identity.cluster);
+        let Some(identity) = identity else { return Self::default() };
+        let timeout = Duration::from_millis(options.timeout_ms);
+        let url = |url: &crate::config::RouteUrl| format!("{}:{}", url.host, url.port);
+        Self {
+            name: &identity.name,
+            addr: &options.host,
+            cluster_port: identity.port,
+            auth_timeout: timeout.as_secs_f64(),
+            urls: options.routes.iter().map(url).collect(),
+        }
+    }
+}
+
+fn is_none(port: &u16) -> bool {
+    *port == 0
+}
+
+fn is_no_time(seconds: &f64) -> bool {
+    *seconds == 0.0
+}
+
 /// Subsystems that this server does not have.
 #[derive(Serialize, Default)]
 struct Missing {
-    cluster: Map<String, Value>,
     gateway: Map<String, Value>,
     leaf: Map<String, Value>,
     mqtt: Map<String, Value>,
@@ -194,7 +234,7 @@ impl<'a> Varz<'a> {
     pub(super) fn new(state: &'a State, figures: &[Figures], cpu: f64) -> Self {
         let reports: Vec<Report> = figures.iter().map(|figures| figures.report).collect();
         let options = &state.options;
-        let traffic = Traffic::new(&reports);
+        let traffic = Traffic::new(&reports, &state.reporter.routes(false));
         let digest = options.source.as_ref().map(|source| format!("sha256:{}", source.sha256));
         let shardcast = Shardcast::new(state, figures);
         let clients = |clients| ByKind { clients, ..ByKind::default() };
@@ -202,6 +242,7 @@ impl<'a> Varz<'a> {
             identity: Identity::new(state),
             limits: Limits::new(state),
             websocket: WebSocket::new(state).unwrap_or_default(),
+            cluster: Cluster::new(state),
             missing: Missing::default(),
             tls_timeout: 2.0,
             write_deadline: options.write_deadline_ms.saturating_mul(NS_PER_MS),
@@ -295,8 +336,12 @@ impl Process {
 }
 
 impl Traffic {
-    fn new(reports: &[Report]) -> Self {
-        let mut all = Self::default();
+    fn new(reports: &[Report], routes: &[RouteSnapshot]) -> Self {
+        let mut remotes: Vec<&str> = routes.iter().map(|route| &*route.remote_id).collect();
+        remotes.sort_unstable();
+        remotes.dedup();
+        let (routes, remotes) = (routes.len(), remotes.len());
+        let mut all = Self { routes, remotes, ..Self::default() };
         for report in reports {
             all.connections += report.conns;
             all.total_connections += report.accepted;
@@ -309,9 +354,14 @@ impl Traffic {
             all.stale_connections += report.stats.stale_connections;
             all.stalled_clients += report.stats.stalls;
         }
-        // There is nobody but clients.
         (all.in_client_msgs, all.in_client_bytes) = (all.in_msgs, all.in_bytes);
         (all.out_client_msgs, all.out_client_bytes) = (all.out_msgs, all.out_bytes);
+        for routed in reports.iter().map(|report| report.stats.routed) {
+            all.in_msgs += routed.in_msgs;
+            all.in_bytes += routed.in_bytes;
+            all.out_msgs += routed.out_msgs;
+            all.out_bytes += routed.out_bytes;
+        }
         all
     }
 }

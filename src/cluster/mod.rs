@@ -1,0 +1,422 @@
+//! The members of a cluster as one server sees them: whom to dial, whom to keep, whom to tell.
+//!
+//! Pure: notices of the shards, outcomes of dialling and the time come in; [`Step`]s come out.
+//! Times are nanoseconds since the start of the process. Section numbers (§) are those of the
+//! cluster protocol's description.
+
+#![forbid(unsafe_code)]
+
+pub mod names;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::config::{RouteUrl, Secret};
+use crate::proto::route::RouteInfo;
+
+/// Servers that are dialled because others spoke of them, at one time.
+const GOSSIPED_MAX: usize = 256;
+/// A configured route that is down is dialled again after so many nanoseconds, …
+const REDIAL_NS: u64 = 1_000_000_000;
+/// … and up to so many more, so that not all do at once.
+const REDIAL_JITTER_NS: u64 = 100_000_000;
+/// With back-off, the longest time between two attempts.
+const REDIAL_NS_MAX: u64 = 30_000_000_000;
+
+/// What every member has to know of this server.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The own id.
+    pub id: String,
+    /// Routes that are configured.
+    pub routes: Vec<RouteUrl>,
+    /// The credentials for servers that others spoke of.
+    pub login: Option<(String, Secret)>,
+    /// How often more than once such a server is dialled.
+    pub connect_retries: u32,
+    /// Wait longer after each attempt.
+    pub connect_backoff: bool,
+    /// Clients are told nothing of other servers.
+    pub no_advertise: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Connect to a server, and say what came of it: [`Members::on_dialed`].
+    Dial {
+        /// Names the attempt's target.
+        target: u64,
+        /// Where.
+        url: RouteUrl,
+        /// How often this was tried before without success.
+        attempt: u32,
+    },
+    /// The route's peer may stay.
+    Register(u64),
+    /// The route is not needed.
+    Close(u64),
+    /// Tell the route's peer of another server.
+    Gossip(u64, Box<RouteInfo>),
+    /// Clients may also connect there.
+    Urls(Vec<String>),
+}
+
+/// Somebody to dial.
+#[derive(Debug)]
+struct Target {
+    url: RouteUrl,
+    /// It is configured, and dialled for ever.
+    is_explicit: bool,
+    state: State,
+    /// Attempts without success since it was last connected.
+    attempts: u32,
+    /// Who is there, as far as that is known.
+    server_id: Option<String>,
+    /// What gossip said about passing it on (§9).
+    gossip_mode: u8,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Waiting {
+        until: u64,
+    },
+    Dialing,
+    /// A route has come of it.
+    Linked,
+    /// Its server is connected by another route.
+    Covered,
+    /// It is this server.
+    GivenUp,
+}
+
+/// A route, from when its socket is connected.
+#[derive(Debug)]
+struct Link {
+    /// What it came of; none if it was accepted.
+    target: Option<u64>,
+    peer: Option<RouteInfo>,
+    is_registered: bool,
+}
+
+impl Link {
+    fn id(&self) -> &str {
+        self.peer.as_ref().map_or("", |peer| &peer.server_id)
+    }
+}
+
+/// The members of the cluster.
+#[derive(Debug)]
+pub struct Members {
+    plan: Plan,
+    targets: BTreeMap<u64, Target>,
+    next_target: u64,
+    links: BTreeMap<u64, Link>,
+    steps: VecDeque<Step>,
+    urls: Vec<String>,
+    now: u64,
+    rng: fastrand::Rng,
+}
+
+impl Members {
+    /// Nobody is connected yet; all configured routes are to be dialled.
+    pub fn new(plan: Plan, seed: u64) -> Self {
+        let mut members = Self {
+            targets: BTreeMap::new(),
+            next_target: 0,
+            links: BTreeMap::new(),
+            steps: VecDeque::new(),
+            urls: Vec::new(),
+            now: 0,
+            rng: fastrand::Rng::with_seed(seed),
+            plan,
+        };
+        for url in members.plan.routes.clone() {
+            members.add_target(url, true, None, 0);
+        }
+        members
+    }
+
+    /// The time of everything that comes from now on. Targets whose time has come are dialled.
+    pub fn set_now(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        for (number, target) in &mut self.targets {
+            if matches!(target.state, State::Waiting { until } if until <= self.now) {
+                target.state = State::Dialing;
+                let (url, attempt) = (target.url.clone(), target.attempts);
+                self.steps.push_back(Step::Dial { target: *number, url, attempt });
+            }
+        }
+    }
+
+    /// When [`Members::set_now`] is needed next.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let due = |target: &Target| match target.state {
+            State::Waiting { until } => Some(until),
+            _ => None,
+        };
+        self.targets.values().filter_map(due).min()
+    }
+
+    /// What is to be done, until there is nothing more.
+    pub fn next_step(&mut self) -> Option<Step> {
+        self.steps.pop_front()
+    }
+
+    /// Servers with a registered route, each counted once.
+    pub fn remotes(&self) -> usize {
+        let mut ids: Vec<&str> = self.registered().map(|(_, link)| link.id()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.len()
+    }
+
+    /// What came of dialling: a route, or nothing.
+    pub fn on_dialed(&mut self, target: u64, rid: Option<u64>) {
+        let Some(entry) = self.targets.get_mut(&target) else { return };
+        match rid {
+            Some(rid) => {
+                entry.state = State::Linked;
+                let link = Link { target: Some(target), peer: None, is_registered: false };
+                self.links.insert(rid, link);
+            }
+            None => {
+                entry.attempts = entry.attempts.saturating_add(1);
+                self.retry(target);
+            }
+        }
+    }
+
+    /// Another server has dialled.
+    pub fn on_accepted(&mut self, rid: u64) {
+        self.links.insert(rid, Link { target: None, peer: None, is_registered: false });
+    }
+
+    /// Routes, registered or not.
+    pub fn links(&self) -> usize {
+        self.links.len()
+    }
+
+    /// A peer, at the address `ip`, has said who it is: it may stay, or not.
+    ///
+    /// Of two routes to a server that decides by itself neither is closed here: it closes the one
+    /// that it does not want, and only it knows which (§5). Two of our own keep what the one with
+    /// the smaller id has dialled.
+    pub fn on_greeted(&mut self, rid: u64, mut info: RouteInfo, ip: &str) {
+        let id = info.server_id.clone();
+        if info.ip.is_empty() {
+            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            info.ip = format!("nats-route://{host}:{}/", info.port);
+        }
+        let other = self.registered().find(|(_, link)| link.id() == id);
+        let other = other.map(|(rid, link)| (rid, link.target.is_some()));
+        let Some(link) = self.links.get_mut(&rid) else { return };
+        let is_shardcast = info.shardcast;
+        let is_dialed = link.target.is_some();
+        link.peer = Some(info);
+        if let Some(target) = link.target.and_then(|target| self.targets.get_mut(&target)) {
+            target.server_id = Some(id.clone());
+        }
+        match other {
+            None => self.register(rid),
+            // Nothing was said yet: the peer does not even know.
+            Some(_) if is_dialed => self.steps.push_back(Step::Close(rid)),
+            Some((other, other_is_dialed)) if is_shardcast => {
+                if other_is_dialed && id < self.plan.id {
+                    // It takes the other's place when that one's interest is gone.
+                    self.steps.push_back(Step::Close(other));
+                } else {
+                    self.steps.push_back(Step::Close(rid));
+                }
+            }
+            Some(_) => self.register(rid),
+        }
+    }
+
+    /// A peer has said something more.
+    pub fn on_heard(&mut self, rid: u64, info: RouteInfo) {
+        let Some(link) = self.links.get_mut(&rid) else { return };
+        if let Some(peer) = &mut link.peer
+            && peer.server_id == info.server_id
+        {
+            (peer.connect_urls, peer.ldm) = (info.connect_urls, info.ldm);
+            self.review_urls();
+            return;
+        }
+        if info.server_id.is_empty() || info.server_id == self.plan.id {
+            return;
+        }
+        let is_known = self.links.values().any(|link| link.id() == info.server_id);
+        let id = Some(&info.server_id);
+        let is_dialed = self.targets.values().any(|target| target.server_id.as_ref() == id);
+        if !is_known && !is_dialed {
+            self.dial_implicit(&info);
+        }
+    }
+
+    /// A route is at its end; `is_self` if it led to this server itself.
+    pub fn on_ended(&mut self, rid: u64, is_self: bool) {
+        let Some(link) = self.links.remove(&rid) else { return };
+        let peer = link.peer.unwrap_or_default();
+        let id = peer.server_id.as_str();
+        let is_connected = !id.is_empty() && self.registered().any(|(_, other)| other.id() == id);
+        if let Some(number) = link.target
+            && let Some(target) = self.targets.get_mut(&number)
+        {
+            if is_self {
+                target.state = State::GivenUp;
+            } else if is_connected {
+                target.state = State::Covered;
+            } else {
+                target.attempts = u32::from(!link.is_registered);
+                self.retry(number);
+            }
+        }
+        if id.is_empty() || is_connected {
+            return;
+        }
+        let waiting = self.links.iter().find(|(_, other)| other.id() == id);
+        if let Some((&next, _)) = waiting {
+            return self.register(next);
+        }
+        if !link.is_registered {
+            return;
+        }
+        let covered = |target: &&mut Target| {
+            target.server_id.as_deref() == Some(id) && target.state == State::Covered
+        };
+        for target in self.targets.values_mut().filter(covered) {
+            let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
+            target.state = State::Waiting { until: self.now + REDIAL_NS + jitter };
+        }
+        if !self.targets.values().any(|target| target.server_id.as_deref() == Some(id)) {
+            self.dial_implicit(&peer);
+        }
+        self.review_urls();
+    }
+
+    /// The cluster has another name: other routes begin anew.
+    pub fn on_named(&mut self, by: u64) {
+        let others: Vec<u64> = self.registered().map(|(rid, _)| rid).collect();
+        let others = others.into_iter().filter(|rid| *rid != by);
+        self.steps.extend(others.map(Step::Close));
+    }
+
+    fn registered(&self) -> impl Iterator<Item = (u64, &Link)> {
+        let registered = self.links.iter().filter(|(_, link)| link.is_registered);
+        registered.map(|(rid, link)| (*rid, link))
+    }
+
+    fn register(&mut self, rid: u64) {
+        let Some(link) = self.links.get_mut(&rid) else { return };
+        link.is_registered = true;
+        let target = link.target;
+        let Some(newcomer) = link.peer.clone() else { return };
+        self.steps.push_back(Step::Register(rid));
+        let number = target;
+        let target = number.and_then(|number| self.targets.get_mut(&number));
+        let (solicited, is_explicit, heard_mode) = match target {
+            Some(target) => {
+                target.attempts = 0;
+                (true, target.is_explicit, target.gossip_mode)
+            }
+            None => (false, false, 0),
+        };
+        let id = newcomer.server_id.clone();
+        let is_first = self.registered().filter(|(_, link)| link.id() == id).count() == 1;
+        // Who was spoken of is passed on only where that was asked for.
+        let is_passed_on = !(solicited && !is_explicit && heard_mode != 2);
+        if is_first && is_passed_on && newcomer.gossip_mode != 1 {
+            self.spread(&newcomer, solicited, is_explicit);
+        }
+        self.review_urls();
+    }
+
+    /// Tells every other peer of a newcomer, once.
+    fn spread(&mut self, newcomer: &RouteInfo, solicited: bool, is_explicit: bool) {
+        let mut told: Vec<String> = vec![newcomer.server_id.clone()];
+        let mut steps = Vec::new();
+        for (rid, link) in self.registered() {
+            if told.iter().any(|id| id == link.id()) {
+                continue;
+            }
+            told.push(link.id().to_owned());
+            let target = link.target.and_then(|target| self.targets.get(&target));
+            let to_explicit = target.is_some_and(|target| target.is_explicit);
+            let gossip_mode = match () {
+                () if is_explicit || (to_explicit && !solicited) => 2,
+                () if !solicited => 1,
+                () => 0,
+            };
+            let info = RouteInfo { gossip_mode, ldm: false, shardcast: false, ..newcomer.clone() };
+            steps.push(Step::Gossip(rid, Box::new(info)));
+        }
+        self.steps.extend(steps);
+    }
+
+    fn review_urls(&mut self) {
+        if self.plan.no_advertise {
+            return;
+        }
+        let peers = self.registered().filter_map(|(_, link)| link.peer.as_ref());
+        let staying = peers.filter(|peer| !peer.ldm);
+        let mut urls: Vec<String> =
+            staying.flat_map(|peer| peer.connect_urls.iter().cloned()).collect();
+        urls.sort_unstable();
+        urls.dedup();
+        if urls != self.urls {
+            self.urls.clone_from(&urls);
+            self.steps.push_back(Step::Urls(urls));
+        }
+    }
+
+    fn dial_implicit(&mut self, info: &RouteInfo) {
+        let implicit = self.targets.values().filter(|target| !target.is_explicit).count();
+        if implicit >= GOSSIPED_MAX {
+            return;
+        }
+        let parsed = RouteUrl::parse(&info.ip).ok().or_else(|| {
+            let port = u16::try_from(info.port).ok().filter(|port| *port > 0)?;
+            (!info.host.is_empty()).then(|| RouteUrl { host: info.host.clone(), port, login: None })
+        });
+        let Some(mut url) = parsed else { return };
+        let at = (&url.host, url.port);
+        if self.targets.values().any(|target| (&target.url.host, target.url.port) == at) {
+            return;
+        }
+        url.login = if info.auth_required { self.plan.login.clone() } else { None };
+        self.add_target(url, false, Some(info.server_id.clone()), info.gossip_mode);
+    }
+
+    fn add_target(
+        &mut self,
+        url: RouteUrl,
+        is_explicit: bool,
+        server_id: Option<String>,
+        gossip_mode: u8,
+    ) {
+        // Two servers that hear of each other at once had better not dial at once.
+        let until =
+            if is_explicit { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
+        let state = State::Waiting { until };
+        let target = Target { url, is_explicit, state, attempts: 0, server_id, gossip_mode };
+        self.targets.insert(self.next_target, target);
+        self.next_target += 1;
+    }
+
+    /// Puts off the next attempt, or gives the target up.
+    fn retry(&mut self, number: u64) {
+        let Some(target) = self.targets.get_mut(&number) else { return };
+        if !target.is_explicit && target.attempts > self.plan.connect_retries {
+            self.targets.remove(&number);
+            return;
+        }
+        let doubled = target.attempts.saturating_sub(1).min(5);
+        let backoff = if self.plan.connect_backoff { REDIAL_NS << doubled } else { REDIAL_NS };
+        let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
+        let until = self.now + backoff.min(REDIAL_NS_MAX) + jitter;
+        target.state = State::Waiting { until };
+    }
+}

@@ -1,0 +1,222 @@
+//! Several servers' members in one thread: what one says arrives at the other later, in an order
+//! that a seed decides.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A connection: both ends as (server, rid), who dialled first.
+struct Conn {
+    ends: [(usize, u64); 2],
+    /// Which ends have registered it.
+    registered: [bool; 2],
+    is_open: bool,
+    /// On its way to each end, in order.
+    news: [VecDeque<News>; 2],
+}
+
+#[derive(Clone)]
+enum News {
+    Greeting(RouteInfo),
+    Heard(RouteInfo),
+    End { is_self: bool },
+}
+
+struct World {
+    servers: Vec<Members>,
+    urls: Vec<Vec<String>>,
+    conns: Vec<Conn>,
+    by_end: BTreeMap<(usize, u64), usize>,
+    next_rid: u64,
+    now: u64,
+    rng: fastrand::Rng,
+}
+
+fn id(server: usize) -> String {
+    format!("ID{server}")
+}
+
+fn info(server: usize) -> RouteInfo {
+    RouteInfo {
+        server_id: id(server),
+        host: format!("host{server}"),
+        port: 1,
+        ip: format!("nats-route://host{server}:1/"),
+        connect_urls: vec![format!("client{server}")],
+        shardcast: true,
+        ..RouteInfo::default()
+    }
+}
+
+impl World {
+    fn new(routes: &[Vec<usize>], seed: u64) -> Self {
+        let url = |to: &usize| RouteUrl { host: format!("host{to}"), port: 1, login: None };
+        let plan = |(server, to): (usize, &Vec<usize>)| Plan {
+            id: id(server),
+            routes: to.iter().map(url).collect(),
+            ..Plan::default()
+        };
+        let servers = routes.iter().enumerate().map(plan);
+        let servers: Vec<Members> =
+            servers.zip(seed..).map(|(plan, seed)| Members::new(plan, seed)).collect();
+        Self {
+            urls: vec![Vec::new(); servers.len()],
+            servers,
+            conns: Vec::new(),
+            by_end: BTreeMap::new(),
+            next_rid: 1,
+            now: 0,
+            rng: fastrand::Rng::with_seed(seed),
+        }
+    }
+
+    fn rid(&mut self) -> u64 {
+        self.next_rid += 1;
+        self.next_rid
+    }
+
+    /// Lets a server do what it wants to.
+    fn steps(&mut self, server: usize) {
+        self.servers[server].set_now(self.now);
+        while let Some(step) = self.servers[server].next_step() {
+            match step {
+                Step::Dial { target, url, .. } => {
+                    let to = url.host["host".len()..].parse().expect("a number");
+                    let (own, other) = (self.rid(), self.rid());
+                    let mut news = [VecDeque::new(), VecDeque::new()];
+                    let is_self = to == server;
+                    news[0].push_back(match is_self {
+                        true => News::End { is_self },
+                        false => News::Greeting(info(to)),
+                    });
+                    if is_self {
+                        news[1].push_back(News::End { is_self: false });
+                    }
+                    self.by_end.insert((server, own), self.conns.len());
+                    self.by_end.insert((to, other), self.conns.len());
+                    let ends = [(server, own), (to, other)];
+                    let registered = [false; 2];
+                    self.conns.push(Conn { ends, registered, is_open: !is_self, news });
+                    self.servers[server].on_dialed(target, Some(own));
+                    self.servers[to].on_accepted(other);
+                }
+                Step::Register(rid) => {
+                    let (conn, side) = self.conn(server, rid);
+                    if conn.is_open {
+                        conn.registered[side] = true;
+                        if side == 0 {
+                            conn.news[1].push_back(News::Greeting(info(server)));
+                        }
+                    }
+                }
+                Step::Close(rid) => {
+                    let at = self.by_end[&(server, rid)];
+                    self.close(at);
+                }
+                Step::Gossip(rid, info) => {
+                    let (conn, side) = self.conn(server, rid);
+                    conn.news[1 - side].push_back(News::Heard(*info));
+                }
+                Step::Urls(urls) => self.urls[server] = urls,
+            }
+        }
+    }
+
+    fn conn(&mut self, server: usize, rid: u64) -> (&mut Conn, usize) {
+        let conn = &mut self.conns[self.by_end[&(server, rid)]];
+        let side = usize::from(conn.ends[0] != (server, rid));
+        (conn, side)
+    }
+
+    fn close(&mut self, at: usize) {
+        let conn = &mut self.conns[at];
+        if std::mem::replace(&mut conn.is_open, false) {
+            conn.news.iter_mut().for_each(|news| news.push_back(News::End { is_self: false }));
+        }
+    }
+
+    /// Delivers one piece of news, or lets time pass.
+    fn go_on(&mut self) {
+        let open: Vec<(usize, usize)> = (0..self.conns.len())
+            .flat_map(|at| [(at, 0), (at, 1)])
+            .filter(|(at, side)| !self.conns[*at].news[*side].is_empty())
+            .collect();
+        let Some(&(at, side)) = self.rng.choice(&open) else {
+            let due = self.servers.iter().filter_map(Members::next_deadline).min();
+            self.now = due.unwrap_or(self.now + SECOND).max(self.now);
+            return (0..self.servers.len()).for_each(|server| self.steps(server));
+        };
+        let conn = &mut self.conns[at];
+        let (server, rid) = conn.ends[side];
+        let is_open = conn.is_open;
+        let members = &mut self.servers[server];
+        members.set_now(self.now);
+        match conn.news[side].pop_front().expect("it is not empty") {
+            News::Greeting(info) if is_open => members.on_greeted(rid, info, "host"),
+            News::Heard(info) if is_open => members.on_heard(rid, info),
+            News::End { is_self } => members.on_ended(rid, is_self),
+            News::Greeting(_) | News::Heard(_) => {}
+        }
+        self.steps(server);
+    }
+
+    /// Servers that have exactly one route to each other one, the same at both ends.
+    fn is_mesh(&self) -> bool {
+        let count = self.servers.len();
+        let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
+        let mut pairs = pairs.collect::<Vec<_>>().into_iter();
+        pairs.all(|(a, b)| {
+            let between = self.conns.iter().filter(|conn| {
+                let ends = [conn.ends[0].0, conn.ends[1].0];
+                conn.is_open && (ends == [a, b] || ends == [b, a])
+            });
+            let between: Vec<_> = between.collect();
+            between.len() == 1 && between[0].registered == [true; 2]
+        })
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_configured_connected_servers_become_a_mesh_with_one_route_for_each_pair(
+        seed in any::<u64>(),
+        more in prop::collection::vec((0..5usize, 0..5usize), 0..8),
+        losses in 0..6u32,
+        count in 2..6usize,
+    ) {
+        // Each server but the first knows an earlier one; some know others, or themselves.
+        let mut routes: Vec<Vec<usize>> = vec![Vec::new(); count];
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for server in 1..count {
+            routes[server].push(rng.usize(..server));
+        }
+        for (from, to) in more {
+            routes[from % count].push(to % count);
+        }
+        let mut world = World::new(&routes, seed);
+        (0..count).for_each(|server| world.steps(server));
+        for _ in 0..losses {
+            (0..rng.usize(..60)).for_each(|_| world.go_on());
+            if !world.conns.is_empty() {
+                let lost = rng.usize(..world.conns.len());
+                world.close(lost);
+            }
+        }
+        let end = world.now + 60 * SECOND;
+        let mut turns = 0;
+        while world.now < end && turns < 20_000 {
+            world.go_on();
+            turns += 1;
+        }
+        prop_assert!(world.is_mesh(), "{:?}", routes);
+        for (server, urls) in world.urls.iter().enumerate() {
+            let others = (0..count).filter(|other| *other != server);
+            let wanted: Vec<String> = others.map(|other| format!("client{other}")).collect();
+            prop_assert_eq!(urls, &wanted);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The block `cluster`: who belongs to it, and how its members find one another.
+
+#![forbid(unsafe_code)]
+
+use super::auth::Secret;
+use super::field::Action::{Ignore, Refuse, Set};
+use super::field::{Field, Key, bind_map};
+use super::file::Kind;
+use super::{Options, StartError, missing};
+
+/// What an operator can choose about the cluster that a server is part of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// Its name, without blanks (none: made up, and given up for that of another member).
+    pub name: Option<String>,
+    /// Address or host name to listen on for routes (`0.0.0.0`).
+    pub host: String,
+    /// Port for routes (none: there is no clustering); 0 is any free port.
+    pub port: Option<u16>,
+    /// `host[:port]` where other members reach this one (none: where it listens).
+    pub advertise: Option<String>,
+    /// Neither clients nor members are told where clients may connect (false).
+    pub no_advertise: bool,
+    /// Who other members have to be, and this one is to those it hears of (none).
+    pub user: Option<String>,
+    /// That user's password, or its bcrypt hash.
+    pub password: Secret,
+    /// Milliseconds a member has to say so (2000).
+    pub timeout_ms: u64,
+    /// Members that are connected from here, and again whenever they are lost.
+    pub routes: Vec<RouteUrl>,
+    /// How often more than once a member is tried that another one spoke of (0).
+    pub connect_retries: u32,
+    /// Wait longer after each attempt, up to 30 s, instead of a second (false).
+    pub connect_backoff: bool,
+    /// Milliseconds between two PINGs, at most 30 000 (30 000).
+    pub ping_interval_ms: u64,
+    /// PINGs without an answer before a route counts as stale (2).
+    pub ping_max: u32,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            name: None,
+            host: "0.0.0.0".to_owned(),
+            port: None,
+            advertise: None,
+            no_advertise: false,
+            user: None,
+            password: Secret::new(""),
+            timeout_ms: 2000,
+            routes: Vec::new(),
+            connect_retries: 0,
+            connect_backoff: false,
+            ping_interval_ms: PING_INTERVAL_MS_MAX,
+            ping_max: 2,
+        }
+    }
+}
+
+/// The longest time between two PINGs on a route.
+const PING_INTERVAL_MS_MAX: u64 = 30_000;
+/// Where routes are listened for if nothing is said.
+pub const PORT: u16 = 6222;
+
+/// Where another member listens, as in `nats-route://user:password@host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteUrl {
+    /// Address, without brackets, or name.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// User and password that it asks for.
+    pub login: Option<(String, Secret)>,
+}
+
+impl RouteUrl {
+    /// Reads the text; the scheme may be any.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, without the text: it may hold a password.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "a route is nats-route://host:port, perhaps with user:password@";
+        let (_, rest) = text.split_once("://").ok_or(EXPECTED)?;
+        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let (login, address) = match rest.rsplit_once('@') {
+            Some((login, address)) => (Some(login), address),
+            None => (None, rest),
+        };
+        let (host, port) = match address.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, port.parse().map_err(|_| EXPECTED)?)
+            }
+            _ => (address, PORT),
+        };
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bracketed.unwrap_or(host);
+        if host.is_empty() || (bracketed.is_none() && host.contains(':')) {
+            return Err(EXPECTED);
+        }
+        let login = login.map(|login| {
+            let (user, password) = login.split_once(':').unwrap_or((login, ""));
+            (decoded(user), Secret::new(decoded(password)))
+        });
+        Ok(Self { host: host.to_owned(), port, login })
+    }
+}
+
+/// Undoes `%xx`.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, tail @ ..] = rest {
+        let hex = |digit: u8| char::from(digit).to_digit(16);
+        rest = tail;
+        match (byte, tail) {
+            (b'%', [high, low, tail @ ..]) if hex(*high).is_some() && hex(*low).is_some() => {
+                let value = hex(*high).unwrap_or(0) * 16 + hex(*low).unwrap_or(0);
+                bytes.push(u8::try_from(value).unwrap_or(b'?'));
+                rest = tail;
+            }
+            _ => bytes.push(*byte),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Binds the block.
+pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    let mut cluster = Cluster::default();
+    bind_map(&[CLUSTER], v.map()?, &mut cluster, v.warnings)?;
+    options.cluster = cluster;
+    Ok(())
+}
+
+pub(super) const CLUSTER: &[Key<Cluster>] = &[
+    Key(&["name"], Set(|c, v| v.text().map(|name| c.name = Some(name)))),
+    Key(
+        &["listen"],
+        Set(|c, v| {
+            let (host, port) = v.address()?;
+            c.port = Some(port);
+            c.host = host.unwrap_or_else(|| std::mem::take(&mut c.host));
+            Ok(())
+        }),
+    ),
+    Key(&["host", "net"], Set(|c, v| v.text().map(|host| c.host = host))),
+    Key(&["port"], Set(|c, v| v.port().map(|port| c.port = Some(port)))),
+    Key(&["advertise", "cluster_advertise"], Set(|c, v| v.text().map(|at| c.advertise = Some(at)))),
+    Key(&["no_advertise"], Set(|c, v| v.boolean().map(|no| c.no_advertise = no))),
+    Key(&["authorization"], Set(authorization)),
+    Key(
+        &["routes"],
+        Set(|c, v| {
+            let url = |(text, value): (String, &super::file::Value)| {
+                RouteUrl::parse(&text).map_err(|reason| value.position.error(reason))
+            };
+            c.routes = v.texts()?.into_iter().map(url).collect::<Result<_, _>>()?;
+            Ok(())
+        }),
+    ),
+    Key(
+        &["connect_retries"],
+        Set(|c, v| {
+            v.size(i32::MAX.unsigned_abs()).map(|n| {
+                c.connect_retries = u32::try_from(n).unwrap_or(u32::MAX);
+            })
+        }),
+    ),
+    Key(&["connect_backoff"], Set(|c, v| v.boolean().map(|on| c.connect_backoff = on))),
+    Key(
+        &["ping_interval"],
+        Set(|c, v| {
+            let ms = v.duration_ms()?;
+            c.ping_interval_ms = if ms == 0 { PING_INTERVAL_MS_MAX } else { ms };
+            c.ping_interval_ms = c.ping_interval_ms.min(PING_INTERVAL_MS_MAX);
+            Ok(())
+        }),
+    ),
+    Key(
+        &["ping_max"],
+        Set(|c, v| {
+            let max = u32::try_from(v.size(i32::MAX.unsigned_abs())?).unwrap_or(u32::MAX);
+            c.ping_max = if max == 0 { Cluster::default().ping_max } else { max };
+            Ok(())
+        }),
+    ),
+    // One connection carries all accounts, which every member agrees to.
+    Key(&["pool_size"], Set(|_, v| v.integer().map(drop))),
+    Key(&["compression"], Set(compression)),
+    Key(&["accounts"], Ignore(&missing::ANY)),
+    Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
+    Key(&["permissions"], Refuse(&missing::IMPORTS)),
+    Key(&["tls"], Refuse(&missing::TLS)),
+];
+
+/// Routes are not compressed; every member agrees to that.
+fn compression(_: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+    match &v.value.kind {
+        Kind::Boolean(false) => return Ok(()),
+        Kind::Text(mode) if ["off", "accept", "disabled"].contains(&mode.as_str()) => return Ok(()),
+        Kind::Text(mode) if mode.starts_with("s2_") => {}
+        Kind::Map(_) => missing::COMPRESSION.check(v.value)?,
+        Kind::Boolean(true) => {}
+        _ => return Err(v.error("compression is off, accept, or a mode such as s2_fast")),
+    }
+    v.warn_missing("compression of routes is not supported yet; they are sent as they are");
+    Ok(())
+}
+
+const AUTHORIZATION: &[Key<Cluster>] = &[
+    Key(&["user", "username"], Set(|c, v| v.text().map(|name| c.user = Some(name)))),
+    Key(&["password", "pass"], Set(|c, v| v.text().map(|p| c.password = Secret::new(p)))),
+    Key(&["timeout"], Set(|c, v| v.seconds_ms().map(|ms| c.timeout_ms = ms))),
+    Key(&["token", "users"], Set(|_, v| Err(v.error(ONE_USER)))),
+    Key(
+        &["default_permission", "default_permissions", "permissions", "auth_callout", "auth_hook"],
+        Set(|_, v| Err(v.error(ONE_USER))),
+    ),
+    Key(&["proxy_required"], Refuse(&missing::ANY)),
+];
+
+const ONE_USER: &str = "a cluster has one user and password for all; keep only those";
+
+fn authorization(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+    bind_map(&[AUTHORIZATION], v.map()?, cluster, v.warnings)
+}
+
+/// What must hold of the cluster, wherever it comes from.
+pub(super) fn check(options: &Options) -> Result<(), StartError> {
+    let cluster = &options.cluster;
+    if let Some(name) = cluster.name.as_ref().filter(|name| name.contains(' ')) {
+        let reason = format!("cluster name \"{name}\" cannot contain spaces");
+        return Err(StartError::new(reason));
+    }
+    if cluster.port.is_none() && !cluster.routes.is_empty() {
+        let reason = "routes need a port where other servers reach this one; name it in \
+                      cluster { port: … } or with --cluster";
+        return Err(StartError::new(reason));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_with_and_without_credentials() {
+        let url = RouteUrl::parse("nats-route://ann:p%40ss@[::1]:6333").unwrap();
+        assert_eq!((url.host.as_str(), url.port), ("::1", 6333));
+        let (user, password) = url.login.unwrap();
+        assert!(user == "ann" && password.matches("p@ss"));
+        let url = RouteUrl::parse("nats://example.com/").unwrap();
+        assert_eq!((url.host.as_str(), url.port, url.login), ("example.com", PORT, None));
+        for text in ["example.com:1", "nats://", "nats://h:x", "nats://::1:2"] {
+            assert!(RouteUrl::parse(text).is_err(), "{text}");
+        }
+    }
+}

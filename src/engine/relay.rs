@@ -1,0 +1,177 @@
+//! Runs on their way to other servers: rendered once for each route, or once for all of them.
+
+#![forbid(unsafe_code)]
+
+use smallvec::SmallVec;
+
+use super::interest::{Member, QueueTargets};
+use super::publish::{Backlog, Run, Source};
+use super::{Action, Engine};
+use crate::proto::route;
+use crate::segment::Segment;
+
+/// A run of less than this is copied to each of several routes; beyond, it is shared.
+const COPY_RUN_BYTES_MAX: usize = 1024;
+
+/// A message of a run, from 0, that goes over a route to a member of a queue group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RoutePick {
+    /// The slot of the route.
+    pub(super) route: u32,
+    /// The group's place among those that the subject resolves to.
+    pub(super) group: u32,
+    pub(super) at: u32,
+}
+
+impl QueueTargets {
+    /// Members on servers that own routes lead to.
+    pub(super) fn behind_routes(&self) -> u64 {
+        self.routes.iter().map(|(_, members)| u64::from(*members)).sum()
+    }
+}
+
+/// One of `routes`, at random by the members behind it; there is at least one.
+pub(super) fn draw_route(rng: &mut fastrand::Rng, routes: &[(u32, u32)]) -> u32 {
+    let all = routes.iter().map(|(_, members)| u64::from(*members)).sum::<u64>();
+    let mut pick = rng.u64(..all.max(1));
+    for (route, members) in routes {
+        match pick.checked_sub(u64::from(*members)) {
+            Some(rest) => pick = rest,
+            None => return *route,
+        }
+    }
+    unreachable!("the pick is less than the sum")
+}
+
+impl Engine {
+    /// Sends the run over the own routes in `plain`, and of those in `picks` what was picked: one
+    /// copy of each message for each route. False if there are none.
+    pub(super) fn deliver_to_routes(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        plain: &[u32],
+        groups: &[QueueTargets],
+        mut picks: Vec<RoutePick>,
+    ) -> bool {
+        if plain.is_empty() && picks.is_empty() {
+            return false;
+        }
+        let account = self.accounts.name(source.account);
+        let account = account.as_bytes();
+        picks.sort_by_key(|pick| (pick.route, pick.at));
+        let mut shared: [Option<Segment>; 2] = [None, None];
+        let mut backlog =
+            Backlog { level_bytes: self.backlog_level_bytes(1), ..Backlog::default() };
+        let mut members: SmallVec<[Member; 4]> = SmallVec::new();
+        let picked = picks.chunk_by(|one, other| one.route == other.route);
+        let picked_only = picked.clone().map(|mine| mine[0].route);
+        let picked_only = picked_only.filter(|route| !plain.contains(route));
+        for slot in plain.iter().copied().chain(picked_only) {
+            let mine = picked.clone().find(|mine| mine[0].route == slot).unwrap_or_default();
+            let is_plain = plain.contains(&slot);
+            let is_shared = mine.is_empty() && plain.len() > 1;
+            if self.relay(account, run, slot, (is_plain, mine, groups), is_shared, &mut shared) {
+                let member = Member { conn: slot, sub: 0 };
+                self.observe(member, &mut backlog);
+                members.push(member);
+            }
+        }
+        shared.into_iter().flatten().for_each(|segment| self.spares.keep_segment(segment));
+        if backlog.behind * 2 > backlog.members {
+            self.wait_for(source.publisher, members.iter(), backlog.level_bytes);
+        }
+        true
+    }
+
+    /// Sends over one route what it is to get.
+    fn relay(
+        &mut self,
+        account: &[u8],
+        run: &Run<'_>,
+        slot: u32,
+        (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
+        is_shared: bool,
+        shared: &mut [Option<Segment>; 2],
+    ) -> bool {
+        let Some(conn) = self.conns.at_mut(slot).filter(|conn| conn.is_open()) else {
+            return false;
+        };
+        let Some(route) = &conn.route else { return false };
+        let (headers, spares) = (route.headers, &mut self.spares);
+        let (mut count, mut bytes) = (run.len(), run.payload_bytes());
+        let whole = |out: &mut Vec<u8>| render(run, account, headers, out);
+        if is_shared {
+            let segment = shared[usize::from(headers)].get_or_insert_with(|| spares.segment(whole));
+            if run.wire_bytes() < COPY_RUN_BYTES_MAX {
+                conn.outbox.push(spares, |out| out.extend_from_slice(segment));
+            } else {
+                conn.outbox.push_shared(segment, 0..segment.len());
+            }
+        } else if mine.is_empty() {
+            conn.outbox.push(spares, whole);
+        } else {
+            conn.outbox.push(spares, |out| {
+                (count, bytes) =
+                    render_picked(run, account, headers, (is_plain, mine, groups), out);
+            });
+        }
+        conn.traffic.out_msgs += count as u64;
+        conn.traffic.out_bytes += bytes as u64;
+        self.stats.routed.out_msgs += count as u64;
+        self.stats.routed.out_bytes += bytes as u64;
+        if conn.outbox.pending_bytes() > route.pending_bytes_max {
+            self.doomed.push(conn.id);
+        }
+        if !conn.dirty {
+            conn.dirty = true;
+            conn.timing.last_delivered = self.now;
+            conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
+            self.actions.push_back(Action::Flush(conn.id));
+        }
+        true
+    }
+}
+
+fn render(run: &Run<'_>, account: &[u8], headers: bool, out: &mut Vec<u8>) {
+    out.reserve(run.wire_bytes() + run.len() * (account.len() + 3));
+    let start = out.len();
+    route::msg_prefix(out, false, account, run.subject());
+    let prefix: SmallVec<[u8; 96]> = SmallVec::from_slice(&out[start..]);
+    out.truncate(start);
+    for message in run.publishes() {
+        match (&message.header, message.tail) {
+            (None, Some(tail)) => {
+                out.extend_from_slice(&prefix);
+                out.extend_from_slice(tail);
+            }
+            _ => route::msg(out, account, message, &[], headers),
+        }
+    }
+}
+
+/// Renders the messages of `mine` with the names of their groups, and the others if it is plain.
+/// Returns how many those are, and the bytes of their payloads.
+fn render_picked(
+    run: &Run<'_>,
+    account: &[u8],
+    headers: bool,
+    (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
+    out: &mut Vec<u8>,
+) -> (usize, usize) {
+    let mut rest = mine;
+    let (mut count, mut bytes) = (0, 0);
+    for (at, message) in run.publishes().enumerate() {
+        let picked = rest.iter().take_while(|pick| pick.at as usize == at).count();
+        let (now, later) = rest.split_at(picked);
+        rest = later;
+        if is_plain || !now.is_empty() {
+            let name = |pick: &RoutePick| &*groups[pick.group as usize].name;
+            let queues: SmallVec<[&[u8]; 4]> = now.iter().map(name).collect();
+            route::msg(out, account, message, &queues, headers);
+            count += 1;
+            bytes += message.payload.len();
+        }
+    }
+    (count, bytes)
+}

@@ -1,0 +1,712 @@
+//! Routes: connections to other servers of the cluster.
+//!
+//! A route belongs to one shard, like any connection. What its peer wants is entered in the
+//! interest of that shard under the route's slot, and announced to the other shards as wanted
+//! *behind routes*; what clients of this server want is told to each peer, in order with the
+//! messages. Whether a peer may stay is not for a shard to decide, which knows only its own
+//! routes: it gives notice, and does what it is told.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::conn::{Claim, Conn, User};
+use super::imports::answers_filter;
+use super::interest::Side;
+use super::proof::Proof;
+use super::publish::Run;
+use super::timers::NEVER;
+use super::{AccountId, ConnId, Engine, Peer, Reason};
+use crate::cluster::names::{self, Agreement};
+use crate::config::Secret;
+use crate::proto::ProtoError;
+use crate::proto::encode;
+use crate::proto::route::{
+    self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish, queue_names,
+};
+use crate::subject;
+
+/// The first PING to a peer comes this long after its registration, and up to a fifth later.
+const FIRST_PING_NS: u64 = 1_000_000_000;
+/// A message larger than this is taken from no peer, unless clients may send larger ones: other
+/// servers may allow more than this one, but not without end.
+const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Monitoring is shown no more of what a peer wants.
+const WISHES_SHOWN_MAX: usize = 4096;
+/// How a server says that it will not have a route for one account alone with this one.
+const NO_DEDICATED: &str = "Not possible to have a dedicated route";
+
+/// A connection to another server that is to become a route.
+#[derive(Debug, Clone)]
+pub struct NewRoute {
+    /// Names it over the whole server.
+    pub rid: u64,
+    /// We have dialled, with these credentials if there are some.
+    pub dialed: Option<Option<(String, Secret)>>,
+}
+
+/// What a shard has to say of its routes.
+#[derive(Debug)]
+pub enum RouteNotice {
+    /// A peer has said who it is; it waits for [`Engine::register_route`].
+    Greeted {
+        /// Which route.
+        rid: u64,
+        /// Its peer.
+        info: Box<RouteInfo>,
+        /// Its address, without the port.
+        ip: Box<str>,
+    },
+    /// A registered peer has said something more: of itself, or of another server.
+    Heard {
+        /// Which route.
+        rid: u64,
+        /// What it said.
+        info: Box<RouteInfo>,
+    },
+    /// The cluster has another name than this server has made up for it.
+    Named {
+        /// The route over which that came.
+        rid: u64,
+        /// The name.
+        name: String,
+        /// That, too, was made up.
+        is_dynamic: bool,
+    },
+    /// The route is at its end.
+    Ended {
+        /// Which route.
+        rid: u64,
+        /// It led to this server itself.
+        is_self: bool,
+    },
+}
+
+/// What an engine knows of the cluster.
+#[derive(Debug, Default)]
+pub(super) struct Cluster {
+    /// Its name, if this server is part of one.
+    pub(super) name: Option<String>,
+    /// The name was made up.
+    pub(super) is_dynamic: bool,
+    /// Where clients may connect to the other servers.
+    pub(super) urls: Vec<String>,
+    /// Registered routes of this shard.
+    pub(super) routes: Vec<ConnId>,
+    notices: VecDeque<RouteNotice>,
+}
+
+/// What is only there of a connection that is a route.
+#[derive(Debug)]
+pub(super) struct Route {
+    rid: u64,
+    dialed: Option<Option<(String, Secret)>>,
+    stage: Stage,
+    /// The peer takes HMSG.
+    pub(super) headers: bool,
+    peer: RouteInfo,
+    /// Everything the peer wants, by what it wrote.
+    wishes: HashSet<Box<[u8]>, ahash::RandomState>,
+    wishes_bytes: usize,
+    /// With more than this unsent it is a slow consumer.
+    pub(super) pending_bytes_max: usize,
+}
+
+impl Route {
+    /// Whether the peer has said who it is.
+    pub(super) fn is_greeted(&self) -> bool {
+        !self.peer.server_id.is_empty()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing but CONNECT may come.
+    Connect,
+    /// INFO has to come.
+    Info,
+    /// It is part of the cluster.
+    Registered,
+    Ended,
+}
+
+/// A route as monitoring shows it. Times are nanoseconds since the process began.
+#[derive(Debug, Clone)]
+pub struct RouteSnapshot {
+    /// Names it over the whole server.
+    pub rid: u64,
+    /// Id of the server behind it.
+    pub remote_id: String,
+    /// Its name.
+    pub remote_name: String,
+    /// This server has dialled.
+    pub did_solicit: bool,
+    /// The peer's address without the port.
+    pub ip: Box<str>,
+    /// Its port.
+    pub port: u16,
+    /// When it was connected.
+    pub opened_ns: u64,
+    /// When the peer last sent something, or was last sent a message.
+    pub last_active_ns: u64,
+    /// The last measured round trip, in nanoseconds; 0 before the first.
+    pub rtt_ns: u64,
+    /// Output not yet taken by the kernel, in bytes.
+    pub pending_bytes: usize,
+    /// What went through it.
+    pub traffic: super::Traffic,
+    /// How many filters the peer wants.
+    pub subscriptions: usize,
+    /// What they are, if they were asked for: account, subject and queue group.
+    pub wishes: Vec<Box<[u8]>>,
+}
+
+impl Engine {
+    /// Takes over a connection to another server, dialled or accepted.
+    pub fn open_route(&mut self, id: ConnId, peer: Peer, new: NewRoute) {
+        let mut conn = Box::new(Conn::new(id, peer, self.now));
+        let NewRoute { rid, dialed } = new;
+        let is_dialed = dialed.is_some();
+        let route = Route {
+            rid,
+            stage: if is_dialed { Stage::Info } else { Stage::Connect },
+            dialed,
+            headers: false,
+            peer: RouteInfo::default(),
+            wishes: HashSet::with_hasher(self.hasher.clone()),
+            wishes_bytes: 0,
+            pending_bytes_max: self.settings.limits.pending_bytes_max,
+        };
+        conn.route = Some(Box::new(route));
+        conn.user = Some(self.settings.nobody());
+        tracing::info!("{} - Route connection created", conn.label());
+        self.place_conn(conn);
+        let needs_login = !is_dialed && self.settings.route.user.is_some();
+        let patience_ns =
+            if needs_login { self.settings.route.auth_timeout_ns } else { self.stale_ns() };
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.timing.auth_due = self.now.saturating_add(patience_ns);
+        }
+        if !is_dialed {
+            self.send_route_info(id);
+        }
+        self.rearm(id);
+    }
+
+    /// How long a peer may be silent, in nanoseconds.
+    fn stale_ns(&self) -> u64 {
+        let route = &self.settings.route;
+        route.ping_interval_ns.saturating_mul(u64::from(route.ping_max) + 1)
+    }
+
+    /// What it says of its routes, until there is nothing more.
+    pub fn pop_route_notice(&mut self) -> Option<RouteNotice> {
+        self.cluster.notices.pop_front()
+    }
+
+    /// Whether a connection is a route.
+    pub fn is_route(&self, id: ConnId) -> bool {
+        self.conns.get(id).is_some_and(|conn| conn.route.is_some())
+    }
+
+    /// The cluster's name as long as nobody gives it another one.
+    pub fn name_cluster(&mut self, name: &str, is_dynamic: bool) {
+        self.cluster.name = Some(name.to_owned());
+        self.cluster.is_dynamic = is_dynamic;
+        if !std::mem::replace(&mut self.accounts.is_clustered, true) {
+            self.accounts.link(self.settings.server_id());
+        }
+    }
+
+    /// Where clients may connect to the other servers: those that can be told are told.
+    pub fn set_cluster_urls(&mut self, urls: Vec<String>) {
+        if self.cluster.urls == urls {
+            return;
+        }
+        self.cluster.urls = urls;
+        self.inform_clients();
+    }
+
+    /// The peer of a route may stay.
+    pub fn register_route(&mut self, rid: u64) {
+        let Some(id) = self.find_route(rid) else { return };
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        let (Some(route), Some(_)) = (&mut conn.route, conn.claim.take()) else { return };
+        let rest = std::mem::take(&mut conn.partial);
+        conn.need_bytes = 0;
+        route.stage = Stage::Registered;
+        conn.timing.auth_due = NEVER;
+        let jitter = self.rng.u64(..=FIRST_PING_NS / 5);
+        let first_ping_ns = FIRST_PING_NS.min(self.settings.route.ping_interval_ns);
+        conn.timing.ping_due = self.now.saturating_add(first_ping_ns).saturating_add(jitter);
+        tracing::info!(
+            "{} - Registering remote route {:?}",
+            conn.label(),
+            conn.route.as_ref().map_or("", |route| &route.peer.server_id)
+        );
+        if let Some(login) = conn.route.as_ref().and_then(|route| route.dialed.clone()) {
+            self.send_route_connect(id, login);
+            self.send_route_info(id);
+        }
+        self.send_all_interest(id);
+        self.cluster.routes.push(id);
+        self.rearm(id);
+        self.release(id, |brakes| brakes.claims = false);
+        self.on_plaintext(id, &rest);
+    }
+
+    /// A route is not needed.
+    pub fn close_route(&mut self, rid: u64) {
+        if let Some(id) = self.find_route(rid) {
+            self.fail(id, None, Reason::Protocol("Duplicate Route"));
+        }
+    }
+
+    /// Tells a peer of another server.
+    pub fn gossip(&mut self, rid: u64, info: &RouteInfo) {
+        if let Some(id) = self.find_route(rid) {
+            self.reply(id, |out| wire::info(out, info));
+        }
+    }
+
+    /// Tells the peers that this server is about to end.
+    pub(super) fn announce_lame_duck(&mut self) {
+        for id in self.cluster.routes.clone() {
+            self.send_route_info(id);
+        }
+    }
+
+    /// The registered routes; with `wishes` also what each peer wants.
+    pub fn routes(&self, wishes: bool) -> Vec<RouteSnapshot> {
+        let shown = if wishes { WISHES_SHOWN_MAX } else { 0 };
+        let conns = self.cluster.routes.iter().filter_map(|id| self.conns.get(*id));
+        let snapshot = |conn: &Conn| {
+            let route = conn.route.as_ref()?;
+            Some(RouteSnapshot {
+                rid: route.rid,
+                remote_id: route.peer.server_id.clone(),
+                remote_name: route.peer.server_name.clone(),
+                did_solicit: route.dialed.is_some(),
+                ip: conn.peer.ip.clone(),
+                port: conn.peer.port,
+                opened_ns: conn.timing.opened,
+                last_active_ns: conn.timing.last_active.max(conn.timing.last_delivered),
+                rtt_ns: conn.timing.rtt,
+                pending_bytes: conn.outbox.pending_bytes(),
+                traffic: conn.traffic,
+                subscriptions: route.wishes.len(),
+                wishes: route.wishes.iter().take(shown).cloned().collect(),
+            })
+        };
+        conns.filter_map(snapshot).collect()
+    }
+
+    fn find_route(&self, rid: u64) -> Option<ConnId> {
+        let is_it = |conn: &&Conn| conn.route.as_ref().is_some_and(|route| route.rid == rid);
+        self.conns.iter().find(is_it).map(|conn| conn.id)
+    }
+
+    /// Handles all whole operations of a peer. Returns how many bytes they took; all of them when
+    /// the connection is at its end.
+    pub(super) fn consume_route(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
+        let used = self.consume_route_with(&mut run, id, bytes);
+        self.spare_run = Run::reusing(run);
+        used
+    }
+
+    fn consume_route_with<'a>(&mut self, run: &mut Run<'a>, id: ConnId, bytes: &'a [u8]) -> usize {
+        let payload_bytes_max = self.settings.limits.payload_bytes_max.max(PAYLOAD_BYTES_MAX);
+        let mut at = 0;
+        let mut need_bytes = 0;
+        // What the messages of a run have in common besides their subject.
+        let mut head: (&[u8], &[u8]) = (b"", b"");
+        while at < bytes.len() {
+            match wire::parse(&bytes[at..], payload_bytes_max) {
+                Ok(RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }) => {
+                    if head != (account, queues) || !run.continues_with(&publish) {
+                        self.flush_routed(id, head, run);
+                        head = (account, queues);
+                    }
+                    run.push_routed(publish, &bytes[at..at + used]);
+                    at += used;
+                }
+                Ok(RouteParsed::Op { op, used }) => {
+                    self.flush_routed(id, head, run);
+                    at += used;
+                    self.on_route_operation(id, &op);
+                    let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
+                        return bytes.len();
+                    };
+                    if conn.claim.is_some() {
+                        break;
+                    }
+                }
+                Ok(RouteParsed::Incomplete { need }) => {
+                    need_bytes = need;
+                    break;
+                }
+                Err(error) => {
+                    self.flush_routed(id, head, run);
+                    self.on_route_violation(id, &error);
+                    return bytes.len();
+                }
+            }
+        }
+        self.flush_routed(id, head, run);
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
+            return bytes.len();
+        };
+        conn.timing.last_active = self.now;
+        conn.need_bytes = need_bytes;
+        at
+    }
+
+    fn flush_routed(&mut self, id: ConnId, (account, queues): (&[u8], &[u8]), run: &mut Run<'_>) {
+        if run.is_empty() {
+            return;
+        }
+        if self.stage_of(id) == Stage::Connect {
+            self.refuse_route(id, "Authorization Violation");
+        } else if let Some(account) = self.account_of(account) {
+            self.publish_routed(id, account, queues, run);
+        }
+        run.clear();
+    }
+
+    fn account_of(&self, name: &[u8]) -> Option<AccountId> {
+        self.accounts.find(name)
+    }
+
+    fn stage_of(&self, id: ConnId) -> Stage {
+        let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
+        route.map_or(Stage::Ended, |route| route.stage)
+    }
+
+    fn on_route_violation(&mut self, id: ConnId, error: &ProtoError) {
+        if let Some(conn) = self.conns.get(id) {
+            match error {
+                // It tried a route for one account alone first, and goes on without.
+                ProtoError::ErrorFromClient(text) if text.contains(NO_DEDICATED) => {
+                    tracing::debug!("{} - Route Error {text}", conn.label());
+                }
+                ProtoError::ErrorFromClient(text) => {
+                    tracing::error!("{} - Route Error {text}", conn.label());
+                }
+                error => tracing::error!("{} - {error}", conn.label()),
+            }
+        }
+        self.fail(id, error.wire(), Reason::Protocol(error.reason()));
+    }
+
+    fn refuse_route(&mut self, id: ConnId, error: &str) {
+        if let Some(conn) = self.conns.get(id) {
+            tracing::error!("{} - {error}", conn.label());
+        }
+        self.fail(id, Some(error), Reason::Protocol("Route Refused"));
+    }
+
+    fn on_route_operation(&mut self, id: ConnId, op: &RouteOp<'_>) {
+        match *op {
+            RouteOp::Connect(json) => self.on_route_connect(id, json),
+            _ if self.stage_of(id) == Stage::Connect => {
+                self.refuse_route(id, "Authorization Violation");
+            }
+            RouteOp::Info(json) => self.on_route_info(id, json),
+            RouteOp::Ping => self.confirm(id, encode::pong),
+            RouteOp::Pong => self.on_pong(id),
+            RouteOp::Interest(wish, members) => self.on_wish(id, &wish, members),
+            RouteOp::NoInterest(wish) => self.on_wish_end(id, &wish),
+            RouteOp::Nothing => {}
+            RouteOp::Message { .. } => unreachable!("messages are gathered into runs"),
+        }
+        self.settle_deliveries();
+    }
+
+    fn on_route_connect(&mut self, id: ConnId, json: &[u8]) {
+        let connect: RouteConnect = match serde_json::from_slice(json) {
+            Ok(connect) if self.stage_of(id) == Stage::Connect => connect,
+            _ => return self.fail(id, None, Reason::Protocol("Protocol Violation")),
+        };
+        if !connect.lang.is_empty() {
+            return self.refuse_route(id, "attempted to connect to route port");
+        }
+        if !connect.gateway.is_empty() {
+            let gateway = encode::go_quoted(connect.gateway.as_bytes());
+            let error = format!("Rejecting connection from gateway {gateway} on the Route port");
+            return self.refuse_route(id, &error);
+        }
+        if let (Some(user), Some(secret)) = (&self.settings.route.user, &self.settings.route.pass) {
+            let is_user = *user == connect.user;
+            if is_user && secret.is_bcrypt() {
+                let proof = Proof::Password { secret: secret.clone(), given: connect.pass.clone() };
+                self.hold_route(id);
+                self.proofs.push_back((id, proof));
+            } else if !is_user || !secret.matches(&connect.pass) {
+                return self.refuse_route(id, "Authorization Violation");
+            }
+        }
+        if !self.agree_on_name(id, &connect.cluster, connect.dynamic) {
+            let (own, theirs) =
+                (self.cluster.name.as_deref().unwrap_or_default(), &connect.cluster);
+            let error = format!(
+                "Rejecting connection, cluster name {} does not match {}",
+                encode::go_quoted(theirs.as_bytes()),
+                encode::go_quoted(own.as_bytes())
+            );
+            return self.refuse_route(id, &error);
+        }
+        let due = self.now.saturating_add(self.stale_ns());
+        if let Some(conn) = self.conns.get_mut(id)
+            && let Some(route) = &mut conn.route
+        {
+            route.stage = Stage::Info;
+            conn.timing.auth_due = due;
+        }
+    }
+
+    /// What follows waits until it is decided whether the peer may stay.
+    fn hold_route(&mut self, id: ConnId) {
+        let nobody = self.settings.nobody();
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.claim = Some(Claim { user: nobody, again: false });
+            self.brake(id, |brakes| brakes.claims = true);
+        }
+    }
+
+    /// Whether both can be of one cluster; takes over the peer's name for it where it must.
+    fn agree_on_name(&mut self, id: ConnId, theirs: &str, is_dynamic: bool) -> bool {
+        let own = self.cluster.name.as_deref().unwrap_or_default();
+        match names::agree((own, self.cluster.is_dynamic), (theirs, is_dynamic)) {
+            Agreement::Keep => true,
+            Agreement::Refuse => false,
+            Agreement::Adopt => {
+                let Some(conn) = self.conns.get(id) else { return false };
+                let Some(route) = &conn.route else { return false };
+                tracing::info!("{} - Cluster name updated to {theirs}", conn.label());
+                let (rid, name) = (route.rid, theirs.to_owned());
+                let notice = RouteNotice::Named { rid, name, is_dynamic };
+                self.name_cluster(theirs, is_dynamic);
+                self.cluster.notices.push_back(notice);
+                true
+            }
+        }
+    }
+
+    fn on_route_info(&mut self, id: ConnId, json: &[u8]) {
+        let Ok(info) = serde_json::from_slice::<RouteInfo>(json) else {
+            return self.fail(id, None, Reason::Protocol("Protocol Violation"));
+        };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let label = conn.label();
+        let Some(route) = &mut conn.route else { return };
+        let rid = route.rid;
+        if route.stage == Stage::Registered {
+            let info = Box::new(info);
+            self.cluster.notices.push_back(RouteNotice::Heard { rid, info });
+            return;
+        }
+        let own = &self.settings.route.info;
+        let is_dialed = route.dialed.is_some();
+        let reason = if info.server_id == own.server_id {
+            tracing::debug!("{label} - route to self");
+            let ended = RouteNotice::Ended { rid, is_self: true };
+            route.stage = Stage::Ended;
+            self.cluster.notices.push_back(ended);
+            "Duplicate Route"
+        } else if info.client_id != 0 {
+            tracing::error!(
+                "{label} - attempted to connect to a client port; routes need that of the cluster"
+            );
+            "Wrong Port"
+        } else if info.server_id.is_empty() {
+            "Protocol Violation"
+        } else if !info.route_account.is_empty() {
+            // A route for one account alone; the others carry it as well.
+            "Route Refused"
+        } else if !is_dialed && info.server_name == own.server_name {
+            tracing::error!("{label} - Remote server has a duplicate name: {:?}", info.server_name);
+            "Duplicate Server Name"
+        } else if !info.cluster.is_empty()
+            && !self.agree_on_name(id, &info.cluster, info.cluster_dynamic)
+        {
+            tracing::error!(
+                "{label} - Rejecting connection, cluster name {:?} does not match {:?}",
+                info.cluster,
+                self.cluster.name.as_deref().unwrap_or_default()
+            );
+            "Cluster Name Conflict"
+        } else {
+            ""
+        };
+        if !reason.is_empty() {
+            return self.fail(id, None, Reason::Protocol(reason));
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let ip = conn.peer.ip.clone();
+        if let Some(route) = &mut conn.route {
+            route.headers = info.headers && self.settings.headers;
+            route.peer = info.clone();
+        }
+        self.hold_route(id);
+        let info = Box::new(info);
+        self.cluster.notices.push_back(RouteNotice::Greeted { rid, info, ip });
+    }
+
+    fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
+        let Some(account) = self.account_of(wish.account) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if !subject::is_valid_filter(wish.subject) {
+            let subject = encode::go_quoted(wish.subject);
+            tracing::error!("{} - Invalid subscription to {subject}", conn.label());
+            return;
+        }
+        let Some(route) = &mut conn.route else { return };
+        let is_known = route.wishes.contains(wish.key);
+        if is_known && members.is_none() {
+            return;
+        }
+        if !is_known {
+            route.wishes_bytes += wish.key.len() + size_of::<Box<[u8]>>();
+            route.wishes.insert(wish.key.into());
+            if route.wishes_bytes > self.settings.memory_bytes_max {
+                tracing::error!("{} - more interest than memory", conn.label());
+                return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
+            }
+        }
+        self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
+    }
+
+    fn on_wish_end(&mut self, id: ConnId, wish: &Wish<'_>) {
+        let Some(account) = self.account_of(wish.account) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(route) = &mut conn.route else { return };
+        if route.wishes.remove(wish.key) {
+            route.wishes_bytes -= wish.key.len() + size_of::<Box<[u8]>>();
+            self.set_wish(id, account, wish.subject, wish.queue, 0);
+        }
+    }
+
+    fn set_wish(
+        &mut self,
+        id: ConnId,
+        account: AccountId,
+        subject: &[u8],
+        queue: Option<&[u8]>,
+        members: u32,
+    ) {
+        let interest = &mut self.accounts.at(account).interest;
+        if let Some(all) = interest.set_route(id.slot, subject, queue, members) {
+            self.announce(id, account, Side::Routes, (subject, queue), all);
+        }
+    }
+
+    /// Takes a route out of every table.
+    pub(super) fn leave_route(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(route) = &mut conn.route else { return };
+        conn.claim = None;
+        let (rid, wishes) = (route.rid, std::mem::take(&mut route.wishes));
+        if std::mem::replace(&mut route.stage, Stage::Ended) != Stage::Ended {
+            self.cluster.notices.push_back(RouteNotice::Ended { rid, is_self: false });
+        }
+        self.cluster.routes.retain(|route| *route != id);
+        for key in wishes {
+            let mut words = queue_names(&key);
+            let (Some(account), Some(subject)) = (words.next(), words.next()) else { continue };
+            if let Some(account) = self.account_of(account) {
+                self.set_wish(id, account, subject, words.next(), 0);
+            }
+        }
+    }
+
+    /// Tells all peers what clients of this server want of a filter.
+    pub(super) fn tell_routes(
+        &mut self,
+        account: AccountId,
+        (subject, queue): (&[u8], Option<&[u8]>),
+        members: u32,
+    ) {
+        if self.cluster.routes.is_empty() {
+            return;
+        }
+        let name = self.accounts.name(account);
+        let name = name.as_bytes();
+        let interest = &self.accounts.at(account).interest;
+        if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
+            return; // Not configured, or still wanted by another account.
+        }
+        for at in 0..self.cluster.routes.len() {
+            let id = self.cluster.routes[at];
+            self.reply(id, |out| match members {
+                0 => wire::no_interest(out, name, subject, queue),
+                _ => wire::interest(out, name, subject, queue.map(|queue| (queue, members))),
+            });
+        }
+    }
+
+    /// Tells a new peer everything that clients of this server want.
+    fn send_all_interest(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let (spares, mut bytes) = (&mut self.spares, 0);
+        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
+            let name = account.name.as_bytes();
+            if account.answers {
+                let answers = answers_filter(&self.settings.node);
+                bytes += conn.outbox.push(spares, |out| {
+                    wire::interest(out, name, &answers, None);
+                });
+            }
+            account.interest.of_clients(|subject, queue| {
+                bytes += conn.outbox.push(spares, |out| {
+                    wire::interest(out, name, subject, queue);
+                });
+            });
+        }
+        if let Some(route) = &mut conn.route {
+            // It may be more than a peer may otherwise have pending.
+            route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);
+        }
+        self.flush_soon(id);
+    }
+
+    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+        let (user, pass) = match login {
+            Some((user, pass)) => (user, pass.revealed().to_owned()),
+            None => Default::default(),
+        };
+        let connect = RouteConnect {
+            echo: false,
+            headers: self.settings.headers,
+            tls_required: self.settings.route.info.tls_required,
+            user,
+            pass,
+            name: self.settings.route.info.server_id.clone(),
+            cluster: self.cluster.name.clone().unwrap_or_default(),
+            dynamic: self.cluster.is_dynamic,
+            ..RouteConnect::default()
+        };
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        // Not by way of a trace, which would show the password.
+        conn.outbox.push(&mut self.spares, |out| wire::connect(out, &connect));
+        self.flush_soon(id);
+    }
+
+    fn send_route_info(&mut self, id: ConnId) {
+        let mut info = self.settings.route.info.clone();
+        info.cluster = self.cluster.name.clone().unwrap_or_default();
+        info.cluster_dynamic = self.cluster.is_dynamic;
+        info.ldm = self.lame_duck.is_some();
+        self.reply(id, |out| wire::info(out, &info));
+    }
+}
+
+impl super::Settings {
+    /// A user who needs no credentials.
+    pub(super) fn nobody(&self) -> Rc<User> {
+        Rc::clone(&self.nobody)
+    }
+}

@@ -1,0 +1,567 @@
+//! The wire between servers: what a route reads becomes operations, what it writes is rendered.
+//!
+//! Pure like the client's side, and framed like it. Section numbers (§) are those of the cluster
+//! protocol's description.
+
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::encode::append;
+use super::parse::{self, Kind, Line, bad_arguments, parse_number, trim};
+use super::{Header, Limits, Parsed, ProtoError, Publish};
+
+/// Bytes in the arguments of one operation (§2).
+pub const CONTROL_LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// One operation of a peer, borrowed from the bytes it arrived in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteOp<'a> {
+    /// CONNECT with its JSON text; see [`RouteConnect`].
+    Connect(&'a [u8]),
+    /// INFO with its JSON text; see [`RouteInfo`].
+    Info(&'a [u8]),
+    /// PING: to be answered with PONG.
+    Ping,
+    /// PONG: answers a PING of ours.
+    Pong,
+    /// RS+: the peer's clients want messages.
+    Interest(Wish<'a>, Option<u32>),
+    /// RS-: they want them no more.
+    NoInterest(Wish<'a>),
+    /// RMSG or HMSG.
+    Message {
+        /// The account's name.
+        account: &'a [u8],
+        /// The names of the queue groups that are to be served, with blanks between them.
+        queues: &'a [u8],
+        /// The message.
+        publish: Publish<'a>,
+    },
+    /// Allowed and without effect: `+OK`.
+    Nothing,
+}
+
+/// What RS+ and RS- speak of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish<'a> {
+    /// `<account> <subject> [<queue>]` as it was written: equal texts are equal wishes.
+    pub key: &'a [u8],
+    /// The account's name.
+    pub account: &'a [u8],
+    /// The filter, unchecked.
+    pub subject: &'a [u8],
+    /// The queue group.
+    pub queue: Option<&'a [u8]>,
+}
+
+/// What [`parse()`] could make of the bytes it was shown; as [`Parsed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteParsed<'a> {
+    /// A whole operation of `used` bytes.
+    Op {
+        /// The operation.
+        op: RouteOp<'a>,
+        /// Its length in bytes.
+        used: usize,
+    },
+    /// The beginning of an operation.
+    Incomplete {
+        /// Show the same bytes again once at least this many are there.
+        need: usize,
+    },
+}
+
+const RMSG: &[u8] = b"RMSG";
+const HMSG: &[u8] = b"HMSG";
+const RS_PLUS: &[u8] = b"RS+";
+const RS_MINUS: &[u8] = b"RS-";
+const INFO: &[u8] = b"INFO";
+/// What is read otherwise than from clients, likely ones first.
+const NAMES: [&[u8]; 5] = [RMSG, HMSG, RS_PLUS, RS_MINUS, INFO];
+
+/// Reads the first operation of `input`. No message may be larger than `payload_bytes_max`.
+///
+/// # Errors
+///
+/// Whenever a peer breaks the rules of §2; nothing can be read behind it.
+pub fn parse(input: &[u8], payload_bytes_max: usize) -> Result<RouteParsed<'_>, ProtoError> {
+    let limits =
+        Limits { control_line_bytes_max: CONTROL_LINE_BYTES_MAX, payload_bytes_max, headers: true };
+    let starts_with =
+        |name: &[u8]| input.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+    let Some(name) = NAMES.into_iter().find(|name| starts_with(name)) else {
+        return parse_common(input, &limits);
+    };
+    let kind = if name == INFO { Kind::Info } else { Kind::Pub };
+    let Some(line) = parse::find_line(input, kind, name.len(), &limits)? else {
+        return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
+    };
+    let op = match name {
+        RS_PLUS => parse_interest(line.args)?,
+        RS_MINUS => parse_no_interest(line.args)?,
+        INFO => RouteOp::Info(trim(line.args)),
+        _ => return parse_message(input, &line, name == HMSG, &limits),
+    };
+    Ok(RouteParsed::Op { op, used: line.used })
+}
+
+/// What clients send, too; not all of it makes sense here.
+fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>, ProtoError> {
+    let is_start =
+        |name: &&[u8]| input.len() < name.len() && name[..input.len()].eq_ignore_ascii_case(input);
+    if NAMES.iter().any(is_start) {
+        return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
+    }
+    match parse::parse(input, limits)? {
+        Parsed::Incomplete { need } => Ok(RouteParsed::Incomplete { need }),
+        Parsed::Op { op, used } => {
+            let op = match op {
+                super::Op::Connect(json) => RouteOp::Connect(json),
+                super::Op::Ping => RouteOp::Ping,
+                super::Op::Pong => RouteOp::Pong,
+                super::Op::Nothing => RouteOp::Nothing,
+                super::Op::Pub(_) | super::Op::Sub { .. } | super::Op::Unsub { .. } => {
+                    return Err(parse::unknown(input, 0, false));
+                }
+            };
+            Ok(RouteParsed::Op { op, used })
+        }
+    }
+}
+
+type Words<'a> = SmallVec<[&'a [u8]; 8]>;
+
+fn words(args: &[u8]) -> Words<'_> {
+    args.split(parse::is_blank).filter(|word| !word.is_empty()).collect()
+}
+
+fn parse_interest(args: &[u8]) -> Result<RouteOp<'_>, ProtoError> {
+    match *words(args).as_slice() {
+        [account, subject] => {
+            Ok(RouteOp::Interest(Wish { key: args, account, subject, queue: None }, None))
+        }
+        [account, subject, queue, weight] => {
+            let key = trim(&args[..args.len() - weight.len()]);
+            // What is no number of members is none, as for nats-server.
+            let members = parse_number(weight).unwrap_or(0);
+            let members = u32::try_from(members).unwrap_or(u32::MAX);
+            let wish = Wish { key, account, subject, queue: Some(queue) };
+            Ok(RouteOp::Interest(wish, Some(members)))
+        }
+        _ => Err(bad_arguments("processRemoteSub Parse Error", args)),
+    }
+}
+
+fn parse_no_interest(args: &[u8]) -> Result<RouteOp<'_>, ProtoError> {
+    let (account, subject, queue) = match *words(args).as_slice() {
+        [account, subject] => (account, subject, None),
+        [account, subject, queue] => (account, subject, Some(queue)),
+        _ => return Err(bad_arguments("processRemoteUnsub Parse Error", args)),
+    };
+    Ok(RouteOp::NoInterest(Wish { key: args, account, subject, queue }))
+}
+
+fn parse_message<'a>(
+    input: &'a [u8],
+    line: &Line<'a>,
+    has_header: bool,
+    limits: &Limits,
+) -> Result<RouteParsed<'a>, ProtoError> {
+    let bad = |problem| bad_arguments(problem, line.args);
+    let words = words(line.args);
+    let sizes = if has_header { 2 } else { 1 };
+    if words.len() < 2 + sizes {
+        return Err(bad("processRoutedMsgArgs Parse Error"));
+    }
+    let (head, sizes) = words.split_at(words.len() - sizes);
+    let [account, subject, rest @ ..] = head else { unreachable!("there are at least two") };
+    let (reply, groups) = match rest {
+        [] => (None, &[][..]),
+        [reply] => (Some(*reply), &[][..]),
+        [b"|", groups @ ..] => (None, groups),
+        [b"+", reply, groups @ ..] => (Some(*reply), groups),
+        _ => return Err(bad("processRoutedMsgArgs Bad or Missing Reply Indicator")),
+    };
+    let size_text = sizes[sizes.len() - 1];
+    let size =
+        parse_number(size_text).ok_or_else(|| bad("processRoutedMsgArgs Bad or Missing Size"))?;
+    let mut header = None;
+    if has_header {
+        let len = parse_number(sizes[0])
+            .ok_or_else(|| bad("processRoutedHeaderMsgArgs Bad or Missing Header Size"))?;
+        if len > size {
+            return Err(bad("processRoutedHeaderMsgArgs Header Size larger then TotalSize"));
+        }
+        header = (len > 0).then_some(Header { len, text: sizes[0] });
+    }
+    let publish = Publish { subject, reply, header, size_text, payload: b"", tail: None };
+    let is_plain = groups.is_empty() && header.is_some() == has_header;
+    let is_passed_on = is_plain && parse::is_canonical(line, &words);
+    let tail_start = is_passed_on.then(|| account.len() + 1 + subject.len() + 1);
+    let queues = match groups {
+        [] => &[][..],
+        [first, ..] => {
+            let at = first.as_ptr() as usize - line.args.as_ptr() as usize;
+            let end = sizes[0].as_ptr() as usize - line.args.as_ptr() as usize;
+            trim(&line.args[at..end])
+        }
+    };
+    let parsed = parse::parse_payload(input, line, publish, tail_start, size, limits)?;
+    Ok(match parsed {
+        Parsed::Op { op: super::Op::Pub(publish), used } => {
+            RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }
+        }
+        Parsed::Op { .. } => unreachable!("a payload belongs to a message"),
+        Parsed::Incomplete { need } => RouteParsed::Incomplete { need },
+    })
+}
+
+/// Where the subject begins that a message of JetStream has besides the one it was sent to: its
+/// reply is `$JS.ACK.<at least seven tokens>@<that subject>` (§8.3).
+fn stored_subject(reply: &[u8]) -> Option<usize> {
+    const PREFIX: &[u8] = b"$JS.ACK.";
+    const DOTS: usize = 8;
+    reply.starts_with(PREFIX).then_some(())?;
+    let eighth = memchr::memchr_iter(b'.', reply).nth(DOTS - 1)?;
+    let at = eighth + 1 + memchr::memchr(b'@', &reply[eighth + 1..])?;
+    (at + 1 < reply.len()).then_some(at + 1)
+}
+
+/// Whether a message was stored, and is sent to another subject than it was published to.
+pub fn is_stored(message: &Publish<'_>) -> bool {
+    message.reply.is_some_and(|reply| stored_subject(reply).is_some())
+}
+
+/// Such a message as its receivers see it: with the subject that it was published to.
+pub fn delivered<'a>(message: &Publish<'a>) -> Publish<'a> {
+    let stored = message.reply.and_then(|reply| Some((reply, stored_subject(reply)?)));
+    match stored {
+        Some((reply, at)) => {
+            Publish { subject: &reply[at..], reply: Some(&reply[..at - 1]), tail: None, ..*message }
+        }
+        None => *message,
+    }
+}
+
+/// The names in [`RouteOp::Message::queues`].
+pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
+    queues.split(parse::is_blank).filter(|name| !name.is_empty())
+}
+
+/// Appends RS+; with a queue group also how many members it has here.
+pub fn interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option<(&[u8], u32)>) {
+    append(out, &[b"RS+ ", account, b" ", subject]);
+    if let Some((queue, members)) = queue {
+        let mut number = itoa::Buffer::new();
+        append(out, &[b" ", queue, b" ", number.format(members).as_bytes()]);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends RS-.
+pub fn no_interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option<&[u8]>) {
+    append(out, &[b"RS- ", account, b" ", subject]);
+    if let Some(queue) = queue {
+        append(out, &[b" ", queue]);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends CONNECT.
+pub fn connect(out: &mut Vec<u8>, connect: &RouteConnect) {
+    append(out, &[b"CONNECT ", json(connect).as_bytes(), b"\r\n"]);
+}
+
+/// Appends INFO.
+pub fn info(out: &mut Vec<u8>, info: &RouteInfo) {
+    super::encode::info(out, json(info).as_bytes());
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("texts, numbers and lists always have a JSON form")
+}
+
+/// Appends what comes before [`Publish::tail`] of a message for no queue group.
+pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, account: &[u8], subject: &[u8]) {
+    let name: &[u8] = if headers { b"HMSG " } else { b"RMSG " };
+    append(out, &[name, account, b" ", subject, b" "]);
+}
+
+/// Appends a whole RMSG or HMSG for a peer that has headers, or has not; `queues` are the groups
+/// of which a member there gets it.
+pub fn msg(
+    out: &mut Vec<u8>,
+    account: &[u8],
+    message: &Publish<'_>,
+    queues: &[&[u8]],
+    headers: bool,
+) {
+    let header = message.header.filter(|_| headers);
+    msg_prefix(out, header.is_some(), account, message.subject);
+    let stripped = message.header.is_some() && !headers;
+    if let Some(tail) = message.tail
+        && !stripped
+        && queues.is_empty()
+    {
+        out.extend_from_slice(tail);
+        return;
+    }
+    match (queues, message.reply) {
+        ([], Some(reply)) => append(out, &[reply, b" "]),
+        ([], None) => {}
+        (_, Some(reply)) => append(out, &[b"+ ", reply, b" "]),
+        (_, None) => out.extend_from_slice(b"| "),
+    }
+    queues.iter().for_each(|queue| append(out, &[queue, b" "]));
+    if let Some(header) = header {
+        append(out, &[header.text, b" "]);
+    }
+    if stripped {
+        let body = message.body();
+        let mut number = itoa::Buffer::new();
+        append(out, &[number.format(body.len()).as_bytes(), b"\r\n", body, b"\r\n"]);
+    } else {
+        append(out, &[message.size_text, b"\r\n", message.payload, b"\r\n"]);
+    }
+}
+
+/// What a server says of itself to another one (§3.2).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteInfo {
+    /// Names the running server.
+    pub server_id: String,
+    /// Its configured name, else its id.
+    pub server_name: String,
+    /// Its version.
+    pub version: String,
+    /// What of the protocol it knows.
+    pub proto: i32,
+    /// Where it listens for routes.
+    pub host: String,
+    /// Where it listens for routes.
+    pub port: i32,
+    /// It takes HMSG.
+    pub headers: bool,
+    /// Who dials it needs a user.
+    #[serde(skip_serializing_if = "is_default")]
+    pub auth_required: bool,
+    /// Who dials it needs TLS.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls_required: bool,
+    /// Who dials it needs a certificate.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls_verify: bool,
+    /// Its largest payload in bytes.
+    pub max_payload: i64,
+    /// It runs JetStream.
+    #[serde(skip_serializing_if = "is_default")]
+    pub jetstream: bool,
+    /// `nats-route://host:port/`, where others may dial it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ip: String,
+    /// Its cluster's name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cluster: String,
+    /// That name was made up.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cluster_dynamic: bool,
+    /// `host:port` where its clients may connect.
+    #[serde(skip_serializing_if = "is_default")]
+    pub connect_urls: Vec<String>,
+    /// The same for websocket.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ws_connect_urls: Vec<String>,
+    /// It is about to end.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ldm: bool,
+    /// Whether who reads this may pass it on (§9).
+    #[serde(skip_serializing_if = "is_default")]
+    pub gossip_mode: u8,
+    /// The route is for this account only (§6).
+    #[serde(skip_serializing_if = "is_default")]
+    pub route_account: String,
+    /// Routes between two servers; absent without pooling.
+    #[serde(skip_serializing_if = "is_default")]
+    pub route_pool_size: i32,
+    /// There only if a client's or a leafnode's port was dialled.
+    #[serde(skip_serializing_if = "is_default")]
+    pub client_id: u64,
+    /// It is a shardcast: of two routes between two of these one is given up.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shardcast: bool,
+}
+
+/// What who dials says first (§3.1).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteConnect {
+    /// The queue messages of a route may come back over it.
+    pub echo: bool,
+    /// Every operation is answered.
+    pub verbose: bool,
+    /// Without meaning here.
+    pub pedantic: bool,
+    /// Credentials.
+    #[serde(skip_serializing_if = "is_default")]
+    pub user: String,
+    /// Credentials.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pass: String,
+    /// TLS is in use.
+    pub tls_required: bool,
+    /// It takes HMSG.
+    pub headers: bool,
+    /// The server's id.
+    pub name: String,
+    /// Its cluster's name.
+    pub cluster: String,
+    /// That name was made up.
+    #[serde(rename = "cluster_dynamic", skip_serializing_if = "is_default")]
+    pub dynamic: bool,
+    /// There only if a client has dialled.
+    #[serde(skip_serializing_if = "is_default")]
+    pub lang: String,
+    /// There only if a gateway has dialled.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gateway: String,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation in its usual writing, and some in an unusual one.
+    const SAMPLE: &[u8] =
+        b"CONNECT {\"name\":\"X\",\"cluster\":\"C\"}\r\nINFO {\"server_id\":\"X\"}\r\n\
+        PING\r\nRS+ $G t.a\r\nRS+ $G t.q  g1 3\r\nrs- $G\tt.a\r\nRS- $G t.q g1\r\nRMSG $G t.a 5\r\n\
+        hello\r\nRMSG $G t.a 0\r\n\r\nRMSG $G t.b rep.1 5\r\nhello\r\nRMSG $G t.q | g1 g2 5\r\n\
+        hello\r\nRMSG $G t.q + rep.2 g1 g2 5\r\nhello\r\nHMSG $G t.a 12 14\r\nNATS/1.0\r\n\r\nhi\
+        \r\nHMSG $G t.q + rep.3 g1 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPONG\r\n+OK\r\n";
+
+    /// The operations of `wire`, when only its first `cut` bytes are there at first.
+    fn ops(wire: &[u8], cut: usize) -> Vec<String> {
+        let (mut ops, mut at, mut end, mut need) = (Vec::new(), 0, cut, 0);
+        loop {
+            match parse(&wire[at..end], 1000) {
+                Ok(RouteParsed::Op { op, used }) => {
+                    ops.push(format!("{op:?}"));
+                    at += used;
+                    need = 0;
+                }
+                Ok(RouteParsed::Incomplete { need: more }) if end < wire.len() => {
+                    assert!(more > end - at && more > need, "progress is asked for");
+                    (need, end) = (more, wire.len());
+                }
+                Ok(RouteParsed::Incomplete { .. }) => return ops,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn where_tcp_cuts_a_route_never_matters() {
+        let whole = ops(SAMPLE, SAMPLE.len());
+        assert_eq!(whole.len(), 16);
+        for cut in 0..SAMPLE.len() {
+            assert_eq!(ops(SAMPLE, cut), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_written_as_it_was_read() {
+        for wire in [
+            &b"RMSG $G a 2\r\nhi\r\n"[..],
+            b"RMSG $G a r 2\r\nhi\r\n",
+            b"RMSG $G a | g1 g2 2\r\nhi\r\n",
+            b"RMSG $G a + r g1 2\r\nhi\r\n",
+            b"HMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+            b"HMSG $G a + r g1 g2 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+        ] {
+            let Ok(RouteParsed::Op { op, used }) = parse(wire, 1000) else { panic!("{wire:?}") };
+            let RouteOp::Message { account, queues, publish } = op else { panic!("{op:?}") };
+            assert_eq!(used, wire.len());
+            let queues: Vec<_> = queue_names(queues).collect();
+            let mut out = Vec::new();
+            msg(&mut out, account, &publish, &queues, true);
+            assert_eq!(out, wire);
+        }
+    }
+
+    #[test]
+    fn a_stored_message_has_the_subject_it_was_published_to() {
+        let publish = |reply| Publish {
+            subject: b"inbox",
+            reply: Some(reply),
+            header: None,
+            size_text: b"0",
+            payload: b"",
+            tail: None,
+        };
+        let stored = publish(b"$JS.ACK.S.P.1.1.1.179.0@s.one");
+        let shown = delivered(&stored);
+        assert!(is_stored(&stored));
+        assert_eq!(shown.subject, b"s.one");
+        assert_eq!(shown.reply, Some(&b"$JS.ACK.S.P.1.1.1.179.0"[..]));
+        for reply in [
+            &b"$JS.ACK.S.P.1.1.1.179.0"[..],
+            b"$JS.ACK.S.P.1.1.1@x",
+            b"$JS.ACK.S.P.1.1.1.179.0@",
+            b"a.S.P.1.1.1.179.0.1@x",
+        ] {
+            assert_eq!(delivered(&publish(reply)), publish(reply));
+        }
+    }
+
+    #[test]
+    fn a_peer_without_headers_gets_the_body_alone() {
+        let wire = b"HMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n";
+        let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) = parse(wire, 1000)
+        else {
+            panic!("it is a message")
+        };
+        let mut out = Vec::new();
+        msg(&mut out, b"A", &publish, &[], false);
+        assert_eq!(out, b"RMSG A a 2\r\nhi\r\n");
+    }
+
+    #[test]
+    fn what_no_peer_may_send_is_an_error() {
+        for wire in [
+            &b"RS+ $G a q\r\n"[..],
+            b"RS+ $G\r\n",
+            b"RS- $G\r\n",
+            b"RMSG $G 5\r\n",
+            b"RMSG $G a r g1 5\r\nhello\r\n",
+            b"RMSG $G a x\r\n",
+            b"RMSG $G a 5\r\nhelloXX",
+            b"HMSG $G a 7 5\r\nhello\r\n",
+            b"RMSG $G a 1001\r\n",
+            b"MSG a 1 5\r\n",
+            b"\r\n",
+            b"PUB a 1\r\nx\r\n",
+            b"-ERR 'x'\r\n",
+        ] {
+            assert!(parse(wire, 1000).is_err(), "{}", String::from_utf8_lossy(wire));
+        }
+        let long = [b"RS+ $G ".to_vec(), vec![b'a'; CONTROL_LINE_BYTES_MAX]].concat();
+        assert_eq!(parse(&long, 1000), Err(ProtoError::ControlLineTooLong));
+    }
+
+    #[test]
+    fn a_weight_is_no_part_of_what_a_wish_is_known_by() {
+        let wish = |wire: &'static [u8]| match parse(wire, 0) {
+            Ok(RouteParsed::Op { op: RouteOp::Interest(wish, weight), .. }) => (wish.key, weight),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wish(b"RS+ $G a q 12\r\n"), (&b"$G a q"[..], Some(12)));
+        assert_eq!(wish(b"RS+ $G a\r\n"), (&b"$G a"[..], None));
+        assert_eq!(wish(b"RS+ $G a q -1\r\n"), (&b"$G a q"[..], Some(0)));
+    }
+}

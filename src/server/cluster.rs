@@ -1,0 +1,352 @@
+//! The cluster on the control side: the port for routes, dialling, and who is a member.
+//!
+//! A thread of its own decides, with [`crate::cluster`], and hands connected sockets to shards;
+//! one more accepts, and one for each server that is being dialled, which may take a second.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
+use tracing::{debug, error, info};
+
+use super::listen::host_port;
+use super::shards::Shards;
+use super::{ClusterIdentity, Identity, listen};
+use crate::cluster::{Members, Plan, Step};
+use crate::config::{Options, RouteUrl, Secret, StartError};
+use crate::engine::{NewRoute, Peer, RouteNotice};
+use crate::host::Tree;
+use crate::shard::{Address, Control, RouteOrder};
+
+/// How long a server may take to accept a connection.
+const DIAL_MAX: Duration = Duration::from_secs(1);
+/// Connections for routes at one time, registered or not; others are refused.
+const LINKS_MAX: usize = 1024;
+/// Servers that are dialled at one time; others are tried later.
+const DIALS_MAX: usize = 32;
+/// Accepted connections that wait to be looked at.
+const ACCEPTED_MAX: usize = 16;
+/// How long accepting rests after it failed, for instance for want of descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(250);
+/// Of the attempts to reach a server the first is an error in the log, and then every so many.
+const ATTEMPTS_PER_REPORT: u32 = 3600;
+
+/// What came of dialling a target.
+type Dialed = (u64, u32, RouteUrl, io::Result<TcpStream>);
+
+/// The running cluster side. It ends when dropped.
+pub(super) struct Cluster {
+    listener: TcpListener,
+    stop: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Listens for routes, if there are to be any.
+pub(super) fn bind(options: &Options) -> Result<Option<TcpListener>, StartError> {
+    let cluster = &options.cluster;
+    cluster.port.map(|port| listen::bind_cluster(&cluster.host, port)).transpose()
+}
+
+/// What this server is as a member. `client_port` is where its clients connect.
+pub(super) fn identify(
+    options: &Options,
+    listener: Option<&TcpListener>,
+    client_port: u16,
+) -> Result<Option<ClusterIdentity>, StartError> {
+    let Some(listener) = listener else { return Ok(None) };
+    let address = listener.local_addr();
+    let address =
+        address.map_err(|error| StartError::new(format!("cannot tell the port: {error}")))?;
+    let made_up = || std::iter::repeat_with(fastrand::alphanumeric).take(22).collect();
+    Ok(Some(ClusterIdentity {
+        name: options.cluster.name.clone().unwrap_or_else(made_up),
+        is_dynamic: options.cluster.name.is_none(),
+        port: address.port(),
+        urls: client_urls(options, client_port),
+    }))
+}
+
+/// Where clients may connect: what is said, else where the server listens, on all addresses of
+/// this machine if it listens on all.
+fn client_urls(options: &Options, port: u16) -> Vec<String> {
+    if let Some(advertise) = &options.client_advertise {
+        let has_port = advertise.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+        return vec![if has_port { advertise.clone() } else { format!("{advertise}:{port}") }];
+    }
+    let host = options.host.parse::<IpAddr>();
+    if host.is_ok_and(|host| host.is_unspecified()) {
+        let addresses = Tree::default().addresses();
+        return addresses.iter().map(|ip| host_port(&ip.to_string(), port)).collect();
+    }
+    vec![host_port(&options.host, port)]
+}
+
+impl Cluster {
+    /// Takes part in the cluster from now on, if there is a `listener`.
+    pub(super) fn start(
+        listener: Option<TcpListener>,
+        identity: &Identity,
+        options: &Arc<Options>,
+        shards: &Shards,
+    ) -> Result<Option<Self>, StartError> {
+        let (Some(listener), Some(own)) = (listener, &identity.cluster) else { return Ok(None) };
+        let failed =
+            |error: io::Error| StartError::new(format!("cannot listen for routes: {error}"));
+        info!("Cluster name is {}", own.name);
+        if own.is_dynamic {
+            tracing::warn!("Cluster name was dynamically generated, consider setting one");
+        }
+        let at = host_port(&options.cluster.host, own.port);
+        info!("Listening for route connections on {at}");
+        let cluster = &options.cluster;
+        let login = cluster.user.clone().map(|user| (user, cluster.password.clone()));
+        let plan = Plan {
+            id: identity.id.clone(),
+            routes: cluster.routes.clone(),
+            login,
+            connect_retries: cluster.connect_retries,
+            connect_backoff: cluster.connect_backoff,
+            no_advertise: cluster.no_advertise,
+        };
+        let (addresses, notices, started) = shards.for_cluster();
+        let (stop, stopped) = bounded(0);
+        let (accepted_to, accepted) = bounded(ACCEPTED_MAX);
+        let (dialed_to, dialed) = unbounded();
+        let side = Side {
+            members: Members::new(plan, fastrand::u64(..)),
+            addresses,
+            started,
+            last_rid: 0,
+            dialing: 0,
+            dialed_to,
+        };
+        let ends = listener.try_clone().map_err(failed)?;
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(failed)
+        };
+        let decide = move || side.run(&notices, &accepted, &dialed, &stopped);
+        let threads = vec![
+            spawn("cluster", Box::new(decide))?,
+            spawn("cluster-accept", Box::new(move || accept(&listener, &accepted_to)))?,
+        ];
+        Ok(Some(Self { listener: ends, stop: Some(stop), threads }))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // Wakes whoever accepts; if it fails there is nobody.
+        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
+        for thread in self.threads.drain(..) {
+            // If it panicked, it has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Accepts until the listener is shut down or nobody wants more.
+fn accept(listener: &TcpListener, to: &Sender<(TcpStream, SocketAddr)>) {
+    loop {
+        match listener.accept() {
+            Ok(accepted) => {
+                if to.send(accepted).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                error!("Error accepting route connection: {error}");
+                rest();
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this thread has nothing else to do")]
+fn rest() {
+    std::thread::sleep(ACCEPT_REST);
+}
+
+/// What the deciding thread has.
+struct Side {
+    members: Members,
+    addresses: Vec<Address>,
+    started: Instant,
+    last_rid: u64,
+    dialing: usize,
+    dialed_to: Sender<Dialed>,
+}
+
+impl Side {
+    fn run(
+        mut self,
+        notices: &Receiver<RouteNotice>,
+        accepted: &Receiver<(TcpStream, SocketAddr)>,
+        dialed: &Receiver<Dialed>,
+        stopped: &Receiver<()>,
+    ) {
+        loop {
+            self.members.set_now(self.now());
+            while let Some(step) = self.members.next_step() {
+                self.carry_out(step);
+            }
+            let due = self.members.next_deadline().map(Duration::from_nanos);
+            let due = due.map(|due| (self.started + due).saturating_duration_since(now()));
+            let timer = due.map_or_else(never, crossbeam_channel::after);
+            select! {
+                recv(stopped) -> _ => return,
+                recv(notices) -> notice => match notice {
+                    Ok(notice) => self.on_notice(notice),
+                    Err(_) => return,
+                },
+                recv(accepted) -> accepted => if let Ok((socket, _)) = accepted {
+                    self.on_accepted(socket);
+                },
+                recv(dialed) -> dialed => if let Ok((target, attempt, url, outcome)) = dialed {
+                    self.on_dialed(target, attempt, &url, outcome);
+                },
+                recv(timer) -> _ => {}
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(now().duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn on_notice(&mut self, notice: RouteNotice) {
+        match notice {
+            RouteNotice::Greeted { rid, info, ip } => self.members.on_greeted(rid, *info, &ip),
+            RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
+            RouteNotice::Ended { rid, is_self } => self.members.on_ended(rid, is_self),
+            RouteNotice::Named { rid, name, is_dynamic } => {
+                self.members.on_named(rid);
+                self.tell_all(&RouteOrder::Name { name, is_dynamic });
+            }
+        }
+    }
+
+    fn on_accepted(&mut self, socket: TcpStream) {
+        if self.members.links() >= LINKS_MAX {
+            error!("Route connection refused: there are {LINKS_MAX} already");
+            return;
+        }
+        if let Some(rid) = self.hand_over(socket, None) {
+            self.members.on_accepted(rid);
+        }
+    }
+
+    fn on_dialed(
+        &mut self,
+        target: u64,
+        attempt: u32,
+        url: &RouteUrl,
+        outcome: io::Result<TcpStream>,
+    ) {
+        self.dialing -= 1;
+        let rid = match outcome {
+            Ok(socket) => self.hand_over(socket, Some(url.login.clone())),
+            Err(error) => {
+                let (at, number) = (host_port(&url.host, url.port), attempt.saturating_add(1));
+                let line = format!(
+                    "Error trying to connect to route (attempt {number}): dial tcp {at}: {error}"
+                );
+                if attempt.is_multiple_of(ATTEMPTS_PER_REPORT) {
+                    error!("{line}")
+                } else {
+                    debug!("{line}")
+                }
+                None
+            }
+        };
+        self.members.on_dialed(target, rid);
+    }
+
+    /// Gives a socket to a shard. Returns the route's number; none if the peer is gone.
+    fn hand_over(
+        &mut self,
+        socket: TcpStream,
+        dialed: Option<Option<(String, Secret)>>,
+    ) -> Option<u64> {
+        let address = socket.peer_addr().ok()?;
+        // Messages leave when they are there; without this only latency would suffer.
+        let _ = socket.set_nodelay(true);
+        self.last_rid += 1;
+        let rid = self.last_rid;
+        let ip = address.ip().to_canonical().to_string();
+        let peer = Peer { cid: rid, ip: ip.into(), port: address.port() };
+        let route = NewRoute { rid, dialed };
+        self.shard_of(rid).send(Control::AdoptRoute { socket: socket.into(), peer, route });
+        Some(rid)
+    }
+
+    /// Routes go round the shards.
+    fn shard_of(&self, rid: u64) -> &Address {
+        let shards = self.addresses.len() as u64;
+        let at = usize::try_from(rid % shards.max(1)).unwrap_or(0);
+        &self.addresses[at]
+    }
+
+    fn carry_out(&mut self, step: Step) {
+        let order = |rid, order| self.shard_of(rid).send(Control::Route(order));
+        match step {
+            Step::Register(rid) => order(rid, RouteOrder::Register(rid)),
+            Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
+            Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
+            Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),
+            Step::Dial { target, url, attempt } => self.dial(target, url, attempt),
+        }
+    }
+
+    fn tell_all(&self, order: &RouteOrder) {
+        for address in &self.addresses {
+            address.send(Control::Route(order.clone()));
+        }
+    }
+
+    fn dial(&mut self, target: u64, url: RouteUrl, attempt: u32) {
+        debug!("Trying to connect to route on {}", host_port(&url.host, url.port));
+        let to = self.dialed_to.clone();
+        let dial = move || {
+            let outcome = connect(&url);
+            // If nobody waits for it the server is about to end.
+            let _ = to.send((target, attempt, url, outcome));
+        };
+        let thread = std::thread::Builder::new().name("cluster-dial".to_owned());
+        if self.dialing < DIALS_MAX && thread.spawn(dial).is_ok() {
+            self.dialing += 1;
+        } else {
+            self.members.on_dialed(target, None);
+        }
+    }
+}
+
+/// Connects to the first address of the server that answers in time.
+fn connect(url: &RouteUrl) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (url.host.as_str(), url.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, DIAL_MAX) {
+            // A free port of this machine may answer itself.
+            Ok(socket) if socket.local_addr().ok() == Some(address) => {
+                let _ = socket.shutdown(Shutdown::Both);
+                last = io::ErrorKind::ConnectionRefused.into();
+            }
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the control side may look at the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
