@@ -308,6 +308,7 @@ impl Worker {
         statsz.insert("received".into(), received.clone());
         statsz.insert("received_from_clients".into(), received);
         statsz.insert("slow_consumers".into(), varz["slow_consumers"].clone());
+        statsz.insert("gomaxprocs".into(), varz["gomaxprocs"].clone());
         statsz.insert("active_servers".into(), 1.into());
         json!({"server": self.server(), "statsz": statsz})
     }
