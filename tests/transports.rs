@@ -128,7 +128,8 @@ fn the_kernel_says_who_is_at_the_other_end_of_a_unix_socket() {
     let config = |uid: u32| {
         let path = path.display();
         format!(
-            "authorization {{ users: [ {{user: ann, password: p, permissions: {{publish: a}}}} ] }}\n\
+            "authorization {{ users: [\n\
+             {{user: ann, password: p, permissions: {{publish: a}}}} ] }}\n\
              listen_unix {{ path: \"{path}\", mode: 0600, peers: [{{uid: {uid}, user: ann}}] }}"
         )
     };
@@ -271,7 +272,8 @@ impl RawSocket {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let request = format!(
             "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{fields}\r\n"
+             Sec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{fields}\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut socket = Self(stream);
@@ -333,6 +335,10 @@ fn frames_are_answered_as_nats_server_answers_them() {
     socket.frame(0x88, b"\x03\xe8\xff\xfe");
     socket.expect(b"\x88\x22\x03\xefinvalid utf8 body in close frame");
     socket.expect_end();
+    if is_nats_server() {
+        // It says the same, but does not always get to say it before it hangs up.
+        return;
+    }
     let mut socket = open();
     socket.frame(0xa2, b"x");
     socket.expect(b"\x88\x1d\x03\xeaRSV2 and RSV3 must be clear");

@@ -11,7 +11,8 @@ use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardI
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\
-    Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
 // The first two bytes choose whether the upgrade is done, whether there is compression, and the

@@ -307,10 +307,14 @@ pub(super) mod tests {
         (messages, others, None)
     }
 
+    fn payload() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(any::<u8>(), 0..300)
+    }
+
     proptest! {
         #[test]
         fn wherever_frames_are_cut_the_same_comes_of_them(
-            frames in prop::collection::vec((0u8..12, prop::collection::vec(any::<u8>(), 0..300)), 0..8),
+            frames in prop::collection::vec((0u8..12, payload()), 0..8),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
         ) {
             let mut wire = Vec::new();

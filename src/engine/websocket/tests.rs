@@ -98,7 +98,9 @@ proptest! {
         upgraded(&mut engine, ID, "Sec-WebSocket-Extensions: permessage-deflate\r\n");
         let payload = "payload ".repeat(30);
         let publish = format!("PUB a {}\r\n{payload}\r\n", payload.len());
-        let stream = format!("CONNECT {{\"verbose\":false}}\r\nSUB a 7\r\n{}PING\r\n", publish.repeat(3));
+        let publishes = publish.repeat(3);
+        let stream =
+            format!("CONNECT {{\"verbose\":false}}\r\nSUB a 7\r\n{publishes}PING\r\n");
         let (mut wire, mut rest) = (Vec::new(), stream.as_bytes());
         let mut packer = Packer::default();
         for (at, len) in frames.iter().cycle().enumerate() {
