@@ -47,7 +47,8 @@ fn by_user_and_password_plain_and_hashed() {
     if !has_client() {
         return;
     }
-    let config = "authorization { timeout: 30, users: [\n        { user: ann, password: plain }, { user: bob, \
+    let config = "authorization { timeout: 30, users: [\n\
+        { user: ann, password: plain }, { user: bob, \
         password: \"$2a$04$zyxwvutsrqponmlkjihgfurQNWOPnczANr9Lnsgmk2Svikvt0pD4G\" } ] }\n";
     for &shards in shard_counts() {
         let broker = Broker::with_config(shards, config);
