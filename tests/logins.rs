@@ -146,7 +146,8 @@ fn over_tls_and_with_a_certificate_that_says_who_it_is() {
     let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
     let tls = |more: &str| {
         format!(
-            "tls {{ cert_file: '{cert}', key_file: '{key}', ca_file: '{ca}', timeout: 30, {more} }}\n"
+            "tls {{ cert_file: '{cert}', key_file: '{key}', ca_file: '{ca}', \
+             timeout: 30, {more} }}\n"
         )
     };
     let client = |name: &str| (path(&format!("{name}.pem")), path(&format!("{name}.key")));
