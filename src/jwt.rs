@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -467,6 +468,27 @@ pub fn decode_signed<T: Body>(text: &str) -> Result<Claims<T>, TokenError> {
     if token.signature.holds() { Ok(token.claims) } else { Err(TokenError::Signature) }
 }
 
+/// Whether `ip` is in one of the networks; none are all.
+pub fn comes_from(networks: &[String], ip: &str) -> bool {
+    let Ok(ip) = ip.parse::<IpAddr>() else { return networks.is_empty() };
+    let contains = |network: &String| {
+        let (base, bits) = network.split_once('/')?;
+        let (base, bits): (IpAddr, u32) = (base.parse().ok()?, bits.parse().ok()?);
+        match (base, ip) {
+            (IpAddr::V4(base), IpAddr::V4(ip)) => {
+                let apart = (base.to_bits() ^ ip.to_bits()).leading_zeros();
+                Some(bits <= 32 && apart >= bits)
+            }
+            (IpAddr::V6(base), IpAddr::V6(ip)) => {
+                let apart = (base.to_bits() ^ ip.to_bits()).leading_zeros();
+                Some(bits <= 128 && apart >= bits)
+            }
+            _ => Some(false),
+        }
+    };
+    networks.is_empty() || networks.iter().any(|network| contains(network).unwrap_or(false))
+}
+
 /// Whether `text` is a public key of one of these kinds.
 pub fn is_key(text: &str, kinds: &[char]) -> bool {
     text.starts_with(kinds) && KeyPair::from_public_key(text).is_ok()
@@ -561,6 +583,20 @@ mod tests {
             (undecorated(file), undecorated("a.b.c\n"), undecorated("")),
             ("a.b.c", "a.b.c", "")
         );
+    }
+
+    #[test]
+    fn an_address_is_in_a_network_by_its_first_bits() {
+        let networks = ["10.1.0.0/16".to_owned(), "2001:db8::/32".to_owned()];
+        for ip in ["10.1.2.3", "2001:db8::1"] {
+            assert!(comes_from(&networks, ip), "{ip}");
+        }
+        for ip in ["10.2.0.1", "2001:db9::1", "", "10.1"] {
+            assert!(!comes_from(&networks, ip), "{ip}");
+        }
+        assert!(comes_from(&["0.0.0.0/0".to_owned()], "1.2.3.4"));
+        assert!(!comes_from(&["10.0.0.0/33".to_owned(), "x".to_owned()], "10.0.0.0"));
+        assert!(comes_from(&[], "anything"));
     }
 
     proptest! {

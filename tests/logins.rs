@@ -47,7 +47,8 @@ fn by_user_and_password_plain_and_hashed() {
     if !has_client() {
         return;
     }
-    let config = "authorization { timeout: 30, users: [ { user: ann, password: plain }, { user: bob, \
+    let config = "authorization { timeout: 30, users: [\n\
+        { user: ann, password: plain }, { user: bob, \
         password: \"$2a$04$zyxwvutsrqponmlkjihgfurQNWOPnczANr9Lnsgmk2Svikvt0pD4G\" } ] }\n";
     for &shards in shard_counts() {
         let broker = Broker::with_config(shards, config);
@@ -145,7 +146,8 @@ fn over_tls_and_with_a_certificate_that_says_who_it_is() {
     let (ca, cert, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
     let tls = |more: &str| {
         format!(
-            "tls {{ cert_file: '{cert}', key_file: '{key}', ca_file: '{ca}', timeout: 30, {more} }}\n"
+            "tls {{ cert_file: '{cert}', key_file: '{key}', ca_file: '{ca}', \
+             timeout: 30, {more} }}\n"
         )
     };
     let client = |name: &str| (path(&format!("{name}.pem")), path(&format!("{name}.key")));

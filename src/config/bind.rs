@@ -795,7 +795,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        for text in ["cluster { permissions {} }"] {
+        for text in ["cluster { permissions {} }", "proxies {}"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
         }
         let other = "authorization { users: [{user: a, allowed_connection_types: [PIGEON]}] }";
