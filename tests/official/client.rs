@@ -1,6 +1,7 @@
 //! The behaviours of the table with async-nats. Called with the behaviour's name; see README.md.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a failure is reported by its panic")]
+#![expect(clippy::disallowed_types, reason = "the client calls back on threads of its own")]
 
 use std::collections::HashSet;
 use std::env;
@@ -91,7 +92,7 @@ async fn works(client: &Client) {
 }
 
 async fn refused(options: ConnectOptions) -> String {
-    let error = options.connect(url()).await.err().expect("it was let in");
+    let error = options.connect(url()).await.expect_err("it was let in");
     error.to_string().to_lowercase()
 }
 
@@ -141,7 +142,7 @@ async fn drain() {
     round_trip(&client).await;
     client.drain().await.unwrap();
     let mut got = 0;
-    while let Some(_) = timeout(PATIENCE, sub.next()).await.unwrap() {
+    while timeout(PATIENCE, sub.next()).await.unwrap().is_some() {
         got += 1;
     }
     told.of("closed").await;
@@ -334,6 +335,7 @@ async fn discovered_servers() {
     println!("went on at another: {}", client.server_info().server_id != first);
 }
 
+#[expect(clippy::too_many_lines, reason = "a flat list of behaviours")]
 async fn behave(name: &str) {
     let options = ConnectOptions::new();
     match name {

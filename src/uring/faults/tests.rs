@@ -19,8 +19,9 @@ use crate::segment::{Piece, Segment};
 
 /// Fails the first operation of this kind for which there is an error left.
 fn first(kind: Kind, errors: &[i32]) -> Faults {
-    let mut errors = errors.to_vec().into_iter();
-    let operation = move |of| if of == kind { errors.next() } else { None };
+    let mut errors = errors.to_vec();
+    errors.reverse();
+    let operation = move |of| if of == kind { errors.pop() } else { None };
     Faults { operation: Box::new(operation), ..Faults::default() }
 }
 
@@ -155,12 +156,7 @@ fn a_batch_stays_until_the_kernel_says_that_it_does_not_read_it_any_more() {
             return;
         }
         for how in [None, Some(Closing::Graceful), Some(Closing::Abort)] {
-            let is_late = Rc::new(Cell::new(true));
-            let late_by = {
-                let is_late = Rc::clone(&is_late);
-                move || if is_late.get() { 50 } else { 0 }
-            };
-            let _guard = arm(Faults { late_by: Box::new(late_by), ..Faults::default() });
+            let _guard = arm(Faults { late_by: Box::new(|| 50), ..Faults::default() });
             let options = Options { zero_copy_from: 1, ..options.clone() };
             let mut reactor = Reactor::new(&options).unwrap();
             let (ours, theirs) = connection();
@@ -173,7 +169,6 @@ fn a_batch_stays_until_the_kernel_says_that_it_does_not_read_it_any_more() {
                 matches!(events[..], [Event::Sent { bytes: 3000, batch: None, .. }]),
                 "{events:?}"
             );
-            is_late.set(false);
             if let Some(how) = how {
                 reactor.close(socket, how);
             }
