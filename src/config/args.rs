@@ -11,7 +11,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::{
-    Cluster, LogFormat, Options, RouteUrl, Secret, ShardCount, StartError, Syslog, UnixOptions, User,
+    Cluster, LogFormat, Options, RouteUrl, Secret, ShardCount, StartError, Syslog, UnixOptions,
+    User,
 };
 use super::{duration, listeners, nearest, tls};
 use crate::engine::SHARDS_MAX;
