@@ -73,7 +73,7 @@ pub(crate) fn run(args: &SoakArgs, stop: &AtomicBool) -> Outcome<Soak> {
                     Ok(Some(run))
                 }
                 Err(_) if stop.load(Ordering::Relaxed) => Ok(None),
-                Err(fault) => Err(fault.at(&format!("round {round}, {what}"))),
+                Err(fault) => Err(fault.at(format!("round {round}, {what}"))),
             }
         };
         let Some(calm) = play("steady", &steady)? else { break };

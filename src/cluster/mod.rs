@@ -10,7 +10,7 @@ pub mod names;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::config::{RouteUrl, Secret};
 use crate::proto::route::RouteInfo;
@@ -23,6 +23,9 @@ const REDIAL_NS: u64 = 1_000_000_000;
 const REDIAL_JITTER_NS: u64 = 100_000_000;
 /// With back-off, the longest time between two attempts.
 const REDIAL_NS_MAX: u64 = 30_000_000_000;
+
+/// Handshakes that end too early one after the other until a dialled server counts as failed.
+const BROKEN_MAX: u32 = 8;
 
 /// What every member has to know of this server.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +75,8 @@ struct Target {
     state: State,
     /// Attempts without success since it was last connected.
     attempts: u32,
+    /// Routes since then that ended before the peer could stay.
+    broken: u32,
     /// Who is there, as far as that is known.
     server_id: Option<String>,
     /// What gossip said about passing it on (§9).
@@ -114,6 +119,8 @@ pub struct Members {
     targets: BTreeMap<u64, Target>,
     next_target: u64,
     links: BTreeMap<u64, Link>,
+    /// Servers whose route was lost: what they were being told went with it.
+    lost: BTreeSet<String>,
     steps: VecDeque<Step>,
     urls: Vec<String>,
     now: u64,
@@ -127,6 +134,7 @@ impl Members {
             targets: BTreeMap::new(),
             next_target: 0,
             links: BTreeMap::new(),
+            lost: BTreeSet::new(),
             steps: VecDeque::new(),
             urls: Vec::new(),
             now: 0,
@@ -270,7 +278,9 @@ impl Members {
             } else if is_connected {
                 target.state = State::Covered;
             } else {
-                target.attempts = u32::from(!link.is_registered);
+                // One that answers is not given up at once: only it may know of this server.
+                target.broken = if link.is_registered { 0 } else { target.broken + 1 };
+                target.attempts = u32::from(target.broken > BROKEN_MAX);
                 self.retry(number);
             }
         }
@@ -284,6 +294,10 @@ impl Members {
         if !link.is_registered {
             return;
         }
+        if self.lost.len() >= GOSSIPED_MAX {
+            self.lost.pop_first();
+        }
+        self.lost.insert(id.to_owned());
         let covered = |target: &&mut Target| {
             target.server_id.as_deref() == Some(id) && target.state == State::Covered
         };
@@ -319,7 +333,7 @@ impl Members {
         let target = number.and_then(|number| self.targets.get_mut(&number));
         let (solicited, is_explicit, heard_mode) = match target {
             Some(target) => {
-                target.attempts = 0;
+                (target.attempts, target.broken) = (0, 0);
                 (true, target.is_explicit, target.gossip_mode)
             }
             None => (false, false, 0),
@@ -330,6 +344,9 @@ impl Members {
         let is_passed_on = !(solicited && !is_explicit && heard_mode != 2);
         if is_first && is_passed_on && newcomer.gossip_mode != 1 {
             self.spread(&newcomer, solicited, is_explicit);
+        }
+        if self.lost.remove(&id) {
+            self.remind(rid, &id);
         }
         self.review_urls();
     }
@@ -352,6 +369,22 @@ impl Members {
             };
             let info = RouteInfo { gossip_mode, ldm: false, shardcast: false, ..newcomer.clone() };
             steps.push(Step::Gossip(rid, Box::new(info)));
+        }
+        self.steps.extend(steps);
+    }
+
+    /// Tells a peer that was lost of all others. It passes on whom it did not know.
+    fn remind(&mut self, rid: u64, id: &str) {
+        let mut told = vec![id];
+        let mut steps = Vec::new();
+        for link in self.registered().map(|(_, link)| link) {
+            if let Some(peer) = link.peer.as_ref().filter(|peer| !told.contains(&&*peer.server_id))
+            {
+                told.push(&peer.server_id);
+                let info =
+                    RouteInfo { gossip_mode: 2, ldm: false, shardcast: false, ..peer.clone() };
+                steps.push(Step::Gossip(rid, Box::new(info)));
+            }
         }
         self.steps.extend(steps);
     }
@@ -401,7 +434,8 @@ impl Members {
         let until =
             if is_explicit { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
         let state = State::Waiting { until };
-        let target = Target { url, is_explicit, state, attempts: 0, server_id, gossip_mode };
+        let (attempts, broken) = (0, 0);
+        let target = Target { url, is_explicit, state, attempts, broken, server_id, gossip_mode };
         self.targets.insert(self.next_target, target);
         self.next_target += 1;
     }

@@ -191,8 +191,8 @@ proptest! {
         // Each server but the first knows an earlier one; some know others, or themselves.
         let mut routes: Vec<Vec<usize>> = vec![Vec::new(); count];
         let mut rng = fastrand::Rng::with_seed(seed);
-        for server in 1..count {
-            routes[server].push(rng.usize(..server));
+        for (server, known) in routes.iter_mut().enumerate().skip(1) {
+            known.push(rng.usize(..server));
         }
         for (from, to) in more {
             routes[from % count].push(to % count);

@@ -99,30 +99,18 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     note("no_header_support", &old.no_header_support, &new.no_header_support);
     note("system_account", &old.accounts.system, &new.accounts.system);
     note("proxy_protocol", &old.proxy_protocol, &new.proxy_protocol);
-    if old.trusted_proxies != new.trusted_proxies {
-        changes.push("proxy_protocol_trusted".to_owned());
-    }
-    if old.unix != new.unix {
-        changes.push("listen_unix: peers".to_owned());
-    }
-    if old.websocket != new.websocket {
-        changes.push("websocket".to_owned());
-    }
-    if old.tls != new.tls {
-        changes.push("tls".to_owned());
-    }
-    if old.accounts.list != new.accounts.list {
-        changes.push("accounts".to_owned());
-    }
-    if old.trust != new.trust {
-        changes.push("resolver".to_owned());
-    }
-    if old.overflow != new.overflow {
-        changes.push("overflow".to_owned());
-    }
-    if old.auth != new.auth {
-        changes.push("authorization".to_owned());
-    }
+    let blocks = [
+        ("proxy_protocol_trusted", old.trusted_proxies != new.trusted_proxies),
+        ("listen_unix: peers", old.unix != new.unix),
+        ("websocket", old.websocket != new.websocket),
+        ("tls", old.tls != new.tls),
+        ("accounts", old.accounts.list != new.accounts.list),
+        ("resolver", old.trust != new.trust),
+        ("overflow", old.overflow != new.overflow),
+        ("authorization", old.auth != new.auth),
+    ];
+    changes
+        .extend(blocks.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()));
     changes
 }
 
