@@ -110,16 +110,16 @@ pub(super) struct Accounts {
     all: Vec<Account>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
-    /// There may be servers with JetStream in the cluster; who asks it does so in the system
-    /// account.
-    pub(super) is_clustered: bool,
+    /// The cluster that this server is in. There may be servers with JetStream in it; who asks
+    /// it does so in the system account.
+    cluster: Option<String>,
     seed: u64,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, is_clustered: false, seed }
+        Self { all: Vec::new(), system: None, cluster: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -146,10 +146,26 @@ impl Accounts {
     ///
     /// What it exports and imports is in force with the next [`Self::link`].
     pub(super) fn configure(&mut self, id: AccountId, config: Rc<config::Account>) {
+        let mappings = Mappings::new(&config.mappings, self.cluster.as_deref());
         let account = self.at(id);
         account.name = config.name.as_str().into();
-        account.mappings = Mappings::new(&config.mappings, None);
+        account.mappings = mappings;
         account.config = Some(config);
+    }
+
+    /// The server is in this cluster now.
+    pub(super) fn name_cluster(&mut self, name: &str, server_id: &str) {
+        if self.cluster.as_deref() == Some(name) {
+            return;
+        }
+        let was_alone = self.cluster.replace(name.to_owned()).is_none();
+        for account in &mut self.all {
+            let mappings = account.config.as_ref().map(|config| &config.mappings[..]);
+            account.mappings = Mappings::new(mappings.unwrap_or_default(), Some(name));
+        }
+        if was_alone {
+            self.link(server_id);
+        }
     }
 
     /// Nothing is configured any more.
@@ -195,7 +211,7 @@ impl Accounts {
                 tables[from.index()].entry(&filter).push(Rc::new(outlet));
             }
             if let Some(system) = self.system {
-                if self.is_clustered && system != id {
+                if self.cluster.is_some() && system != id {
                     let outlet = Outlet::jetstream(system);
                     tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
                 }

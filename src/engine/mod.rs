@@ -1062,6 +1062,7 @@ impl Engine {
 mod tests {
     use super::*;
     use crate::config::Options;
+    use crate::config::{Account, Destination, Mapping};
 
     #[test]
     fn a_server_that_ends_leaves_slow_readers_the_time_that_a_write_may_take() {
@@ -1153,6 +1154,29 @@ mod tests {
         engine.on_bytes(ids[2], b"P");
         let cap = engine.conns.get(ids[2]).unwrap().partial.capacity();
         assert!(cap < 65536, "{cap}");
+    }
+
+    #[test]
+    fn a_mapping_for_a_cluster_holds_once_the_server_is_in_it() {
+        let mut options = Options::default();
+        let destination = |subject: &str, cluster: Option<&str>| Destination {
+            subject: subject.to_owned(),
+            weight: 100,
+            cluster: cluster.map(str::to_owned),
+        };
+        let destinations = vec![destination("x", Some("X")), destination("y", None)];
+        let mappings = vec![Mapping { source: "a".to_owned(), destinations }];
+        options.accounts.add(Account { mappings, ..Account::named("$G") });
+        let (mut engine, ids) = engine_with(&options, 1, 2);
+        engine.on_bytes(ids[0], b"SUB > 1\r\n");
+        out(&mut engine, ids[0]);
+        let mut became = |engine: &mut Engine| {
+            engine.on_bytes(ids[1], b"PUB a 0\r\n\r\n");
+            out(engine, ids[0])
+        };
+        assert_eq!(became(&mut engine), "MSG y 1 0\r\n\r\n");
+        engine.name_cluster("X", false);
+        assert_eq!(became(&mut engine), "MSG x 1 0\r\n\r\n");
     }
 
     #[test]

@@ -216,9 +216,7 @@ impl Engine {
     pub fn name_cluster(&mut self, name: &str, is_dynamic: bool) {
         self.cluster.name = Some(name.to_owned());
         self.cluster.is_dynamic = is_dynamic;
-        if !std::mem::replace(&mut self.accounts.is_clustered, true) {
-            self.accounts.link(self.settings.server_id());
-        }
+        self.accounts.name_cluster(name, self.settings.server_id());
     }
 
     /// Where clients may connect to the other servers: those that can be told are told.
