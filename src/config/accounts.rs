@@ -480,6 +480,10 @@ fn import(v: &mut Field<'_>) -> Result<Import, StartError> {
         return Err(v.error("an import names a stream or a service"));
     };
     let local = match (draft.prefix.trim_end_matches('.'), draft.to) {
+        // nats-server refuses both together now and then.
+        (prefix, to) if !prefix.is_empty() && !to.is_empty() => {
+            return Err(v.error("an import has a prefix or a 'to'; keep one"));
+        }
         (_, to) if !to.is_empty() => to,
         ("", _) => subject.clone(),
         (prefix, _) if shared == Shared::Stream => format!("{prefix}.{subject}"),

@@ -794,6 +794,17 @@ mod tests {
     }
 
     #[test]
+    fn an_import_has_one_local_subject() {
+        let text = |local: &str| {
+            let import = format!("{{stream: {{account: A, subject: a}}, {local}}}");
+            format!("accounts {{ A {{ exports: [{{stream: a}}] }}, B {{ imports: [{import}] }} }}")
+        };
+        bound(&text("to: b"));
+        bound(&text("prefix: c"));
+        assert!(refused(&text("to: b, prefix: c")).contains("keep one"));
+    }
+
+    #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
         for text in ["cluster { permissions {} }", "proxies {}"] {
             assert!(refused(text).contains("is not supported yet"), "{text}");
