@@ -690,14 +690,9 @@ impl Engine {
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
         let Source { account, publisher, echo, routed, visited, hops } = source;
-        let answers = false;
         let arrived = self.arrived;
-        let mut whole: Option<Bytes> = None;
-        for shard in plain.iter() {
-            let wire = whole.get_or_insert_with(|| run.concat()).clone();
-            let mine = take_picks(&mut picks, shard);
-            let picks = mine.into_iter().collect();
-            let record = RunRecord {
+        let record = |wire, plain, picks| {
+            Record::Run(Box::new(RunRecord {
                 account,
                 publisher,
                 echo,
@@ -705,12 +700,18 @@ impl Engine {
                 visited,
                 arrived,
                 wire,
-                answers,
+                answers: false,
                 hops,
-                plain: true,
+                plain,
                 picks,
-            };
-            self.stage(shard, Record::Run(Box::new(record)));
+            }))
+        };
+        let mut whole: Option<Bytes> = None;
+        for shard in plain.iter() {
+            let wire = whole.get_or_insert_with(|| run.concat()).clone();
+            let mine = take_picks(&mut picks, shard);
+            let picks = mine.into_iter().collect();
+            self.stage(shard, record(wire, true, picks));
         }
         while let Some((shard, _)) = picks.first() {
             let shard = *shard;
@@ -725,21 +726,7 @@ impl Engine {
                     sent += 1;
                 }
             }
-            let wire = Bytes::from(wire);
-            let record = RunRecord {
-                account,
-                publisher,
-                echo,
-                routed,
-                visited,
-                arrived,
-                wire,
-                answers,
-                hops,
-                plain: false,
-                picks,
-            };
-            self.stage(shard, Record::Run(Box::new(record)));
+            self.stage(shard, record(Bytes::from(wire), false, picks));
         }
     }
 
