@@ -124,7 +124,16 @@ impl Accounts {
 
     /// The account, which is made if it is new: ids come from the configuration, never from
     /// clients, so there are as many as that has.
+    #[inline]
     pub(super) fn at(&mut self, id: AccountId) -> &mut Account {
+        if id.index() >= self.all.len() {
+            self.grow(id);
+        }
+        &mut self.all[id.index()]
+    }
+
+    #[cold]
+    fn grow(&mut self, id: AccountId) {
         while self.all.len() <= id.index() {
             let seed = self.seed.wrapping_add((self.all.len() as u64).wrapping_mul(0x9e37_79b9));
             self.all.push(Account {
@@ -139,7 +148,6 @@ impl Accounts {
                 traffic: Traffic::default(),
             });
         }
-        &mut self.all[id.index()]
     }
 
     /// Says what an account is like.

@@ -180,6 +180,13 @@ pub struct Stats {
     pub dropped: Dropped,
 }
 
+impl Stats {
+    /// Messages and bytes delivered to clients.
+    fn delivered(&self) -> (u64, u64) {
+        (self.out_msgs, self.out_bytes)
+    }
+}
+
 /// The connections of a shard by slot.
 #[derive(Debug, Default)]
 struct Conns(Vec<Option<Box<Conn>>>);

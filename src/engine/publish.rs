@@ -17,7 +17,7 @@ use super::mapping::Mapped;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::relay::{RoutePick, draw_route};
-use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet, Stats};
+use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
 use crate::proto::route::{self, RouteOp, RouteParsed};
 use crate::proto::{self, Op, Parsed, Publish, encode};
 use crate::segment::Segment;
@@ -342,7 +342,7 @@ impl Engine {
             self.deliver_answers(source, &run);
         }
         let targets = self.targets(account, run.subject());
-        let before = self.stats;
+        let before = self.stats.delivered();
         let mut routes: &[u32] = &[];
         if record.plain {
             self.deliver_plain(source, &run, &targets);
@@ -401,7 +401,7 @@ impl Engine {
         targets: &Targets,
         named: Option<&[u8]>,
     ) -> bool {
-        let before = self.stats;
+        let before = self.stats.delivered();
         let mut reached = self.deliver_plain(source, run, targets);
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
@@ -419,14 +419,17 @@ impl Engine {
             reached = true;
             self.stage_run(source, run, shards, picks.shards);
         }
-        reached | self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes)
+        if routes.is_empty() && picks.routes.is_empty() {
+            return reached;
+        }
+        self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes) || reached
     }
 
     /// Books for an account what was delivered in it since `before`.
-    fn count_deliveries(&mut self, account: AccountId, before: Stats) {
+    fn count_deliveries(&mut self, account: AccountId, (msgs, bytes): (u64, u64)) {
         let sent = &mut self.accounts.at(account).traffic;
-        sent.out_msgs += self.stats.out_msgs - before.out_msgs;
-        sent.out_bytes += self.stats.out_bytes - before.out_bytes;
+        sent.out_msgs += self.stats.out_msgs - msgs;
+        sent.out_bytes += self.stats.out_bytes - bytes;
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
