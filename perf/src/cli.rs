@@ -305,8 +305,8 @@ pub(crate) struct ThroughputArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Bytes that publishers may be ahead of the slowest subscriber (less when the copies of all
-    /// subscribers exceed 256 MiB) [default: 64 MiB for all copies of a message together, but 256
-    /// KiB to 1 MiB]
+    /// subscribers exceed 256 MiB) [default: 2 MiB for all subscribers together, but 256 KiB to 1
+    /// MiB for each]
     #[arg(long, value_parser = parse_bytes)]
     window: Option<usize>,
 }

@@ -33,7 +33,7 @@ const HEARTBEAT_NS: u64 = 5_000_000;
 /// Deliveries that are under way at most, in bytes, so that no server runs out of memory.
 const UNDER_WAY_BYTES_MAX: u64 = 256 << 20;
 /// As many of them are usual: more leave the caches, and what is measured then is memory.
-const UNDER_WAY_BYTES_USUAL: u64 = 64 << 20;
+const UNDER_WAY_BYTES_USUAL: u64 = 2 << 20;
 /// With less ahead of each subscriber the publishers are what a fast server waits for.
 const WINDOW_BYTES_USUAL: std::ops::RangeInclusive<u64> = 256 << 10..=1 << 20;
 /// Without a delivery for so long, those that are missing are given up.
@@ -1036,8 +1036,8 @@ mod tests {
 
     #[test]
     fn the_usual_window_is_smaller_with_more_copies() {
-        let windows = [1, 64, 100, 1000].map(|subs| workload(subs, 1, subs).usual_window_bytes());
-        assert_eq!(windows, [1 << 20, 1 << 20, 671_088, 256 << 10]);
+        let windows = [1, 4, 100, 1000].map(|subs| workload(subs, 1, subs).usual_window_bytes());
+        assert_eq!(windows, [1 << 20, 512 << 10, 256 << 10, 256 << 10]);
     }
 
     #[test]
