@@ -1177,7 +1177,7 @@ mod tests {
         let (mut engine, ids) = engine_with(&options, 1, 2);
         engine.on_bytes(ids[0], b"SUB > 1\r\n");
         out(&mut engine, ids[0]);
-        let mut became = |engine: &mut Engine| {
+        let became = |engine: &mut Engine| {
             engine.on_bytes(ids[1], b"PUB a 0\r\n\r\n");
             out(engine, ids[0])
         };
