@@ -37,6 +37,10 @@ pub struct Cluster {
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a route counts as stale (2).
     pub ping_max: u32,
+    /// Connections to each other member, over which accounts are spread (3); 0 is one for all.
+    pub pool_size: u16,
+    /// Accounts with a connection of their own to each other member, besides the system account.
+    pub accounts: Vec<String>,
 }
 
 impl Default for Cluster {
@@ -55,10 +59,16 @@ impl Default for Cluster {
             connect_backoff: false,
             ping_interval_ms: PING_INTERVAL_MS_MAX,
             ping_max: 2,
+            pool_size: POOL_SIZE,
+            accounts: Vec::new(),
         }
     }
 }
 
+/// Connections to each other member if nothing is said.
+const POOL_SIZE: u16 = 3;
+/// Connections to one other member, at most: no peer can have this server dial more.
+pub const POOL_SIZE_MAX: u16 = 64;
 /// The longest time between two PINGs on a route.
 const PING_INTERVAL_MS_MAX: u64 = 30_000;
 /// Where routes are listened for if nothing is said.
@@ -187,14 +197,32 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
             Ok(())
         }),
     ),
-    // One connection carries all accounts, which every member agrees to.
-    Key(&["pool_size"], Set(|_, v| v.integer().map(drop))),
+    Key(&["pool_size"], Set(pool_size)),
     Key(&["compression"], Set(compression)),
-    Key(&["accounts"], Ignore(&missing::ANY)),
+    Key(&["accounts"], Set(|c, v| v.texts().map(|all| c.accounts = names(all)))),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
     Key(&["permissions"], Refuse(&missing::IMPORTS)),
     Key(&["tls"], Refuse(&missing::TLS)),
 ];
+
+fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+    cluster.pool_size = match v.integer()? {
+        0 => POOL_SIZE,
+        ..0 => 0,
+        size => match u16::try_from(size) {
+            Ok(size) if size <= POOL_SIZE_MAX => size,
+            _ => {
+                let reason = format!("a pool has at most {POOL_SIZE_MAX} connections; write fewer");
+                return Err(v.error(reason));
+            }
+        },
+    };
+    Ok(())
+}
+
+fn names(texts: Vec<(String, &super::file::Value)>) -> Vec<String> {
+    texts.into_iter().map(|(name, _)| name).collect()
+}
 
 /// Routes are not compressed; every member agrees to that.
 fn compression(_: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {

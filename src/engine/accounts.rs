@@ -256,7 +256,7 @@ impl Accounts {
         self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = AccountId> + use<> {
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = AccountId> + use<> {
         (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
     }
 

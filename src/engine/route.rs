@@ -13,12 +13,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::conn::{Claim, Conn, User};
-use super::imports::answers_filter;
 use super::interest::Side;
 use super::proof::Proof;
 use super::publish::Run;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
+use crate::cluster::Part;
 use crate::cluster::names::{self, Agreement};
 use crate::config::Secret;
 use crate::proto::ProtoError;
@@ -59,6 +59,11 @@ pub enum RouteNotice {
         info: Box<RouteInfo>,
         /// Its address, without the port.
         ip: Box<str>,
+    },
+    /// A registered peer has answered: it has taken the route, too.
+    Confirmed {
+        /// Which route.
+        rid: u64,
     },
     /// A registered peer has said something more: of itself, or of another server.
     Heard {
@@ -105,6 +110,10 @@ pub(super) struct Route {
     rid: u64,
     dialed: Option<Option<(String, Secret)>>,
     stage: Stage,
+    /// What it is for; known from its registration on.
+    pub(super) part: Part,
+    /// The peer has answered a PING.
+    is_confirmed: bool,
     /// The peer takes HMSG.
     pub(super) headers: bool,
     peer: RouteInfo,
@@ -119,6 +128,15 @@ impl Route {
     /// Whether the peer has said who it is.
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
+    }
+
+    /// Whether it is for one account only, which is not named on it.
+    pub(super) fn is_dedicated(&self) -> bool {
+        matches!(self.part, Part::Account(_))
+    }
+
+    fn accounts(&self) -> wire::Accounts {
+        if self.is_dedicated() { wire::Accounts::Unnamed } else { wire::Accounts::Named }
     }
 }
 
@@ -160,6 +178,8 @@ pub struct RouteSnapshot {
     pub traffic: super::Traffic,
     /// How many filters the peer wants.
     pub subscriptions: usize,
+    /// The one account that it is for; no wish names it.
+    pub account: Option<Box<str>>,
     /// What they are, if they were asked for: account, subject and queue group.
     pub wishes: Vec<Box<[u8]>>,
 }
@@ -173,6 +193,8 @@ impl Engine {
         let route = Route {
             rid,
             stage: if is_dialed { Stage::Info } else { Stage::Connect },
+            part: Part::All,
+            is_confirmed: false,
             dialed,
             headers: false,
             peer: RouteInfo::default(),
@@ -228,18 +250,23 @@ impl Engine {
         self.inform_clients();
     }
 
-    /// The peer of a route may stay.
-    pub fn register_route(&mut self, rid: u64) {
+    /// The peer of a route may stay, and gets what goes over `part` of its connections.
+    pub fn register_route(&mut self, rid: u64, part: Part) {
         let Some(id) = self.find_route(rid) else { return };
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        let (Some(route), Some(_)) = (&mut conn.route, conn.claim.take()) else { return };
-        let rest = std::mem::take(&mut conn.partial);
-        conn.need_bytes = 0;
+        let Some(route) = &mut conn.route else { return };
+        if route.stage != Stage::Info || conn.claim.is_none() {
+            return;
+        }
         route.stage = Stage::Registered;
+        let is_awaited = route.dialed.is_some() && part != Part::All;
+        route.part = part;
         conn.timing.auth_due = NEVER;
         let jitter = self.rng.u64(..=FIRST_PING_NS / 5);
         let first_ping_ns = FIRST_PING_NS.min(self.settings.route.ping_interval_ns);
-        conn.timing.ping_due = self.now.saturating_add(first_ping_ns).saturating_add(jitter);
+        // The next connection of a pool is made when the peer is known to have taken this one.
+        let first_ping_ns = if is_awaited { 0 } else { first_ping_ns.saturating_add(jitter) };
+        conn.timing.ping_due = self.now.saturating_add(first_ping_ns);
         tracing::info!(
             "{} - Registering remote route {:?}",
             conn.label(),
@@ -249,9 +276,17 @@ impl Engine {
             self.send_route_connect(id, login);
             self.send_route_info(id);
         }
-        self.send_all_interest(id);
         self.cluster.routes.push(id);
         self.rearm(id);
+        self.start_telling(id);
+    }
+
+    /// A registered peer has been told everything, and may speak.
+    pub(super) fn hear_route(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        conn.claim = None;
+        conn.need_bytes = 0;
+        let rest = std::mem::take(&mut conn.partial);
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
     }
@@ -296,6 +331,10 @@ impl Engine {
                 pending_bytes: conn.outbox.pending_bytes(),
                 traffic: conn.traffic,
                 subscriptions: route.wishes.len(),
+                account: match &route.part {
+                    Part::Account(name) => Some(name.clone()),
+                    _ => None,
+                },
                 wishes: route.wishes.iter().take(shown).cloned().collect(),
             })
         };
@@ -320,16 +359,18 @@ impl Engine {
         let payload_bytes_max = self.settings.limits.payload_bytes_max.max(PAYLOAD_BYTES_MAX);
         let mut at = 0;
         let mut need_bytes = 0;
+        let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else { return 0 };
+        let accounts = route.accounts();
         // What the messages of a run have in common besides their subject.
         let mut head: (&[u8], &[u8]) = (b"", b"");
         while at < bytes.len() {
-            match wire::parse(&bytes[at..], payload_bytes_max) {
+            match wire::parse(&bytes[at..], payload_bytes_max, accounts) {
                 Ok(RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }) => {
                     if head != (account, queues) || !run.continues_with(&publish) {
                         self.flush_routed(id, head, run);
                         head = (account, queues);
                     }
-                    run.push_routed(publish, &bytes[at..at + used]);
+                    run.push_routed(publish, &bytes[at..at + used], accounts);
                     at += used;
                 }
                 Ok(RouteParsed::Op { op, used }) => {
@@ -369,14 +410,18 @@ impl Engine {
         }
         if self.stage_of(id) == Stage::Connect {
             self.refuse_route(id, "Authorization Violation");
-        } else if let Some(account) = self.account_of(account) {
+        } else if let Some(account) = self.account_of(id, account) {
             self.publish_routed(id, account, queues, run);
         }
         run.clear();
     }
 
-    fn account_of(&self, name: &[u8]) -> Option<AccountId> {
-        self.accounts.find(name)
+    /// The account that a peer speaks of, by its name or without one.
+    fn account_of(&self, id: ConnId, name: &[u8]) -> Option<AccountId> {
+        match &self.conns.get(id)?.route.as_ref()?.part {
+            Part::Account(name) => self.accounts.find(name.as_bytes()),
+            _ => self.accounts.find(name),
+        }
     }
 
     fn stage_of(&self, id: ConnId) -> Stage {
@@ -415,13 +460,24 @@ impl Engine {
             }
             RouteOp::Info(json) => self.on_route_info(id, json),
             RouteOp::Ping => self.confirm(id, encode::pong),
-            RouteOp::Pong => self.on_pong(id),
+            RouteOp::Pong => self.on_route_pong(id),
             RouteOp::Interest(wish, members) => self.on_wish(id, &wish, members),
             RouteOp::NoInterest(wish) => self.on_wish_end(id, &wish),
             RouteOp::Nothing => {}
             RouteOp::Message { .. } => unreachable!("messages are gathered into runs"),
         }
         self.settle_deliveries();
+    }
+
+    fn on_route_pong(&mut self, id: ConnId) {
+        self.on_pong(id);
+        let route = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut());
+        if let Some(route) = route
+            && route.stage == Stage::Registered
+            && !std::mem::replace(&mut route.is_confirmed, true)
+        {
+            self.cluster.notices.push_back(RouteNotice::Confirmed { rid: route.rid });
+        }
     }
 
     fn on_route_connect(&mut self, id: ConnId, json: &[u8]) {
@@ -522,9 +578,8 @@ impl Engine {
             "Wrong Port"
         } else if info.server_id.is_empty() {
             "Protocol Violation"
-        } else if !info.route_account.is_empty() {
-            // A route for one account alone; the others carry it as well.
-            "Route Refused"
+        } else if let Some(error) = (!is_dialed).then(|| self.misplaced(&info)).flatten() {
+            return self.refuse_route(id, &error);
         } else if !is_dialed && info.server_name == own.server_name {
             tracing::error!("{label} - Remote server has a duplicate name: {:?}", info.server_name);
             "Duplicate Server Name"
@@ -554,8 +609,34 @@ impl Engine {
         self.cluster.notices.push_back(RouteNotice::Greeted { rid, info, ip });
     }
 
+    /// What is wrong with the place that who dials wants among the connections.
+    fn misplaced(&self, info: &RouteInfo) -> Option<String> {
+        let pooling = &self.settings.route.pooling;
+        let (account, index) = (&info.route_account, info.route_pool_idx);
+        let size = pooling.size_with(info.route_pool_size);
+        if !account.is_empty() {
+            if size > 0 && pooling.is_dedicated(account) {
+                return None;
+            }
+            let name = encode::go_quoted(account.as_bytes());
+            return Some(match (pooling.size(), self.accounts.find(account.as_bytes())) {
+                (0, _) => format!("{NO_DEDICATED} for account {name} between those servers"),
+                (_, None) => format!("Unable to lookup account {name}: account missing"),
+                (_, Some(_)) => format!("No route for account {name}"),
+            });
+        }
+        match u16::try_from(index) {
+            Ok(0) => None,
+            _ if size == 0 => {
+                Some(format!("Route pool index should not be set but is set to {index}"))
+            }
+            Ok(at) if at < size => None,
+            _ => Some(format!("Invalid route pool index: {index} - pool size is {size}")),
+        }
+    }
+
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
-        let Some(account) = self.account_of(wish.account) else { return };
+        let Some(account) = self.account_of(id, wish.account) else { return };
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
@@ -579,7 +660,7 @@ impl Engine {
     }
 
     fn on_wish_end(&mut self, id: ConnId, wish: &Wish<'_>) {
-        let Some(account) = self.account_of(wish.account) else { return };
+        let Some(account) = self.account_of(id, wish.account) else { return };
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
         if route.wishes.remove(wish.key) {
@@ -612,63 +693,15 @@ impl Engine {
             self.cluster.notices.push_back(RouteNotice::Ended { rid, is_self: false });
         }
         self.cluster.routes.retain(|route| *route != id);
+        let is_dedicated = route.is_dedicated();
         for key in wishes {
             let mut words = queue_names(&key);
-            let (Some(account), Some(subject)) = (words.next(), words.next()) else { continue };
-            if let Some(account) = self.account_of(account) {
+            let account = if is_dedicated { Some(&b""[..]) } else { words.next() };
+            let (Some(account), Some(subject)) = (account, words.next()) else { continue };
+            if let Some(account) = self.account_of(id, account) {
                 self.set_wish(id, account, subject, words.next(), 0);
             }
         }
-    }
-
-    /// Tells all peers what clients of this server want of a filter.
-    pub(super) fn tell_routes(
-        &mut self,
-        account: AccountId,
-        (subject, queue): (&[u8], Option<&[u8]>),
-        members: u32,
-    ) {
-        if self.cluster.routes.is_empty() {
-            return;
-        }
-        let name = self.accounts.name(account);
-        let name = name.as_bytes();
-        let interest = &self.accounts.at(account).interest;
-        if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
-            return; // Not configured, or still wanted by another account.
-        }
-        for at in 0..self.cluster.routes.len() {
-            let id = self.cluster.routes[at];
-            self.reply(id, |out| match members {
-                0 => wire::no_interest(out, name, subject, queue),
-                _ => wire::interest(out, name, subject, queue.map(|queue| (queue, members))),
-            });
-        }
-    }
-
-    /// Tells a new peer everything that clients of this server want.
-    fn send_all_interest(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let (spares, mut bytes) = (&mut self.spares, 0);
-        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
-            let name = account.name.as_bytes();
-            if account.answers {
-                let answers = answers_filter(&self.settings.node);
-                bytes += conn.outbox.push(spares, |out| {
-                    wire::interest(out, name, &answers, None);
-                });
-            }
-            account.interest.of_clients(|subject, queue| {
-                bytes += conn.outbox.push(spares, |out| {
-                    wire::interest(out, name, subject, queue);
-                });
-            });
-        }
-        if let Some(route) = &mut conn.route {
-            // It may be more than a peer may otherwise have pending.
-            route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);
-        }
-        self.flush_soon(id);
     }
 
     fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
@@ -694,7 +727,14 @@ impl Engine {
     }
 
     fn send_route_info(&mut self, id: ConnId) {
+        let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else { return };
         let mut info = self.settings.route.info.clone();
+        // Who dials chooses what the connection is for.
+        match &route.part {
+            Part::Pool(index) if route.dialed.is_some() => info.route_pool_idx = (*index).into(),
+            Part::Account(name) if route.dialed.is_some() => info.route_account = (**name).into(),
+            _ => {}
+        }
         info.cluster = self.cluster.name.clone().unwrap_or_default();
         info.cluster_dynamic = self.cluster.is_dynamic;
         info.ldm = self.lame_duck.is_some();

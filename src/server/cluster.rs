@@ -18,7 +18,7 @@ use tracing::{debug, error, info};
 use super::listen::host_port;
 use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
-use crate::cluster::{Members, Plan, Step};
+use crate::cluster::{Members, Plan, Pooling, Step};
 use crate::config::{Options, RouteUrl, Secret, StartError};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
@@ -69,6 +69,7 @@ pub(super) fn identify(
         is_dynamic: options.cluster.name.is_none(),
         port: address.port(),
         urls: client_urls(options, client_port),
+        pooling: Pooling::new(options),
     }))
 }
 
@@ -113,6 +114,7 @@ impl Cluster {
             connect_retries: cluster.connect_retries,
             connect_backoff: cluster.connect_backoff,
             no_advertise: cluster.no_advertise,
+            pooling: own.pooling.clone(),
         };
         let (addresses, notices, started) = shards.for_cluster();
         let (stop, stopped) = bounded(0);
@@ -225,6 +227,7 @@ impl Side {
     fn on_notice(&mut self, notice: RouteNotice) {
         match notice {
             RouteNotice::Greeted { rid, info, ip } => self.members.on_greeted(rid, *info, &ip),
+            RouteNotice::Confirmed { rid } => self.members.on_confirmed(rid),
             RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
             RouteNotice::Ended { rid, is_self } => self.members.on_ended(rid, is_self),
             RouteNotice::Named { rid, name, is_dynamic } => {
@@ -298,7 +301,7 @@ impl Side {
     fn carry_out(&mut self, step: Step) {
         let order = |rid, order| self.shard_of(rid).send(Control::Route(order));
         match step {
-            Step::Register(rid) => order(rid, RouteOrder::Register(rid)),
+            Step::Register(rid, part) => order(rid, RouteOrder::Register(rid, part)),
             Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
             Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
             Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),

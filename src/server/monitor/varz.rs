@@ -117,6 +117,8 @@ struct Cluster<'a> {
     auth_timeout: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     urls: Vec<String>,
+    #[serde(skip_serializing_if = "is_none")]
+    pool_size: u16,
 }
 
 impl<'a> Cluster<'a> {
@@ -131,12 +133,13 @@ impl<'a> Cluster<'a> {
             cluster_port: identity.port,
             auth_timeout: timeout.as_secs_f64(),
             urls: options.routes.iter().map(url).collect(),
+            pool_size: identity.pooling.size(),
         }
     }
 }
 
-fn is_none(port: &u16) -> bool {
-    *port == 0
+fn is_none(number: &u16) -> bool {
+    *number == 0
 }
 
 fn is_no_time(seconds: &f64) -> bool {

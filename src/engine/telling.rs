@@ -1,0 +1,114 @@
+//! What other servers are told: what clients of this one want.
+//!
+//! A new peer is told everything, a piece in each turn, and every peer each change, at once. A
+//! change may be told before the piece that its filter is in, and then again with it: to want
+//! something is not to want it twice, and a queue group's members are counted anew each time. Until
+//! it was told everything a peer is not read from. So no message can go to it, and be answered,
+//! before it knows where the answer is waited for.
+
+#![forbid(unsafe_code)]
+
+use super::imports::answers_filter;
+use super::{AccountId, ConnId, Engine};
+use crate::proto::route as wire;
+use crate::subject::Scan;
+
+/// Places of the table of filters that one turn looks at for new peers.
+const PLACES_PER_TURN: usize = 2048;
+
+/// How far a new peer has been told what clients want.
+#[derive(Debug)]
+pub(super) struct Telling {
+    peer: ConnId,
+    account: usize,
+    /// Where in its table of filters; none before its first piece.
+    scan: Option<Scan>,
+}
+
+impl Engine {
+    /// Tells all peers what clients of this server want of a filter.
+    pub(super) fn tell_routes(
+        &mut self,
+        account: AccountId,
+        (subject, queue): (&[u8], Option<&[u8]>),
+        members: u32,
+    ) {
+        if self.cluster.routes.is_empty() {
+            return;
+        }
+        let name = self.accounts.name(account);
+        let interest = &self.accounts.at(account).interest;
+        if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
+            return; // Not configured, or still wanted by another account.
+        }
+        for at in 0..self.cluster.routes.len() {
+            let id = self.cluster.routes[at];
+            let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else {
+                continue;
+            };
+            if !self.settings.route.pooling.is_on(&name, &route.part) {
+                continue;
+            }
+            let name = if route.is_dedicated() { b"" } else { name.as_bytes() };
+            self.reply(id, |out| match members {
+                0 => wire::no_interest(out, name, subject, queue),
+                _ => wire::interest(out, name, subject, queue.map(|queue| (queue, members))),
+            });
+        }
+    }
+
+    /// A new peer is to be told what clients of this server want.
+    pub(super) fn start_telling(&mut self, peer: ConnId) {
+        self.tellings.push_back(Telling { peer, account: 0, scan: None });
+    }
+
+    /// Tells new peers the next piece.
+    pub(super) fn advance_tellings(&mut self) {
+        let mut places = PLACES_PER_TURN;
+        while places > 0
+            && let Some(mut telling) = self.tellings.pop_front()
+        {
+            match self.tell(&mut telling, &mut places) {
+                true => self.hear_route(telling.peer),
+                false => self.tellings.push_back(telling),
+            }
+        }
+    }
+
+    /// Goes on until `places` are used up. Returns whether the peer was told everything.
+    fn tell(&mut self, telling: &mut Telling, places: &mut usize) -> bool {
+        let id = telling.peer;
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return true };
+        let Some(route) = &mut conn.route else { return true };
+        let (outbox, spares, mut bytes) = (&mut conn.outbox, &mut self.spares, 0);
+        let is_dedicated = route.is_dedicated();
+        for account in self.accounts.iter().skip(telling.account) {
+            // An account costs something even if nothing is to be said of it.
+            let Some(left) = places.checked_sub(1) else { break };
+            *places = left;
+            let is_on = self.settings.route.pooling.is_on(&account.name, &route.part);
+            if !account.name.is_empty() && is_on {
+                let name = if is_dedicated { b"" } else { account.name.as_bytes() };
+                let mut tell = |subject: &[u8], queue: Option<(&[u8], u32)>| {
+                    bytes += outbox.push(spares, |out| wire::interest(out, name, subject, queue));
+                };
+                let scan = telling.scan.get_or_insert_with(|| {
+                    if account.answers {
+                        tell(&answers_filter(&self.settings.node), None);
+                    }
+                    account.interest.of_imports(|subject| tell(subject, None));
+                    Scan::default()
+                });
+                if !account.interest.of_clients(scan, places, &mut tell) {
+                    break;
+                }
+            }
+            (telling.account, telling.scan) = (telling.account + 1, None);
+        }
+        // It may be more than a peer may otherwise have pending.
+        route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);
+        let is_over = telling.account >= self.accounts.ids().len();
+        self.flush_soon(id);
+        is_over
+    }
+}
