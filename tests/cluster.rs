@@ -1,10 +1,13 @@
 //! Clusters: of this broker alone, and mixed with the nats-server on the path.
 //!
-//! Without nats-server the mixed tests say so and pass, except under `CI`.
+//! Without nats-server the mixed tests say so and pass, except under `CI`; the same holds for the
+//! nats-server 2.9 that `SHARDCAST_NATS_SERVER_2_9` names.
 
 mod broker;
+#[path = "cluster/pool.rs"]
+mod pool;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, RequestErrorKind};
@@ -18,29 +21,64 @@ use futures::StreamExt;
 enum Kind {
     Ours(u32),
     Original,
+    /// As Debian 12 has it: without pools.
+    Old,
 }
-use Kind::{Original, Ours};
+use Kind::{Old, Original, Ours};
 
 /// A member of cluster `C` that dials the members in `seeds`.
 fn member(kind: Kind, name: &str, seeds: &mut [&mut Broker], more: &str) -> Broker {
+    member_of(kind, name, seeds, "", more)
+}
+
+/// The same, with `cluster` in the block of that name, and `more` outside of it.
+fn member_of(
+    kind: Kind,
+    name: &str,
+    seeds: &mut [&mut Broker],
+    cluster: &str,
+    more: &str,
+) -> Broker {
     let url = |seed: &mut &mut Broker| format!("\"nats-route://127.0.0.1:{}\"", seed.route_port());
     let routes: Vec<String> = seeds.iter_mut().map(url).collect();
     let config = format!(
         "server_name: {name}\nhttp: \"127.0.0.1:-1\"\ncluster {{ name: C, listen: \
-         \"127.0.0.1:-1\", routes: [{}] }}\n{more}\n",
+         \"127.0.0.1:-1\", routes: [{}]\n{cluster} }}\n{more}\n",
         routes.join(", ")
     );
+    start(kind, &config)
+}
+
+fn start(kind: Kind, config: &str) -> Broker {
     match kind {
-        Ours(shards) => Broker::with_config(shards, &config),
-        Original => Broker::original(&config),
+        Ours(shards) => Broker::with_config(shards, config),
+        Original => Broker::original(config),
+        Old => Broker::of_program(&broker::old_original().expect("it was looked for"), config),
     }
+}
+
+/// The nats-servers that are here; says so if one is not.
+fn originals() -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    if has_original() {
+        kinds.push(Original);
+        match broker::old_original() {
+            Some(_) => kinds.push(Old),
+            None => say("skipped: SHARDCAST_NATS_SERVER_2_9 names no nats-server 2.9\n"),
+        }
+    }
+    kinds
+}
+
+fn say(line: &str) {
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).ok();
 }
 
 /// Whether nats-server is here; says so if it is not.
 fn has_original() -> bool {
     let found = !is_nats_server() && broker::has_original();
     if !found {
-        std::io::Write::write_all(&mut std::io::stderr(), b"skipped: no nats-server\n").ok();
+        say("skipped: no nats-server\n");
     }
     found
 }
@@ -132,10 +170,8 @@ async fn two_of_ours_are_one_system() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ours_and_the_original_are_one_system_whoever_dials() {
-    if !has_original() {
-        return;
-    }
-    for kinds in [[Ours(2), Original], [Original, Ours(2)]] {
+    let pairs = originals().into_iter().flat_map(|kind| [[Ours(2), kind], [kind, Ours(2)]]);
+    for kinds in pairs {
         let mut first = member(kinds[0], "a", &mut [], "");
         let second = member(kinds[1], "b", &mut [&mut first], "");
         check(&first, &second).await;
@@ -146,8 +182,12 @@ async fn ours_and_the_original_are_one_system_whoever_dials() {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_members_find_one_another_by_one_of_them() {
     let mut meshes = vec![[Ours(2), Ours(2), Ours(2)]];
-    if has_original() {
-        meshes.extend([[Ours(2), Original, Original], [Original, Ours(2), Ours(2)]]);
+    for kind in originals() {
+        meshes.extend([
+            [Ours(2), kind, Original],
+            [kind, Ours(2), Ours(2)],
+            [kind, Original, Ours(2)],
+        ]);
     }
     for kinds in meshes {
         let mut seed = member(kinds[0], "a", &mut [], "");
@@ -174,6 +214,16 @@ fn urls(broker: &Broker) -> usize {
     info["connect_urls"].as_array().map_or(0, Vec::len)
 }
 
+/// How many routes a member has to each other one.
+fn routes_to_each(broker: &Broker) -> Vec<usize> {
+    let routes = json(broker, "/routez")["routes"].as_array().cloned().unwrap_or_default();
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for route in routes {
+        *counts.entry(route["remote_id"].to_string()).or_default() += 1;
+    }
+    counts.into_values().collect()
+}
+
 /// Asks again until it is so.
 async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
     let asking = async {
@@ -185,7 +235,7 @@ async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_members_that_dial_each_other_keep_one_route() {
+async fn two_members_that_dial_each_other_keep_one_pool_of_routes() {
     let mut first = member(Ours(2), "a", &mut [], "");
     let mut second = member(Ours(2), "b", &mut [&mut first], "");
     // A third one dials both, and twice the same.
@@ -199,12 +249,8 @@ async fn two_members_that_dial_each_other_keep_one_route() {
     );
     let third = Broker::with_config(2, &config);
     for broker in [&first, &second, &third] {
-        let is_mesh = || async {
-            let routes = json(broker, "/routez")["routes"].as_array().cloned().unwrap_or_default();
-            let remotes: HashSet<_> = routes.iter().map(|r| r["remote_id"].to_string()).collect();
-            routes.len() == 2 && remotes.len() == 2
-        };
-        until(is_mesh).await;
+        // Three of the pool and one for the system account, and no more after a while.
+        until(|| async { routes_to_each(broker) == [4, 4] }).await;
     }
     check(&first, &third).await;
     check(&third, &second).await;
@@ -403,10 +449,7 @@ async fn members_need_the_clusters_user_if_it_has_one() {
     }
     for kind in kinds {
         let config = config(&format!("\"nats-route://u:p%20q@127.0.0.1:{port}\""));
-        let second = match kind {
-            Ours(shards) => Broker::with_config(shards, &config),
-            Original => Broker::original(&config),
-        };
+        let second = start(kind, &config);
         check(&first, &second).await;
         check(&second, &first).await;
     }
@@ -504,10 +547,17 @@ async fn monitoring_shows_routes() {
     check(&first, &second).await;
     let (varz, routez) = (json(&second, "/varz"), json(&second, "/routez?subs=1"));
     assert_eq!(varz["cluster"]["name"], "C");
-    assert_eq!((&varz["routes"], &varz["remotes"]), (&1.into(), &1.into()));
-    let route = &routez["routes"][0];
-    assert_eq!((&routez["num_routes"], &route["remote_name"]), (&1.into(), &"a".into()));
-    assert_eq!((&route["did_solicit"], &route["is_configured"]), (&true.into(), &true.into()));
-    assert!(route["in_msgs"].as_u64() >= Some(200), "{route}");
+    assert_eq!(varz["cluster"]["pool_size"], 3);
+    assert_eq!((&varz["routes"], &varz["remotes"]), (&4.into(), &1.into()));
+    let routes = routez["routes"].as_array().expect("a list");
+    assert_eq!((routes.len(), &routez["num_routes"]), (4, &4.into()));
+    for route in routes {
+        assert_eq!(route["remote_name"], "a");
+        assert_eq!((&route["did_solicit"], &route["is_configured"]), (&true.into(), &true.into()));
+    }
+    let accounts: Vec<_> = routes.iter().filter_map(|route| route["account"].as_str()).collect();
+    assert_eq!(accounts, ["$SYS"]);
+    let busy = routes.iter().filter(|route| route["in_msgs"].as_u64() >= Some(200)).count();
+    assert_eq!(busy, 1, "an account has one connection: {routes:?}");
     assert_eq!(json(&second, "/connz")["num_connections"], varz["connections"]);
 }

@@ -93,21 +93,32 @@ impl Pooling {
         }
     }
 
-    /// Whether this server tells of an account, and of nothing else in it, on `part`.
-    pub fn is_on(&self, account: &str, part: &Part) -> bool {
-        match part {
-            Part::All => true,
-            Part::Pool(index) => !self.is_dedicated(account) && self.index(account) == *index,
-            Part::Account(name) => **name == *account,
+    /// The size from which accounts' numbers in the pool with a peer follow, if it says `theirs`
+    /// of its own.
+    ///
+    /// A nats-server goes by its own size, whatever the peer's is, and takes everything on any
+    /// connection (§6). To go by that, too, keeps an account on one connection in both directions:
+    /// so a request never overtakes the interest in its answer.
+    pub fn modulus(&self, theirs: i32, is_shardcast: bool) -> u16 {
+        match u16::try_from(theirs) {
+            Ok(theirs) if !is_shardcast && theirs <= POOL_SIZE_MAX => theirs,
+            _ => self.size_with(theirs),
         }
     }
 
-    /// The account's number in the pool. It follows from the own pool's size, whatever the
-    /// peer's is, as every nats-server does it.
-    fn index(&self, account: &str) -> u16 {
-        let size = u32::from(self.size.max(1));
-        u16::try_from(fnv1a(account.as_bytes()) % size).unwrap_or(0)
+    /// Whether a peer is told of an account, and of everything in it, on `part`.
+    pub fn is_on(&self, account: &str, part: &Part, modulus: u16) -> bool {
+        match part {
+            Part::All => true,
+            Part::Pool(at) => !self.is_dedicated(account) && index(account, modulus) == *at,
+            Part::Account(name) => **name == *account,
+        }
     }
+}
+
+fn index(account: &str, modulus: u16) -> u16 {
+    let number = fnv1a(account.as_bytes()) % u32::from(modulus.max(1));
+    u16::try_from(number).unwrap_or(0)
 }
 
 fn fnv1a(bytes: &[u8]) -> u32 {
@@ -119,6 +130,8 @@ fn fnv1a(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
+    const ACCOUNTS: [&str; 6] = ["$G", "$SYS", "A", "B", "C", "P"];
+
     fn pooling(size: u16) -> Pooling {
         Pooling::of(size, &["$SYS", "P"])
     }
@@ -129,7 +142,18 @@ mod tests {
         for (account, size, index) in
             [("$G", 3, 2), ("$G", 1, 0), ("$G", 2, 0), ("A", 3, 0), ("B", 2, 1), ("B", 3, 0)]
         {
-            assert_eq!(pooling(size).index(account), index, "{account} of {size}");
+            assert_eq!(super::index(account, size), index, "{account} of {size}");
+        }
+    }
+
+    #[test]
+    fn both_ends_put_an_account_on_the_same_connection() {
+        for (one, other) in [(1, 3), (3, 5), (4, 4), (64, 2)] {
+            let [here, there] = [one, other].map(pooling);
+            let ours = [here.modulus(other.into(), true), there.modulus(one.into(), true)];
+            assert_eq!(ours[0], ours[1]);
+            // A nats-server's numbers follow from its own size.
+            assert_eq!(here.modulus(other.into(), false), other);
         }
     }
 
@@ -139,8 +163,10 @@ mod tests {
             let pooling = pooling(own);
             let parts = pooling.parts_with(theirs);
             assert!(parts.len() <= usize::from(POOL_SIZE_MAX) + 2);
-            for account in ["$G", "$SYS", "A", "B", "C", "P"] {
-                let on = parts.iter().filter(|part| pooling.is_on(account, part)).count();
+            let modulus = [true, false].map(|is_ours| pooling.modulus(theirs, is_ours));
+            for (modulus, account) in modulus.into_iter().flat_map(|m| ACCOUNTS.map(|a| (m, a))) {
+                let is_on = |part: &&Part| pooling.is_on(account, part, modulus);
+                let on = parts.iter().filter(is_on).count();
                 assert_eq!(on, 1, "{account} with {own} and {theirs}");
             }
         }

@@ -263,6 +263,11 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
         let reason = format!("cluster name \"{name}\" cannot contain spaces");
         return Err(StartError::new(reason));
     }
+    if cluster.pool_size == 0 && !cluster.accounts.is_empty() {
+        let reason = "cluster accounts have routes of their own beside a pool, and a negative \
+                      pool_size means none: leave one of the two out";
+        return Err(StartError::new(reason));
+    }
     if cluster.port.is_none() && !cluster.routes.is_empty() {
         let reason = "routes need a port where other servers reach this one; name it in \
                       cluster { port: … } or with --cluster";

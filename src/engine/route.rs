@@ -112,6 +112,8 @@ pub(super) struct Route {
     stage: Stage,
     /// What it is for; known from its registration on.
     pub(super) part: Part,
+    /// What accounts' numbers in the pool follow from.
+    pub(super) modulus: u16,
     /// The peer has answered a PING.
     is_confirmed: bool,
     /// The peer takes HMSG.
@@ -194,6 +196,7 @@ impl Engine {
             rid,
             stage: if is_dialed { Stage::Info } else { Stage::Connect },
             part: Part::All,
+            modulus: 0,
             is_confirmed: false,
             dialed,
             headers: false,
@@ -261,6 +264,8 @@ impl Engine {
         route.stage = Stage::Registered;
         let is_awaited = route.dialed.is_some() && part != Part::All;
         route.part = part;
+        let (theirs, is_shardcast) = (route.peer.route_pool_size, route.peer.shardcast);
+        route.modulus = self.settings.route.pooling.modulus(theirs, is_shardcast);
         conn.timing.auth_due = NEVER;
         let jitter = self.rng.u64(..=FIRST_PING_NS / 5);
         let first_ping_ns = FIRST_PING_NS.min(self.settings.route.ping_interval_ns);

@@ -46,7 +46,7 @@ impl Engine {
             let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else {
                 continue;
             };
-            if !self.settings.route.pooling.is_on(&name, &route.part) {
+            if !self.settings.route.pooling.is_on(&name, &route.part, route.modulus) {
                 continue;
             }
             let name = if route.is_dedicated() { b"" } else { name.as_bytes() };
@@ -86,7 +86,8 @@ impl Engine {
             // An account costs something even if nothing is to be said of it.
             let Some(left) = places.checked_sub(1) else { break };
             *places = left;
-            let is_on = self.settings.route.pooling.is_on(&account.name, &route.part);
+            let is_on =
+                self.settings.route.pooling.is_on(&account.name, &route.part, route.modulus);
             if !account.name.is_empty() && is_on {
                 let name = if is_dedicated { b"" } else { account.name.as_bytes() };
                 let mut tell = |subject: &[u8], queue: Option<(&[u8], u32)>| {
