@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::auth::Secret;
+use super::auth::{Permissions, Secret};
+use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
@@ -37,6 +38,9 @@ pub struct Cluster {
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a route counts as stale (2).
     pub ping_max: u32,
+    /// `publish`: what of the interest here others are told; `subscribe`: what of theirs is taken
+    /// (none: everything).
+    pub permissions: Option<Permissions>,
 }
 
 impl Default for Cluster {
@@ -55,6 +59,7 @@ impl Default for Cluster {
             connect_backoff: false,
             ping_interval_ms: PING_INTERVAL_MS_MAX,
             ping_max: 2,
+            permissions: None,
         }
     }
 }
@@ -192,7 +197,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(&["compression"], Set(compression)),
     Key(&["accounts"], Ignore(&missing::ANY)),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
-    Key(&["permissions"], Refuse(&missing::IMPORTS)),
+    Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
     Key(&["tls"], Refuse(&missing::TLS)),
 ];
 

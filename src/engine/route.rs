@@ -17,6 +17,7 @@ use super::imports::answers_filter;
 use super::interest::Side;
 use super::proof::Proof;
 use super::publish::Run;
+use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
 use crate::cluster::names::{self, Agreement};
@@ -104,6 +105,8 @@ pub(super) struct Cluster {
 pub(super) struct Route {
     rid: u64,
     dialed: Option<Option<(String, Secret)>>,
+    /// The credentials of a peer that has dialled, where there have to be some.
+    login: Option<(String, Secret)>,
     stage: Stage,
     /// The peer takes HMSG.
     pub(super) headers: bool,
@@ -174,6 +177,7 @@ impl Engine {
             rid,
             stage: if is_dialed { Stage::Info } else { Stage::Connect },
             dialed,
+            login: None,
             headers: false,
             peer: RouteInfo::default(),
             wishes: HashSet::with_hasher(self.hasher.clone()),
@@ -461,6 +465,7 @@ impl Engine {
         if let Some(conn) = self.conns.get_mut(id)
             && let Some(route) = &mut conn.route
         {
+            route.login = Some((connect.user, Secret::new(connect.pass)));
             route.stage = Stage::Info;
             conn.timing.auth_due = due;
         }
@@ -503,8 +508,15 @@ impl Engine {
         let Some(route) = &mut conn.route else { return };
         let rid = route.rid;
         if route.stage == Stage::Registered {
-            let info = Box::new(info);
-            self.cluster.notices.push_back(RouteNotice::Heard { rid, info });
+            let is_peer = info.server_id == route.peer.server_id;
+            let was = (route.peer.import.take(), route.peer.export.take());
+            let is = if is_peer { (info.import.clone(), info.export.clone()) } else { was.clone() };
+            (route.peer.import, route.peer.export) = is.clone();
+            self.cluster.notices.push_back(RouteNotice::Heard { rid, info: Box::new(info) });
+            if was != is {
+                // What it did not take before it may take now; twice the same makes no difference.
+                self.send_all_interest(id);
+            }
             return;
         }
         let own = &self.settings.route.info;
@@ -560,6 +572,9 @@ impl Engine {
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
             tracing::error!("{} - Invalid subscription to {subject}", conn.label());
+            return;
+        }
+        if !self.settings.route.takes(wish.subject) {
             return;
         }
         let Some(route) = &mut conn.route else { return };
@@ -637,6 +652,9 @@ impl Engine {
         if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
             return; // Not configured, or still wanted by another account.
         }
+        if !self.settings.route.tells(subject) {
+            return;
+        }
         for at in 0..self.cluster.routes.len() {
             let id = self.cluster.routes[at];
             self.reply(id, |out| match members {
@@ -650,18 +668,21 @@ impl Engine {
     fn send_all_interest(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let (spares, mut bytes) = (&mut self.spares, 0);
+        let permissions = &self.settings.route;
         for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
             let name = account.name.as_bytes();
-            if account.answers {
-                let answers = answers_filter(&self.settings.node);
+            let answers = answers_filter(&self.settings.node);
+            if account.answers && permissions.tells(&answers) {
                 bytes += conn.outbox.push(spares, |out| {
                     wire::interest(out, name, &answers, None);
                 });
             }
             account.interest.of_clients(|subject, queue| {
-                bytes += conn.outbox.push(spares, |out| {
-                    wire::interest(out, name, subject, queue);
-                });
+                if permissions.tells(subject) {
+                    bytes += conn.outbox.push(spares, |out| {
+                        wire::interest(out, name, subject, queue);
+                    });
+                }
             });
         }
         if let Some(route) = &mut conn.route {
@@ -669,6 +690,81 @@ impl Engine {
             route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);
         }
         self.flush_soon(id);
+    }
+
+    /// Puts new settings in force for the routes there are.
+    pub(super) fn review_routes(&mut self, old: &super::Settings) {
+        let (was, is) = (&old.route, &self.settings.route);
+        let has_new_login = was.user != is.user || was.pass != is.pass;
+        let has_new_info = was.info != is.info;
+        for id in self.cluster.routes.clone() {
+            if has_new_login && !self.may_still(id) {
+                self.refuse_route(id, "Authorization Violation");
+                continue;
+            }
+            if was_changed(&old.route, &self.settings.route) {
+                self.send_changed_interest(id, &old.route);
+                self.drop_wishes(id);
+            }
+            if has_new_info {
+                self.send_route_info(id);
+            }
+        }
+    }
+
+    /// Whether a peer that has dialled knows the credentials that count now.
+    fn may_still(&self, id: ConnId) -> bool {
+        let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
+        let Some(route) = route.filter(|route| route.dialed.is_none()) else { return true };
+        let (Some(user), Some(secret)) = (&self.settings.route.user, &self.settings.route.pass)
+        else {
+            return true;
+        };
+        // A hash takes too long to be compared here; whoever knows its password comes again.
+        route.login.as_ref().is_some_and(|(name, given)| {
+            name == user && !secret.is_bcrypt() && secret.matches(given.revealed())
+        })
+    }
+
+    /// Tells a peer what it may be told now and might not before, and the other way round.
+    fn send_changed_interest(&mut self, id: ConnId, old: &RouteSettings) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let (spares, new) = (&mut self.spares, &self.settings.route);
+        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
+            let name = account.name.as_bytes();
+            account.interest.of_clients(|subject, queue| {
+                match (old.tells(subject), new.tells(subject)) {
+                    (false, true) => {
+                        conn.outbox.push(spares, |out| wire::interest(out, name, subject, queue));
+                    }
+                    (true, false) => {
+                        let queue = queue.map(|(queue, _)| queue);
+                        conn.outbox
+                            .push(spares, |out| wire::no_interest(out, name, subject, queue));
+                    }
+                    _ => {}
+                }
+            });
+        }
+        self.flush_soon(id);
+    }
+
+    /// Forgets what a peer wants and is not taken any more.
+    fn drop_wishes(&mut self, id: ConnId) {
+        let Some(route) = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut()) else {
+            return;
+        };
+        let settings = &self.settings.route;
+        let is_over = |key: &[u8]| queue_names(key).nth(1).is_some_and(|s| !settings.takes(s));
+        let over: Vec<Box<[u8]>> =
+            route.wishes.iter().filter(|key| is_over(key)).cloned().collect();
+        for key in over {
+            let mut words = queue_names(&key);
+            if let (Some(account), Some(subject)) = (words.next(), words.next()) {
+                let wish = Wish { key: &key, account, subject, queue: words.next() };
+                self.on_wish_end(id, &wish);
+            }
+        }
     }
 
     fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
@@ -699,6 +795,22 @@ impl Engine {
         info.cluster_dynamic = self.cluster.is_dynamic;
         info.ldm = self.lame_duck.is_some();
         self.reply(id, |out| wire::info(out, &info));
+    }
+}
+
+fn was_changed(old: &RouteSettings, new: &RouteSettings) -> bool {
+    (&old.info.import, &old.info.export) != (&new.info.import, &new.info.export)
+}
+
+impl RouteSettings {
+    /// Whether peers are told of interest in a subject.
+    fn tells(&self, subject: &[u8]) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(subject))
+    }
+
+    /// Whether a peer's interest in a subject is taken.
+    fn takes(&self, subject: &[u8]) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_subscribe(subject, None))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::{
     self, Auth, Limits, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls, WebSocketOptions,
 };
 use crate::proto::Info;
-use crate::proto::route::RouteInfo;
+use crate::proto::route::{Permitted, RouteInfo};
 
 /// Who this server is, decided at its start.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +64,9 @@ pub(super) struct RouteSettings {
     pub(super) auth_timeout_ns: u64,
     pub(super) ping_interval_ns: u64,
     pub(super) ping_max: u32,
+    /// What may be told of the interest here, as what may be published, and what of others' may
+    /// be taken, as what may be subscribed to.
+    pub(super) permissions: Option<Permissions>,
 }
 
 /// What an engine has to know of the configuration.
@@ -579,6 +582,8 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
         connect_urls: urls(options, identity),
         shardcast: true,
+        import: cluster.permissions.as_ref().and_then(|p| permitted(&p.publish)),
+        export: cluster.permissions.as_ref().and_then(|p| permitted(&p.subscribe)),
         ..RouteInfo::default()
     };
     RouteSettings {
@@ -588,5 +593,15 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         auth_timeout_ns: cluster.timeout_ms.saturating_mul(NS_PER_MS),
         ping_interval_ns: cluster.ping_interval_ms.saturating_mul(NS_PER_MS),
         ping_max: cluster.ping_max,
+        permissions: cluster.permissions.as_ref().map(Permissions::new),
     }
+}
+
+/// A list of a route's permissions as peers are told it.
+fn permitted(list: &config::SubjectList) -> Option<Permitted> {
+    let texts = |entries: &[config::SubjectEntry]| {
+        entries.iter().map(|entry| entry.subject.clone()).collect::<Vec<_>>()
+    };
+    let permitted = Permitted { allow: texts(&list.allow), deny: texts(&list.deny) };
+    (permitted != Permitted::default()).then_some(permitted)
 }
