@@ -7,6 +7,7 @@ use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::tls::{self, MutualTls};
 use super::{Options, StartError, missing};
 
 /// What an operator can choose about the cluster that a server is part of.
@@ -41,6 +42,8 @@ pub struct Cluster {
     /// `publish`: what of the interest here others are told; `subscribe`: what of theirs is taken
     /// (none: everything).
     pub permissions: Option<Permissions>,
+    /// How routes are encrypted, and who may have one (none: in clear, anybody).
+    pub tls: Option<MutualTls>,
 }
 
 impl Default for Cluster {
@@ -60,6 +63,7 @@ impl Default for Cluster {
             ping_interval_ms: PING_INTERVAL_MS_MAX,
             ping_max: 2,
             permissions: None,
+            tls: None,
         }
     }
 }
@@ -198,7 +202,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(&["accounts"], Ignore(&missing::ANY)),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
     Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
-    Key(&["tls"], Refuse(&missing::TLS)),
+    Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
 ];
 
 /// Routes are not compressed; every member agrees to that.

@@ -47,6 +47,8 @@ pub struct NewRoute {
     pub rid: u64,
     /// We have dialled, with these credentials if there are some.
     pub dialed: Option<Option<(String, Secret)>>,
+    /// Whom the certificate of who was dialled has to be for, where there is TLS.
+    pub host: String,
 }
 
 /// What a shard has to say of its routes.
@@ -171,7 +173,7 @@ impl Engine {
     /// Takes over a connection to another server, dialled or accepted.
     pub fn open_route(&mut self, id: ConnId, peer: Peer, new: NewRoute) {
         let mut conn = Box::new(Conn::new(id, peer, self.now));
-        let NewRoute { rid, dialed } = new;
+        let NewRoute { rid, dialed, host } = new;
         let is_dialed = dialed.is_some();
         let route = Route {
             rid,
@@ -186,8 +188,18 @@ impl Engine {
         };
         conn.route = Some(Box::new(route));
         conn.user = Some(self.settings.nobody());
-        tracing::info!("{} - Route connection created", conn.label());
         self.place_conn(conn);
+        if self.begin_route_secure(id, is_dialed.then_some(&*host)) {
+            self.greet_route(id);
+        }
+        self.rearm(id);
+    }
+
+    /// A route can be spoken over from now on.
+    pub(super) fn greet_route(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        tracing::info!("{} - Route connection created", conn.label());
+        let is_dialed = conn.route.as_ref().is_some_and(|route| route.dialed.is_some());
         let needs_login = !is_dialed && self.settings.route.user.is_some();
         let patience_ns =
             if needs_login { self.settings.route.auth_timeout_ns } else { self.stale_ns() };

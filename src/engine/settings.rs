@@ -17,7 +17,8 @@ use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
 use crate::config::{
-    self, Auth, Limits, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls, WebSocketOptions,
+    self, Auth, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls,
+    WebSocketOptions,
 };
 use crate::proto::Info;
 use crate::proto::route::{Permitted, RouteInfo};
@@ -67,6 +68,7 @@ pub(super) struct RouteSettings {
     /// What may be told of the interest here, as what may be published, and what of others' may
     /// be taken, as what may be subscribed to.
     pub(super) permissions: Option<Permissions>,
+    pub(super) tls: Option<MutualTls>,
 }
 
 /// What an engine has to know of the configuration.
@@ -253,6 +255,14 @@ impl Settings {
             Transport::Tcp => self.tls.as_ref(),
             Transport::Unix(_) => None,
             Transport::WebSocket => self.websocket.as_ref()?.tls.as_ref(),
+        }
+    }
+
+    /// TLS of a connection, of a client or a route.
+    pub(super) fn tls_for(&self, conn: &Conn) -> Option<&Tls> {
+        match conn.route {
+            Some(_) => self.route.tls.as_ref().map(|mutual| &mutual.tls),
+            None => self.tls_of(conn.transport),
         }
     }
 
@@ -579,6 +589,8 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         ip,
         headers: !options.no_header_support,
         auth_required: cluster.user.is_some(),
+        tls_required: cluster.tls.is_some(),
+        tls_verify: cluster.tls.is_some(),
         max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
         connect_urls: urls(options, identity),
         shardcast: true,
@@ -594,6 +606,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         ping_interval_ns: cluster.ping_interval_ms.saturating_mul(NS_PER_MS),
         ping_max: cluster.ping_max,
         permissions: cluster.permissions.as_ref().map(Permissions::new),
+        tls: cluster.tls.clone(),
     }
 }
 
