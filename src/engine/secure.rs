@@ -463,7 +463,12 @@ impl Engine {
     /// The time for a handshake is over. Nothing can be said in a language not agreed upon.
     pub(super) fn on_handshake_timeout(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get(id) {
-            tracing::debug!("{} - TLS handshake timeout", conn.label());
+            let label = conn.label();
+            match conn.route {
+                // Somebody wants this route, and wonders why it is not there.
+                Some(_) => tracing::error!("{label} - TLS route handshake error: timeout"),
+                None => tracing::debug!("{label} - TLS handshake timeout"),
+            }
         }
         self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
     }

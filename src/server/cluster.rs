@@ -274,11 +274,7 @@ impl Side {
     }
 
     /// Gives a socket to a shard. Returns the route's number; none if the peer is gone.
-    fn hand_over(
-        &mut self,
-        socket: TcpStream,
-        dialed: Option<&RouteUrl>,
-    ) -> Option<u64> {
+    fn hand_over(&mut self, socket: TcpStream, dialed: Option<&RouteUrl>) -> Option<u64> {
         let address = socket.peer_addr().ok()?;
         // Messages leave when they are there; without this only latency would suffer.
         let _ = socket.set_nodelay(true);
