@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::auth::Secret;
+use super::auth::{Permissions, Secret};
+use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::tls::{self, MutualTls};
 use super::{Options, StartError, missing};
 
 /// What an operator can choose about the cluster that a server is part of.
@@ -41,6 +43,11 @@ pub struct Cluster {
     pub pool_size: u16,
     /// Accounts with a connection of their own to each other member, besides the system account.
     pub accounts: Vec<String>,
+    /// `publish`: what of the interest here others are told; `subscribe`: what of theirs is taken
+    /// (none: everything).
+    pub permissions: Option<Permissions>,
+    /// How routes are encrypted, and who may have one (none: in clear, anybody).
+    pub tls: Option<MutualTls>,
 }
 
 impl Default for Cluster {
@@ -61,6 +68,8 @@ impl Default for Cluster {
             ping_max: 2,
             pool_size: POOL_SIZE,
             accounts: Vec::new(),
+            permissions: None,
+            tls: None,
         }
     }
 }
@@ -201,8 +210,8 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(&["compression"], Set(compression)),
     Key(&["accounts"], Set(|c, v| v.texts().map(|all| c.accounts = names(all)))),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
-    Key(&["permissions"], Refuse(&missing::IMPORTS)),
-    Key(&["tls"], Refuse(&missing::TLS)),
+    Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
+    Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
 ];
 
 fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {

@@ -37,7 +37,7 @@ pub use cluster::{Cluster, POOL_SIZE_MAX, RouteUrl};
 pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
 pub use overflow::{OverflowKind, OverflowRule};
-pub use tls::{HandshakeFirst, Tls};
+pub use tls::{HandshakeFirst, MutualTls, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]

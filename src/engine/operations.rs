@@ -605,6 +605,7 @@ impl Engine {
             self.review_user(id, &old);
             self.review_limits(id, &old);
         }
+        self.review_routes(&old);
         self.settle_deliveries();
     }
 

@@ -16,6 +16,7 @@ use super::conn::{Claim, Conn, User};
 use super::interest::Side;
 use super::proof::Proof;
 use super::publish::Run;
+use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
 use crate::cluster::Part;
@@ -23,9 +24,7 @@ use crate::cluster::names::{self, Agreement};
 use crate::config::Secret;
 use crate::proto::ProtoError;
 use crate::proto::encode;
-use crate::proto::route::{
-    self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish, queue_names,
-};
+use crate::proto::route::{self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish};
 use crate::subject;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
@@ -46,6 +45,8 @@ pub struct NewRoute {
     pub rid: u64,
     /// We have dialled, with these credentials if there are some.
     pub dialed: Option<Option<(String, Secret)>>,
+    /// Whom the certificate of who was dialled has to be for, where there is TLS.
+    pub host: String,
 }
 
 /// What a shard has to say of its routes.
@@ -109,6 +110,8 @@ pub(super) struct Cluster {
 pub(super) struct Route {
     rid: u64,
     dialed: Option<Option<(String, Secret)>>,
+    /// The credentials of a peer that has dialled, where there have to be some.
+    login: Option<(String, Secret)>,
     stage: Stage,
     /// What it is for; known from its registration on.
     pub(super) part: Part,
@@ -190,7 +193,7 @@ impl Engine {
     /// Takes over a connection to another server, dialled or accepted.
     pub fn open_route(&mut self, id: ConnId, peer: Peer, new: NewRoute) {
         let mut conn = Box::new(Conn::new(id, peer, self.now));
-        let NewRoute { rid, dialed } = new;
+        let NewRoute { rid, dialed, host } = new;
         let is_dialed = dialed.is_some();
         let route = Route {
             rid,
@@ -199,6 +202,7 @@ impl Engine {
             modulus: 0,
             is_confirmed: false,
             dialed,
+            login: None,
             headers: false,
             peer: RouteInfo::default(),
             wishes: HashSet::with_hasher(self.hasher.clone()),
@@ -207,8 +211,18 @@ impl Engine {
         };
         conn.route = Some(Box::new(route));
         conn.user = Some(self.settings.nobody());
-        tracing::info!("{} - Route connection created", conn.label());
         self.place_conn(conn);
+        if self.begin_route_secure(id, is_dialed.then_some(&*host)) {
+            self.greet_route(id);
+        }
+        self.rearm(id);
+    }
+
+    /// A route can be spoken over from now on.
+    pub(super) fn greet_route(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        tracing::info!("{} - Route connection created", conn.label());
+        let is_dialed = conn.route.as_ref().is_some_and(|route| route.dialed.is_some());
         let needs_login = !is_dialed && self.settings.route.user.is_some();
         let patience_ns =
             if needs_login { self.settings.route.auth_timeout_ns } else { self.stale_ns() };
@@ -289,7 +303,9 @@ impl Engine {
     /// A registered peer has been told everything, and may speak.
     pub(super) fn hear_route(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        conn.claim = None;
+        if conn.claim.take().is_none() {
+            return; // It was heard before.
+        }
         conn.need_bytes = 0;
         let rest = std::mem::take(&mut conn.partial);
         self.release(id, |brakes| brakes.claims = false);
@@ -522,6 +538,7 @@ impl Engine {
         if let Some(conn) = self.conns.get_mut(id)
             && let Some(route) = &mut conn.route
         {
+            route.login = Some((connect.user, Secret::new(connect.pass)));
             route.stage = Stage::Info;
             conn.timing.auth_due = due;
         }
@@ -564,8 +581,15 @@ impl Engine {
         let Some(route) = &mut conn.route else { return };
         let rid = route.rid;
         if route.stage == Stage::Registered {
-            let info = Box::new(info);
-            self.cluster.notices.push_back(RouteNotice::Heard { rid, info });
+            let is_peer = info.server_id == route.peer.server_id;
+            let was = (route.peer.import.take(), route.peer.export.take());
+            let is = if is_peer { (info.import.clone(), info.export.clone()) } else { was.clone() };
+            (route.peer.import, route.peer.export) = is.clone();
+            self.cluster.notices.push_back(RouteNotice::Heard { rid, info: Box::new(info) });
+            if was != is {
+                // What it did not take before it may take now; twice the same makes no difference.
+                self.start_telling(id);
+            }
             return;
         }
         let own = &self.settings.route.info;
@@ -648,6 +672,9 @@ impl Engine {
             tracing::error!("{} - Invalid subscription to {subject}", conn.label());
             return;
         }
+        if !self.settings.route.takes(wish.subject) {
+            return;
+        }
         let Some(route) = &mut conn.route else { return };
         let is_known = route.wishes.contains(wish.key);
         if is_known && members.is_none() {
@@ -698,13 +725,63 @@ impl Engine {
             self.cluster.notices.push_back(RouteNotice::Ended { rid, is_self: false });
         }
         self.cluster.routes.retain(|route| *route != id);
-        let is_dedicated = route.is_dedicated();
+        let accounts = route.accounts();
         for key in wishes {
-            let mut words = queue_names(&key);
-            let account = if is_dedicated { Some(&b""[..]) } else { words.next() };
-            let (Some(account), Some(subject)) = (account, words.next()) else { continue };
-            if let Some(account) = self.account_of(id, account) {
-                self.set_wish(id, account, subject, words.next(), 0);
+            let Some(wish) = wire::wish(&key, accounts) else { continue };
+            if let Some(account) = self.account_of(id, wish.account) {
+                self.set_wish(id, account, wish.subject, wish.queue, 0);
+            }
+        }
+    }
+
+    /// Puts new settings in force for the routes there are.
+    pub(super) fn review_routes(&mut self, old: &super::Settings) {
+        let (was, is) = (&old.route, &self.settings.route);
+        let has_new_login = was.user != is.user || was.pass != is.pass;
+        let has_new_info = was.info != is.info;
+        for id in self.cluster.routes.clone() {
+            if has_new_login && !self.may_still(id) {
+                self.refuse_route(id, "Authorization Violation");
+                continue;
+            }
+            if was_changed(&old.route, &self.settings.route) {
+                self.tell_changed(id, &old.route);
+                self.drop_wishes(id);
+            }
+            if has_new_info {
+                self.send_route_info(id);
+            }
+        }
+    }
+
+    /// Whether a peer that has dialled knows the credentials that count now.
+    fn may_still(&self, id: ConnId) -> bool {
+        let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
+        let Some(route) = route.filter(|route| route.dialed.is_none()) else { return true };
+        let (Some(user), Some(secret)) = (&self.settings.route.user, &self.settings.route.pass)
+        else {
+            return true;
+        };
+        // A hash takes too long to be compared here; whoever knows its password comes again.
+        route.login.as_ref().is_some_and(|(name, given)| {
+            name == user && !secret.is_bcrypt() && secret.matches(given.revealed())
+        })
+    }
+
+    /// Forgets what a peer wants and is not taken any more.
+    fn drop_wishes(&mut self, id: ConnId) {
+        let Some(route) = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut()) else {
+            return;
+        };
+        let (settings, accounts) = (&self.settings.route, route.accounts());
+        let is_over = |key: &[u8]| {
+            wire::wish(key, accounts).is_some_and(|wish| !settings.takes(wish.subject))
+        };
+        let over: Vec<Box<[u8]>> =
+            route.wishes.iter().filter(|key| is_over(key)).cloned().collect();
+        for key in over {
+            if let Some(wish) = wire::wish(&key, accounts) {
+                self.on_wish_end(id, &wish);
             }
         }
     }
@@ -744,6 +821,22 @@ impl Engine {
         info.cluster_dynamic = self.cluster.is_dynamic;
         info.ldm = self.lame_duck.is_some();
         self.reply(id, |out| wire::info(out, &info));
+    }
+}
+
+fn was_changed(old: &RouteSettings, new: &RouteSettings) -> bool {
+    (&old.info.import, &old.info.export) != (&new.info.import, &new.info.export)
+}
+
+impl RouteSettings {
+    /// Whether peers are told of interest in a subject.
+    pub(super) fn tells(&self, subject: &[u8]) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(subject))
+    }
+
+    /// Whether a peer's interest in a subject is taken.
+    fn takes(&self, subject: &[u8]) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_subscribe(subject, None))
     }
 }
 

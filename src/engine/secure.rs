@@ -8,8 +8,8 @@
 use std::io::{BufRead, IoSlice, Write};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::{HandshakeKind, ServerConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConnection, Connection, HandshakeKind, ServerConnection};
 
 use super::conn::{Conn, Phase};
 use super::outbox::{InFlight, Spares};
@@ -17,7 +17,7 @@ use super::timers::NEVER;
 use super::websocket::Packer;
 use super::{ConnId, Engine, Reason};
 use crate::certificate;
-use crate::config::{HandshakeFirst, Tls};
+use crate::config::{HandshakeFirst, MutualTls, Tls};
 use crate::segment::Piece;
 
 /// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
@@ -59,7 +59,7 @@ enum Stage {
     /// INFO is on its way in clear, or not to be sent before the handshake.
     Expected,
     /// There is a session: on its way, or made.
-    Session(Box<ServerConnection>),
+    Session(Box<Connection>),
 }
 
 /// What is known of a finished handshake.
@@ -260,6 +260,34 @@ impl Engine {
         }
     }
 
+    /// Gives a new route its TLS, if there is any, and says whether it goes without. Who dials
+    /// says first what it can; `host` is whom its certificate has to be for.
+    pub(super) fn begin_route_secure(&mut self, id: ConnId, host: Option<&str>) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        let Some(MutualTls { tls, client }) = &self.settings.route.tls else { return true };
+        conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
+        conn.secure = Some(Secure::new(Stage::Expected));
+        let Some(host) = host else { return false };
+        tracing::debug!("{} - Starting TLS route client handshake", conn.label());
+        let session = ServerName::try_from(host.to_owned())
+            .map_err(|error| error.to_string())
+            .and_then(|name| {
+                let session = ClientConnection::new(Arc::clone(client), name);
+                session.map_err(|error| error.to_string())
+            });
+        match session {
+            Ok(mut session) => {
+                session.set_buffer_limit(None);
+                if let Some(secure) = &mut conn.secure {
+                    secure.stage = Stage::Session(Box::new(session.into()));
+                }
+                self.flush_if_wanted(id);
+            }
+            Err(error) => self.fail_handshake(id, &error),
+        }
+        false
+    }
+
     /// Handles what came over the wire for a connection with TLS; the rest is plain.
     ///
     /// Says `false` if the bytes are the protocol's own.
@@ -313,12 +341,13 @@ impl Engine {
 
     fn start_session(&mut self, id: ConnId) -> bool {
         let Some(conn) = self.conns.get_mut(id) else { return false };
-        let Some(tls) = self.settings.tls_of(conn.transport) else {
+        let Some(tls) = self.settings.tls_for(conn) else {
             // A reload has turned TLS off since; the client will not be understood.
             self.fail_handshake(id, "TLS is not configured any more");
             return false;
         };
-        tracing::debug!("{} - Starting TLS client connection handshake", conn.label());
+        let what = if conn.route.is_some() { "route server" } else { "client connection" };
+        tracing::debug!("{} - Starting TLS {what} handshake", conn.label());
         conn.timing.info_due = NEVER;
         let mut session = match ServerConnection::new(Arc::clone(&tls.server)) {
             Ok(session) => session,
@@ -332,7 +361,7 @@ impl Engine {
             if matches!(secure.stage, Stage::Optional) {
                 conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
             }
-            secure.stage = Stage::Session(Box::new(session));
+            secure.stage = Stage::Session(Box::new(session.into()));
         }
         self.rearm(id);
         true
@@ -389,7 +418,7 @@ impl Engine {
 
     fn on_handshake_complete(&mut self, id: ConnId, resumed: bool) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let Some(tls) = self.settings.tls_of(conn.transport).cloned() else { return };
+        let Some(tls) = self.settings.tls_for(conn).cloned() else { return };
         let Some(secure) = &mut conn.secure else { return };
         let own_cert = secure.conclude();
         let Some(info) = secure.info().cloned() else { return };
@@ -411,6 +440,10 @@ impl Engine {
         if conn.websocket.is_some() {
             return;
         }
+        if conn.route.is_some() {
+            self.greet_route(id);
+            return;
+        }
         conn.timing.auth_due = self.settings.auth_due(conn.transport, self.now);
         if !conn.informed {
             self.send_info(id, false);
@@ -421,7 +454,8 @@ impl Engine {
     /// Ends a connection that has not come to an understanding; TLS tells the client why.
     pub(super) fn fail_handshake(&mut self, id: ConnId, why: &str) {
         if let Some(conn) = self.conns.get(id) {
-            tracing::error!("{} - TLS handshake error: {why}", conn.label());
+            let noun = if conn.route.is_some() { "TLS route" } else { "TLS" };
+            tracing::error!("{} - {noun} handshake error: {why}", conn.label());
         }
         self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
     }
@@ -429,7 +463,12 @@ impl Engine {
     /// The time for a handshake is over. Nothing can be said in a language not agreed upon.
     pub(super) fn on_handshake_timeout(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get(id) {
-            tracing::debug!("{} - TLS handshake timeout", conn.label());
+            let label = conn.label();
+            match conn.route {
+                // Somebody wants this route, and wonders why it is not there.
+                Some(_) => tracing::error!("{label} - TLS route handshake error: timeout"),
+                None => tracing::debug!("{label} - TLS handshake timeout"),
+            }
         }
         self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
     }

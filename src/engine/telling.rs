@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 use super::imports::answers_filter;
+use super::settings::RouteSettings;
 use super::{AccountId, ConnId, Engine};
 use crate::proto::route as wire;
 use crate::subject::Scan;
@@ -41,6 +42,9 @@ impl Engine {
         if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
             return; // Not configured, or still wanted by another account.
         }
+        if !self.settings.route.tells(subject) {
+            return;
+        }
         for at in 0..self.cluster.routes.len() {
             let id = self.cluster.routes[at];
             let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else {
@@ -55,6 +59,34 @@ impl Engine {
                 _ => wire::interest(out, name, subject, queue.map(|queue| (queue, members))),
             });
         }
+    }
+
+    /// Tells a peer what it may be told now and might not before, and the other way round.
+    pub(super) fn tell_changed(&mut self, id: ConnId, old: &RouteSettings) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(route) = &conn.route else { return };
+        let (spares, new) = (&mut self.spares, &self.settings.route);
+        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
+            if !new.pooling.is_on(&account.name, &route.part, route.modulus) {
+                continue;
+            }
+            let name = if route.is_dedicated() { b"" } else { account.name.as_bytes() };
+            let all = (&mut Scan::default(), &mut usize::MAX.clone());
+            account.interest.of_clients(all.0, all.1, |subject, queue| {
+                match (old.tells(subject), new.tells(subject)) {
+                    (false, true) => {
+                        conn.outbox.push(spares, |out| wire::interest(out, name, subject, queue));
+                    }
+                    (true, false) => {
+                        let queue = queue.map(|(queue, _)| queue);
+                        conn.outbox
+                            .push(spares, |out| wire::no_interest(out, name, subject, queue));
+                    }
+                    _ => {}
+                }
+            });
+        }
+        self.flush_soon(id);
     }
 
     /// A new peer is to be told what clients of this server want.
@@ -91,7 +123,10 @@ impl Engine {
             if !account.name.is_empty() && is_on {
                 let name = if is_dedicated { b"" } else { account.name.as_bytes() };
                 let mut tell = |subject: &[u8], queue: Option<(&[u8], u32)>| {
-                    bytes += outbox.push(spares, |out| wire::interest(out, name, subject, queue));
+                    if self.settings.route.tells(subject) {
+                        let write = |out: &mut Vec<u8>| wire::interest(out, name, subject, queue);
+                        bytes += outbox.push(spares, write);
+                    }
                 };
                 let scan = telling.scan.get_or_insert_with(|| {
                     if account.answers {

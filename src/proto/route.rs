@@ -263,6 +263,14 @@ pub fn delivered<'a>(message: &Publish<'a>) -> Publish<'a> {
     }
 }
 
+/// Takes [`Wish::key`] apart.
+pub fn wish(key: &[u8], accounts: Accounts) -> Option<Wish<'_>> {
+    match parse_no_interest(key, accounts) {
+        Ok(RouteOp::NoInterest(wish)) => Some(wish),
+        _ => None,
+    }
+}
+
 /// The names in [`RouteOp::Message::queues`].
 pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
     queues.split(parse::is_blank).filter(|name| !name.is_empty())
@@ -413,12 +421,30 @@ pub struct RouteInfo {
     /// Which of them this is; only who dials says so.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_idx: i32,
+    /// What it lets its clients' interest be told of.
+    #[serde(skip_serializing_if = "is_default")]
+    pub import: Option<Permitted>,
+    /// Which interest of others it takes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub export: Option<Permitted>,
     /// There only if a client's or a leafnode's port was dialled.
     #[serde(skip_serializing_if = "is_default")]
     pub client_id: u64,
     /// It is a shardcast: of two routes between two of these one is given up.
     #[serde(skip_serializing_if = "is_default")]
     pub shardcast: bool,
+}
+
+/// One of a server's route permissions (§11).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Permitted {
+    /// Filters of what is allowed; none: everything.
+    #[serde(skip_serializing_if = "is_default")]
+    pub allow: Vec<String>,
+    /// Filters of what is not.
+    #[serde(skip_serializing_if = "is_default")]
+    pub deny: Vec<String>,
 }
 
 /// What who dials says first (§3.1).

@@ -19,7 +19,7 @@ use super::listen::host_port;
 use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
 use crate::cluster::{Members, Plan, Pooling, Step};
-use crate::config::{Options, RouteUrl, Secret, StartError};
+use crate::config::{Options, RouteUrl, StartError};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
 use crate::shard::{Address, Control, RouteOrder};
@@ -124,6 +124,7 @@ impl Cluster {
             members: Members::new(plan, fastrand::u64(..)),
             addresses,
             started,
+            name: first_name(&cluster.routes),
             last_rid: 0,
             dialing: 0,
             dialed_to,
@@ -182,6 +183,8 @@ struct Side {
     members: Members,
     addresses: Vec<Address>,
     started: Instant,
+    /// The first host of the configured routes that is a name.
+    name: Option<String>,
     last_rid: u64,
     dialing: usize,
     dialed_to: Sender<Dialed>,
@@ -256,7 +259,7 @@ impl Side {
     ) {
         self.dialing -= 1;
         let rid = match outcome {
-            Ok(socket) => self.hand_over(socket, Some(url.login.clone())),
+            Ok(socket) => self.hand_over(socket, Some(url)),
             Err(error) => {
                 let (at, number) = (host_port(&url.host, url.port), attempt.saturating_add(1));
                 let line = format!(
@@ -274,11 +277,7 @@ impl Side {
     }
 
     /// Gives a socket to a shard. Returns the route's number; none if the peer is gone.
-    fn hand_over(
-        &mut self,
-        socket: TcpStream,
-        dialed: Option<Option<(String, Secret)>>,
-    ) -> Option<u64> {
+    fn hand_over(&mut self, socket: TcpStream, dialed: Option<&RouteUrl>) -> Option<u64> {
         let address = socket.peer_addr().ok()?;
         // Messages leave when they are there; without this only latency would suffer.
         let _ = socket.set_nodelay(true);
@@ -286,9 +285,19 @@ impl Side {
         let rid = self.last_rid;
         let ip = address.ip().to_canonical().to_string();
         let peer = Peer { cid: rid, ip: ip.into(), port: address.port() };
-        let route = NewRoute { rid, dialed };
+        let host = dialed.map_or(String::new(), |url| self.certified(&url.host));
+        let dialed = dialed.map(|url| url.login.clone());
+        let route = NewRoute { rid, dialed, host };
         self.shard_of(rid).send(Control::AdoptRoute { socket: socket.into(), peer, route });
         Some(rid)
+    }
+
+    /// Whom the certificate of the server at `host` has to be for. Certificates are seldom for
+    /// addresses, which is how others speak of servers: with one, the first name that a route is
+    /// configured with.
+    fn certified(&self, host: &str) -> String {
+        let name = self.name.as_ref().filter(|_| host.parse::<IpAddr>().is_ok());
+        name.map_or(host, String::as_str).to_owned()
     }
 
     /// Routes go round the shards.
@@ -330,6 +339,11 @@ impl Side {
             self.members.on_dialed(target, None);
         }
     }
+}
+
+fn first_name(routes: &[RouteUrl]) -> Option<String> {
+    let mut hosts = routes.iter().map(|url| &url.host);
+    hosts.find(|host| host.parse::<IpAddr>().is_err()).cloned()
 }
 
 /// Connects to the first address of the server that answers in time.

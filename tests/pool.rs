@@ -1,6 +1,15 @@
 //! Pools of routes: accounts spread over several connections, alone and with nats-server.
 
-use super::*;
+mod broker;
+
+use async_nats::{Client, ConnectOptions};
+use broker::Broker;
+use broker::http::json;
+use broker::members::{
+    Kind, Old, Original, Ours, config, has_original, meet, originals, routes, routes_to_each, start,
+};
+use broker::peers::{next, within};
+use broker::wire::Wire;
 
 /// Accounts `A0` … `A7` with a user each, called the same.
 const ACCOUNTS: usize = 8;
@@ -13,7 +22,7 @@ fn accounts() -> String {
 
 /// A member of a cluster whose block also says `cluster`.
 fn member_with(kind: Kind, name: &str, seeds: &mut [&mut Broker], cluster: &str) -> Broker {
-    member_of(kind, name, seeds, cluster, &accounts())
+    start(kind, &config(name, &routes("127.0.0.1", seeds), cluster, &accounts()))
 }
 
 async fn user(broker: &Broker, name: &str) -> Client {
