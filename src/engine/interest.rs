@@ -236,6 +236,11 @@ impl Targets {
         !self.shards.union(self.routers).is_empty() || !self.routes.is_empty()
     }
 
+    /// Whether there are none but plain subscriptions of this shard in the account.
+    pub(super) fn are_plain_and_here(&self) -> bool {
+        self.queues.is_empty() && !self.has_plain_elsewhere()
+    }
+
     /// Whether it goes anywhere else than to subscriptions of its account.
     pub(super) fn leaves_account(&self) -> bool {
         !self.exits.is_empty() || self.answering.is_some()

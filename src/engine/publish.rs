@@ -421,6 +421,10 @@ impl Engine {
     ) -> bool {
         let before = self.stats.delivered();
         let mut reached = self.deliver_plain(source, run, targets);
+        if targets.are_plain_and_here() {
+            self.count_deliveries(source.account, before);
+            return reached;
+        }
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
             if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
@@ -458,14 +462,18 @@ impl Engine {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
         };
-        let mut tails = Tails { wanted: targets.groups.len() > 1, ..Tails::default() };
         let mut reached = false;
-        for group in &targets.groups {
-            reached |= self.deliver_to_sid(source, run, group, &mut tails, &mut backlog);
+        if let [group] = &targets.groups[..] {
+            reached = self.deliver_to_sid(source, run, group, None, &mut backlog);
+        } else {
+            let mut tails = Tails::default();
+            for group in &targets.groups {
+                reached |= self.deliver_to_sid(source, run, group, Some(&mut tails), &mut backlog);
+            }
+            tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
+                self.spares.keep_segment(segment);
+            });
         }
-        tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
-            self.spares.keep_segment(segment);
-        });
         if backlog.behind * 2 > backlog.members {
             let members = targets.groups.iter().flat_map(|group| &group.members);
             self.wait_for(source.publisher, members, backlog.level_bytes);
@@ -473,17 +481,18 @@ impl Engine {
         reached
     }
 
-    /// Gives the run to every member of a group, in the way that costs least.
+    /// Gives the run to every member of a group, in the way that costs least. There are `tails`
+    /// if there are other groups.
     fn deliver_to_sid(
         &mut self,
         source: Source,
         run: &Run<'_>,
         group: &SidGroup,
-        tails: &mut Tails,
+        mut tails: Option<&mut Tails>,
         backlog: &mut Backlog,
     ) -> bool {
         let SidGroup { sid, headers, members } = group;
-        let way = Way::of(run, members.len(), tails.wanted);
+        let way = Way::of(run, members.len(), tails.is_some());
         let mut rendered: Option<Segment> = None;
         let mut reached = false;
         for &member in members {
@@ -494,12 +503,14 @@ impl Engine {
             reached = true;
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let spares = &mut self.spares;
-            match if count < run.len() { Way::Render } else { way } {
-                Way::Render => {
+            match (if count < run.len() { Way::Render } else { way }, &mut tails) {
+                (Way::Tails, Some(tails)) => {
+                    tails.push(run, sid, *headers, &mut conn.outbox, spares);
+                }
+                (Way::Render | Way::Tails, _) => {
                     conn.outbox.push(spares, |out| run.render(count, sid, *headers, out));
                 }
-                Way::Tails => tails.push(run, sid, *headers, &mut conn.outbox, spares),
-                way => {
+                (way, _) => {
                     let segment = rendered.get_or_insert_with(|| {
                         spares.segment(|out| run.render(count, sid, *headers, out))
                     });
@@ -809,7 +820,6 @@ impl Way {
 /// What follows the sid in each message of a run: the same for all sids.
 #[derive(Debug, Default)]
 struct Tails {
-    wanted: bool,
     /// For receivers without headers, and with. The ranges are those of the messages.
     rendered: [Option<(Segment, Vec<Range<usize>>)>; 2],
 }
