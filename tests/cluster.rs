@@ -376,6 +376,35 @@ async fn a_client_uses_the_jetstream_of_other_members() {
         assert_eq!(message.subject.as_str(), "s.x");
         within(message.double_ack()).await.expect("it is taken");
     }
+
+    let config = async_nats::jetstream::kv::Config { bucket: "K".to_owned(), ..Default::default() };
+    let store = within(context.create_key_value(config)).await.expect("it is made");
+    let mut watch = within(store.watch("k.>")).await.expect("it is watched");
+    let revision = within(store.put("k.one", "1".into())).await.expect("it is stored");
+    within(store.update("k.one", "2".into(), revision)).await.expect("it is of that revision");
+    within(store.update("k.one", "3".into(), revision)).await.expect_err("it is no more");
+    assert_eq!(within(store.get("k.one")).await.expect("it is asked").expect("it is there"), "2");
+    within(store.delete("k.one")).await.expect("it is there");
+    assert_eq!(within(store.get("k.one")).await.expect("it is asked"), None);
+    for value in ["1", "2", ""] {
+        let entry = within(watch.next()).await.expect("there are more").expect("an entry");
+        assert_eq!((entry.key.as_str(), &*entry.value), ("k.one", value.as_bytes()));
+    }
+
+    let config = async_nats::jetstream::object_store::Config {
+        bucket: "O".to_owned(),
+        ..Default::default()
+    };
+    let store = within(context.create_object_store(config)).await.expect("it is made");
+    let content: Vec<u8> = (0..1_000_000u32).map(|at| (at % 251) as u8).collect();
+    within(store.put("big", &mut &content[..])).await.expect("it is stored");
+    let mut object = within(store.get("big")).await.expect("it is there");
+    assert_eq!(object.info().size, content.len());
+    let mut read = Vec::new();
+    within(tokio::io::AsyncReadExt::read_to_end(&mut object, &mut read)).await.expect("it is read");
+    assert!(read == content, "what was stored comes back");
+    within(store.delete("big")).await.expect("it is there");
+    assert!(within(store.get("big")).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,10 @@ pub(super) enum Outlet {
         share: bool,
     },
     /// To the server itself.
-    Server,
+    Server {
+        /// Other servers may ask, too: each answers for itself.
+        of_cluster: bool,
+    },
 }
 
 /// How long an answer of JetStream is taken, in nanoseconds.
@@ -94,9 +97,9 @@ impl Outlet {
         }
     }
 
-    /// Whether it is for messages, not for requests.
-    pub(super) fn is_stream(&self) -> bool {
-        matches!(self, Self::Stream { .. })
+    /// Whether other servers have to send what is published there.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self, Self::Stream { .. } | Self::Server { of_cluster: true })
     }
 }
 
@@ -118,7 +121,7 @@ impl Exit {
                 let mut rng = fastrand::Rng::with_seed(0);
                 transform.apply(subject, &mut rng, &mut mapped).then_some(())?;
             }
-            Outlet::Server => mapped.extend_from_slice(subject),
+            Outlet::Server { .. } => mapped.extend_from_slice(subject),
         }
         Some(Self { outlet: Rc::clone(outlet), subject: mapped.into() })
     }
@@ -274,10 +277,12 @@ impl Engine {
         for exit in &targets.exits {
             reached |= match &*exit.outlet {
                 // A request enters a service where it was made.
-                Outlet::Service { .. } | Outlet::Server if source.routed => false,
+                Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {
+                    false
+                }
                 Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
                 Outlet::Service { .. } => self.deliver_request(source, run, exit),
-                Outlet::Server => self.ask_server(source, run, &exit.subject),
+                Outlet::Server { .. } => self.ask_server(source, run, &exit.subject),
             };
         }
         let server = self.settings.node.as_bytes();

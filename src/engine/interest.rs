@@ -528,13 +528,14 @@ impl Interest {
         announce
     }
 
-    /// Whether other accounts import what is published to this very filter.
+    /// Whether other accounts import what is published to this very filter, or the server answers
+    /// it.
     pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {
         let outlets = self.outlets.get(filter);
-        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_stream()))
+        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_told()))
     }
 
-    /// What other accounts import, as other servers are told; there are as many as are configured.
+    /// What other accounts import and the server answers, as other servers are told; there are as many as are configured.
     pub(super) fn of_imports(&self, mut show: impl FnMut(&[u8])) {
         let filters = self.outlets.iter().map(|(filter, _)| filter);
         filters.filter(|filter| self.has_outlet(filter)).for_each(&mut show);

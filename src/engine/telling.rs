@@ -148,3 +148,9 @@ impl Engine {
         is_over
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{engine_with, take_output};
+    use super::*;
+}
