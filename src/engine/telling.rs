@@ -151,6 +151,117 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{engine_with, take_output};
+    use std::collections::BTreeSet;
+    use std::rc::Rc;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::cluster::Part;
+    use crate::engine::{ClusterIdentity, Identity, NewRoute, Peer, Settings, ShardId};
+
+    const CLIENT: ConnId = ConnId { slot: 0, generation: 0 };
+    const PEER: ConnId = ConnId { slot: 1, generation: 0 };
+
+    /// A member with a client that wants `subjects`, and a peer that has said who it is.
+    fn member(subjects: usize) -> Engine {
+        let cluster = ClusterIdentity { name: "C".to_owned(), ..Default::default() };
+        let identity = Identity { cluster: Some(cluster), ..Default::default() };
+        let settings = Settings::new(&Default::default(), &identity, usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        let peer = Peer { cid: 1, ip: "".into(), port: 1 };
+        engine.open(CLIENT, peer.clone(), true);
+        engine.on_bytes(CLIENT, b"CONNECT {\"verbose\":false}\r\n");
+        for at in 0..subjects {
+            engine.on_bytes(CLIENT, format!("SUB {0} {0}\r\n", name(at)).as_bytes());
+        }
+        engine.name_cluster("C", false);
+        engine.open_route(PEER, peer, NewRoute { rid: 1, dialed: None, host: "".into() });
+        engine.on_bytes(PEER, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+        engine.on_bytes(PEER, b"INFO {\"server_id\":\"P\",\"server_name\":\"p\"}\r\n");
+        output(&mut engine);
+        engine.register_route(1, Part::All);
+        engine.on_bytes(PEER, b"PING\r\n");
+        engine
+    }
+
+    /// Subjects with and without wildcards.
+    fn name(at: usize) -> String {
+        if at.is_multiple_of(10) { format!("s.{at}.*") } else { format!("s.{at}") }
+    }
+
+    /// What the peer is sent.
+    fn output(engine: &mut Engine) -> Vec<String> {
+        let mut bytes = Vec::new();
+        while let Some(batch) = engine.take_batch(PEER) {
+            let before = bytes.len();
+            bytes.extend(batch.iter().flat_map(|piece| piece.bytes()));
+            engine.on_sent(PEER, bytes.len() - before, Some(batch));
+        }
+        let text = String::from_utf8(bytes).expect("the protocol is text");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn a_peer_is_told_everything_in_bounded_pieces_and_heard_only_then(
+            subjects in 0..12_000usize,
+            changes in prop::collection::vec(
+                prop::collection::vec((any::<bool>(), 0..14_000usize), 0..40),
+                0..12,
+            ),
+        ) {
+            let mut engine = member(subjects);
+            let mut wanted: BTreeSet<usize> = (0..subjects).collect();
+            let (mut known, mut changes) = (BTreeSet::new(), changes.into_iter());
+            let mut turns = 0;
+            loop {
+                engine.tick();
+                engine.end_turn();
+                let mut lines = output(&mut engine);
+                let is_over = lines.last().is_some_and(|line| line == "PONG");
+                if is_over {
+                    lines.pop();
+                }
+                prop_assert!(!lines.contains(&"PONG".to_owned()));
+                // A node of the tree of wildcards has two filters at most.
+                prop_assert!(lines.len() <= 2 * PLACES_PER_TURN, "{} in one turn", lines.len());
+                // Changes leave at once.
+                let changes = changes.next().unwrap_or_default();
+                for (comes, at) in changes {
+                    let (verb, is_new) = match comes {
+                        true => ("SUB", wanted.insert(at)),
+                        false => ("UNSUB", wanted.remove(&at)),
+                    };
+                    let name = name(at);
+                    let line = match comes {
+                        true => format!("{verb} {name} {name}\r\n"),
+                        false => format!("{verb} {name}\r\n"),
+                    };
+                    engine.on_bytes(CLIENT, line.as_bytes());
+                    let told = output(&mut engine);
+                    prop_assert_eq!(told.len(), usize::from(is_new));
+                    lines.extend(told);
+                }
+                for line in lines {
+                    match line.split_once(" $G ") {
+                        Some(("RS+", subject)) => drop(known.insert(subject.to_owned())),
+                        Some((_, subject)) => drop(known.remove(subject)),
+                        None => {} // What the server answers itself, in its own account.
+                    }
+                }
+                turns += 1;
+                if is_over {
+                    break;
+                }
+                prop_assert!(engine.next_deadline() == Some(0), "nobody sleeps meanwhile");
+                prop_assert!(turns < 100, "it comes to an end");
+            }
+            let wanted: BTreeSet<String> = wanted.into_iter().map(name).collect();
+            prop_assert_eq!(known, wanted);
+            prop_assert!(turns > subjects / (2 * PLACES_PER_TURN));
+        }
+    }
 }
