@@ -419,6 +419,11 @@ impl Members {
             return self.register(next);
         }
         if is_connected {
+            let left = self.registered().find(|(_, other)| other.id() == id);
+            if let Some(left) = left.map(|(rid, _)| rid).filter(|_| link.is_registered) {
+                // What it was being told may have gone with the connection.
+                self.remind(left, id);
+            }
             if !link.is_registered
                 || self.pool_of(id).is_some_and(|(it, _)| link.target == Some(it))
             {
