@@ -4,13 +4,11 @@
 
 mod broker;
 
-use broker::Broker;
 use broker::authority::Authority;
 use broker::http::json;
 use broker::members::{
     Kind, Original, Ours, check, config, has_original, pairs, routes, start, until,
 };
-use broker::wire::Wire;
 use rcgen::SanType;
 
 /// An authority that has signed a certificate `member` for the host `localhost`.
@@ -124,5 +122,48 @@ fn who_cannot_show_a_certificate_that_holds_has_no_route() {
         let hasty = &tls(&good, "member", &good, "timeout: 1");
         refuse(kinds, [hasty, ""], "localhost", [&["corrupt message", "timeout"], &[]]);
         refuse(kinds, ["", known], "localhost", [&[], &["corrupt message"]]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_compress_as_they_agree_whoever_dials() {
+    for kinds in pairs() {
+        for (modes, shown) in [
+            (["accept", "accept"], ["off", "off"]),
+            (["s2_fast", "accept"], ["s2_fast", "s2_fast"]),
+            (["accept", "true"], ["s2_fast", "s2_fast"]),
+            (["s2_best", "s2_better"], ["s2_best", "s2_better"]),
+            (["{mode: s2_auto, rtt_thresholds: [60s]}", "s2_fast"], ["s2_uncompressed", "s2_fast"]),
+            (["off", "s2_fast"], ["off", "off"]),
+        ] {
+            let block = |at: usize| format!("compression: {}", modes[at]);
+            let mut first = start(kinds[0], &config("a", "", &block(0), ""));
+            let to_first = routes("127.0.0.1", &mut [&mut first]);
+            let second = start(kinds[1], &config("b", &to_first, &block(1), ""));
+            check(&first, &second).await;
+            check(&second, &first).await;
+            for (broker, shown) in [(&first, shown[0]), (&second, shown[1])] {
+                // What an automatic mode comes to is known after the first round trip.
+                let is_shown = || async {
+                    let routez = json(broker, "/routez");
+                    let all = routez["routes"].as_array().expect("routes").clone();
+                    all.iter().all(|route| route["compression"] == shown)
+                };
+                until(is_shown).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_are_compressed_within_tls() {
+    let authority = authority();
+    let block = tls(&authority, "member", &authority, "") + "\ncompression: s2_fast";
+    for kinds in pairs() {
+        let mut first = start(kinds[0], &config("a", "", &block, ""));
+        let to_first = routes("localhost", &mut [&mut first]);
+        let second = start(kinds[1], &config("b", &to_first, &block, ""));
+        check(&first, &second).await;
+        check(&second, &first).await;
     }
 }

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::compression;
 use super::conn::{Claim, Conn, User};
 use super::imports::answers_filter;
 use super::interest::Side;
@@ -110,6 +111,8 @@ pub(super) struct Route {
     /// The credentials of a peer that has dialled, where there have to be some.
     login: Option<(String, Secret)>,
     stage: Stage,
+    /// What the peer has first said of compression.
+    offered: Option<String>,
     /// The peer takes HMSG.
     pub(super) headers: bool,
     peer: RouteInfo,
@@ -121,6 +124,11 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Whether it is part of the cluster.
+    pub(super) fn is_registered(&self) -> bool {
+        self.stage == Stage::Registered
+    }
+
     /// Whether the peer has said who it is.
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
@@ -163,6 +171,8 @@ pub struct RouteSnapshot {
     pub pending_bytes: usize,
     /// What went through it.
     pub traffic: super::Traffic,
+    /// How it is compressed, as nats-server names that.
+    pub compression: &'static str,
     /// How many filters the peer wants.
     pub subscriptions: usize,
     /// What they are, if they were asked for: account, subject and queue group.
@@ -180,6 +190,7 @@ impl Engine {
             stage: if is_dialed { Stage::Info } else { Stage::Connect },
             dialed,
             login: None,
+            offered: None,
             headers: false,
             peer: RouteInfo::default(),
             wishes: HashSet::with_hasher(self.hasher.clone()),
@@ -261,8 +272,11 @@ impl Engine {
             conn.label(),
             conn.route.as_ref().map_or("", |route| &route.peer.server_id)
         );
+        let is_packed = conn.packing.is_some();
         if let Some(login) = conn.route.as_ref().and_then(|route| route.dialed.clone()) {
-            self.send_route_connect(id, login);
+            if !is_packed {
+                self.send_route_connect(id, login);
+            }
             self.send_route_info(id);
         }
         self.send_all_interest(id);
@@ -270,6 +284,7 @@ impl Engine {
         self.rearm(id);
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
+        self.resume_unpacking(id);
     }
 
     /// A route is not needed.
@@ -311,6 +326,11 @@ impl Engine {
                 rtt_ns: conn.timing.rtt,
                 pending_bytes: conn.outbox.pending_bytes(),
                 traffic: conn.traffic,
+                compression: match (&conn.packing, route.offered.as_deref()) {
+                    (Some(packing), _) => packing.name(conn.timing.rtt),
+                    (None, None | Some("" | "not supported")) => "not supported",
+                    (None, Some(_)) => "off",
+                },
                 subscriptions: route.wishes.len(),
                 wishes: route.wishes.iter().take(shown).cloned().collect(),
             })
@@ -355,7 +375,7 @@ impl Engine {
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
                         return bytes.len();
                     };
-                    if conn.claim.is_some() {
+                    if conn.claim.is_some() || conn.has_packed_waiting() {
                         break;
                     }
                 }
@@ -567,6 +587,9 @@ impl Engine {
         if !reason.is_empty() {
             return self.fail(id, None, Reason::Protocol(reason));
         }
+        if self.begins_packing(id, &info.compression) {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
         let ip = conn.peer.ip.clone();
         if let Some(route) = &mut conn.route {
@@ -576,6 +599,35 @@ impl Engine {
         self.hold_route(id);
         let info = Box::new(info);
         self.cluster.notices.push_back(RouteNotice::Greeted { rid, info, ip });
+    }
+
+    /// Compresses the route from here on, if its peer and this server want that: who it is is
+    /// said again then. Also true if the route ends here.
+    fn begins_packing(&mut self, id: ConnId, theirs: &str) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return true };
+        let Some(route) = &mut conn.route else { return true };
+        if route.offered.is_some() {
+            return false;
+        }
+        route.offered = Some(theirs.to_owned());
+        let login = route.dialed.clone();
+        let Ok(agreed) = compression::negotiate(&self.settings.route.compression, theirs) else {
+            let mode = encode::go_quoted(theirs.as_bytes());
+            self.refuse_route(id, &format!("unsupported route compression mode {mode}"));
+            return true;
+        };
+        let Some(mode) = agreed else { return false };
+        let mut head = Vec::new();
+        if let Some(login) = &login {
+            wire::connect(&mut head, &self.route_connect(login.clone()));
+            let info = RouteInfo { compression: mode.name().to_owned(), ..self.route_info() };
+            wire::info(&mut head, &info);
+        }
+        self.begin_packing(id, mode, head);
+        if login.is_none() {
+            self.send_route_info(id);
+        }
+        true
     }
 
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
@@ -718,9 +770,23 @@ impl Engine {
                 self.send_changed_interest(id, &old.route);
                 self.drop_wishes(id);
             }
+            self.review_packing(id);
             if has_new_info {
                 self.send_route_info(id);
             }
+        }
+    }
+
+    /// Compresses otherwise; a route that is to be compressed, or not to be any more, begins anew.
+    fn review_packing(&mut self, id: ConnId) {
+        let own = &self.settings.route.compression;
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let theirs = conn.route.as_ref().and_then(|route| route.offered.as_deref());
+        let agreed = compression::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
+        match (agreed, conn.packing.as_deref_mut()) {
+            (None, None) => {}
+            (Some(mode), Some(packing)) => packing.mode = mode,
+            _ => self.fail(id, None, Reason::Protocol("Compression Changed")),
         }
     }
 
@@ -779,12 +845,12 @@ impl Engine {
         }
     }
 
-    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+    fn route_connect(&self, login: Option<(String, Secret)>) -> RouteConnect {
         let (user, pass) = match login {
             Some((user, pass)) => (user, pass.revealed().to_owned()),
             None => Default::default(),
         };
-        let connect = RouteConnect {
+        RouteConnect {
             echo: false,
             headers: self.settings.headers,
             tls_required: self.settings.route.info.tls_required,
@@ -794,18 +860,30 @@ impl Engine {
             cluster: self.cluster.name.clone().unwrap_or_default(),
             dynamic: self.cluster.is_dynamic,
             ..RouteConnect::default()
-        };
+        }
+    }
+
+    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+        let connect = self.route_connect(login);
         let Some(conn) = self.conns.get_mut(id) else { return };
         // Not by way of a trace, which would show the password.
         conn.outbox.push(&mut self.spares, |out| wire::connect(out, &connect));
         self.flush_soon(id);
     }
 
-    fn send_route_info(&mut self, id: ConnId) {
+    fn route_info(&self) -> RouteInfo {
         let mut info = self.settings.route.info.clone();
         info.cluster = self.cluster.name.clone().unwrap_or_default();
         info.cluster_dynamic = self.cluster.is_dynamic;
         info.ldm = self.lame_duck.is_some();
+        info
+    }
+
+    fn send_route_info(&mut self, id: ConnId) {
+        let mut info = self.route_info();
+        if let Some(packing) = self.conns.get(id).and_then(|conn| conn.packing.as_ref()) {
+            info.compression = packing.mode.name().to_owned();
+        }
         self.reply(id, |out| wire::info(out, &info));
     }
 }

@@ -17,8 +17,8 @@ use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
 use crate::config::{
-    self, Auth, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls,
-    WebSocketOptions,
+    self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
+    Secret, Tls, WebSocketOptions,
 };
 use crate::proto::Info;
 use crate::proto::route::{Permitted, RouteInfo};
@@ -69,6 +69,7 @@ pub(super) struct RouteSettings {
     /// be taken, as what may be subscribed to.
     pub(super) permissions: Option<Permissions>,
     pub(super) tls: Option<MutualTls>,
+    pub(super) compression: Compression,
 }
 
 /// What an engine has to know of the configuration.
@@ -594,6 +595,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
         connect_urls: urls(options, identity),
         shardcast: true,
+        compression: cluster.compression.name().to_owned(),
         import: cluster.permissions.as_ref().and_then(|p| permitted(&p.publish)),
         export: cluster.permissions.as_ref().and_then(|p| permitted(&p.subscribe)),
         ..RouteInfo::default()
@@ -607,6 +609,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         ping_max: cluster.ping_max,
         permissions: cluster.permissions.as_ref().map(Permissions::new),
         tls: cluster.tls.clone(),
+        compression: cluster.compression.clone(),
     }
 }
 

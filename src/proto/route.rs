@@ -386,6 +386,9 @@ pub struct RouteInfo {
     /// Routes between two servers; absent without pooling.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_size: i32,
+    /// Whether and how it compresses (§7).
+    #[serde(skip_serializing_if = "is_default")]
+    pub compression: String,
     /// What it lets its clients' interest be told of.
     #[serde(skip_serializing_if = "is_default")]
     pub import: Option<Permitted>,
