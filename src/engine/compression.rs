@@ -111,6 +111,8 @@ pub(super) struct Packing {
     pub(super) head: Vec<u8>,
     has_begun: bool,
     reader: Reader,
+    /// It was agreed upon with the operation before: what follows is the first.
+    begins: bool,
     /// What came and waits, because it is the first or others have their turn.
     waiting: Vec<u8>,
     in_line: bool,
@@ -127,6 +129,7 @@ impl Packing {
             head: Vec::new(),
             has_begun: false,
             reader: Reader::default(),
+            begins: false,
             waiting: Vec::new(),
             in_line: false,
             ended: None,
@@ -297,9 +300,9 @@ impl Reader {
 }
 
 impl Conn {
-    /// What comes next is compressed, and has not been looked at.
-    pub(super) fn has_packed_waiting(&self) -> bool {
-        self.packing.as_ref().is_some_and(|packing| packing.in_line)
+    /// What follows the operation that was just handled is compressed.
+    pub(super) fn begins_packed(&self) -> bool {
+        self.packing.as_ref().is_some_and(|packing| packing.begins)
     }
 
     /// The next batch in chunks, and how many bytes of the outbox that is; `None` if there is
@@ -336,7 +339,7 @@ impl Engine {
     /// of its input follows waits.
     pub(super) fn begin_packing(&mut self, id: ConnId, mode: Compression, head: Vec<u8>) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let mut packing = Packing { head, in_line: true, ..Packing::new(mode) };
+        let mut packing = Packing { head, begins: true, in_line: true, ..Packing::new(mode) };
         // What is on its way is not compressed yet.
         packing.in_flight.set(conn.outbox.pending_bytes() - conn.outbox.queued_bytes());
         conn.packing = Some(Box::new(packing));
@@ -415,7 +418,8 @@ impl Engine {
 
     /// Goes on with what waits, in its turn.
     pub(super) fn resume_unpacking(&mut self, id: ConnId) {
-        if self.conns.get(id).is_some_and(Conn::has_packed_waiting) {
+        let packing = self.conns.get(id).and_then(|conn| conn.packing.as_ref());
+        if packing.is_some_and(|packing| packing.in_line) {
             self.unpacking.push_back(id);
         }
     }
@@ -424,7 +428,7 @@ impl Engine {
     pub(super) fn advance_packed(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(packing) = conn.packing.as_deref_mut() else { return };
-        packing.in_line = false;
+        (packing.begins, packing.in_line) = (false, false);
         let bytes = std::mem::take(&mut packing.waiting);
         self.release(id, |brakes| brakes.in_line = false);
         self.unpack(id, &bytes);

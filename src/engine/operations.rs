@@ -96,7 +96,7 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return false };
         if conn.claim.is_none() {
             // Compression may have begun with the last operation.
-            let is_packed = conn.has_packed_waiting();
+            let is_packed = conn.begins_packed();
             if is_packed {
                 self.on_packed(id, bytes);
             }

@@ -375,7 +375,7 @@ impl Engine {
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
                         return bytes.len();
                     };
-                    if conn.claim.is_some() || conn.has_packed_waiting() {
+                    if conn.claim.is_some() || conn.begins_packed() {
                         break;
                     }
                 }
