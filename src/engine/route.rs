@@ -287,10 +287,10 @@ impl Engine {
         self.resume_unpacking(id);
     }
 
-    /// A route is not needed.
-    pub fn close_route(&mut self, rid: u64) {
+    /// A route is not needed, for this reason.
+    pub fn close_route(&mut self, rid: u64, reason: &'static str) {
         if let Some(id) = self.find_route(rid) {
-            self.fail(id, None, Reason::Protocol("Duplicate Route"));
+            self.fail(id, None, Reason::Protocol(reason));
         }
     }
 
@@ -786,7 +786,7 @@ impl Engine {
         match (agreed, conn.packing.as_deref_mut()) {
             (None, None) => {}
             (Some(mode), Some(packing)) => packing.mode = mode,
-            _ => self.fail(id, None, Reason::Protocol("Compression Changed")),
+            _ => self.fail(id, None, Reason::ClientClosed),
         }
     }
 

@@ -131,6 +131,7 @@ struct Running<'a> {
     shards: &'a Shards,
     monitor: Option<&'a Monitor>,
     system: &'a System,
+    cluster: Option<&'a Cluster>,
     ports_file: Option<PortsFile>,
 }
 
@@ -249,6 +250,7 @@ fn serve(
         shards: shards_ref,
         monitor: monitor_ref,
         system: &system,
+        cluster: cluster.as_ref(),
         ports_file,
     };
     let ended = running.control(&signals);
@@ -471,6 +473,9 @@ impl Running<'_> {
             monitor.note(Change::Options(Arc::clone(&options)));
         }
         self.system.note(Change::Options(Arc::clone(&options)));
+        if let Some(cluster) = self.cluster {
+            cluster.reload(&options);
+        }
         self.options = options;
         if closed > 0 {
             info!("Closed {closed} connections to fall within max_connections");
