@@ -67,6 +67,8 @@ pub enum Step {
     Register(u64, Part),
     /// The route is not needed.
     Close(u64),
+    /// The route's server is configured no more.
+    Remove(u64),
     /// Tell the route's peer of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
@@ -124,12 +126,15 @@ struct Link {
     /// What it is for, as soon as the peer is known.
     part: Part,
     is_registered: bool,
+    /// It is configured no more, and not to come back by itself.
+    is_unwanted: bool,
 }
 
 impl Link {
     fn new(target: Option<u64>) -> Self {
         let (is_dialed, part) = (target.is_some(), Part::All);
-        Self { target, is_dialed, peer: None, part, is_registered: false }
+        let (is_registered, is_unwanted) = (false, false);
+        Self { target, is_dialed, peer: None, part, is_registered, is_unwanted }
     }
 
     fn id(&self) -> &str {
@@ -207,9 +212,47 @@ impl Members {
         ids.len()
     }
 
+    /// Another plan counts from now on. Routes that were configured and are no more end, and new
+    /// ones are dialled.
+    pub fn reload(&mut self, plan: Plan) {
+        let is_gone =
+            |target: &Target| target.kind == Kind::Configured && !plan.routes.contains(&target.url);
+        let gone: Vec<u64> =
+            self.targets.iter().filter(|(_, t)| is_gone(t)).map(|(number, _)| *number).collect();
+        for number in gone {
+            let Some(Target { server_id, .. }) = self.targets.remove(&number) else { continue };
+            let same =
+                |target: &Target| target.kind == Kind::Configured && target.server_id == server_id;
+            let is_last = server_id.is_some() && !self.targets.values().any(same);
+            let is_its = |link: &Link| {
+                let is_pooled =
+                    link.is_dialed && is_last && Some(link.id()) == server_id.as_deref();
+                link.target == Some(number) || is_pooled
+            };
+            for (rid, link) in self.links.iter_mut().filter(|(_, link)| is_its(link)) {
+                (link.target, link.is_unwanted) = (None, true);
+                self.steps.push_back(Step::Remove(*rid));
+            }
+        }
+        let old = std::mem::replace(&mut self.plan, plan);
+        for url in self.plan.routes.clone() {
+            if !old.routes.contains(&url) {
+                self.add_target(url, Kind::Configured, None, 0);
+            }
+        }
+        self.review_urls();
+    }
+
     /// What came of dialling: a route, or nothing.
     pub fn on_dialed(&mut self, target: u64, rid: Option<u64>) {
-        let Some(entry) = self.targets.get_mut(&target) else { return };
+        let Some(entry) = self.targets.get_mut(&target) else {
+            // It was dialled, and is configured no more.
+            if let Some(rid) = rid {
+                self.links.insert(rid, Link { is_unwanted: true, ..Link::new(None) });
+                self.steps.push_back(Step::Remove(rid));
+            }
+            return;
+        };
         match rid {
             Some(rid) => {
                 entry.state = State::Linked;
@@ -449,16 +492,18 @@ impl Members {
             let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
             target.state = State::Waiting { until: self.now + REDIAL_NS + jitter };
         }
-        if !self.targets.values().any(|target| target.server_id.as_deref() == Some(id)) {
+        let is_dialed = |target: &Target| target.server_id.as_deref() == Some(id);
+        if !link.is_unwanted && !self.targets.values().any(is_dialed) {
             self.dial_implicit(&peer);
         }
         self.review_urls();
     }
 
-    /// The cluster has another name: other routes begin anew.
-    pub fn on_named(&mut self, by: u64) {
+    /// The cluster has another name, which came over the route `by` or out of the configuration:
+    /// other routes begin anew.
+    pub fn on_named(&mut self, by: Option<u64>) {
         let others: Vec<u64> = self.registered().map(|(rid, _)| rid).collect();
-        let others = others.into_iter().filter(|rid| *rid != by);
+        let others = others.into_iter().filter(|rid| Some(*rid) != by);
         self.steps.extend(others.map(Step::Close));
     }
 
@@ -541,10 +586,9 @@ impl Members {
     }
 
     fn review_urls(&mut self) {
-        if self.plan.no_advertise {
-            return;
-        }
-        let peers = self.registered().filter_map(|(_, link)| link.peer.as_ref());
+        let is_told = !self.plan.no_advertise;
+        let peers =
+            self.registered().filter(|_| is_told).filter_map(|(_, link)| link.peer.as_ref());
         let staying = peers.filter(|peer| !peer.ldm);
         let mut urls: Vec<String> =
             staying.flat_map(|peer| peer.connect_urls.iter().cloned()).collect();

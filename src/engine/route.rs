@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::compression;
 use super::conn::{Claim, Conn, User};
 use super::interest::Side;
 use super::proof::Proof;
@@ -119,6 +120,8 @@ pub(super) struct Route {
     pub(super) modulus: u16,
     /// The peer has answered a PING.
     is_confirmed: bool,
+    /// What the peer has first said of compression.
+    offered: Option<String>,
     /// The peer takes HMSG.
     pub(super) headers: bool,
     peer: RouteInfo,
@@ -130,6 +133,11 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Whether it is part of the cluster.
+    pub(super) fn is_registered(&self) -> bool {
+        self.stage == Stage::Registered
+    }
+
     /// Whether the peer has said who it is.
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
@@ -181,6 +189,8 @@ pub struct RouteSnapshot {
     pub pending_bytes: usize,
     /// What went through it.
     pub traffic: super::Traffic,
+    /// How it is compressed, as nats-server names that.
+    pub compression: &'static str,
     /// How many filters the peer wants.
     pub subscriptions: usize,
     /// The one account that it is for; no wish names it.
@@ -203,6 +213,7 @@ impl Engine {
             is_confirmed: false,
             dialed,
             login: None,
+            offered: None,
             headers: false,
             peer: RouteInfo::default(),
             wishes: HashSet::with_hasher(self.hasher.clone()),
@@ -291,8 +302,11 @@ impl Engine {
             conn.label(),
             conn.route.as_ref().map_or("", |route| &route.peer.server_id)
         );
+        let is_packed = conn.packing.is_some();
         if let Some(login) = conn.route.as_ref().and_then(|route| route.dialed.clone()) {
-            self.send_route_connect(id, login);
+            if !is_packed {
+                self.send_route_connect(id, login);
+            }
             self.send_route_info(id);
         }
         self.cluster.routes.push(id);
@@ -310,12 +324,13 @@ impl Engine {
         let rest = std::mem::take(&mut conn.partial);
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
+        self.resume_unpacking(id);
     }
 
-    /// A route is not needed.
-    pub fn close_route(&mut self, rid: u64) {
+    /// A route is not needed, for this reason.
+    pub fn close_route(&mut self, rid: u64, reason: &'static str) {
         if let Some(id) = self.find_route(rid) {
-            self.fail(id, None, Reason::Protocol("Duplicate Route"));
+            self.fail(id, None, Reason::Protocol(reason));
         }
     }
 
@@ -351,6 +366,11 @@ impl Engine {
                 rtt_ns: conn.timing.rtt,
                 pending_bytes: conn.outbox.pending_bytes(),
                 traffic: conn.traffic,
+                compression: match (&conn.packing, route.offered.as_deref()) {
+                    (Some(packing), _) => packing.name(conn.timing.rtt),
+                    (None, None | Some("" | "not supported")) => "not supported",
+                    (None, Some(_)) => "off",
+                },
                 subscriptions: route.wishes.len(),
                 account: match &route.part {
                     Part::Account(name) => Some(name.clone()),
@@ -401,7 +421,7 @@ impl Engine {
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
                         return bytes.len();
                     };
-                    if conn.claim.is_some() {
+                    if conn.claim.is_some() || conn.begins_packed() {
                         break;
                     }
                 }
@@ -627,6 +647,9 @@ impl Engine {
         if !reason.is_empty() {
             return self.fail(id, None, Reason::Protocol(reason));
         }
+        if self.begins_packing(id, &info.compression) {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
         let ip = conn.peer.ip.clone();
         if let Some(route) = &mut conn.route {
@@ -662,6 +685,35 @@ impl Engine {
             Ok(at) if at < size => None,
             _ => Some(format!("Invalid route pool index: {index} - pool size is {size}")),
         }
+    }
+
+    /// Compresses the route from here on, if its peer and this server want that: who it is is
+    /// said again then. Also true if the route ends here.
+    fn begins_packing(&mut self, id: ConnId, theirs: &str) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return true };
+        let Some(route) = &mut conn.route else { return true };
+        if route.offered.is_some() {
+            return false;
+        }
+        route.offered = Some(theirs.to_owned());
+        let login = route.dialed.clone();
+        let Ok(agreed) = compression::negotiate(&self.settings.route.compression, theirs) else {
+            let mode = encode::go_quoted(theirs.as_bytes());
+            self.refuse_route(id, &format!("unsupported route compression mode {mode}"));
+            return true;
+        };
+        let Some(mode) = agreed else { return false };
+        let mut head = Vec::new();
+        if let Some(login) = &login {
+            wire::connect(&mut head, &self.route_connect(login.clone()));
+            let info = RouteInfo { compression: mode.name().to_owned(), ..self.route_info() };
+            wire::info(&mut head, &info);
+        }
+        self.begin_packing(id, mode, head);
+        if login.is_none() {
+            self.send_route_info(id);
+        }
+        true
     }
 
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
@@ -748,9 +800,23 @@ impl Engine {
                 self.tell_changed(id, &old.route);
                 self.drop_wishes(id);
             }
+            self.review_packing(id);
             if has_new_info {
                 self.send_route_info(id);
             }
+        }
+    }
+
+    /// Compresses otherwise; a route that is to be compressed, or not to be any more, begins anew.
+    fn review_packing(&mut self, id: ConnId) {
+        let own = &self.settings.route.compression;
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let theirs = conn.route.as_ref().and_then(|route| route.offered.as_deref());
+        let agreed = compression::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
+        match (agreed, conn.packing.as_deref_mut()) {
+            (None, None) => {}
+            (Some(mode), Some(packing)) => packing.mode = mode,
+            _ => self.fail(id, None, Reason::ClientClosed),
         }
     }
 
@@ -786,12 +852,12 @@ impl Engine {
         }
     }
 
-    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+    fn route_connect(&self, login: Option<(String, Secret)>) -> RouteConnect {
         let (user, pass) = match login {
             Some((user, pass)) => (user, pass.revealed().to_owned()),
             None => Default::default(),
         };
-        let connect = RouteConnect {
+        RouteConnect {
             echo: false,
             headers: self.settings.headers,
             tls_required: self.settings.route.info.tls_required,
@@ -801,25 +867,38 @@ impl Engine {
             cluster: self.cluster.name.clone().unwrap_or_default(),
             dynamic: self.cluster.is_dynamic,
             ..RouteConnect::default()
-        };
+        }
+    }
+
+    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+        let connect = self.route_connect(login);
         let Some(conn) = self.conns.get_mut(id) else { return };
         // Not by way of a trace, which would show the password.
         conn.outbox.push(&mut self.spares, |out| wire::connect(out, &connect));
         self.flush_soon(id);
     }
 
-    fn send_route_info(&mut self, id: ConnId) {
-        let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else { return };
+    /// What this server says of itself over any route.
+    fn route_info(&self) -> RouteInfo {
         let mut info = self.settings.route.info.clone();
-        // Who dials chooses what the connection is for.
-        match &route.part {
-            Part::Pool(index) if route.dialed.is_some() => info.route_pool_idx = (*index).into(),
-            Part::Account(name) if route.dialed.is_some() => info.route_account = (**name).into(),
-            _ => {}
-        }
         info.cluster = self.cluster.name.clone().unwrap_or_default();
         info.cluster_dynamic = self.cluster.is_dynamic;
         info.ldm = self.lame_duck.is_some();
+        info
+    }
+
+    fn send_route_info(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let mut info = self.route_info();
+        if let Some(packing) = &conn.packing {
+            info.compression = packing.mode.name().to_owned();
+        }
+        // Who dials chooses what the connection is for.
+        match conn.route.as_ref().filter(|route| route.dialed.is_some()).map(|r| &r.part) {
+            Some(Part::Pool(index)) => info.route_pool_idx = (*index).into(),
+            Some(Part::Account(name)) => info.route_account = (**name).into(),
+            Some(Part::All) | None => {}
+        }
         self.reply(id, |out| wire::info(out, &info));
     }
 }

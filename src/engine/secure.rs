@@ -131,6 +131,7 @@ impl Conn {
     pub(super) fn wants_write(&self) -> bool {
         self.secure.as_ref().is_some_and(|secure| secure.wants_write())
             || self.websocket.as_ref().is_some_and(|websocket| websocket.wants_write())
+            || self.packing.as_ref().is_some_and(|packing| !packing.head.is_empty())
     }
 
     /// Tells the client that nothing follows, once all is said: a peer can tell that from a cut.
@@ -153,9 +154,31 @@ impl Conn {
         if let Some(secure) = &mut self.secure {
             return secure.in_flight.on_sent(bytes, complete);
         }
-        match &mut self.websocket {
-            Some(websocket) => websocket.in_flight.on_sent(bytes, complete),
+        match self.wrapped_in_flight() {
+            Some(in_flight) => in_flight.on_sent(bytes, complete),
             None => bytes,
+        }
+    }
+
+    /// What a layer other than TLS has in flight.
+    fn wrapped_in_flight(&mut self) -> Option<&mut InFlight> {
+        match (&mut self.websocket, &mut self.packing) {
+            (Some(websocket), _) => Some(&mut websocket.in_flight),
+            (None, Some(packing)) => Some(&mut packing.in_flight),
+            (None, None) => None,
+        }
+    }
+
+    /// The next batch of such a layer, and how many bytes of the outbox that is.
+    fn take_wrapped(
+        &mut self,
+        bytes_max: usize,
+        spares: &mut Spares,
+        packer: &mut Packer,
+    ) -> Option<(Vec<Piece>, usize)> {
+        match self.packing {
+            Some(_) => self.take_packed(spares, packer),
+            None => self.take_frames(bytes_max, spares, packer),
         }
     }
 
@@ -166,11 +189,11 @@ impl Conn {
         packer: &mut Packer,
     ) -> Option<Vec<Piece>> {
         let Some(secure) = self.secure.as_deref_mut() else {
-            if self.websocket.is_none() {
+            if self.websocket.is_none() && self.packing.is_none() {
                 return self.outbox.take(spares);
             }
-            let (batch, bytes) = self.take_frames(FRAME_BYTES_MAX, spares, packer)?;
-            self.websocket.as_deref_mut()?.in_flight.set(bytes);
+            let (batch, bytes) = self.take_wrapped(FRAME_BYTES_MAX, spares, packer)?;
+            self.wrapped_in_flight()?.set(bytes);
             return Some(batch);
         };
         let Stage::Session(session) = &mut secure.stage else {
@@ -207,8 +230,8 @@ impl Conn {
 
     /// Encrypts the next batch. Returns how many bytes of the outbox that is.
     fn encrypt(&mut self, spares: &mut Spares, packer: &mut Packer) -> usize {
-        let taken = if self.websocket.is_some() {
-            self.take_frames(BATCH_BYTES_MAX, spares, packer)
+        let taken = if self.websocket.is_some() || self.packing.is_some() {
+            self.take_wrapped(BATCH_BYTES_MAX, spares, packer)
         } else {
             let batch = self.outbox.take_up_to(BATCH_BYTES_MAX, spares);
             batch.map(|batch| {

@@ -18,8 +18,8 @@ use super::transport::Transport;
 use crate::certificate;
 use crate::cluster::Pooling;
 use crate::config::{
-    self, Auth, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls,
-    WebSocketOptions,
+    self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
+    Secret, Tls, WebSocketOptions,
 };
 use crate::proto::Info;
 use crate::proto::route::{Permitted, RouteInfo};
@@ -73,6 +73,7 @@ pub(super) struct RouteSettings {
     /// be taken, as what may be subscribed to.
     pub(super) permissions: Option<Permissions>,
     pub(super) tls: Option<MutualTls>,
+    pub(super) compression: Compression,
 }
 
 /// What an engine has to know of the configuration.
@@ -601,6 +602,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         connect_urls: urls(options, identity),
         route_pool_size: i32::from(pooling.size()),
         shardcast: true,
+        compression: cluster.compression.name().to_owned(),
         import: cluster.permissions.as_ref().and_then(|p| permitted(&p.publish)),
         export: cluster.permissions.as_ref().and_then(|p| permitted(&p.subscribe)),
         ..RouteInfo::default()
@@ -615,6 +617,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         ping_max: cluster.ping_max,
         permissions: cluster.permissions.as_ref().map(Permissions::new),
         tls: cluster.tls.clone(),
+        compression: cluster.compression.clone(),
     }
 }
 

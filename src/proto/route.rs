@@ -421,6 +421,9 @@ pub struct RouteInfo {
     /// Which of them this is; only who dials says so.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_idx: i32,
+    /// Whether and how it compresses (§7).
+    #[serde(skip_serializing_if = "is_default")]
+    pub compression: String,
     /// What it lets its clients' interest be told of.
     #[serde(skip_serializing_if = "is_default")]
     pub import: Option<Permitted>,

@@ -43,6 +43,7 @@ type Dialed = (u64, u32, RouteUrl, io::Result<TcpStream>);
 /// The running cluster side. It ends when dropped.
 pub(super) struct Cluster {
     listener: TcpListener,
+    reload_to: Sender<Arc<Options>>,
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -105,26 +106,18 @@ impl Cluster {
         }
         let at = host_port(&options.cluster.host, own.port);
         info!("Listening for route connections on {at}");
-        let cluster = &options.cluster;
-        let login = cluster.user.clone().map(|user| (user, cluster.password.clone()));
-        let plan = Plan {
-            id: identity.id.clone(),
-            routes: cluster.routes.clone(),
-            login,
-            connect_retries: cluster.connect_retries,
-            connect_backoff: cluster.connect_backoff,
-            no_advertise: cluster.no_advertise,
-            pooling: own.pooling.clone(),
-        };
         let (addresses, notices, started) = shards.for_cluster();
         let (stop, stopped) = bounded(0);
         let (accepted_to, accepted) = bounded(ACCEPTED_MAX);
         let (dialed_to, dialed) = unbounded();
         let side = Side {
-            members: Members::new(plan, fastrand::u64(..)),
+            members: Members::new(plan(&identity.id, &own.pooling, options), fastrand::u64(..)),
             addresses,
             started,
-            name: first_name(&cluster.routes),
+            id: identity.id.clone(),
+            pooling: own.pooling.clone(),
+            cluster: own.name.clone(),
+            name: first_name(&options.cluster.routes),
             last_rid: 0,
             dialing: 0,
             dialed_to,
@@ -133,12 +126,35 @@ impl Cluster {
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(failed)
         };
-        let decide = move || side.run(&notices, &accepted, &dialed, &stopped);
+        let (reload_to, reloads) = unbounded();
+        let decide = move || side.run(&notices, &accepted, &dialed, &reloads, &stopped);
         let threads = vec![
             spawn("cluster", Box::new(decide))?,
             spawn("cluster-accept", Box::new(move || accept(&listener, &accepted_to)))?,
         ];
-        Ok(Some(Self { listener: ends, stop: Some(stop), threads }))
+        Ok(Some(Self { listener: ends, reload_to, stop: Some(stop), threads }))
+    }
+}
+
+/// What its members have to know.
+fn plan(id: &str, pooling: &Pooling, options: &Options) -> Plan {
+    let cluster = &options.cluster;
+    Plan {
+        id: id.to_owned(),
+        routes: cluster.routes.clone(),
+        login: cluster.user.clone().map(|user| (user, cluster.password.clone())),
+        connect_retries: cluster.connect_retries,
+        connect_backoff: cluster.connect_backoff,
+        no_advertise: cluster.no_advertise,
+        pooling: pooling.clone(),
+    }
+}
+
+impl Cluster {
+    /// Other options count, of which the shards know already.
+    pub(super) fn reload(&self, options: &Arc<Options>) {
+        // If nobody takes it the server is about to end.
+        let _ = self.reload_to.send(Arc::clone(options));
     }
 }
 
@@ -183,6 +199,10 @@ struct Side {
     members: Members,
     addresses: Vec<Address>,
     started: Instant,
+    id: String,
+    pooling: Pooling,
+    /// The cluster's name.
+    cluster: String,
     /// The first host of the configured routes that is a name.
     name: Option<String>,
     last_rid: u64,
@@ -196,6 +216,7 @@ impl Side {
         notices: &Receiver<RouteNotice>,
         accepted: &Receiver<(TcpStream, SocketAddr)>,
         dialed: &Receiver<Dialed>,
+        reloads: &Receiver<Arc<Options>>,
         stopped: &Receiver<()>,
     ) {
         loop {
@@ -218,8 +239,22 @@ impl Side {
                 recv(dialed) -> dialed => if let Ok((target, attempt, url, outcome)) = dialed {
                     self.on_dialed(target, attempt, &url, outcome);
                 },
+                recv(reloads) -> options => if let Ok(options) = options {
+                    self.reload(&options);
+                },
                 recv(timer) -> _ => {}
             }
+        }
+    }
+
+    fn reload(&mut self, options: &Options) {
+        self.name = first_name(&options.cluster.routes);
+        self.members.reload(plan(&self.id, &self.pooling, options));
+        if let Some(name) = options.cluster.name.clone().filter(|name| *name != self.cluster) {
+            info!("Cluster name updated to {name}");
+            self.cluster.clone_from(&name);
+            self.tell_all(&RouteOrder::Name { name, is_dynamic: false });
+            self.members.on_named(None);
         }
     }
 
@@ -234,7 +269,8 @@ impl Side {
             RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
             RouteNotice::Ended { rid, is_self } => self.members.on_ended(rid, is_self),
             RouteNotice::Named { rid, name, is_dynamic } => {
-                self.members.on_named(rid);
+                self.members.on_named(Some(rid));
+                self.cluster.clone_from(&name);
                 self.tell_all(&RouteOrder::Name { name, is_dynamic });
             }
         }
@@ -312,6 +348,7 @@ impl Side {
         match step {
             Step::Register(rid, part) => order(rid, RouteOrder::Register(rid, part)),
             Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
+            Step::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
             Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
             Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),
             Step::Dial { target, url, attempt } => self.dial(target, url, attempt),

@@ -107,7 +107,7 @@ fn shown(state: &State, route: RouteSnapshot, detail: Detail, now: DateTime<Utc>
         subscriptions_list: list,
         subscriptions_list_detail: details,
         account: route.account,
-        compression: "off",
+        compression: route.compression,
     }
 }
 

@@ -138,7 +138,7 @@ impl<'a> Cluster<'a> {
         let tls_timeout = Duration::from_millis(tls_timeout_ms);
         let url = |url: &crate::config::RouteUrl| format!("{}:{}", url.host, url.port);
         Self {
-            name: &identity.name,
+            name: options.name.as_deref().unwrap_or(&identity.name),
             addr: &options.host,
             cluster_port: identity.port,
             auth_timeout: timeout.as_secs_f64(),
