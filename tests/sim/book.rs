@@ -71,6 +71,8 @@ pub(crate) struct Closed {
 /// One connection, as its client sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
+    /// The server that it is at.
+    pub(crate) server: usize,
     /// All bytes the client has written.
     pub(crate) out: Vec<u8>,
     pub(crate) ops: Vec<Sent>,
@@ -90,6 +92,8 @@ pub(crate) struct Session {
     pub(crate) info_due: bool,
     pub(crate) greeted: bool,
     pub(crate) info_count: usize,
+    /// Servers where it may connect, as it was last told.
+    pub(crate) urls: usize,
     pub(crate) heard: Vec<u8>,
     /// By sid and message.
     pub(crate) got: HashSet<(u32, usize)>,
@@ -119,6 +123,11 @@ impl Session {
 
     fn config(&self) -> Config {
         self.config_at(usize::MAX)
+    }
+
+    /// The version of the protocol that it speaks.
+    pub(crate) fn protocol(&self) -> u8 {
+        self.config().protocol
     }
 
     /// Whether the client can still send something that has an effect.
@@ -197,10 +206,14 @@ pub(crate) struct Book {
     pub(crate) messages: Vec<Publication>,
     /// How many members of a queue group have got a message.
     pub(crate) placed: HashMap<(usize, usize), u32>,
-    /// When everything was last at rest.
+    /// When everything was at rest: whatever a server was to know of another one it knew then.
     pub(crate) rests: Vec<Step>,
+    /// Pairs of servers between which a route came to its end, the smaller first, and when.
+    partings: Vec<(usize, usize, Step)>,
     /// Messages that have arrived, over all subscriptions.
     pub(crate) deliveries: u64,
+    /// There are several servers.
+    pub(crate) has_cluster: bool,
     matches: Vec<Vec<bool>>,
     /// Which subjects may be dropped for a client that is behind.
     droppable: Vec<bool>,
@@ -209,7 +222,7 @@ pub(crate) struct Book {
 const HEADER: &[u8] = b"NATS/1.0\r\nMade-By: simulator\r\n\r\n";
 
 impl Book {
-    pub(crate) fn new(overflow: bool) -> Self {
+    pub(crate) fn new(overflow: bool, has_cluster: bool) -> Self {
         let row = |filter: &&str| {
             let matches = |subject: &&str| subject::matches(filter.as_bytes(), subject.as_bytes());
             SUBJECTS.iter().map(matches).collect()
@@ -227,7 +240,9 @@ impl Book {
             messages: Vec::new(),
             placed: HashMap::new(),
             rests: Vec::new(),
+            partings: Vec::new(),
             deliveries: 0,
+            has_cluster,
             matches,
             droppable: droppable.collect(),
         }
@@ -255,9 +270,50 @@ impl Book {
         }
     }
 
-    pub(crate) fn open(&mut self) -> usize {
-        self.sessions.push(Session::default());
+    pub(crate) fn open(&mut self, server: usize) -> usize {
+        self.sessions.push(Session { server, ..Session::default() });
         self.sessions.len() - 1
+    }
+
+    /// A route between two servers comes to its end: what is on its way is lost.
+    pub(crate) fn part(&mut self, one: usize, other: usize) {
+        self.partings.push((one.min(other), one.max(other), self.step));
+    }
+
+    /// Whether no route between two servers came to its end in that time.
+    pub(crate) fn are_joined(&self, one: usize, other: usize, from: Step, to: Step) -> bool {
+        let pair = (one.min(other), one.max(other));
+        let parted = |&(a, b, at): &(usize, usize, Step)| (a, b) == pair && at >= from && at <= to;
+        !self.partings.iter().any(parted)
+    }
+
+    /// Whether any route came to its end since then.
+    pub(crate) fn has_parted_since(&self, step: Step) -> bool {
+        self.partings.iter().any(|(.., at)| *at >= step)
+    }
+
+    /// When everything was last at rest before a moment.
+    pub(crate) fn rest_before(&self, step: Step) -> Option<Step> {
+        self.rests.iter().rev().copied().find(|rest| *rest < step)
+    }
+
+    /// When everything was next at rest after a moment.
+    pub(crate) fn rest_after(&self, step: Step) -> Option<Step> {
+        self.rests.iter().copied().find(|rest| *rest > step)
+    }
+
+    /// Whether two sessions are at different servers. What one of them does is known to the other
+    /// one's server some time later, and no reply says when.
+    pub(crate) fn are_apart(&self, one: usize, other: usize) -> bool {
+        self.sessions[one].server != self.sessions[other].server
+    }
+
+    /// Whether a route by which messages of one session came to the other may have ended since
+    /// the time before `step`. Another one may be on another shard, with other lanes.
+    pub(crate) fn may_have_parted(&self, one: usize, other: usize, step: Step) -> bool {
+        let (one, other) = (self.sessions[one].server, self.sessions[other].server);
+        let from = self.rest_before(step).unwrap_or(0);
+        one != other && !self.are_joined(one, other, from, Step::MAX)
     }
 
     fn write(&mut self, s: usize, wire: &[u8]) -> usize {

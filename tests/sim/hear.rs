@@ -56,7 +56,10 @@ impl Book {
                 let text = String::from_utf8_lossy(json);
                 let first = session.info_count == 0;
                 session.info_count += 1;
-                assert!(first || info_due, "session {s}: an INFO for no reason: {text}");
+                // Those who understand it are told of other servers whenever there are others.
+                let told = self.has_cluster && session.greeted && session.protocol() >= 1;
+                assert!(first || info_due || told, "session {s}: an INFO for no reason: {text}");
+                session.urls = text.matches(":2\"").count();
                 assert_eq!(text.contains("\"connect_info\":true"), info_due, "session {s}: {text}");
             }
             _ if session.info_count == 0 => panic!("session {s}: the server begins with INFO"),
@@ -207,6 +210,11 @@ impl Book {
         let ended = sub.end.and_then(|end| session.confirmed(end));
         let settled = self.sessions[message.session].confirmed(message.op);
         let own = message.session == sub.session;
+        let is_apart = self.are_apart(message.session, sub.session);
+        let was_settled = settled.is_some_and(|settled| match is_apart {
+            true => self.rested_between(settled, sub.written),
+            false => settled < sub.written,
+        });
         if !self.matches(sub.filter, message.subject) {
             Some("its filter does not match")
         } else if ended.is_some_and(|ended| ended < self.step) {
@@ -215,7 +223,7 @@ impl Book {
             None
         } else if own && (message.op < sub.op || sub.end.is_some_and(|end| end < message.op)) {
             Some("it was not there when its own session published")
-        } else if !own && settled.is_some_and(|settled| settled < sub.written) {
+        } else if !own && was_settled {
             Some("the message was settled before SUB was sent")
         } else {
             None
@@ -246,7 +254,8 @@ impl Book {
             );
         }
         let last = session.last_by_sub.get(&(at, publisher)).copied();
-        let overtaken = last.filter(|last| *last > id);
+        let has_parted = self.may_have_parted(publisher, s, self.messages[id].written);
+        let overtaken = last.filter(|last| *last > id && !has_parted);
         if let Some(queue) = sub.queue {
             let placed = self.placed.entry((id, queue)).or_default();
             *placed += 1;
@@ -260,7 +269,7 @@ impl Book {
             assert!(overtaken.is_none(), "session {s}: {last:?} overtook {id} for sid {}", sub.sid);
             let others = session.last_by_subject.iter();
             let mut others = others.filter(|((p, other), _)| *p == publisher && *other != subject);
-            let overtaken = others.find(|(_, last)| **last > id);
+            let overtaken = others.find(|(_, last)| **last > id && !has_parted);
             assert!(overtaken.is_none(), "session {s}: {overtaken:?} overtook {id}");
             let last = self.sessions[s].last_by_subject.entry((publisher, subject)).or_default();
             *last = id.max(*last);
@@ -270,7 +279,14 @@ impl Book {
 
     /// Whether members of the group came or went since the first of two messages was sent.
     fn is_restless(&self, queue: usize, first: usize, second: usize) -> bool {
-        let since = self.messages[first.min(second)].written;
+        let mut since = self.messages[first.min(second)].written;
+        if self.has_cluster {
+            // What one server knows of the group another one learns by the next time of rest.
+            since = self.rest_before(since).unwrap_or(0);
+            if self.has_parted_since(since) {
+                return true;
+            }
+        }
         let open = |at: Option<Step>| at.is_none_or(|at| at >= since);
         self.subs.iter().filter(|sub| sub.queue == Some(queue)).any(|sub| {
             let session = &self.sessions[sub.session];

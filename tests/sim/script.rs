@@ -24,6 +24,7 @@ pub(crate) const QUEUES: [&str; 3] = ["q", "Q", "workers"];
 
 const CLIENTS_MAX: u8 = 8;
 const SHARDS_MAX: u8 = 4;
+const SERVERS_MAX: usize = 4;
 const OPS_MAX: usize = 400;
 
 /// One thing a client does.
@@ -81,6 +82,32 @@ pub(crate) enum Op {
     Garbage {
         which: u8,
     },
+    /// The network loses a route.
+    CutRoute {
+        which: u8,
+    },
+    /// One direction of a route takes nothing, …
+    StallRoute {
+        which: u8,
+    },
+    /// … until this, or until all is to come to rest.
+    UnstallRoutes,
+}
+
+impl Op {
+    /// Whether it is no client's doing.
+    pub(crate) fn is_about_routes(self) -> bool {
+        matches!(self, Self::CutRoute { .. } | Self::StallRoute { .. } | Self::UnstallRoutes)
+    }
+}
+
+/// What a run is about; the same bytes are another script for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The shards of one server.
+    Server,
+    /// Several servers that are joined by routes.
+    Cluster,
 }
 
 /// How the server and its surroundings are.
@@ -103,6 +130,8 @@ pub(crate) struct Plan {
     /// Decides everything that the script leaves open.
     pub(crate) schedule: u64,
     pub(crate) shards: u8,
+    /// For each server those that it dials.
+    pub(crate) servers: Vec<Vec<usize>>,
     pub(crate) flavour: Flavour,
     /// What each client does, in phases: between two of them everything comes to rest.
     pub(crate) phases: Vec<Vec<VecDeque<Op>>>,
@@ -131,9 +160,13 @@ impl Bytes<'_> {
 }
 
 impl Plan {
-    pub(crate) fn decode(bytes: &[u8]) -> Self {
+    pub(crate) fn decode(kind: Kind, bytes: &[u8]) -> Self {
         let mut bytes = Bytes(bytes);
         let schedule = u64::from_le_bytes(std::array::from_fn(|_| bytes.or_zero()));
+        let servers = match kind {
+            Kind::Server => vec![Vec::new()],
+            Kind::Cluster => servers(&mut bytes),
+        };
         let shards = bytes.or_zero() % SHARDS_MAX + 1;
         let clients = bytes.or_zero() % (CLIENTS_MAX - 1) + 2;
         let flavour = flavour(bytes.or_zero(), bytes.or_zero());
@@ -145,13 +178,31 @@ impl Plan {
                 phases.push(new_phase());
                 continue;
             }
-            let Some(op) = op(&mut bytes, clients) else { break };
+            let Some(op) = op(kind, &mut bytes, clients) else { break };
             if let Some(phase) = phases.last_mut() {
                 phase[usize::from(client % clients)].push_back(op);
             }
         }
-        Self { schedule, shards, flavour, phases }
+        Self { schedule, shards, servers, flavour, phases }
     }
+}
+
+/// Who dials whom: each at least one of those before it, so that all hear of one another.
+fn servers(bytes: &mut Bytes<'_>) -> Vec<Vec<usize>> {
+    let count = usize::from(bytes.or_zero()) % (SERVERS_MAX - 1) + 2;
+    let mut dials = vec![Vec::new(); count];
+    for at in 1..count {
+        let byte = usize::from(bytes.or_zero());
+        dials[at].push(byte % at);
+        let more = byte / 16 % count;
+        if byte >= 128 && more != at && more != byte % at {
+            dials[at].push(more);
+        }
+        if (byte / 64).is_multiple_of(2) && byte.is_multiple_of(3) {
+            dials[byte % at].push(at);
+        }
+    }
+    dials
 }
 
 fn flavour(first: u8, second: u8) -> Flavour {
@@ -171,9 +222,15 @@ fn flavour(first: u8, second: u8) -> Flavour {
     }
 }
 
-fn op(bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
-    let kind = bytes.next()?;
-    let op = match kind % 64 {
+fn op(kind: Kind, bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
+    let first = bytes.next()?;
+    let is_cluster = kind == Kind::Cluster;
+    let op = match first % 64 {
+        54 if is_cluster => match bytes.next()? {
+            which @ 0..100 => Op::CutRoute { which },
+            which @ 100..200 => Op::StallRoute { which },
+            _ => Op::UnstallRoutes,
+        },
         0..13 => {
             let (first, second) = (bytes.next()?, bytes.next()?);
             let queue = (first % 8 >= 5).then(|| usize::from(first / 8) % QUEUES.len());
