@@ -51,7 +51,8 @@ fn name(server: usize) -> String {
 
 fn identity(server: usize, lives: u32) -> Identity {
     Identity {
-        id: format!("{}.{lives}", name(server)),
+        // Its first characters name a server in subjects.
+        id: format!("N{server}L{lives}LONGENOUGH"),
         name: name(server),
         cluster: Some(ClusterIdentity {
             name: "C".to_owned(),
@@ -361,6 +362,10 @@ impl World {
             }
         }
         assert!(self.ends.iter().all(|end| end.pipe.gone), "a route remains");
+        for (at, shard) in self.shards.iter().enumerate() {
+            assert_eq!(shard.engine.filters(), 0, "interest of peers remains on shard {at}");
+            assert_eq!(shard.engine.output_bytes(), 0, "output remains on shard {at}");
+        }
     }
 }
 
