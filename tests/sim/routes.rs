@@ -274,7 +274,7 @@ impl World {
         // A peer that does not answer is stale after two intervals, and one that says nothing.
         let stale = self.now - end.since >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
         let over = end.is_reset || end.pipe.end_handed || end.is_dismissed;
-        let is_narrow = self.flavour.pending_bytes_max < 1_000_000;
+        let is_narrow = self.flavour.pending_bytes_max < 64 * 1024 * 1024;
         assert!(
             over || late || stale || is_narrow || self.is_leaving,
             "end {at} of a route is closed for no reason"
