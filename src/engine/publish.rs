@@ -614,13 +614,14 @@ impl Engine {
     ) -> Option<Option<RoutePick>> {
         let group = &targets.queues[number];
         let local = group.local.len() as u64;
-        // Over a route plain subscribers would get it, too: those that had it from the first
-        // shard must not get it again because a member of the group has gone.
-        let is_forwarded = !source.visited.is_empty();
-        let is_open = |(route, _): &&(u32, u32)| !is_forwarded || !targets.routes.contains(route);
         let routes: SmallVec<[(u32, u32); 1]> = match source.routed {
             true => SmallVec::new(),
-            false => group.routes.iter().filter(is_open).copied().collect(),
+            false => {
+                let is_open = |(route, _): &&(u32, u32)| {
+                    source.visited.is_empty() || targets.is_only_for(*route, number)
+                };
+                group.routes.iter().filter(is_open).copied().collect()
+            }
         };
         let behind_routes: u64 = routes.iter().map(|(_, members)| u64::from(*members)).sum();
         let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;

@@ -68,7 +68,7 @@ impl Book {
     }
 
     /// Whether the subscription can have been in force at any point of the message's way.
-    fn is_possible(&self, sub: &Subscription, message: &Publication) -> bool {
+    pub(crate) fn is_possible(&self, sub: &Subscription, message: &Publication) -> bool {
         let receiver = &self.sessions[sub.session];
         let sender = &self.sessions[message.session];
         if !self.matches(sub.filter, message.subject) {
@@ -206,6 +206,7 @@ impl Book {
         assert!(
             lost_with_its_member
                 || self.may_be_lost_abroad(queue, message)
+                || self.may_be_left_at_home(queue, message)
                 || self.placed.contains_key(&(id, queue)) || self.is_fuzzy(queue),
             "message {id} reached nobody in the group {:?}",
             QUEUES[queue]
@@ -223,6 +224,18 @@ impl Book {
             let mut there = members().filter(|sub| self.sessions[sub.session].server == server);
             !there.any(|sub| sub.limits.is_empty() && self.is_stable(sub, message))
         })
+    }
+
+    /// Whether a member at the publisher's server may be chosen that is just going, and none is
+    /// left there: then it goes to another server only if nothing else of it went there.
+    fn may_be_left_at_home(&self, queue: usize, message: &Publication) -> bool {
+        let is_apart = |sub: &&Subscription| self.are_apart(sub.session, message.session);
+        let possible = || self.subs.iter().filter(|sub| self.is_possible(sub, message));
+        let stays = |sub: &Subscription| sub.limits.is_empty() && self.is_stable(sub, message);
+        let own = || self.members(queue).filter(|sub| !is_apart(sub));
+        own().any(|sub| self.is_possible(sub, message))
+            && !own().any(stays)
+            && possible().any(|sub| is_apart(&sub) && sub.queue != Some(queue))
     }
 
     fn is_fuzzy(&self, queue: usize) -> bool {
