@@ -97,6 +97,8 @@ pub(crate) struct Session {
     pub(crate) heard: Vec<u8>,
     /// By sid and message.
     pub(crate) got: HashSet<(u32, usize)>,
+    /// What came a second time, where that can be.
+    pub(crate) got_again: u64,
     /// Messages for which the status came that nobody has got them.
     pub(crate) unanswered: HashSet<usize>,
     /// The last message by publisher and subject.

@@ -150,7 +150,7 @@ impl World {
                 if session.reset || pending_bytes > 0 {
                     continue;
                 }
-                let came = session.got.len() as u64;
+                let came = session.got.len() as u64 + session.got_again;
                 let Dropped { newest, oldest, conflated } = dropped;
                 assert_eq!(
                     traffic.out_msgs,
