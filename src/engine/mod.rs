@@ -654,6 +654,7 @@ impl Engine {
                 self.send_info(id, false);
             }
         }
+        self.settle_deliveries();
     }
 
     /// Connections that the shard has not been told to close.

@@ -123,6 +123,12 @@ impl Session {
         last.map_or(Config::BEFORE_CONNECT, |(_, config)| *config)
     }
 
+    /// Whether it had echo when it did this, or later.
+    pub(crate) fn may_echo(&self, op: usize) -> bool {
+        let later = self.configs.iter().filter(|(from, _)| *from > op);
+        self.config_at(op).echo || later.into_iter().any(|(_, config)| config.echo)
+    }
+
     fn config(&self) -> Config {
         self.config_at(usize::MAX)
     }

@@ -325,6 +325,10 @@ impl World {
 
     /// What is missing until every pair of servers has one route, in both their opinions.
     pub(super) fn cluster_unrest(&self) -> Option<String> {
+        let mut ends = self.ends.iter().filter(|end| end.pipe.is_open());
+        if let Some(end) = ends.find(|end| !end.pipe.reading) {
+            return Some(format!("route {} of server {} is paused", end.rid, end.server));
+        }
         for (server, Server { notices, .. }) in self.servers.iter().enumerate() {
             if self.is_leaving {
                 break;
