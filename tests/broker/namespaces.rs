@@ -35,10 +35,10 @@ impl Partitionable {
             let gateway = format!("10.213.{side}.1");
             ip(&format!("netns add {own}"))?;
             ip(&format!("-n {own} link set lo up"))?;
-            let link = format!("link add up type veth peer name side{side} netns {router}");
+            let link = format!("link add uplink type veth peer name side{side} netns {router}");
             ip(&format!("-n {own} {link}"))?;
-            ip(&format!("-n {own} addr add {at}/24 dev up"))?;
-            ip(&format!("-n {own} link set up up"))?;
+            ip(&format!("-n {own} addr add {at}/24 dev uplink"))?;
+            ip(&format!("-n {own} link set uplink up"))?;
             ip(&format!("-n {router} addr add {gateway}/24 dev side{side}"))?;
             ip(&format!("-n {router} link set side{side} up"))?;
             ip(&format!("-n {own} route add default via {gateway}"))?;
