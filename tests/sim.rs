@@ -100,6 +100,7 @@ fn name(kind: Kind) -> &'static str {
     match kind {
         Kind::Server => "shards_agree",
         Kind::Cluster => "servers_agree",
+        Kind::Reloads => "configurations_that_change",
     }
 }
 
@@ -111,6 +112,11 @@ fn shards_agree_with_a_single_table_whatever_happens_when() {
 #[test]
 fn servers_agree_with_a_single_table_whatever_becomes_of_routes() {
     run_as_asked(Kind::Cluster);
+}
+
+#[test]
+fn configurations_that_change_change_nothing_else() {
+    run_as_asked(Kind::Reloads);
 }
 
 #[test]
@@ -137,7 +143,7 @@ fn nobody_gets_anything_of_another_account_but_by_export_and_import() {
 #[test]
 fn any_bytes_are_a_script() {
     for len in 0..40 {
-        for kind in [Kind::Server, Kind::Cluster] {
+        for kind in [Kind::Server, Kind::Cluster, Kind::Reloads] {
             sim::run_script(kind, &vec![0xff; len]);
             sim::run_script(kind, &vec![0; len * 8]);
         }

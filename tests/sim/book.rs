@@ -10,7 +10,9 @@ use std::fmt::Write;
 use shardcast::engine::Dropped;
 use shardcast::subject;
 
-use super::script::{BAD_FILTERS, FILTERS, OVERFLOW, QUEUES, SUBJECTS};
+use super::script::{
+    BAD_FILTERS, FILTERS, Flavour, OVERFLOW, PRIVATE, QUEUES, Rules, SUBJECTS, UNDELIVERED, UNPUBLISHED,
+};
 
 /// A moment: everything that happens has a number of its own.
 pub(crate) type Step = u64;
@@ -57,6 +59,10 @@ pub(crate) enum Awaited {
     Pong,
     Err(&'static str),
 }
+
+/// What comes when a reload ends the subscription that may be denied; it answers nothing.
+pub(crate) const REMOVED: Awaited =
+    Awaited::Err("Permissions Violation for Subscription to \"private\" (sid \"777777\")");
 
 /// How a session came to its end on the server.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +121,12 @@ pub(crate) struct Session {
     pub(crate) over: bool,
     /// What it has missed, where that is known.
     pub(crate) dropped: Option<Dropped>,
+    /// Operations that subscribe to what may be denied.
+    private_ops: Vec<usize>,
+    /// It has that subscription.
+    is_private: bool,
+    /// Since when it must not get what is delivered to nobody.
+    pub(crate) denied_since: Option<Step>,
 }
 
 impl Session {
@@ -203,6 +215,8 @@ pub(crate) struct Publication {
     pub(crate) payload: Vec<u8>,
     pub(crate) size_text: String,
     pub(crate) written: Step,
+    /// Its publisher was not allowed to publish it.
+    pub(crate) is_denied: bool,
 }
 
 /// Everything that clients have done.
@@ -222,6 +236,8 @@ pub(crate) struct Book {
     pub(crate) deliveries: u64,
     /// There are several servers.
     pub(crate) has_cluster: bool,
+    /// Permissions change.
+    has_reloads: bool,
     matches: Vec<Vec<bool>>,
     /// Which subjects may be dropped for a client that is behind.
     droppable: Vec<bool>,
@@ -230,7 +246,7 @@ pub(crate) struct Book {
 const HEADER: &[u8] = b"NATS/1.0\r\nMade-By: simulator\r\n\r\n";
 
 impl Book {
-    pub(crate) fn new(overflow: bool, has_cluster: bool) -> Self {
+    pub(crate) fn new(flavour: &Flavour, has_cluster: bool) -> Self {
         let row = |filter: &&str| {
             let matches = |subject: &&str| subject::matches(filter.as_bytes(), subject.as_bytes());
             SUBJECTS.iter().map(matches).collect()
@@ -239,7 +255,7 @@ impl Book {
         matches.push(vec![false; SUBJECTS.len()]);
         let droppable = SUBJECTS.iter().map(|subject| {
             let mut rules = OVERFLOW.iter();
-            overflow && rules.any(|r| subject::matches(r.0.as_bytes(), subject.as_bytes()))
+            flavour.overflow && rules.any(|r| subject::matches(r.0.as_bytes(), subject.as_bytes()))
         });
         Self {
             step: 0,
@@ -251,6 +267,7 @@ impl Book {
             partings: Vec::new(),
             deliveries: 0,
             has_cluster,
+            has_reloads: flavour.reloads,
             matches,
             droppable: droppable.collect(),
         }
@@ -278,9 +295,71 @@ impl Book {
         }
     }
 
-    pub(crate) fn open(&mut self, server: usize) -> usize {
-        self.sessions.push(Session { server, ..Session::default() });
+    pub(crate) fn open(&mut self, server: usize, rules: Rules) -> usize {
+        let denied_since = rules.undelivered.then_some(self.step);
+        self.sessions.push(Session { server, denied_since, ..Session::default() });
         self.sessions.len() - 1
+    }
+
+    /// Whether a subject, by number, may be denied to those who get it.
+    pub(crate) fn is_deniable(&self, subject: usize) -> bool {
+        self.has_reloads && SUBJECTS[subject] == UNDELIVERED
+    }
+
+    /// An operation is answered with an error, and with nothing else.
+    fn refuse(&mut self, s: usize, op: usize, error: &'static str) {
+        let awaited = &mut self.sessions[s].awaited;
+        awaited.retain(|(reply, of)| *of != op || *reply != Awaited::Ok);
+        let at = awaited.partition_point(|(_, other)| *other <= op);
+        awaited.insert(at, (Awaited::Err(error), op));
+    }
+
+    /// The server of an open session has got another configuration, on the session's shard.
+    pub(crate) fn reloaded(&mut self, s: usize, rules: Rules) {
+        self.step += 1;
+        let session = &mut self.sessions[s];
+        if !rules.undelivered {
+            session.denied_since = None;
+            return;
+        }
+        session.denied_since.get_or_insert(self.step);
+        let is_over = session.last_op.is_some_and(|last| last < session.handed_ops);
+        if std::mem::take(&mut session.is_private) && !is_over {
+            let last = session.handed_ops - 1;
+            let at = session.awaited.partition_point(|(_, op)| *op <= last);
+            session.awaited.insert(at, (REMOVED, last));
+        }
+    }
+
+    pub(crate) fn sub_private(&mut self, s: usize) {
+        let (filter, sid) = PRIVATE;
+        let op = self.write(s, format!("SUB {filter} {sid}\r\n").as_bytes());
+        self.sessions[s].private_ops.push(op);
+        self.await_ok(s, op);
+    }
+
+    /// The engine has got an operation when these rules were in force.
+    fn obey(&mut self, s: usize, op: usize, rules: Rules) {
+        let session = &mut self.sessions[s];
+        if session.configs.iter().any(|(at, _)| *at == op) {
+            session.is_private = false;
+        }
+        if session.private_ops.contains(&op) {
+            if rules.undelivered {
+                let text = "Permissions Violation for Subscription to \"private\"";
+                return self.refuse(s, op, text);
+            }
+            session.is_private = true;
+        }
+        if !rules.unpublished {
+            return;
+        }
+        let id = session.messages.iter().copied().find(|id| self.messages[*id].op == op);
+        let message = id.map(|id| &mut self.messages[id]);
+        if let Some(message) = message.filter(|m| SUBJECTS[m.subject] == UNPUBLISHED) {
+            message.is_denied = true;
+            self.refuse(s, op, "Permissions Violation for Publish to \"a.c\"");
+        }
     }
 
     /// A route between two servers comes to its end: what is on its way is lost.
@@ -340,12 +419,18 @@ impl Book {
     }
 
     /// The engine has got the first `len` bytes of what a session sends.
-    pub(crate) fn handed(&mut self, s: usize, len: usize) {
+    pub(crate) fn handed(&mut self, s: usize, len: usize, rules: Rules) {
         self.step += 1;
         let session = &mut self.sessions[s];
+        let first = session.handed_ops;
         while let Some(op) = session.ops.get_mut(session.handed_ops).filter(|op| op.end <= len) {
             op.handed = Some(self.step);
             session.handed_ops += 1;
+        }
+        if self.has_reloads {
+            for op in first..self.sessions[s].handed_ops {
+                self.obey(s, op, rules);
+            }
         }
     }
 
@@ -510,8 +595,17 @@ impl Book {
         self.sessions[s].messages.push(id);
         let written = self.step;
         let header_len = header_len.filter(|len| *len > 0);
-        let message =
-            Publication { session: s, op, subject, reply, header_len, payload, size_text, written };
+        let message = Publication {
+            session: s,
+            op,
+            subject,
+            reply,
+            header_len,
+            payload,
+            size_text,
+            written,
+            is_denied: false,
+        };
         self.messages.push(message);
         if config.pedantic && !subject::is_valid_publish(SUBJECTS[subject].as_bytes()) {
             let error = Awaited::Err("Invalid Publish Subject");
@@ -551,7 +645,9 @@ impl Book {
     /// The most bytes that could ever have been queued for a session.
     pub(crate) fn owed_bytes_max(&self, s: usize) -> usize {
         let session = &self.sessions[s];
-        let mut bytes = 2_000 + session.ops.len() * 60;
+        let mut bytes = 2_000 + session.ops.len() * 100;
+        // Each time that a route comes or goes there may be an INFO.
+        bytes += self.partings.len() * 3_000 + session.info_count * 600;
         for message in &self.messages {
             let subs = session.subs.iter().map(|sub| &self.subs[*sub]);
             let matching = subs.filter(|sub| self.matches(sub.filter, message.subject)).count();

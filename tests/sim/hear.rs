@@ -1,6 +1,6 @@
 //! What a client receives, judged as it comes.
 
-use super::book::{Awaited, Book, Publication, Step, Subscription};
+use super::book::{Awaited, Book, Publication, REMOVED, Step, Subscription};
 use super::script::{QUEUES, SUBJECTS};
 use super::wire::{self, Heard, Message, show};
 
@@ -146,10 +146,17 @@ impl Book {
             sender.last_op.is_none_or(|last| op < last),
             "session {s}: message {id} was sent behind its publisher's end"
         );
+        assert!(!publication.is_denied, "session {s}: message {id} was refused, but came");
+        let denied = self.sessions[s].denied_since.filter(|_| self.is_deniable(subject));
+        assert!(
+            denied.is_none_or(|since| since > publication.written),
+            "session {s}: message {id} came, which nobody may get"
+        );
         if publisher == s {
             // A queue message that is passed on may find it changed.
             assert!(sender.may_echo(op), "session {s}: got its own {id} without echo");
-            let early = sender.awaited.iter().any(|(_, awaited)| *awaited == op);
+            let answers = |(reply, of): &(Awaited, usize)| *of == op && *reply != REMOVED;
+            let early = sender.awaited.iter().any(answers);
             assert!(!early, "session {s}: its own {id} came before the +OK for it");
         }
         let new = self.sessions[s].got.insert((sid, id));
@@ -352,6 +359,7 @@ impl Book {
         assert_eq!(sizes, [Some(size.as_bytes()); 2], "session {s}: {message:?}");
         let reply = sent.reply.as_deref().unwrap_or_default();
         assert_eq!(message.subject, reply.as_bytes(), "session {s}: {message:?}");
+        assert!(!sent.is_denied, "session {s}: a status for {id}, which was refused");
         assert_eq!(sent.session, s, "a status goes to the one who asked");
         assert!(session.config_at(sent.op).no_responders, "session {s} wants no status for {id}");
         let sid = sid_of(message.sid);

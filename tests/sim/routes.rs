@@ -14,8 +14,8 @@ use shardcast::engine::{
 use shardcast::shard::RouteOrder;
 
 use super::pipe::Pipe;
-use super::script::Flavour;
-use super::shards::{Shard, settings};
+use super::script::{Flavour, Rules};
+use super::shards::{Order, Shard, settings};
 use super::sockets::piece_of;
 use super::world::{NS_PER_MS, World, tell};
 
@@ -73,14 +73,14 @@ pub(super) fn shards(
     rng: &mut fastrand::Rng,
 ) -> Vec<Shard> {
     let identity = if is_cluster { identity(server, lives) } else { Identity::default() };
-    let settings = Rc::new(settings(flavour, usize::MAX, &identity));
+    let settings = Rc::new(settings(flavour, Rules::default(), &identity));
     let shard = |id| {
         let settings = Rc::clone(&settings);
         let mut engine = Engine::new(ShardId(id), usize::from(count), settings, rng.u64(..));
         if is_cluster {
             engine.name_cluster("C", false);
         }
-        Shard::new(server, ShardId(id), engine)
+        Shard::new(server, ShardId(id), engine, identity.clone())
     };
     (0..count).map(shard).collect()
 }
@@ -136,7 +136,7 @@ impl World {
             Task::Dial { target, url, .. } => return self.dial(server, target, &url, eager),
             Task::Urls(urls) => {
                 for shard in self.shards_of(server) {
-                    self.shards[shard].orders.push_back(RouteOrder::Urls(urls.clone()));
+                    self.shards[shard].orders.push_back(Order::Route(RouteOrder::Urls(urls.clone())));
                 }
                 return;
             }
@@ -150,7 +150,7 @@ impl World {
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };
         let shard = self.shard_of_route(server, order.0);
-        self.shards[shard].orders.push_back(order.1);
+        self.shards[shard].orders.push_back(Order::Route(order.1));
     }
 
     /// Routes go round the shards.
@@ -274,7 +274,7 @@ impl World {
         // A peer that does not answer is stale after two intervals, and one that says nothing.
         let stale = self.now - end.since >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
         let over = end.is_reset || end.pipe.end_handed || end.is_dismissed;
-        let is_narrow = self.flavour.pending_bytes_max < 64 * 1024 * 1024;
+        let is_narrow = self.flavour.pending_bytes_min() < 64 * 1024 * 1024;
         assert!(
             over || late || stale || is_narrow || self.is_leaving,
             "end {at} of a route is closed for no reason"

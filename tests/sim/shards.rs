@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use shardcast::config::{Options, OverflowRule};
+use shardcast::config::{
+    Options, OverflowRule, Permissions, SubjectEntry, SubjectList, User,
+};
 use shardcast::engine::{
     Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats,
 };
@@ -11,11 +13,22 @@ use shardcast::shard::RouteOrder;
 
 use super::book::Step;
 use super::pipe::Pipe;
-use super::script::{Flavour, OVERFLOW};
+use super::script::{
+    Flavour, NARROW_BYTES_MAX, OVERFLOW, PRIVATE, Rules, UNDELIVERED, UNPUBLISHED,
+};
 use super::world::{World, tell};
 
 /// Records that a lane holds.
 const LANE_RECORDS_MAX: usize = 2;
+
+/// What the output of a shard may take when memory is tight.
+pub(super) const TIGHT_BYTES_MAX: usize = 20_000;
+
+/// What a shard is told by its server.
+pub(super) enum Order {
+    Route(RouteOrder),
+    Reload(Rules),
+}
 
 /// One shard of a server.
 pub(super) struct Shard {
@@ -26,8 +39,11 @@ pub(super) struct Shard {
     /// The generation of each slot, and whether it is taken.
     slots: Vec<(u32, bool)>,
     pub(super) weight: u32,
-    /// What it is to do about routes.
-    pub(super) orders: VecDeque<RouteOrder>,
+    /// What it is to do.
+    pub(super) orders: VecDeque<Order>,
+    /// What is in force.
+    pub(super) rules: Rules,
+    identity: Identity,
 }
 
 /// Whose connection something is about.
@@ -38,9 +54,9 @@ enum Whose {
 }
 
 impl Shard {
-    pub(super) fn new(server: usize, id: ShardId, engine: Engine) -> Self {
-        let (slots, orders) = (Vec::new(), VecDeque::new());
-        Self { server, id, engine, slots, weight: 1, orders }
+    pub(super) fn new(server: usize, id: ShardId, engine: Engine, identity: Identity) -> Self {
+        let (slots, orders, rules) = (Vec::new(), VecDeque::new(), Rules::default());
+        Self { server, id, engine, slots, weight: 1, orders, rules, identity }
     }
 
     /// A free slot, taken from now on.
@@ -209,9 +225,11 @@ impl World {
             Whose::Client(at) => &mut self.sockets[at].pipe,
             Whose::Peer(at) => &mut self.ends[at].pipe,
         };
+        let is_narrow = self.shards[pipe.shard].rules.narrow;
         let bytes = pipe.flush(&mut self.shards[pipe.shard].engine, self.now);
         // A peer may besides have pending what it was told when it came.
         let limit = match whose {
+            Whose::Client(_) if is_narrow => NARROW_BYTES_MAX,
             Whose::Client(_) => self.flavour.pending_bytes_max,
             Whose::Peer(_) => usize::MAX,
         };
@@ -240,10 +258,33 @@ impl World {
         let mut moved = false;
         for _ in 0..count {
             let Some(order) = self.shards[shard].orders.pop_front() else { break };
-            self.shards[shard].obey(order);
+            match order {
+                Order::Route(order) => self.shards[shard].obey(order),
+                Order::Reload(rules) => self.reload(shard, rules),
+            }
             moved = true;
         }
         moved
+    }
+
+    fn reload(&mut self, shard: usize, rules: Rules) {
+        tell!(self, "shard {shard} reloads: {rules:?}");
+        let here = &mut self.shards[shard];
+        here.rules = rules;
+        let settings = settings(&self.flavour, rules, &here.identity);
+        here.engine.reload(Rc::new(settings));
+        let is_mine = |pipe: &Pipe| pipe.shard == shard && pipe.is_open() && !pipe.end_handed;
+        for socket in self.sockets.iter().filter(|socket| is_mine(&socket.pipe)) {
+            self.book.reloaded(socket.session, rules);
+        }
+    }
+
+    /// A server gets another configuration; its shards take it over one by one.
+    pub(super) fn order_reload(&mut self, server: u8, rules: Rules) {
+        let servers = self.servers.len().max(1);
+        for shard in self.shards_of(usize::from(server) % servers) {
+            self.shards[shard].orders.push_back(Order::Reload(rules));
+        }
     }
 
     /// The shards of a server.
@@ -291,7 +332,8 @@ impl World {
     /// With no memory allowed for output, the next turn cuts somebody if any is still booked.
     pub(super) fn probe_memory(&mut self) {
         for shard in 0..self.shards.len() {
-            let settings = Rc::new(settings(&self.flavour, 0, &Identity::default()));
+            let (options, identity) = (options(&self.flavour, self.shards[shard].rules), Identity::default());
+            let settings = Rc::new(Settings::new(&options, &identity, 0));
             let Shard { engine, slots, .. } = &mut self.shards[shard];
             let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
             let id = ConnId { slot, generation: 0 };
@@ -312,18 +354,23 @@ pub(super) fn lanes(shards: usize) -> Vec<Vec<VecDeque<Record>>> {
     (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect()
 }
 
-pub(super) fn settings(
-    flavour: &Flavour,
-    memory_bytes_max: usize,
-    identity: &Identity,
-) -> Settings {
+pub(super) fn settings(flavour: &Flavour, rules: Rules, identity: &Identity) -> Settings {
+    let mut options = options(flavour, rules);
+    // Where other members are told to dial it.
+    options.cluster.advertise = identity.cluster.as_ref().map(|_| format!("{}:1", identity.name));
+    let memory_bytes_max = if rules.tight { TIGHT_BYTES_MAX } else { usize::MAX };
+    Settings::new(&options, identity, memory_bytes_max)
+}
+
+fn options(flavour: &Flavour, rules: Rules) -> Options {
     let mut options = Options::default();
-    options.limits.pending_bytes_max = flavour.pending_bytes_max;
+    options.limits.pending_bytes_max =
+        if rules.narrow { NARROW_BYTES_MAX } else { flavour.pending_bytes_max };
     options.limits.payload_bytes_max = options.limits.payload_bytes_max.max(500_000);
     options.write_deadline_ms = flavour.write_deadline_ms;
     options.ping_interval_ms = flavour.ping_interval_ms;
     options.cluster.ping_interval_ms = flavour.ping_interval_ms;
-    if flavour.overflow {
+    if flavour.overflow && !rules.strict {
         let rules = OVERFLOW.iter().map(|(filter, kind, pending_bytes_max)| OverflowRule {
             filter: (*filter).to_owned(),
             kind: *kind,
@@ -331,7 +378,23 @@ pub(super) fn settings(
         });
         options.overflow = rules.collect();
     }
-    // Where other members are told to dial it.
-    options.cluster.advertise = identity.cluster.as_ref().map(|_| format!("{}:1", identity.name));
-    Settings::new(&options, identity, memory_bytes_max)
+    if flavour.reloads {
+        let deny = |subjects: &[&str], denies: bool| SubjectList {
+            deny: subjects
+                .iter()
+                .filter(|_| denies)
+                .map(|subject| SubjectEntry { subject: (*subject).to_owned(), queue: None })
+                .collect(),
+            ..SubjectList::default()
+        };
+        let permissions = Permissions {
+            publish: deny(&[UNPUBLISHED], rules.unpublished),
+            subscribe: deny(&[UNDELIVERED, PRIVATE.0], rules.undelivered),
+            allow_responses: None,
+        };
+        let user = User { permissions: Some(permissions), ..User::named("guest") };
+        options.auth.users.push(user);
+        options.auth.no_auth_user = Some("guest".to_owned());
+    }
+    options
 }

@@ -4,6 +4,7 @@ use shardcast::engine::ConnId;
 
 use super::book::{Closed, Step};
 use super::pipe::Pipe;
+use super::shards::TIGHT_BYTES_MAX;
 use super::world::{NS_PER_MS, World, tell};
 
 /// One client's connection, both ends.
@@ -130,19 +131,33 @@ impl World {
         let deadline = self.flavour.write_deadline_ms * NS_PER_MS;
         let late = socket.pipe.batch.as_ref().is_some_and(|b| b.since + deadline <= self.now);
         let pending = self.owed(socket);
+        let limits = self.flavour.pending_bytes_min();
+        let is_tight = self.is_tight(socket.pipe.shard);
         let silence = self.now - socket.pong_handed_ns;
         let stale = silence >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
         assert!(
-            late || stale || pending > self.flavour.pending_bytes_max,
+            late || stale || pending > limits || is_tight,
             "session {} is cut, but has at most {pending} bytes pending and is not late",
             socket.session
         );
         self.outcome.cuts += 1;
     }
 
+    /// Whether the output of all connections of a shard can have been too much together.
+    fn is_tight(&self, shard: usize) -> bool {
+        if !self.flavour.reloads {
+            return false;
+        }
+        // What goes over routes is not counted here.
+        let is_mine = |pipe: &Pipe| pipe.shard == shard && pipe.is_open();
+        let clients = self.sockets.iter().filter(|socket| is_mine(&socket.pipe));
+        let owed: usize = clients.map(|socket| self.owed(socket)).sum();
+        self.ends.iter().any(|end| end.pipe.shard == shard) || owed > TIGHT_BYTES_MAX
+    }
+
     /// The most that the engine can have had pending for a connection in this turn.
     fn owed(&self, socket: &Socket) -> usize {
-        self.book.owed_bytes_max(socket.session) - socket.reported_before
+        self.book.owed_bytes_max(socket.session).saturating_sub(socket.reported_before)
     }
 
     /// Tells the engine what has become of a connection's output, and of the connection.
@@ -192,7 +207,8 @@ impl World {
                 }
             }
             let session = socket.session;
-            self.book.handed(session, end);
+            let rules = self.shards[shard].rules;
+            self.book.handed(session, end, rules);
             moved = true;
         }
         moved

@@ -18,12 +18,14 @@ impl Book {
             && sender.config_at(message.op).echo
             && self.matches(sub.filter, message.subject)
             && !self.is_droppable(message.subject)
+            && !self.is_deniable(message.subject)
+            && !message.is_denied
     }
 
     /// Whether a message has surely been handled by its publisher's shard.
     fn is_handled(&self, message: &Publication) -> bool {
         let sender = &self.sessions[message.session];
-        if sender.last_op.is_some_and(|last| last < message.op) {
+        if message.is_denied || sender.last_op.is_some_and(|last| last < message.op) {
             return false;
         }
         let op = &sender.ops[message.op];
@@ -37,7 +39,9 @@ impl Book {
     fn is_stable(&self, sub: &Subscription, message: &Publication) -> bool {
         let receiver = &self.sessions[sub.session];
         let sender = &self.sessions[message.session];
-        if !self.matches(sub.filter, message.subject) || !receiver.is_complete() {
+        let is_certain = !message.is_denied && !self.is_deniable(message.subject);
+        let matches = self.matches(sub.filter, message.subject);
+        if !is_certain || !matches || !receiver.is_complete() {
             return false;
         }
         if message.session == sub.session {
@@ -71,7 +75,7 @@ impl Book {
     pub(crate) fn is_possible(&self, sub: &Subscription, message: &Publication) -> bool {
         let receiver = &self.sessions[sub.session];
         let sender = &self.sessions[message.session];
-        if !self.matches(sub.filter, message.subject) {
+        if message.is_denied || !self.matches(sub.filter, message.subject) {
             return false;
         }
         if message.session == sub.session && sub.queue.is_none() {

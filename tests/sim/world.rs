@@ -103,7 +103,7 @@ impl World {
             ends: Vec::new(),
             is_leaving: false,
             clients: (0..clients).map(|_| client()).collect(),
-            book: Book::new(plan.flavour.overflow, is_cluster),
+            book: Book::new(&plan.flavour, is_cluster),
             outcome: Outcome::default(),
             trace,
         }
@@ -346,6 +346,7 @@ impl World {
             Op::CutRoute { which } => self.cut_route(which),
             Op::StallRoute { which } => self.stall_route(which),
             Op::UnstallRoutes => self.unstall_routes(),
+            Op::Reload { server, rules } => self.order_reload(server, rules),
             _ => {}
         }
         let session = if speaks { current } else { None };
@@ -370,12 +371,12 @@ impl World {
         if matches!(op, Op::HalfClose | Op::Reset | Op::Stall | Op::Unstall | Op::Garbage { .. }) {
             return None;
         }
-        if op.is_about_routes() {
+        if op.is_about_servers() {
             return None;
         }
         self.clients[client].waits_for_pong = false;
         let shard = self.rng.usize(..self.shards.len());
-        let session = self.book.open(self.shards[shard].server);
+        let session = self.book.open(self.shards[shard].server, self.shards[shard].rules);
         let id = self.shards[shard].take_slot();
         let peer = Peer { cid: session as u64 + 1, ip: "127.0.0.1".into(), port: 1 };
         let engine = &mut self.shards[shard].engine;
@@ -433,7 +434,9 @@ impl World {
             Op::Meet { .. }
             | Op::CutRoute { .. }
             | Op::StallRoute { .. }
+            | Op::Reload { .. }
             | Op::UnstallRoutes => {}
+            Op::SubPrivate => self.book.sub_private(s),
             Op::Stall | Op::Unstall => {
                 if let Some(socket) = socket {
                     self.sockets[socket].pipe.stalled = matches!(op, Op::Stall);
