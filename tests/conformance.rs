@@ -80,7 +80,8 @@ fn replay(shards: u32, tier: &str) {
     }
     let output = Command::new("python3")
         .arg(replayer)
-        .args(["--spawn", &spawn, "--jobs", "8", "--timeout", "5", "--ports", &ports(shards, tier)])
+        .args(["--spawn", &spawn, "--jobs", "4", "--timeout", "5"])
+        .args(["--ports", &ports(shards, tier)])
         .args([corpus, own])
         .stdin(Stdio::null())
         .output()
