@@ -93,8 +93,8 @@ fn replay(shards: u32, tier: &str) {
     assert!(output.status.success() && passed > 0, "{said}{errors}");
 }
 
-/// Where its servers listen: below the ports that the kernel gives to anyone who asks for any, which
-/// could be another's before the server has come up.
+/// Where its servers listen: below the ports that the kernel gives to whoever asks for any. One of
+/// those could be taken before the server has come up.
 fn ports(shards: u32, tier: &str) -> String {
     let tier = ["base", "rings", "taskrun"].iter().position(|known| *known == tier);
     let variant = shards * 3 + u32::try_from(tier.expect("a known tier")).unwrap_or(0);
