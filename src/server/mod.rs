@@ -19,6 +19,7 @@ pub mod shards;
 pub mod signals;
 mod syslog;
 mod system;
+mod trace;
 mod unix;
 
 use std::ffi::OsString;
