@@ -319,7 +319,7 @@ impl Engine {
         let (event, allowed) = match &*exit.outlet {
             Outlet::Service { .. } | Outlet::Server if source.routed => return false,
             Outlet::Stream { to, trace, .. } => {
-                if self.targets(*to, &exit.subject).is_empty() {
+                if !self.targets(*to, &exit.subject).has_clients() {
                     return false;
                 }
                 let (account, to) = (self.accounts.name(*to), exit.subject.clone());

@@ -184,6 +184,7 @@ pub(super) struct Traces {
 
 /// What a header block asks for.
 struct Wanted {
+    /// Empty if it was none.
     dest: Box<[u8]>,
     only: bool,
 }
@@ -198,11 +199,6 @@ impl Engine {
     /// What became of traced messages, until there is nothing more.
     pub fn pop_message_trace(&mut self) -> Option<Box<MessageTrace>> {
         self.traces.ended.pop_front()
-    }
-
-    /// Messages for which reports of other shards are still to come.
-    pub fn waiting_traces(&self) -> usize {
-        self.traces.waiting.len()
     }
 
     /// Whether a run of a client or another server has messages that are traced.
@@ -276,31 +272,28 @@ impl Engine {
             let dest = rule.dest.as_bytes().into();
             return (is_sampled(header) && drawn).then_some(Wanted { dest, only: false });
         }
-        let conn = self.conns.get(from)?;
         if dest == DISABLED {
-            return None;
-        }
-        if !subject::is_valid_publish(dest) {
-            let dest = encode::go_quoted(dest);
-            tracing::error!(
-                "{} - Destination {dest} is not valid, won't be able to trace events",
-                conn.label()
-            );
-            return None;
-        }
-        if let Some(other) = value_of(header, ORIGIN_ACCOUNT).filter(|value| !value.is_empty()) {
-            let other = encode::go_quoted(other);
-            tracing::error!(
-                "{} - Message tracing disabled because of header \"Nats-Trace-Origin-Account\" \
-                 with value={other}",
-                conn.label()
-            );
             return None;
         }
         let only = value_of(header, ONLY).is_some_and(|value| {
             [&b"true"[..], b"1", b"on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
         });
-        Some(Wanted { dest: dest.into(), only })
+        let origin = value_of(header, ORIGIN_ACCOUNT).filter(|value| !value.is_empty());
+        let problem = if !subject::is_valid_publish(dest) {
+            let dest = encode::go_quoted(dest);
+            format!("Destination {dest} is not valid, won't be able to trace events")
+        } else if let Some(other) = origin {
+            let other = encode::go_quoted(other);
+            format!(
+                "Message tracing disabled because of header \"Nats-Trace-Origin-Account\" with \
+                 value={other}"
+            )
+        } else {
+            return Some(Wanted { dest: dest.into(), only });
+        };
+        tracing::error!("{} - {problem}", self.conns.get(from)?.label());
+        // Who wanted it to be traced alone did not want it to be delivered.
+        only.then(|| Wanted { dest: Box::default(), only })
     }
 
     /// The message has been delivered, as far as this shard is concerned.
@@ -315,7 +308,9 @@ impl Engine {
         };
         (began.steps, began.left_out, began.hops) = (steps, left_out, hops);
         let missing = CREDIT - ticket.credit;
-        if missing == 0 {
+        if began.dest.is_empty() {
+            // There is nobody to tell.
+        } else if missing == 0 {
             self.traces.ended.push_back(began);
         } else if self.traces.waiting.len() < WAITING_MAX {
             self.traces.waiting_steps += began.steps.len();
@@ -491,7 +486,6 @@ impl Engine {
         let hop = trace.hops * shards + u32::from(self.shard.0) + 1;
         trace.hops += 1;
         let only = trace.ticket.only;
-        let is_elsewhere = trace.ticket.account != source.account;
         let error = match (proto >= PEER_PROTO_MIN, only) {
             (true, _) => None,
             (false, true) => Some("Not delivered because remote does not support message tracing"),
@@ -501,9 +495,8 @@ impl Engine {
             ),
         };
         let to = conn.party();
-        let account = is_elsewhere.then(|| self.accounts.name(source.account));
         let hop = Some(hop);
-        self.note(StepEvent::Egress { to, account, filter: None, queue: None, hop, error });
+        self.note(StepEvent::Egress { to, account: None, filter: None, queue: None, hop, error });
         if only && error.is_some() {
             return false;
         }
