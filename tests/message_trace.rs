@@ -13,6 +13,8 @@ const ONLY: (&str, &str) = ("Nats-Trace-Only", "true");
 const PARENT: (&str, &str) =
     ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
 
+type Headers = &'static [(&'static str, &'static str)];
+
 const CONFIG: &str = r#"
 server_name: S
 accounts {
@@ -135,7 +137,7 @@ fn everything(broker: &Broker) -> Vec<(String, Vec<Value>, Vec<String>)> {
         ("b", Peer::new(broker, "b", "b").subscribe("st.>,st2.*")),
         ("quiet", Peer::new(broker, "a", "quiet").subscribe("foo,rep")),
     ]);
-    let cases: &[(&str, &str, &str, &[(&str, &str)])] = &[
+    let cases: &[(&str, &str, &str, Headers)] = &[
         ("a", "foo", "", &[DEST]),
         ("a", "foo", "", &[DEST, ONLY]),
         ("a", "foo", "", &[DEST, ("Nats-Trace-Only", "ON")]),
@@ -316,7 +318,7 @@ fn across(kinds: [Kind; 2]) -> Vec<Vec<Value>> {
             break;
         }
     }
-    let cases: &[(bool, &str, &[(&str, &str)], usize)] = &[
+    let cases: &[(bool, &str, Headers, usize)] = &[
         (false, "foo", &[DEST], 2),
         (false, "foo", &[DEST, ONLY], 2),
         (false, "g.x", &[DEST], 2),
