@@ -307,6 +307,27 @@ fn the_pid_file_stays_and_the_ports_file_goes() {
 }
 
 #[test]
+fn the_ports_file_names_every_kind_of_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "http: \"127.0.0.1:-1\"\nwebsocket { host: 127.0.0.1, port: -1, no_tls: true }\n\
+                cluster { name: C, listen: \"127.0.0.1:-1\" }\nserver_tags: [a, b]\n\
+                leafnodes { listen: \"127.0.0.1:-1\" }\n";
+    let (config, dir_arg) = (file(dir.path(), text), dir.path().to_str().unwrap());
+    let server = Server::start(&["-c", &config, "--ports_file_dir", dir_arg]);
+    let ports_file = dir.path().join(format!("shardcast_{}.ports", server.pid()));
+    let ports: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&ports_file).unwrap()).unwrap();
+    for (kind, scheme) in
+        [("nats", "nats"), ("monitoring", "http"), ("cluster", "nats"), ("websocket", "ws")]
+    {
+        let url = ports[kind][0].as_str().unwrap_or_default();
+        let port = url.strip_prefix(&format!("{scheme}://127.0.0.1:")).unwrap_or_default();
+        let port = port.parse().unwrap_or_else(|_| panic!("{kind}: {ports}"));
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+    }
+}
+
+#[test]
 fn a_pid_file_that_cannot_be_written_is_fatal() {
     let (code, rest) = Server::spawn(&["-P", "/dev/null/pid"]).end();
     assert_eq!(code, Some(1));

@@ -241,6 +241,14 @@ impl Targets {
         self.queues.is_empty() && !self.has_plain_elsewhere()
     }
 
+    /// Whether clients of this server want it in its account.
+    pub(super) fn has_clients(&self) -> bool {
+        let remote = |group: &QueueTargets| group.remote.iter().any(|r| r.members(true) > 0);
+        self.members > 0
+            || !self.shards.is_empty()
+            || self.queues.iter().any(|group| !group.local.is_empty() || remote(group))
+    }
+
     /// Whether it goes anywhere else than to subscriptions of its account.
     pub(super) fn leaves_account(&self) -> bool {
         !self.exits.is_empty() || self.answering.is_some()
