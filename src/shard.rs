@@ -149,6 +149,8 @@ pub enum RouteOrder {
     Register(u64),
     /// This route is not needed.
     Close(u64),
+    /// This route is configured no more.
+    Remove(u64),
     /// Tell the peer of this route of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
@@ -757,7 +759,8 @@ impl Shard {
     fn obey_about_routes(&mut self, order: RouteOrder) {
         match order {
             RouteOrder::Register(rid) => self.engine.register_route(rid),
-            RouteOrder::Close(rid) => self.engine.close_route(rid),
+            RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
+            RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
             RouteOrder::Name { name, is_dynamic } => {

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod compression;
 mod conn;
 mod departures;
 mod events;

@@ -134,6 +134,7 @@ struct Running<'a> {
     shards: &'a Shards,
     monitor: Option<&'a Monitor>,
     system: &'a System,
+    cluster: Option<&'a Cluster>,
     ports_file: Option<PortsFile>,
 }
 
@@ -252,6 +253,7 @@ fn serve(
         shards: shards_ref,
         monitor: monitor_ref,
         system: &system,
+        cluster: cluster.as_ref(),
         ports_file,
     };
     let ended = running.control(&signals);
@@ -474,6 +476,9 @@ impl Running<'_> {
             monitor.note(Change::Options(Arc::clone(&options)));
         }
         self.system.note(Change::Options(Arc::clone(&options)));
+        if let Some(cluster) = self.cluster {
+            cluster.reload(&options);
+        }
         self.options = options;
         if closed > 0 {
             info!("Closed {closed} connections to fall within max_connections");
