@@ -658,10 +658,14 @@ impl Engine {
     /// Sends INFO anew to all clients that understand that.
     fn inform_clients(&mut self) {
         for id in self.conns.client_ids() {
-            if self.conns.get(id).is_some_and(|conn| conn.greeted && conn.connect.protocol >= 1) {
+            // One that is at its end has heard its last word.
+            let understands =
+                |conn: &Conn| conn.is_open() && conn.greeted && conn.connect.protocol >= 1;
+            if self.conns.get(id).is_some_and(understands) {
                 self.send_info(id, false);
             }
         }
+        self.settle_deliveries();
     }
 
     /// Connections that the shard has not been told to close.

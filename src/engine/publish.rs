@@ -403,11 +403,10 @@ impl Engine {
             let group = targets.queues.iter().position(|group| *group.name == *pick.group);
             for &at in &pick.messages {
                 let one = one.only(&run.messages[at as usize]);
-                let placed = group
-                    .and_then(|group| self.place(source, one, (group, &targets.queues[group]), at));
+                let placed = group.and_then(|group| self.place(source, one, (group, &targets), at));
                 match placed {
                     Some(route_pick) => route_picks.extend(route_pick),
-                    None => self.forward(source, one, group.map(|group| &targets.queues[group])),
+                    None => self.forward(source, one, group, &targets),
                 }
             }
         }
@@ -674,17 +673,27 @@ impl Engine {
         &mut self,
         source: Source,
         one: &Run<'_>,
-        (number, group): (usize, &QueueTargets),
+        (number, targets): (usize, &Targets),
         at: u32,
     ) -> Option<Option<RoutePick>> {
+        let group = &targets.queues[number];
         let local = group.local.len() as u64;
-        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
+        let routes: SmallVec<[(u32, u32); 1]> = match source.routed {
+            true => SmallVec::new(),
+            false => {
+                let is_open = |(route, _): &&(u32, u32)| {
+                    source.visited.is_empty() || targets.is_only_for(*route, number)
+                };
+                group.routes.iter().filter(is_open).copied().collect()
+            }
+        };
+        let behind_routes: u64 = routes.iter().map(|(_, members)| u64::from(*members)).sum();
         let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
         if prefers_local && self.deliver_to_one(source, one, group) {
             return Some(None);
         }
         if behind_routes > 0 {
-            let route = draw_route(&mut self.rng, &group.routes);
+            let route = draw_route(&mut self.rng, &routes);
             return Some(Some(RoutePick { route, group: index(number), at }));
         }
         None
@@ -721,10 +730,25 @@ impl Engine {
     }
 
     /// The members picked here are gone or cannot take the message: another shard may.
-    fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<&QueueTargets>) {
+    fn forward(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        group: Option<usize>,
+        targets: &Targets,
+    ) {
         let visited = source.visited.with(self.shard);
         let source = Source { visited, ..source };
-        let shard = group.and_then(|group| self.draw(source, &group.remote));
+        let group = group.map(|group| &targets.queues[group]);
+        // Members behind routes count where nobody behind them has had it as a plain subscriber.
+        let members = |remote: &Remote| {
+            let routed = if targets.routers.contains(remote.shard) { 0 } else { remote.routed };
+            Remote { routed, ..*remote }
+        };
+        let shard = group.and_then(|group| {
+            let members: SmallVec<[Remote; 2]> = group.remote.iter().map(members).collect();
+            self.draw(source, &members)
+        });
         let (Some(shard), Some(group)) = (shard, group) else {
             self.stats.queue_msgs_lost += 1;
             return;
@@ -788,15 +812,17 @@ impl Engine {
         while let Some((shard, _)) = picks.first() {
             let shard = *shard;
             let mut picks = take_picks(&mut picks, shard);
-            // Only what was picked travels; each message once for each group that picked it.
+            // Only what was picked travels; once, whichever groups it was picked for.
+            let mut sent: SmallVec<[u32; 8]> = SmallVec::new();
+            picks.iter().for_each(|pick| sent.extend_from_slice(&pick.messages));
+            if picks.len() > 1 {
+                sent.sort_unstable();
+                sent.dedup();
+            }
             let mut wire = Vec::new();
-            let mut sent = 0;
-            for pick in &mut picks {
-                for at in &mut pick.messages {
-                    wire.extend_from_slice(run.messages[*at as usize].wire);
-                    *at = sent;
-                    sent += 1;
-                }
+            sent.iter().for_each(|at| wire.extend_from_slice(run.messages[*at as usize].wire));
+            for at in picks.iter_mut().flat_map(|pick| &mut pick.messages) {
+                *at = index(sent.binary_search(at).unwrap_or_default());
             }
             let trace = self.ticket();
             self.stage(shard, record(Bytes::from(wire), false, picks, trace));

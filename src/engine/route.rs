@@ -308,6 +308,7 @@ impl Engine {
     pub fn gossip(&mut self, rid: u64, info: &RouteInfo) {
         if let Some(id) = self.find_route(rid) {
             self.reply(id, |out| wire::info(out, info));
+            self.settle_deliveries();
         }
     }
 
