@@ -206,9 +206,9 @@ async fn long_messages_arrive_whole_over_compressed_routes() {
 
 /// A peer of the test's own, accepted as a route by the member.
 fn peer(broker: &mut Broker, login: &str) -> Wire {
-    let mut wire = Wire::at(broker.route_port());
+    let mut wire = Wire::ungreeted_at(broker.route_port());
     let hello = format!(
-        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\"{login}}}\r\nINFO {{\"server_id\":\"PEER\",\
+        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\"{login}}}\r\nINFO {{\"proto\":1,\"server_id\":\"PEER\",\
          \"server_name\":\"peer\",\"headers\":true,\"cluster\":\"C\"}}\r\n"
     );
     wire.send(hello.as_bytes());
@@ -225,13 +225,15 @@ fn line(wire: &mut Wire, starts: &[&str]) -> String {
     }
 }
 
+/// One route for each pair: a nats-server that has more begins anew with each reload.
+const ALONE: &str = "pool_size: -1";
 const PERMITTED: &str = "permissions { import: {allow: [\"in.>\", \"both\"], deny: \"in.no\"}, \
                          export: [\"out.*\", \"both\"] }";
 
 #[test]
 fn permissions_say_what_interest_crosses_a_route() {
     for kind in [Some(Ours(2)), has_original().then_some(Original)].into_iter().flatten() {
-        let mut broker = start(kind, &config("a", "", PERMITTED, ""));
+        let mut broker = start(kind, &config("a", "", &format!("{ALONE}, {PERMITTED}"), ""));
         let mut own = Wire::connect(&broker);
         own.send(b"SUB in.no 1\r\nSUB out.a 2\r\nSUB in.a 3\r\n");
         own.sync();
@@ -254,6 +256,7 @@ fn permissions_say_what_interest_crosses_a_route() {
             let message = line(&mut peer, &["RMSG"]);
             assert!(message.starts_with(wanted), "{kind:?}: {message}");
         }
+        own.expect(b"MSG both 6 1\r\nc\r\n");
         // What comes nevertheless is delivered.
         own.send(b"SUB in.no 7\r\n");
         own.sync();
@@ -270,26 +273,33 @@ fn permissions_say_what_interest_crosses_a_route() {
 #[test]
 fn a_reload_of_permissions_tells_peers_what_has_changed() {
     for kind in [Some(Ours(2)), has_original().then_some(Original)].into_iter().flatten() {
-        let mut broker = start(kind, &config("a", "", "", ""));
+        let mut broker = start(kind, &config("a", "", ALONE, ""));
         let mut own = Wire::connect(&broker);
         own.send(b"SUB in.a 1\r\nSUB other 2\r\n");
         own.sync();
         let mut peer = peer(&mut broker, "");
+        line(&mut peer, &["INFO"]);
         let mut both = [line(&mut peer, &["RS+ $G"]), line(&mut peer, &["RS+ $G"])];
         both.sort();
         assert_eq!(both, ["RS+ $G in.a", "RS+ $G other"], "{kind:?}");
         peer.send(b"RS+ $G gone\r\nRS+ $G out.x\r\nPING\r\n");
         line(&mut peer, &["PONG"]);
-        let reloaded = broker.reload(&config("a", "", PERMITTED, ""));
+        let reloaded = broker.reload(&config("a", "", &format!("{ALONE}, {PERMITTED}"), ""));
         assert!(reloaded.contains("Reloaded server"), "{kind:?}: {reloaded}");
-        let mut told = [line(&mut peer, &["INFO", "RS- $G"]), line(&mut peer, &["INFO", "RS- $G"])];
+        let mut told = [
+            line(&mut peer, &["INFO {\"server", "RS- $G other"]),
+            line(&mut peer, &["INFO {\"server", "RS- $G other"]),
+        ];
         told.sort();
         assert!(told[0].contains("\"export\""), "{kind:?}: {told:?}");
         assert_eq!(told[1], "RS- $G other", "{kind:?}");
         own.send(b"PUB gone 1\r\na\r\nPUB out.x 1\r\nb\r\n");
         assert_eq!(line(&mut peer, &["RMSG"]), "RMSG $G out.x 1", "{kind:?}");
-        broker.reload(&config("a", "", "", ""));
-        let mut told = [line(&mut peer, &["INFO", "RS+ $G"]), line(&mut peer, &["INFO", "RS+ $G"])];
+        broker.reload(&config("a", "", ALONE, ""));
+        let mut told = [
+            line(&mut peer, &["INFO {\"server", "RS+ $G other"]),
+            line(&mut peer, &["INFO {\"server", "RS+ $G other"]),
+        ];
         told.sort();
         assert!(told[0].starts_with("INFO"), "{kind:?}: {told:?}");
         assert_eq!(told[1], "RS+ $G other", "{kind:?}");

@@ -454,8 +454,13 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::rc::Rc;
+
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Options;
+    use crate::engine::{Identity, NewRoute, Peer, Settings, ShardId};
 
     const LEVELS: [Level; 4] = [Level::Stored, Level::Fast, Level::Better, Level::Best];
 
@@ -542,6 +547,57 @@ mod tests {
         let mut wrong = packed(Level::Stored, &[b"hello".to_vec()]);
         *wrong.last_mut().unwrap() ^= 1;
         assert_eq!(unpacked(&wrong, 1), Err(Corrupt("a wrong checksum")));
+    }
+
+    /// Takes what the engine has to send.
+    fn take(engine: &mut Engine, id: ConnId) {
+        while let Some(batch) = engine.take_batch(id) {
+            let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+            engine.on_sent(id, bytes, Some(batch));
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_handled_bit_by_bit_and_not_at_all_before_the_peer_may_stay() {
+        let mut options = Options::default();
+        options.cluster.compression = Compression::Accept;
+        let settings = Settings::new(&options, &Identity::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        engine.name_cluster("C", false);
+        let id = ConnId { slot: 0, generation: 0 };
+        let peer = Peer { cid: 7, ip: "".into(), port: 1 };
+        engine.open_route(id, peer, NewRoute { rid: 7, dialed: None, host: String::new() });
+        take(&mut engine, id);
+        let info = b"INFO {\"server_id\":\"P\",\"cluster\":\"C\",\"compression\":\"s2_fast\"}\r\n";
+        // 64 blocks of 4 MiB, in a few KiB each.
+        let block = b"+OK\r\n".repeat(BLOCK_BYTES_MAX / 5);
+        let mut bomb = packed(Level::Stored, &[info.to_vec()]);
+        for _ in 0..64 {
+            pack_block(&mut s2::Encoder::new(), Level::Fast, &block, &mut bomb);
+        }
+        engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+        engine.on_bytes(id, &[info, &bomb[..]].concat());
+        for _ in 0..10 {
+            engine.tick();
+            take(&mut engine, id);
+        }
+        let conn = engine.conns.get(id).expect("open");
+        assert!(conn.partial.len() + conn.packing.as_ref().unwrap().waiting.len() <= bomb.len());
+        engine.register_route(7, crate::cluster::Part::All);
+        let left = |engine: &Engine| {
+            let conn = engine.conns.get(id).filter(|conn| conn.is_open()).expect("open");
+            conn.packing.as_ref().unwrap().waiting.len()
+        };
+        let mut turns = 0;
+        while left(&engine) > 0 {
+            assert!(engine.next_deadline() == Some(engine.now), "it goes on at once");
+            let before = left(&engine);
+            engine.tick();
+            assert!(before - left(&engine) <= bomb.len() / 30, "one block or two in a turn");
+            turns += 1;
+        }
+        assert!(turns >= 32, "{turns} turns");
+        assert!(engine.unframed.capacity() <= 2 * CLEAR_BYTES_MAX, "nothing is kept of it");
     }
 
     #[test]

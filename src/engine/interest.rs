@@ -241,6 +241,14 @@ impl Targets {
         self.queues.is_empty() && !self.has_plain_elsewhere()
     }
 
+    /// Whether clients of this server want it in its account.
+    pub(super) fn has_clients(&self) -> bool {
+        let remote = |group: &QueueTargets| group.remote.iter().any(|r| r.members(true) > 0);
+        self.members > 0
+            || !self.shards.is_empty()
+            || self.queues.iter().any(|group| !group.local.is_empty() || remote(group))
+    }
+
     /// Whether nothing but this queue group, by its place, has a message go over an own route.
     ///
     /// Plain subscribers behind a route get whatever comes over it. So what is passed on late, for

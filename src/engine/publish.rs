@@ -68,6 +68,8 @@ pub(super) struct Run<'a> {
     payload_bytes_max: usize,
     has_reply: bool,
     has_stored: bool,
+    /// What it was published to, if a mapping has renamed it.
+    original: Option<&'a [u8]>,
     /// What a mapping has made of the subject; it outlives [`Self::clear`].
     mapped: Option<Mapped>,
 }
@@ -109,7 +111,7 @@ impl<'a> Run<'a> {
             wire.len()
         };
         let ends: Vec<usize> = self.messages.iter().map(write).collect();
-        let mut run = Run::default();
+        let mut run = Run { original: Some(self.subject()), ..Run::default() };
         let mut start = 0;
         for (message, end) in self.messages.iter().zip(ends) {
             run.push(Publish { subject, ..message.publish }, &wire[start..end]);
@@ -174,6 +176,10 @@ impl<'a> Run<'a> {
         self.clear();
         self.add(*message);
         self
+    }
+
+    pub(super) fn has_headers(&self) -> bool {
+        self.header_bytes > 0
     }
 
     pub(super) fn len(&self) -> usize {
@@ -301,6 +307,16 @@ pub(super) struct Backlog {
 impl Engine {
     /// Handles a run from a local connection, which has permission for all of it.
     pub(super) fn publish(&mut self, from: ConnId, run: &Run<'_>) {
+        if run.has_headers()
+            && let Some(account) = self.conns.get(from).map(|conn| conn.account)
+            && self.is_traced(account, run)
+        {
+            return self.trace_run(from, account, run, |engine, one| engine.take_in(from, one));
+        }
+        self.take_in(from, run);
+    }
+
+    fn take_in(&mut self, from: ConnId, run: &Run<'_>) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
@@ -335,6 +351,15 @@ impl Engine {
         queues: &[u8],
         run: &Run<'_>,
     ) {
+        if run.has_headers() && self.is_traced(account, run) {
+            return self.trace_run(from, account, run, |engine, one| {
+                engine.take_in_routed(from, account, queues, one);
+            });
+        }
+        self.take_in_routed(from, account, queues, run);
+    }
+
+    fn take_in_routed(&mut self, from: ConnId, account: AccountId, queues: &[u8], run: &Run<'_>) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
@@ -349,8 +374,32 @@ impl Engine {
         self.settle_deliveries();
     }
 
+    /// Handles the messages of a run one by one: some of them are traced.
+    fn trace_run(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        run: &Run<'_>,
+        handle: impl Fn(&mut Self, &Run<'_>),
+    ) {
+        let original = run.original.unwrap_or_else(|| run.subject());
+        let mut one = Run::default();
+        for message in &run.messages {
+            let publish = Publish { subject: original, ..message.publish };
+            if self.begin_trace(from, account, &publish)
+                && let Some(from) = run.original
+                && *from != *run.subject()
+            {
+                self.note_mapped(run.subject());
+            }
+            handle(self, one.only(message));
+            self.end_trace();
+        }
+    }
+
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
+        self.continue_trace(record.trace.as_deref());
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         parse_run(&record.wire, &mut run);
         let RunRecord { account, publisher, echo, routed, visited, arrived, hops, .. } = *record;
@@ -382,6 +431,7 @@ impl Engine {
         self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
         self.count_deliveries(account, before);
         self.settle_deliveries();
+        self.end_trace();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
     }
@@ -454,6 +504,9 @@ impl Engine {
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        if self.trace.is_some() {
+            return self.trace_plain(source, run, targets);
+        }
         if let Some(policy) = &targets.overflow {
             return self.deliver_loosely(source, run, targets, policy);
         }
@@ -669,6 +722,9 @@ impl Engine {
         if group.local.is_empty() {
             return false;
         }
+        if self.trace.is_some() {
+            return self.trace_queue(source, one, group);
+        }
         let first = self.rng.usize(..group.local.len());
         let (head, tail) = group.local.split_at(first);
         for &member in tail.iter().chain(head) {
@@ -741,7 +797,7 @@ impl Engine {
     ) {
         let Source { account, publisher, echo, routed, visited, hops } = source;
         let arrived = self.arrived;
-        let record = |wire, plain, picks| {
+        let record = |wire, plain, picks, trace| {
             Record::Run(Box::new(RunRecord {
                 account,
                 publisher,
@@ -752,6 +808,7 @@ impl Engine {
                 wire,
                 answers: false,
                 hops,
+                trace,
                 plain,
                 picks,
             }))
@@ -761,7 +818,8 @@ impl Engine {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            self.stage(shard, record(wire, true, picks));
+            let trace = self.ticket();
+            self.stage(shard, record(wire, true, picks, trace));
         }
         while let Some((shard, _)) = picks.first() {
             let shard = *shard;
@@ -778,7 +836,8 @@ impl Engine {
             for at in picks.iter_mut().flat_map(|pick| &mut pick.messages) {
                 *at = index(sent.binary_search(at).unwrap_or_default());
             }
-            self.stage(shard, record(Bytes::from(wire), false, picks));
+            let trace = self.ticket();
+            self.stage(shard, record(Bytes::from(wire), false, picks, trace));
         }
     }
 

@@ -151,6 +151,16 @@ impl Route {
     fn accounts(&self) -> wire::Accounts {
         if self.is_dedicated() { wire::Accounts::Unnamed } else { wire::Accounts::Named }
     }
+
+    /// What of the protocol the peer knows.
+    pub(super) fn peer_proto(&self) -> i32 {
+        self.peer.proto
+    }
+
+    /// Its number, and the name of the server behind it.
+    pub(super) fn peer_names(&self) -> (u64, &str) {
+        (self.rid, &self.peer.server_name)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
