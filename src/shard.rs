@@ -22,8 +22,8 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config;
 use crate::engine::{
     AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Credentials,
-    Engine, Identity, InterestStats, LaneFigures, NewRoute, Page, Peer, Proof, RouteNotice,
-    RouteSnapshot, ServerRequest, Settings, ShardId, Stats, SubSnapshot, Transport,
+    Engine, Identity, InterestStats, LaneFigures, MessageTrace, NewRoute, Page, Peer, Proof,
+    RouteNotice, RouteSnapshot, ServerRequest, Settings, ShardId, Stats, SubSnapshot, Transport,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
@@ -171,6 +171,8 @@ pub enum News {
     Event(ConnEvent),
     /// Somebody asks.
     Request(ServerRequest),
+    /// This became of a traced message.
+    Trace(Box<MessageTrace>),
     /// Options or state of the server have changed.
     Change,
     /// The server ends.
@@ -179,6 +181,8 @@ pub enum News {
 
 /// How much of it may wait; what does not fit is dropped.
 pub const NEWS_MAX: usize = 4096;
+/// What bounds the traces among it: all together take at most nine times as many bytes.
+const TRACES_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the control thread has to know of a shard's fate.
 #[derive(Debug)]
@@ -589,6 +593,12 @@ impl Shard {
         // What does not fit is dropped: whoever fills the queue is not to fill the memory.
         while let Some(request) = self.engine.pop_server_request() {
             let _ = self.news.try_send(News::Request(request));
+        }
+        while let Some(trace) = self.engine.pop_message_trace() {
+            // The more is waiting the smaller it has to be.
+            if trace.cost_bytes() * (self.news.len() + 1) <= TRACES_BYTES {
+                let _ = self.news.try_send(News::Trace(trace));
+            }
         }
         while let Some(event) = self.engine.pop_event() {
             let _ = self.news.try_send(News::Event(event));

@@ -28,6 +28,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
+pub use accounts::TraceRule;
 pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
 use args::Args;
 pub use auth::{

@@ -524,6 +524,7 @@ impl Engine {
             Verdict::Refused(error) => {
                 // What was published before comes before the error.
                 self.flush_run(id, run);
+                self.trace_refused(id, &publish, &error);
                 self.refuse(id, &error);
             }
             Verdict::Dropped => {}

@@ -133,6 +133,16 @@ impl Route {
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
     }
+
+    /// What of the protocol the peer knows.
+    pub(super) fn peer_proto(&self) -> i32 {
+        self.peer.proto
+    }
+
+    /// Its number, and the name of the server behind it.
+    pub(super) fn peer_names(&self) -> (u64, &str) {
+        (self.rid, &self.peer.server_name)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,6 +308,7 @@ impl Engine {
     pub fn gossip(&mut self, rid: u64, info: &RouteInfo) {
         if let Some(id) = self.find_route(rid) {
             self.reply(id, |out| wire::info(out, info));
+            self.settle_deliveries();
         }
     }
 

@@ -584,7 +584,8 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         server_id: identity.id.clone(),
         server_name: identity.name.clone(),
         version: crate::NATS_VERSION.to_owned(),
-        proto: 1,
+        // From 3 on peers expect that this server tells what becomes of traced messages.
+        proto: 3,
         host,
         port,
         ip,

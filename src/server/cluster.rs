@@ -68,6 +68,7 @@ pub(super) fn identify(
     Ok(Some(ClusterIdentity {
         name: options.cluster.name.clone().unwrap_or_else(made_up),
         is_dynamic: options.cluster.name.is_none(),
+        host: options.cluster.host.clone(),
         port: address.port(),
         urls: client_urls(options, client_port),
     }))

@@ -19,6 +19,7 @@ pub mod shards;
 pub mod signals;
 mod syslog;
 mod system;
+mod trace;
 mod unix;
 
 use std::ffi::OsString;
@@ -81,6 +82,8 @@ pub struct Identity {
 /// What a member of a cluster is called, and where it listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterIdentity {
+    /// The address where it listens for routes, as it was configured.
+    pub host: String,
     /// The cluster's name.
     pub name: String,
     /// The name was made up.
