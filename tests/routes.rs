@@ -208,7 +208,8 @@ async fn long_messages_arrive_whole_over_compressed_routes() {
 fn peer(broker: &mut Broker, login: &str) -> Wire {
     let mut wire = Wire::ungreeted_at(broker.route_port());
     let hello = format!(
-        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\"{login}}}\r\nINFO {{\"proto\":1,\"server_id\":\"PEER\",\
+        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\"{login}}}\r\nINFO {{\"proto\":1,\
+         \"server_id\":\"PEER\",\
          \"server_name\":\"peer\",\"headers\":true,\"cluster\":\"C\"}}\r\n"
     );
     wire.send(hello.as_bytes());

@@ -14,9 +14,10 @@ use shardcast::engine::{
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 const CONNECT: &[u8] = b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n";
-const INFO: &[u8] =
-    b"INFO {\"server_id\":\"P\",\"cluster\":\"C\",\"headers\":true,\"compression\":\"s2_fast\"}\r\n";
-const PLAIN_INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"cluster\":\"C\",\"headers\":true}\r\n";
+const INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cluster\":\"C\",\
+    \"headers\":true,\"compression\":\"s2_fast\"}\r\n";
+const PLAIN_INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cluster\":\"C\",\
+    \"headers\":true}\r\n";
 
 // The first two bytes choose whether there is compression, whether the peer has said before who it
 // is, and the size of the pieces.

@@ -569,7 +569,8 @@ mod tests {
         let peer = Peer { cid: 7, ip: "".into(), port: 1 };
         engine.open_route(id, peer, NewRoute { rid: 7, dialed: None, host: String::new() });
         take(&mut engine, id);
-        let info = b"INFO {\"server_id\":\"P\",\"cluster\":\"C\",\"compression\":\"s2_fast\"}\r\n";
+        let info = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cluster\":\"C\",\
+            \"compression\":\"s2_fast\"}\r\n";
         // 64 blocks of 4 MiB, in a few KiB each.
         let block = b"+OK\r\n".repeat(BLOCK_BYTES_MAX / 5);
         let mut bomb = packed(Level::Stored, &[info.to_vec()]);
