@@ -293,7 +293,7 @@ fn attempts(plan: Plan, gossip: Option<RouteInfo>, max: usize) -> Vec<u64> {
 #[test]
 fn a_server_that_others_spoke_of_is_dialled_as_often_as_is_configured() {
     for retries in [0, 1, 5] {
-        let plan = Plan { connect_retries: retries, ..plan(0, &[]) };
+        let plan = Plan { connect_retries: retries, ..plan(0, &[], &Pooling::default()) };
         assert_eq!(attempts(plan, Some(info(1)), 20).len(), retries as usize + 1);
     }
 }
@@ -301,7 +301,8 @@ fn a_server_that_others_spoke_of_is_dialled_as_often_as_is_configured() {
 #[test]
 fn a_configured_server_is_dialled_for_ever_and_with_back_off_more_and_more_seldom() {
     let gaps = |connect_backoff| {
-        let times = attempts(Plan { connect_backoff, ..plan(0, &[1]) }, None, 9);
+        let times =
+            attempts(Plan { connect_backoff, ..plan(0, &[1], &Pooling::default()) }, None, 9);
         // Up to a tenth of a second comes by chance.
         times.windows(2).map(|pair| (pair[1] - pair[0]) / 1000).collect::<Vec<_>>()
     };
@@ -311,7 +312,7 @@ fn a_configured_server_is_dialled_for_ever_and_with_back_off_more_and_more_seldo
 
 #[test]
 fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
-    let mut members = Members::new(plan(0, &[]), 1);
+    let mut members = Members::new(plan(0, &[], &Pooling::default()), 1);
     members.on_accepted(1);
     members.on_greeted(1, info(7), "host");
     let urls = |members: &mut Members| {
@@ -319,8 +320,8 @@ fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
         steps.filter_map(|step| if let Step::Urls(urls) = step { Some(urls) } else { None }).last()
     };
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
-    members.reload(Plan { no_advertise: true, ..plan(0, &[]) });
+    members.reload(Plan { no_advertise: true, ..plan(0, &[], &Pooling::default()) });
     assert_eq!(urls(&mut members), Some(Vec::new()));
-    members.reload(plan(0, &[]));
+    members.reload(plan(0, &[], &Pooling::default()));
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
 }
