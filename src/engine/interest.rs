@@ -553,7 +553,8 @@ impl Interest {
         outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_told()))
     }
 
-    /// What other accounts import and the server answers, as other servers are told; there are as many as are configured.
+    /// What other accounts import and the server answers, as other servers are told; there are as
+    /// many as are configured.
     pub(super) fn of_imports(&self, mut show: impl FnMut(&[u8])) {
         let filters = self.outlets.iter().map(|(filter, _)| filter);
         filters.filter(|filter| self.has_outlet(filter)).for_each(&mut show);
