@@ -11,7 +11,8 @@ use shardcast::engine::Dropped;
 use shardcast::subject;
 
 use super::script::{
-    BAD_FILTERS, FILTERS, Flavour, OVERFLOW, PRIVATE, QUEUES, Rules, SUBJECTS, UNDELIVERED, UNPUBLISHED,
+    BAD_FILTERS, FILTERS, Flavour, OVERFLOW, PRIVATE, QUEUES, Rules, SUBJECTS, UNDELIVERED,
+    UNPUBLISHED,
 };
 
 /// A moment: everything that happens has a number of its own.

@@ -3,12 +3,8 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use shardcast::config::{
-    Options, OverflowRule, Permissions, SubjectEntry, SubjectList, User,
-};
-use shardcast::engine::{
-    Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats,
-};
+use shardcast::config::{Options, OverflowRule, Permissions, SubjectEntry, SubjectList, User};
+use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats};
 use shardcast::shard::RouteOrder;
 
 use super::book::Step;
@@ -332,7 +328,8 @@ impl World {
     /// With no memory allowed for output, the next turn cuts somebody if any is still booked.
     pub(super) fn probe_memory(&mut self) {
         for shard in 0..self.shards.len() {
-            let (options, identity) = (options(&self.flavour, self.shards[shard].rules), Identity::default());
+            let (options, identity) =
+                (options(&self.flavour, self.shards[shard].rules), Identity::default());
             let settings = Rc::new(Settings::new(&options, &identity, 0));
             let Shard { engine, slots, .. } = &mut self.shards[shard];
             let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
