@@ -191,7 +191,9 @@ fn everything(broker: &Broker) -> Vec<(String, Vec<Value>, Vec<String>)> {
             }
         }
         got.extend(peers.values_mut().flat_map(Peer::sync));
-        let got = got.iter().map(|line| without_answers(line)).collect();
+        let mut got: Vec<String> = got.iter().map(|line| without_answers(line)).collect();
+        // In which order nats-server serves the subscriptions of one client is open.
+        got.sort();
         found.push((format!("{from} {subject} {reply} {headers:?}"), told, got));
     }
     found

@@ -107,6 +107,7 @@ class ClusteringTestCase(Servers):
 
 
 class ClusteringDiscoveryAuthTestCase(ClusteringTestCase):
+    first_only = False
     login = ["--user", "foo", "--pass", "bar"]
 
 
