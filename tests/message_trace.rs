@@ -21,9 +21,15 @@ accounts {
     A {
         users: [
             {user: a, password: x}
-            {user: some, password: x, permissions: {publish: {deny: "no.>"}, subscribe: {deny: "deaf.x"}}}
+            {
+                user: some, password: x
+                permissions: {publish: {deny: "no.>"}, subscribe: {deny: "deaf.x"}}
+            }
         ]
-        exports: [{stream: "st.>"}, {stream: "st2.>"}, {service: "svc.>"}, {service: "asvc.>", allow_trace: true}]
+        exports: [
+            {stream: "st.>"}, {stream: "st2.>"}, {service: "svc.>"}
+            {service: "asvc.>", allow_trace: true}
+        ]
         mappings: {"m.a": "m.b", lost: [{dest: lost, weight: 0%}]}
     }
     B {
