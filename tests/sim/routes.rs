@@ -8,9 +8,7 @@ use std::rc::Rc;
 
 use shardcast::cluster::{Members, Plan, Step as Task};
 use shardcast::config::RouteUrl;
-use shardcast::engine::{
-    ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId,
-};
+use shardcast::engine::{ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId};
 use shardcast::shard::RouteOrder;
 
 use super::pipe::Pipe;
@@ -136,7 +134,9 @@ impl World {
             Task::Dial { target, url, .. } => return self.dial(server, target, &url, eager),
             Task::Urls(urls) => {
                 for shard in self.shards_of(server) {
-                    self.shards[shard].orders.push_back(Order::Route(RouteOrder::Urls(urls.clone())));
+                    self.shards[shard]
+                        .orders
+                        .push_back(Order::Route(RouteOrder::Urls(urls.clone())));
                 }
                 return;
             }
