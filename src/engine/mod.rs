@@ -13,12 +13,14 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod compression;
 mod conn;
 mod departures;
 mod events;
 mod imports;
 mod interest;
 mod mapping;
+mod message_trace;
 mod operations;
 mod outbox;
 mod overflow;
@@ -58,6 +60,8 @@ use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
 use interest::{Side, Sub, SubKey};
+pub use message_trace::{MessageTrace, Party, Step, StepEvent, header_values};
+use message_trace::{Trace, Traces};
 use outbox::Spares;
 pub use overflow::Dropped;
 pub use pressure::LaneFigures;
@@ -65,7 +69,7 @@ use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
 use publish::Run;
 use record::Publisher;
-pub use record::{InterestRecord, Record, RunRecord};
+pub use record::{InterestRecord, Record, Report, RunRecord};
 use route::Cluster;
 pub use route::{NewRoute, RouteNotice, RouteSnapshot};
 pub use secure::TlsInfo;
@@ -314,6 +318,9 @@ pub struct Engine {
     server_requests: VecDeque<ServerRequest>,
     /// What happened to connections, if anybody wants to know.
     events: VecDeque<ConnEvent>,
+    /// There while a traced message is being delivered.
+    trace: Option<Box<Trace>>,
+    traces: Traces,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -362,6 +369,8 @@ impl Engine {
             answers: Answers::new(&hasher),
             server_requests: VecDeque::new(),
             events: VecDeque::new(),
+            trace: None,
+            traces: Traces::default(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
@@ -558,6 +567,7 @@ impl Engine {
     /// Ends a turn: barriers go out, limits are enforced.
     pub fn end_turn(&mut self) {
         self.departures.forget();
+        self.traces.end_turn();
         self.send_barriers();
         self.bound_memory();
     }
@@ -604,6 +614,7 @@ impl Engine {
     pub fn on_record(&mut self, from: ShardId, record: Record) {
         match record {
             Record::Run(run) => self.on_run(&run),
+            Record::Traced(report) => self.on_traced(*report),
             Record::Interest(interest) => {
                 let InterestRecord { account, side, filter, queue, members } = *interest;
                 let interest = &mut self.accounts.at(account).interest;

@@ -57,6 +57,8 @@ pub(super) struct Run<'a> {
     payload_bytes_max: usize,
     has_reply: bool,
     has_stored: bool,
+    /// What it was published to, if a mapping has renamed it.
+    original: Option<&'a [u8]>,
     /// What a mapping has made of the subject; it outlives [`Self::clear`].
     mapped: Option<Mapped>,
 }
@@ -98,7 +100,7 @@ impl<'a> Run<'a> {
             wire.len()
         };
         let ends: Vec<usize> = self.messages.iter().map(write).collect();
-        let mut run = Run::default();
+        let mut run = Run { original: Some(self.subject()), ..Run::default() };
         let mut start = 0;
         for (message, end) in self.messages.iter().zip(ends) {
             run.push(Publish { subject, ..message.publish }, &wire[start..end]);
@@ -157,6 +159,10 @@ impl<'a> Run<'a> {
         self.clear();
         self.add(*message);
         self
+    }
+
+    pub(super) fn has_headers(&self) -> bool {
+        self.header_bytes > 0
     }
 
     pub(super) fn len(&self) -> usize {
@@ -283,6 +289,16 @@ pub(super) struct Backlog {
 impl Engine {
     /// Handles a run from a local connection, which has permission for all of it.
     pub(super) fn publish(&mut self, from: ConnId, run: &Run<'_>) {
+        if run.has_headers()
+            && let Some(account) = self.conns.get(from).map(|conn| conn.account)
+            && self.is_traced(account, run)
+        {
+            return self.trace_run(from, account, run, |engine, one| engine.take_in(from, one));
+        }
+        self.take_in(from, run);
+    }
+
+    fn take_in(&mut self, from: ConnId, run: &Run<'_>) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
@@ -317,6 +333,15 @@ impl Engine {
         queues: &[u8],
         run: &Run<'_>,
     ) {
+        if run.has_headers() && self.is_traced(account, run) {
+            return self.trace_run(from, account, run, |engine, one| {
+                engine.take_in_routed(from, account, queues, one);
+            });
+        }
+        self.take_in_routed(from, account, queues, run);
+    }
+
+    fn take_in_routed(&mut self, from: ConnId, account: AccountId, queues: &[u8], run: &Run<'_>) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
@@ -331,8 +356,32 @@ impl Engine {
         self.settle_deliveries();
     }
 
+    /// Handles the messages of a run one by one: some of them are traced.
+    fn trace_run(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        run: &Run<'_>,
+        handle: impl Fn(&mut Self, &Run<'_>),
+    ) {
+        let original = run.original.unwrap_or_else(|| run.subject());
+        let mut one = Run::default();
+        for message in &run.messages {
+            let publish = Publish { subject: original, ..message.publish };
+            if self.begin_trace(from, account, &publish)
+                && let Some(from) = run.original
+                && *from != *run.subject()
+            {
+                self.note_mapped(run.subject());
+            }
+            handle(self, one.only(message));
+            self.end_trace();
+        }
+    }
+
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
+        self.continue_trace(record.trace.as_deref());
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         parse_run(&record.wire, &mut run);
         let RunRecord { account, publisher, echo, routed, visited, arrived, hops, .. } = *record;
@@ -364,6 +413,7 @@ impl Engine {
         self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
         self.count_deliveries(account, before);
         self.settle_deliveries();
+        self.end_trace();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
     }
@@ -402,6 +452,10 @@ impl Engine {
     ) -> bool {
         let before = self.stats.delivered();
         let mut reached = self.deliver_plain(source, run, targets);
+        if targets.are_plain_and_here() {
+            self.count_deliveries(source.account, before);
+            return reached;
+        }
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
             if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
@@ -432,6 +486,9 @@ impl Engine {
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        if self.trace.is_some() {
+            return self.trace_plain(source, run, targets);
+        }
         if let Some(policy) = &targets.overflow {
             return self.deliver_loosely(source, run, targets, policy);
         }
@@ -439,14 +496,18 @@ impl Engine {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
         };
-        let mut tails = Tails { wanted: targets.groups.len() > 1, ..Tails::default() };
         let mut reached = false;
-        for group in &targets.groups {
-            reached |= self.deliver_to_sid(source, run, group, &mut tails, &mut backlog);
+        if let [group] = &targets.groups[..] {
+            reached = self.deliver_to_sid(source, run, group, None, &mut backlog);
+        } else {
+            let mut tails = Tails::default();
+            for group in &targets.groups {
+                reached |= self.deliver_to_sid(source, run, group, Some(&mut tails), &mut backlog);
+            }
+            tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
+                self.spares.keep_segment(segment);
+            });
         }
-        tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
-            self.spares.keep_segment(segment);
-        });
         if backlog.behind * 2 > backlog.members {
             let members = targets.groups.iter().flat_map(|group| &group.members);
             self.wait_for(source.publisher, members, backlog.level_bytes);
@@ -454,17 +515,18 @@ impl Engine {
         reached
     }
 
-    /// Gives the run to every member of a group, in the way that costs least.
+    /// Gives the run to every member of a group, in the way that costs least. There are `tails`
+    /// if there are other groups.
     fn deliver_to_sid(
         &mut self,
         source: Source,
         run: &Run<'_>,
         group: &SidGroup,
-        tails: &mut Tails,
+        mut tails: Option<&mut Tails>,
         backlog: &mut Backlog,
     ) -> bool {
         let SidGroup { sid, headers, members } = group;
-        let way = Way::of(run, members.len(), tails.wanted);
+        let way = Way::of(run, members.len(), tails.is_some());
         let mut rendered: Option<Segment> = None;
         let mut reached = false;
         for &member in members {
@@ -475,12 +537,14 @@ impl Engine {
             reached = true;
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let spares = &mut self.spares;
-            match if count < run.len() { Way::Render } else { way } {
-                Way::Render => {
+            match (if count < run.len() { Way::Render } else { way }, &mut tails) {
+                (Way::Tails, Some(tails)) => {
+                    tails.push(run, sid, *headers, &mut conn.outbox, spares);
+                }
+                (Way::Render | Way::Tails, _) => {
                     conn.outbox.push(spares, |out| run.render(count, sid, *headers, out));
                 }
-                Way::Tails => tails.push(run, sid, *headers, &mut conn.outbox, spares),
-                way => {
+                (way, _) => {
                     let segment = rendered.get_or_insert_with(|| {
                         spares.segment(|out| run.render(count, sid, *headers, out))
                     });
@@ -640,6 +704,9 @@ impl Engine {
         if group.local.is_empty() {
             return false;
         }
+        if self.trace.is_some() {
+            return self.trace_queue(source, one, group);
+        }
         let first = self.rng.usize(..group.local.len());
         let (head, tail) = group.local.split_at(first);
         for &member in tail.iter().chain(head) {
@@ -712,7 +779,7 @@ impl Engine {
     ) {
         let Source { account, publisher, echo, routed, visited, hops } = source;
         let arrived = self.arrived;
-        let record = |wire, plain, picks| {
+        let record = |wire, plain, picks, trace| {
             Record::Run(Box::new(RunRecord {
                 account,
                 publisher,
@@ -723,6 +790,7 @@ impl Engine {
                 wire,
                 answers: false,
                 hops,
+                trace,
                 plain,
                 picks,
             }))
@@ -732,7 +800,8 @@ impl Engine {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            self.stage(shard, record(wire, true, picks));
+            let trace = self.ticket();
+            self.stage(shard, record(wire, true, picks, trace));
         }
         while let Some((shard, _)) = picks.first() {
             let shard = *shard;
@@ -749,7 +818,8 @@ impl Engine {
             for at in picks.iter_mut().flat_map(|pick| &mut pick.messages) {
                 *at = index(sent.binary_search(at).unwrap_or_default());
             }
-            self.stage(shard, record(Bytes::from(wire), false, picks));
+            let trace = self.ticket();
+            self.stage(shard, record(Bytes::from(wire), false, picks, trace));
         }
     }
 
@@ -811,7 +881,6 @@ impl Way {
 /// What follows the sid in each message of a run: the same for all sids.
 #[derive(Debug, Default)]
 struct Tails {
-    wanted: bool,
     /// For receivers without headers, and with. The ranges are those of the messages.
     rendered: [Option<(Segment, Vec<Range<usize>>)>; 2],
 }

@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 use super::Identity;
 use super::monitor::{Change, Documents};
 use super::shards::Reporter;
+use super::trace;
 use crate::config::{self, Options, StartError};
-use crate::engine::{AccountId, ConnEvent, ConnSnapshot, Reason, ServerRequest};
+use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, ServerRequest};
 use crate::shard::{Control, News};
 
 /// How often the server says how it is.
@@ -146,6 +147,7 @@ impl Worker {
             match next {
                 Ok(News::Event(event)) => self.on_event(&event),
                 Ok(News::Request(request)) => self.on_request(&request),
+                Ok(News::Trace(trace)) => self.on_trace(&trace),
                 Ok(News::Change) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -202,6 +204,12 @@ impl Worker {
             seq: self.seq,
             time: super::monitor::time(Utc::now()),
         }
+    }
+
+    fn on_trace(&mut self, trace: &MessageTrace) {
+        let started_at = self.reporter.started_at();
+        let document = trace::document(&json!(self.server()), trace, started_at);
+        self.publish(trace.account, &trace.dest, document);
     }
 
     /// What every event begins with.

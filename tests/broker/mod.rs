@@ -6,7 +6,9 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 #![expect(clippy::disallowed_methods, reason = "tests bound how long they wait for a process")]
 
+pub(crate) mod authority;
 pub(crate) mod http;
+pub(crate) mod members;
 pub(crate) mod namespaces;
 pub(crate) mod peers;
 pub(crate) mod tokens;
