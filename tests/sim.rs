@@ -14,7 +14,11 @@ use std::time::{Duration, Instant};
 use sim::Kind;
 
 /// Seeds that once failed, as long as the script and the schedule they stand for are the same.
-const REGRESSIONS: &[(Kind, &[u64])] = &[(Kind::Server, &[1516, 2083, 9636, 16040])];
+const REGRESSIONS: &[(Kind, &[u64])] = &[
+    (Kind::Server, &[1516, 2083, 9636, 16040]),
+    (Kind::Cluster, &[65, 289, 425, 661, 684, 1773, 2178, 2337]),
+    (Kind::Reloads, &[522, 1495]),
+];
 /// Seeds that run if nobody says how many.
 const SEEDS: u64 = 500;
 
