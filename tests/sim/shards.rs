@@ -226,11 +226,16 @@ impl World {
         let bytes = pipe.flush(&mut self.shards[pipe.shard].engine, self.now);
         // A peer may besides have pending what it was told when it came.
         let limit = match whose {
-            Whose::Client(_) if is_narrow => NARROW_BYTES_MAX,
+            // A connection at its end may be sent what it was owed before a reload.
+            Whose::Client(at) if is_narrow && self.speaks(at) => NARROW_BYTES_MAX,
             Whose::Client(_) => self.flavour.pending_bytes_max,
             Whose::Peer(_) => usize::MAX,
         };
         assert!(bytes <= limit, "{bytes} bytes are pending, but {limit} are the limit");
+    }
+
+    fn speaks(&self, at: usize) -> bool {
+        self.book.sessions[self.sockets[at].session].speaks()
     }
 
     fn take_records(&mut self, shard: usize, eager: bool) -> bool {
