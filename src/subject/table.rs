@@ -495,7 +495,7 @@ mod tests {
                     visits += 1;
                 });
                 let used = places_max - places;
-                prop_assert!(visits <= 2 * used << scan.factor, "{visits} at {used} places");
+                prop_assert!(visits <= (2 * used) << scan.factor, "{visits} at {used} places");
                 if is_over {
                     break;
                 }
