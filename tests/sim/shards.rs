@@ -83,7 +83,8 @@ impl Shard {
     fn obey(&mut self, order: RouteOrder) {
         match order {
             RouteOrder::Register(rid) => self.engine.register_route(rid),
-            RouteOrder::Close(rid) => self.engine.close_route(rid),
+            RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
+            RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
             RouteOrder::Name { .. } => unreachable!("the cluster has a name"),
