@@ -730,13 +730,7 @@ impl Engine {
     }
 
     /// The members picked here are gone or cannot take the message: another shard may.
-    fn forward(
-        &mut self,
-        source: Source,
-        one: &Run<'_>,
-        group: Option<usize>,
-        targets: &Targets,
-    ) {
+    fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<usize>, targets: &Targets) {
         let visited = source.visited.with(self.shard);
         let source = Source { visited, ..source };
         let group = group.map(|group| &targets.queues[group]);

@@ -107,7 +107,8 @@ impl Broker {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let log = follow(&mut child);
         let seen = Vec::new();
-        let mut broker = Self { child, log, seen, port: 0, shards, program, args, confines, _dir: dir };
+        let mut broker =
+            Self { child, log, seen, port: 0, shards, program, args, confines, _dir: dir };
         let listening = broker.wait_for_line("Listening for client connections on ");
         let port = listening.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
         broker.port = port.unwrap_or_else(|| panic!("no port in {listening:?}"));

@@ -371,11 +371,7 @@ impl Book {
     }
 
     /// Whether a plain subscription of its publisher takes what comes to a message's reply.
-    pub(crate) fn takes_replies(
-        &self,
-        sub: &Subscription,
-        message: &Publication,
-    ) -> bool {
+    pub(crate) fn takes_replies(&self, sub: &Subscription, message: &Publication) -> bool {
         let reply = message.reply.as_deref().unwrap_or_default();
         sub.session == message.session
             && sub.queue.is_none()

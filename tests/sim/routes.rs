@@ -8,9 +8,7 @@ use std::rc::Rc;
 
 use shardcast::cluster::{Members, Plan, Step as Task};
 use shardcast::config::RouteUrl;
-use shardcast::engine::{
-    ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId,
-};
+use shardcast::engine::{ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId};
 use shardcast::shard::RouteOrder;
 
 use super::pipe::Pipe;
@@ -136,7 +134,9 @@ impl World {
             Task::Dial { target, url, .. } => return self.dial(server, target, &url, eager),
             Task::Urls(urls) => {
                 for shard in self.shards_of(server) {
-                    self.shards[shard].orders.push_back(Order::Route(RouteOrder::Urls(urls.clone())));
+                    self.shards[shard]
+                        .orders
+                        .push_back(Order::Route(RouteOrder::Urls(urls.clone())));
                 }
                 return;
             }
@@ -147,7 +147,7 @@ impl World {
                 }
                 (rid, RouteOrder::Close(rid))
             }
-            Task::Remove(rid) => (rid, RouteOrder::Remove(rid)),
+            Task::Remove(rid) => unreachable!("route {rid} is configured as ever"),
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };
         let shard = self.shard_of_route(server, order.0);

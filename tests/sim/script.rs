@@ -175,7 +175,11 @@ pub(crate) struct Flavour {
 impl Flavour {
     /// The smallest `max_pending` that may ever be in force.
     pub(crate) fn pending_bytes_min(&self) -> usize {
-        if self.reloads { NARROW_BYTES_MAX.min(self.pending_bytes_max) } else { self.pending_bytes_max }
+        if self.reloads {
+            NARROW_BYTES_MAX.min(self.pending_bytes_max)
+        } else {
+            self.pending_bytes_max
+        }
     }
 }
 

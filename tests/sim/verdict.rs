@@ -211,7 +211,8 @@ impl Book {
             lost_with_its_member
                 || self.may_be_lost_abroad(queue, message)
                 || self.may_be_left_at_home(queue, message)
-                || self.placed.contains_key(&(id, queue)) || self.is_fuzzy(queue),
+                || self.placed.contains_key(&(id, queue))
+                || self.is_fuzzy(queue),
             "message {id} reached nobody in the group {:?}",
             QUEUES[queue]
         );
@@ -220,9 +221,8 @@ impl Book {
     /// Whether a server may be chosen for the group on which no member is left when the message
     /// comes: it goes to no other server from there.
     fn may_be_lost_abroad(&self, queue: usize, message: &Publication) -> bool {
-        let members = || {
-            self.members(queue).filter(|sub| self.are_apart(sub.session, message.session))
-        };
+        let members =
+            || self.members(queue).filter(|sub| self.are_apart(sub.session, message.session));
         members().filter(|sub| self.is_possible(sub, message)).any(|possible| {
             let server = self.sessions[possible.session].server;
             let mut there = members().filter(|sub| self.sessions[sub.session].server == server);
