@@ -16,6 +16,8 @@ use crate::subject::Table;
 
 /// What JetStream is asked by.
 const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
+/// Who asks: that is for the server to know that it is connected to.
+const OWN_USER: &str = "$SYS.REQ.USER.INFO";
 /// What can be asked of a server in the system account, ping or one by its id.
 const SERVER_PAGES: [&str; 13] = [
     "ACCOUNTZ",
@@ -36,7 +38,7 @@ const SERVER_PAGES: [&str; 13] = [
 const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
 /// What every other account may ask.
 const ACCOUNT_REQUESTS: &[&str] = &[
-    "$SYS.REQ.USER.INFO",
+    OWN_USER,
     "$SYS.REQ.ACCOUNT.PING.CONNZ",
     "$SYS.REQ.ACCOUNT.PING.STATZ",
     "$SYS.REQ.SERVER.PING.CONNZ",
@@ -236,7 +238,9 @@ impl Accounts {
                     false => ACCOUNT_REQUESTS.iter().map(ToString::to_string).collect(),
                 };
                 for filter in filters {
-                    tables[id.index()].entry(filter.as_bytes()).push(Rc::new(Outlet::Server));
+                    let of_cluster = system == id && filter != OWN_USER;
+                    let outlet = Rc::new(Outlet::Server { of_cluster });
+                    tables[id.index()].entry(filter.as_bytes()).push(outlet);
                 }
             }
         }
@@ -264,7 +268,7 @@ impl Accounts {
         self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = AccountId> + use<> {
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = AccountId> + use<> {
         (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
     }
 
@@ -274,7 +278,7 @@ impl Accounts {
 }
 
 fn system_requests(server_id: &str) -> Vec<String> {
-    let mut filters = vec!["$SYS.REQ.SERVER.PING".to_owned(), "$SYS.REQ.USER.INFO".to_owned()];
+    let mut filters = vec!["$SYS.REQ.SERVER.PING".to_owned(), OWN_USER.to_owned()];
     for page in SERVER_PAGES {
         filters.push(format!("$SYS.REQ.SERVER.PING.{page}"));
         filters.push(format!("$SYS.REQ.SERVER.{server_id}.{page}"));

@@ -74,7 +74,10 @@ pub(super) enum Outlet {
         trace: bool,
     },
     /// To the server itself.
-    Server,
+    Server {
+        /// Other servers may ask, too: each answers for itself.
+        of_cluster: bool,
+    },
 }
 
 /// How long an answer of JetStream is taken, in nanoseconds.
@@ -101,9 +104,9 @@ impl Outlet {
         }
     }
 
-    /// Whether it is for messages, not for requests.
-    pub(super) fn is_stream(&self) -> bool {
-        matches!(self, Self::Stream { .. })
+    /// Whether other servers have to send what is published there.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self, Self::Stream { .. } | Self::Server { of_cluster: true })
     }
 }
 
@@ -125,7 +128,7 @@ impl Exit {
                 let mut rng = fastrand::Rng::with_seed(0);
                 transform.apply(subject, &mut rng, &mut mapped).then_some(())?;
             }
-            Outlet::Server => mapped.extend_from_slice(subject),
+            Outlet::Server { .. } => mapped.extend_from_slice(subject),
         }
         Some(Self { outlet: Rc::clone(outlet), subject: mapped.into() })
     }
@@ -306,10 +309,10 @@ impl Engine {
     fn deliver_through(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
         match &*exit.outlet {
             // A request enters a service where it was made.
-            Outlet::Service { .. } | Outlet::Server if source.routed => false,
+            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => false,
             Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
             Outlet::Service { .. } => self.deliver_request(source, run, exit),
-            Outlet::Server => self.ask_server(source, run, &exit.subject),
+            Outlet::Server { .. } => self.ask_server(source, run, &exit.subject),
         }
     }
 
@@ -317,7 +320,9 @@ impl Engine {
     /// does a message that is only to be traced.
     fn trace_abroad(&mut self, source: Source, one: &Run<'_>, exit: &Exit) -> bool {
         let (event, allowed) = match &*exit.outlet {
-            Outlet::Service { .. } | Outlet::Server if source.routed => return false,
+            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {
+                return false;
+            }
             Outlet::Stream { to, trace, .. } => {
                 if !self.targets(*to, &exit.subject).has_clients() {
                     return false;
@@ -329,7 +334,7 @@ impl Engine {
                 let (account, to) = (self.accounts.name(*to), exit.subject.clone());
                 (StepEvent::Service { account, from: one.subject().into(), to }, *trace)
             }
-            Outlet::Server => {
+            Outlet::Server { .. } => {
                 return !self.is_trace_only() && self.ask_server(source, one, &exit.subject);
             }
         };

@@ -34,6 +34,7 @@ mod route;
 mod secure;
 mod settings;
 mod snapshot;
+mod telling;
 mod timers;
 mod tokens;
 mod trace;
@@ -307,6 +308,8 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// Connections whose compressed data waits until others had their turn.
     unpacking: VecDeque<ConnId>,
+    /// New peers that are being told what clients want.
+    tellings: VecDeque<telling::Telling>,
     packer: Packer,
     /// Memory for what is taken out of frames.
     unframed: Vec<u8>,
@@ -380,6 +383,7 @@ impl Engine {
             handshakes: VecDeque::new(),
             plaintext: Vec::new(),
             unpacking: VecDeque::new(),
+            tellings: VecDeque::new(),
             packer: Packer::default(),
             unframed: Vec::new(),
             proofs: VecDeque::new(),
@@ -585,13 +589,15 @@ impl Engine {
         }
         self.advance_handshakes();
         self.advance_unpacking();
+        self.advance_tellings();
         self.end_overdue_waits();
         self.send_one_away();
     }
 
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.handshakes.is_empty() || !self.unpacking.is_empty() {
+        let has_line = !self.handshakes.is_empty() || !self.unpacking.is_empty();
+        if has_line || !self.tellings.is_empty() {
             return Some(self.now);
         }
         let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
