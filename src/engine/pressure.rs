@@ -4,9 +4,9 @@
 //!   are not read from until it has drained; nothing is lost.
 //! * A *barrier* asks another shard to say when it has consumed everything up to here.
 //! * A *wait* pauses a publisher while most of those who get its messages are behind. It ends
-//!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case, for a route, which carries
-//!   everybody's messages, after [`ROUTE_WAIT_NS_MAX`]: who is still behind then is slow, and waited
-//!   for no more until it has caught up. So one slow subscriber stalls nobody.
+//!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case; for a route, which
+//!   carries everybody's messages, after [`ROUTE_WAIT_NS_MAX`]. Who is still behind then is slow,
+//!   and waited for no more until it has caught up. So one slow subscriber stalls nobody.
 //! * A *pace* is what a connection may send in a second, where that is configured: who has sent
 //!   more is read from when its time has come.
 
