@@ -41,7 +41,7 @@ mod trace;
 mod transport;
 mod websocket;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use ahash::RandomState;
@@ -299,7 +299,7 @@ pub struct Engine {
     held: Vec<ConnId>,
     waits: HashMap<u64, Wait, RandomState>,
     waiting: HashMap<Publisher, u64, RandomState>,
-    wait_deadlines: VecDeque<(u64, u64)>,
+    wait_deadlines: BTreeSet<(u64, u64)>,
     next_wait: u64,
     lame_duck: Option<LameDuck>,
     /// Connections whose TLS handshake can go on.
@@ -377,7 +377,7 @@ impl Engine {
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
-            wait_deadlines: VecDeque::new(),
+            wait_deadlines: BTreeSet::new(),
             next_wait: 0,
             lame_duck: None,
             handshakes: VecDeque::new(),
@@ -600,7 +600,7 @@ impl Engine {
         if has_line || !self.tellings.is_empty() {
             return Some(self.now);
         }
-        let wait = self.wait_deadlines.front().map(|(deadline, _)| *deadline);
+        let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
         let duck = self.lame_duck.filter(|_| self.open_conns > 0).map(|duck| duck.next_close);
         [self.timers.next(), wait, duck].into_iter().flatten().min()
     }

@@ -528,7 +528,7 @@ impl Engine {
         }
         if backlog.behind * 2 > backlog.members {
             let members = targets.groups.iter().flat_map(|group| &group.members);
-            self.wait_for(source.publisher, members, backlog.level_bytes);
+            self.wait_for(source, members, backlog.level_bytes);
         }
         reached
     }
@@ -740,7 +740,7 @@ impl Engine {
             let mut backlog = Backlog { level_bytes, ..Backlog::default() };
             self.observe(member, &mut backlog);
             if backlog.behind > 0 {
-                self.wait_for(source.publisher, [&member].into_iter(), level_bytes);
+                self.wait_for(source, [&member].into_iter(), level_bytes);
             }
             return true;
         }

@@ -90,7 +90,7 @@ impl Engine {
             .flatten()
             .for_each(|segment| self.spares.keep_segment(segment));
         if backlog.behind * 2 > backlog.members {
-            self.wait_for(source.publisher, members.iter(), backlog.level_bytes);
+            self.wait_for(source, members.iter(), backlog.level_bytes);
         }
         true
     }
