@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ShardId;
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
@@ -17,15 +16,17 @@ use crate::subject::Table;
 /// What JetStream is asked by.
 const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
 /// What can be asked of a server in the system account, ping or one by its id.
-const SERVER_PAGES: [&str; 13] = [
+const SERVER_PAGES: [&str; 15] = [
     "ACCOUNTZ",
     "CONNZ",
+    "EXPVARZ",
     "GATEWAYZ",
     "HEALTHZ",
     "IDZ",
     "IPQUEUESZ",
     "JSZ",
     "LEAFZ",
+    "PROFILEZ",
     "RAFTZ",
     "ROUTEZ",
     "STATSZ",
@@ -34,13 +35,16 @@ const SERVER_PAGES: [&str; 13] = [
 ];
 /// What can be asked there of an account.
 const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
-/// What every other account may ask.
-const ACCOUNT_REQUESTS: &[&str] = &[
-    "$SYS.REQ.USER.INFO",
-    "$SYS.REQ.ACCOUNT.PING.CONNZ",
-    "$SYS.REQ.ACCOUNT.PING.STATZ",
-    "$SYS.REQ.SERVER.PING.CONNZ",
+/// What a server does when it is asked there by its id.
+const SERVER_ORDERS: [&str; 3] = ["KICK", "LDM", "RELOAD"];
+/// What every other account may ask about itself, and what it is about there.
+const ACCOUNT_REQUESTS: [(&str, &str); 3] = [
+    ("$SYS.REQ.ACCOUNT.PING.CONNZ", "CONNZ"),
+    ("$SYS.REQ.ACCOUNT.PING.STATZ", "STATZ"),
+    ("$SYS.REQ.SERVER.PING.CONNZ", "CONNZ"),
 ];
+/// What everybody may ask the server that has the connection.
+const USER_REQUEST: &[u8] = b"$SYS.REQ.USER.INFO";
 
 /// An account: a world of subjects of its own. All shards give it the same number, and it keeps
 /// it while the process lives.
@@ -76,8 +80,8 @@ pub(super) struct Account {
     pub(super) answers: bool,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
-    /// The same of other shards, as they have told, if their number is limited.
-    elsewhere: Vec<usize>,
+    /// Those of all shards.
+    seats: config::Seats,
     /// Those that were closed as slow consumers.
     pub(super) slow_consumers: u64,
     /// What went through its connections.
@@ -89,18 +93,17 @@ impl Account {
         self.config.as_ref().map(|config| config.limits).unwrap_or_default()
     }
 
-    /// Whether it has as many connections as it may. Shards that let somebody in at the same
-    /// instant do not know of one another yet: it may come to have one more for each of them.
-    pub(super) fn is_full(&self) -> bool {
-        let all = self.conns + self.elsewhere.iter().sum::<usize>();
-        self.limits().connections_max.is_some_and(|max| all >= max)
+    /// Counts one more connection, unless there are as many as there may be.
+    pub(super) fn enter(&mut self) -> bool {
+        let is_in = self.seats.take(self.limits().connections_max);
+        self.conns += usize::from(is_in);
+        is_in
     }
 
-    pub(super) fn set_elsewhere(&mut self, shard: ShardId, conns: usize) {
-        if self.elsewhere.len() <= shard.index() {
-            self.elsewhere.resize(shard.index() + 1, 0);
-        }
-        self.elsewhere[shard.index()] = conns;
+    /// Counts a connection no more.
+    pub(super) fn leave(&mut self) {
+        self.conns -= 1;
+        self.seats.leave();
     }
 }
 
@@ -110,6 +113,8 @@ pub(super) struct Accounts {
     all: Vec<Account>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
+    /// What it is asked there of accounts that come by tokens.
+    pub(super) claims_requests: &'static [&'static str],
     /// The cluster that this server is in. There may be servers with JetStream in it; who asks
     /// it does so in the system account.
     cluster: Option<String>,
@@ -119,7 +124,8 @@ pub(super) struct Accounts {
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, cluster: None, seed }
+        let all = Vec::new();
+        Self { all, system: None, claims_requests: &[], cluster: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -143,7 +149,7 @@ impl Accounts {
                 interest: Interest::new(seed),
                 answers: false,
                 conns: 0,
-                elsewhere: Vec::new(),
+                seats: config::Seats::default(),
                 slow_consumers: 0,
                 traffic: Traffic::default(),
             });
@@ -153,11 +159,17 @@ impl Accounts {
     /// Says what an account is like.
     ///
     /// What it exports and imports is in force with the next [`Self::link`].
-    pub(super) fn configure(&mut self, id: AccountId, config: Rc<config::Account>) {
+    pub(super) fn configure(
+        &mut self,
+        id: AccountId,
+        config: Rc<config::Account>,
+        seats: config::Seats,
+    ) {
         let mappings = Mappings::new(&config.mappings, self.cluster.as_deref());
         let account = self.at(id);
         account.name = config.name.as_str().into();
         account.mappings = mappings;
+        account.seats = seats;
         account.config = Some(config);
     }
 
@@ -223,12 +235,19 @@ impl Accounts {
                     let outlet = Outlet::jetstream(system);
                     tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
                 }
-                let filters = match system == id {
-                    true => system_requests(server_id),
-                    false => ACCOUNT_REQUESTS.iter().map(ToString::to_string).collect(),
-                };
-                for filter in filters {
-                    tables[id.index()].entry(filter.as_bytes()).push(Rc::new(Outlet::Server));
+                let table = &mut tables[id.index()];
+                table.entry(USER_REQUEST).push(Rc::new(Outlet::Server { by_all: false }));
+                if system == id {
+                    for filter in system_requests(server_id, self.claims_requests) {
+                        let outlet = Outlet::Server { by_all: true };
+                        table.entry(filter.as_bytes()).push(Rc::new(outlet));
+                    }
+                } else {
+                    for (asked, page) in ACCOUNT_REQUESTS {
+                        let about = format!("$SYS.REQ.ACCOUNT.{}.{page}", account.name);
+                        let outlet = Outlet::own_account(system, asked, &about);
+                        table.entry(asked.as_bytes()).extend(outlet.map(Rc::new));
+                    }
                 }
             }
         }
@@ -256,17 +275,18 @@ impl Accounts {
         self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = AccountId> + use<> {
-        (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
         self.all.iter()
     }
 }
 
-fn system_requests(server_id: &str) -> Vec<String> {
-    let mut filters = vec!["$SYS.REQ.SERVER.PING".to_owned(), "$SYS.REQ.USER.INFO".to_owned()];
+/// What is asked in the system account; `claims` are those about accounts that come by tokens.
+fn system_requests(server_id: &str, claims: &[&str]) -> Vec<String> {
+    let mut filters: Vec<String> =
+        claims.iter().map(|filter| filter.replace("<server>", server_id)).collect();
+    let others = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.NSUBS", "$SYS.DEBUG.SUBSCRIBERS"];
+    filters.extend(others.map(str::to_owned));
+    filters.extend(SERVER_ORDERS.map(|order| format!("$SYS.REQ.SERVER.{server_id}.{order}")));
     for page in SERVER_PAGES {
         filters.push(format!("$SYS.REQ.SERVER.PING.{page}"));
         filters.push(format!("$SYS.REQ.SERVER.{server_id}.{page}"));

@@ -24,7 +24,7 @@ use super::interest::Targets;
 use super::publish::{Run, Source, parse_run};
 use super::record::{Record, RunRecord};
 use super::{Conn, ConnId, Engine, ShardId, ShardSet};
-use crate::config::{self, Response};
+use crate::config::Response;
 use crate::proto::{Publish, encode};
 use crate::subject::Transform;
 
@@ -68,7 +68,10 @@ pub(super) enum Outlet {
         share: bool,
     },
     /// To the server itself.
-    Server,
+    Server {
+        /// Each server of the cluster is asked, wherever the request was made.
+        by_all: bool,
+    },
 }
 
 /// How long an answer of JetStream is taken, in nanoseconds.
@@ -94,9 +97,20 @@ impl Outlet {
         }
     }
 
-    /// Whether it is for messages, not for requests.
-    pub(super) fn is_stream(&self) -> bool {
-        matches!(self, Self::Stream { .. })
+    /// Requests about an account, which every server answers for its own part of it.
+    pub(super) fn own_account(system: AccountId, from: &str, to: &str) -> Option<Self> {
+        Some(Self::Service {
+            to: system,
+            transform: Transform::new(from.as_bytes(), to.as_bytes()).ok()?,
+            response: Response::Stream,
+            threshold_ns: ANSWER_BACK_NS,
+            share: false,
+        })
+    }
+
+    /// Whether other servers are to send what is published to it.
+    pub(super) fn is_for_routes(&self) -> bool {
+        matches!(self, Self::Stream { .. } | Self::Server { by_all: true })
     }
 }
 
@@ -118,7 +132,7 @@ impl Exit {
                 let mut rng = fastrand::Rng::with_seed(0);
                 transform.apply(subject, &mut rng, &mut mapped).then_some(())?;
             }
-            Outlet::Server => mapped.extend_from_slice(subject),
+            Outlet::Server { .. } => mapped.extend_from_slice(subject),
         }
         Some(Self { outlet: Rc::clone(outlet), subject: mapped.into() })
     }
@@ -131,7 +145,7 @@ pub struct ServerRequest {
     pub account: AccountId,
     /// What it asks.
     pub subject: Box<[u8]>,
-    /// Where the answer goes.
+    /// Where the answer goes; empty: nowhere.
     pub reply: Box<[u8]>,
     /// Its payload, without headers.
     pub payload: Box<[u8]>,
@@ -274,10 +288,10 @@ impl Engine {
         for exit in &targets.exits {
             reached |= match &*exit.outlet {
                 // A request enters a service where it was made.
-                Outlet::Service { .. } | Outlet::Server if source.routed => false,
+                Outlet::Service { .. } | Outlet::Server { by_all: false } if source.routed => false,
                 Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
                 Outlet::Service { .. } => self.deliver_request(source, run, exit),
-                Outlet::Server => self.ask_server(source, run, &exit.subject),
+                Outlet::Server { by_all } => self.ask_server(source, run, &exit.subject, *by_all),
             };
         }
         let server = self.settings.node.as_bytes();
@@ -407,12 +421,13 @@ impl Engine {
         self.stage(shard, Record::Run(Box::new(record)));
     }
 
-    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8]) -> bool {
+    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8], by_all: bool) -> bool {
         let conn = self.conns.get(source.publisher.conn);
         let user = conn.and_then(|conn| conn.user.as_ref()).and_then(|user| user.name.clone());
         let account_name = self.accounts.name(source.account);
         for publish in run.publishes() {
-            let Some(reply) = publish.reply else { continue };
+            // What all servers are told need not be answered.
+            let Some(reply) = publish.reply.or(by_all.then_some(b"")) else { continue };
             if self.server_requests.len() < SERVER_REQUESTS_MAX {
                 self.server_requests.push_back(ServerRequest {
                     account: source.account,
@@ -457,25 +472,26 @@ impl Engine {
         serde_json::to_vec(&info).unwrap_or_default()
     }
 
-    /// Puts an account in force that comes at run time, or changes one.
-    pub fn set_account(&mut self, id: AccountId, account: &config::Account) {
-        self.accounts.configure(id, Rc::new(account.clone()));
-        self.accounts.link(self.settings.server_id());
-    }
-
-    /// Publishes a message of the server itself in an account.
-    pub fn publish_own(&mut self, account: AccountId, subject: &[u8], payload: &[u8]) {
+    /// Publishes a message of the server itself in an account; an empty `reply` is none.
+    pub fn publish_own(
+        &mut self,
+        account: AccountId,
+        subject: &[u8],
+        reply: &[u8],
+        payload: &[u8],
+    ) {
+        let reply = Some(reply).filter(|reply| !reply.is_empty());
         let size = payload.len().to_string();
         let publish = Publish {
             subject,
-            reply: None,
+            reply,
             header: None,
             size_text: size.as_bytes(),
             payload,
             tail: None,
         };
         let mut wire = Vec::new();
-        write_publish(&mut wire, subject, None, &publish, None);
+        write_publish(&mut wire, subject, reply, &publish, None);
         let mut run = Run::default();
         parse_run(&wire, &mut run);
         let nobody = ConnId { slot: u32::MAX, generation: u32::MAX };

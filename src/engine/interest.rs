@@ -523,10 +523,11 @@ impl Interest {
         announce
     }
 
-    /// Whether other accounts import what is published to this very filter.
+    /// Whether other accounts import what is published to this very filter, or every server of the
+    /// cluster is to have it.
     pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {
         let outlets = self.outlets.get(filter);
-        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_stream()))
+        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_for_routes()))
     }
 
     /// Everything that clients of this server want, as other servers are told; also what other

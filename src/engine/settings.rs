@@ -16,6 +16,7 @@ use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
+use crate::config::trust::Trust;
 use crate::config::{
     self, Auth, Limits, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls, WebSocketOptions,
 };
@@ -113,9 +114,11 @@ pub struct Settings {
     /// Users come by tokens.
     trusted: Option<Trusted>,
     /// The configured accounts.
-    accounts: Vec<(AccountId, Rc<config::Account>)>,
+    accounts: Vec<(AccountId, Rc<config::Account>, config::Seats)>,
     /// The one that the server tells of itself in.
     system: Option<AccountId>,
+    /// What may be asked there of accounts that come by tokens.
+    claims_requests: &'static [&'static str],
     info: Info,
 }
 
@@ -214,9 +217,14 @@ impl Settings {
                 .accounts
                 .list
                 .iter()
-                .map(|account| (account_id(options, &account.name), Rc::new(account.clone())))
+                .map(|account| {
+                    let name = &account.name;
+                    let seats = options.accounts.seats(name);
+                    (account_id(options, name), Rc::new(account.clone()), seats)
+                })
                 .collect(),
             system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
+            claims_requests: options.trust.as_ref().map(Trust::requests).unwrap_or_default(),
             info: info(options, identity),
         }
     }
@@ -224,13 +232,14 @@ impl Settings {
     /// Puts in force what is configured of accounts; the others are nobody's any more.
     pub(super) fn configure(&self, accounts: &mut Accounts) {
         accounts.retire();
-        for (id, account) in &self.accounts {
-            accounts.configure(*id, Rc::clone(account));
+        for (id, account, seats) in &self.accounts {
+            accounts.configure(*id, Rc::clone(account), seats.clone());
             let rules = account.overflow.iter().chain(&self.overflow);
             let account = accounts.at(*id);
             account.interest.set_overflow(Overflow::new(rules, self.limits.pending_bytes_max));
         }
         accounts.system = self.system;
+        accounts.claims_requests = self.claims_requests;
         accounts.link(&self.info.server_id);
     }
 
@@ -399,9 +408,18 @@ impl Settings {
         }
     }
 
+    /// Whether what `user` is to prove under `old` is as good now.
+    pub(super) fn claims_hold(&self, user: &User, old: &Self) -> bool {
+        let both = self.trusted.as_ref().zip(old.trusted.as_ref());
+        both.is_some_and(|(now, old)| now.says_the_same_of(&user.account_name, old))
+    }
+
     /// What has become of a user of `old`, who came by `conn`.
-    pub(super) fn standing(&self, user: &User, conn: &Conn, old: &Self, now: u64) -> Standing {
+    pub(super) fn standing(&self, user: &Rc<User>, conn: &Conn, old: &Self, now: u64) -> Standing {
         if let Some(trusted) = &self.trusted {
+            if self.claims_hold(user, old) {
+                return Standing::Stays(Rc::clone(user));
+            }
             // Its signatures have held before, and it shows the same token.
             return match trusted.identify(
                 (&conn.peer, conn.transport),
