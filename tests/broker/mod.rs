@@ -110,6 +110,11 @@ impl Broker {
         self.child.wait().expect("a killed process can be waited for");
     }
 
+    /// Whether this is nats-server.
+    pub(crate) fn is_original(&self) -> bool {
+        self.program.contains(ORIGINAL)
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
