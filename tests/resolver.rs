@@ -339,3 +339,69 @@ async fn a_user_comes_in_at_its_hours_only_and_has_to_go_when_they_end() {
         while within(ends.next()).await.expect("events") != async_nats::Event::Disconnected {}
     }
 }
+
+/// Whether each member is ours.
+const CLUSTERS: [[bool; 2]; 3] = [[true, true], [true, false], [false, true]];
+
+#[tokio::test]
+async fn members_of_a_cluster_have_the_same_accounts_whoever_was_told() {
+    for kinds in CLUSTERS {
+        if kinds.contains(&false) && !has_original() {
+            continue;
+        }
+        let mut world = World::new();
+        let (early, late) = (KeyPair::new_account(), KeyPair::new_account());
+        let (before, after) = (
+            world.clone_of_keys(),
+            [world.account(&early, json!({})), world.account(&late, json!({}))],
+        );
+        let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().expect("a directory")).collect();
+        let start = |at: usize, name: &str, seed: Option<u16>| {
+            let routes = seed.map(|port| format!("\"nats-route://127.0.0.1:{port}\""));
+            let config = format!(
+                "server_name: {name}\n{}cluster {{ name: C, listen: \"127.0.0.1:-1\", \
+                 routes: [{}] }}\n",
+                before.pushed(dirs[at].path(), "interval: \"1s\""),
+                routes.unwrap_or_default()
+            );
+            if kinds[at] { Broker::with_config(2, &config) } else { Broker::original(&config) }
+        };
+        let mut first = start(0, "first", None);
+        let system = connect(&first, &world.system_credentials()).await;
+        // Before there is another one, and afterwards.
+        assert_eq!(push(&system, &after[0]).await["data"]["code"], 200);
+        let second = start(1, "second", Some(first.route_port()));
+        while all_answer(&system).await < 2 {}
+        assert_eq!(push(&system, &after[1]).await["data"]["code"], 200);
+        for account in [&late, &early] {
+            let user = || credentials(account, unlimited(), json!({}));
+            // It is told by the push, or asks for what it does not have.
+            let one = connect(&first, &user()).await;
+            let mut heard = one.subscribe("a").await.expect("connected");
+            let other = loop {
+                if let Ok(client) = try_connect(&second, &user()).await {
+                    break client;
+                }
+            };
+            // What was wanted of an account that the other did not know yet counts, too.
+            loop {
+                other.publish("a", "x".into()).await.expect("connected");
+                other.flush().await.expect("connected");
+                let patience = std::time::Duration::from_millis(50);
+                if tokio::time::timeout(patience, heard.next()).await.is_ok() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// How many servers answer in the system account.
+async fn all_answer(system: &Client) -> usize {
+    let inbox = system.new_inbox();
+    let answers = system.subscribe(inbox.clone()).await.expect("connected");
+    let ping = "$SYS.REQ.SERVER.PING.IDZ";
+    system.publish_with_reply(ping, inbox, "".into()).await.expect("connected");
+    let patience = std::time::Duration::from_millis(200);
+    answers.take_until(tokio::time::sleep(patience)).count().await
+}

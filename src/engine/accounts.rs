@@ -111,6 +111,8 @@ impl Account {
 #[derive(Debug)]
 pub(super) struct Accounts {
     all: Vec<Account>,
+    /// Those that are configured.
+    by_name: HashMap<Arc<str>, AccountId>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
     /// What it is asked there of accounts that come by tokens.
@@ -124,8 +126,8 @@ pub(super) struct Accounts {
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        let all = Vec::new();
-        Self { all, system: None, claims_requests: &[], cluster: None, seed }
+        let (all, by_name) = (Vec::new(), HashMap::new());
+        Self { all, by_name, system: None, claims_requests: &[], cluster: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -168,9 +170,11 @@ impl Accounts {
         let mappings = Mappings::new(&config.mappings, self.cluster.as_deref());
         let account = self.at(id);
         account.name = config.name.as_str().into();
+        let name = Arc::clone(&account.name);
         account.mappings = mappings;
         account.seats = seats;
         account.config = Some(config);
+        self.by_name.insert(name, id);
     }
 
     /// The server is in this cluster now.
@@ -190,6 +194,7 @@ impl Accounts {
 
     /// Nothing is configured any more.
     pub(super) fn retire(&mut self) {
+        self.by_name.clear();
         for account in &mut self.all {
             account.name = "".into();
             account.config = None;
@@ -264,10 +269,12 @@ impl Accounts {
 
     /// The account that is called that now.
     pub(super) fn find(&self, name: &[u8]) -> Option<AccountId> {
-        let named = |account: &&Account| account.name.as_bytes() == name;
-        let accounts = (0..).map(AccountId).zip(&self.all);
-        let mut named = accounts.filter(|(_, account)| !name.is_empty() && named(account));
-        named.next().map(|(id, _)| id)
+        self.by_name.get(std::str::from_utf8(name).ok()?).copied()
+    }
+
+    /// All accounts with their numbers.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (AccountId, &Account)> {
+        (0..).map(AccountId).zip(&self.all)
     }
 
     /// The name of an account; empty if it is not configured.

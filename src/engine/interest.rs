@@ -530,6 +530,16 @@ impl Interest {
         outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_for_routes()))
     }
 
+    /// The filters of which that is so.
+    pub(super) fn outlets_for_routes(&self) -> impl Iterator<Item = &[u8]> {
+        self.outlets.iter().map(|(filter, _)| filter).filter(|filter| self.has_outlet(filter))
+    }
+
+    /// Whether clients of this server want this very filter.
+    pub(super) fn is_wanted_by_clients(&self, filter: &[u8]) -> bool {
+        self.table.get(filter).is_some_and(|filter| filter.has_clients())
+    }
+
     /// Everything that clients of this server want, as other servers are told; also what other
     /// accounts import.
     pub(super) fn of_clients(&self, mut show: impl FnMut(&[u8], Option<(&[u8], u32)>)) {

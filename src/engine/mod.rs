@@ -28,6 +28,7 @@ mod proof;
 mod publish;
 mod record;
 mod relay;
+mod renewal;
 mod route;
 mod secure;
 mod settings;

@@ -599,8 +599,15 @@ impl Engine {
     /// permitted ends, who is owed more than `max_pending` now is slow. New deadlines count from
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
+        let before = self.before_accounts_change();
+        if before.is_some() {
+            self.forget_wishes(|name| !settings.has_account(name));
+        }
         let old = std::mem::replace(&mut self.settings, settings);
         self.settings.configure(&mut self.accounts);
+        if let Some(before) = &before {
+            self.after_accounts_changed(before);
+        }
         self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
         for id in self.conns.client_ids() {
             self.review_user(id, &old);

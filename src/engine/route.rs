@@ -116,6 +116,11 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Everything the peer wants: account, subject and queue group of each.
+    pub(super) fn wishes(&self) -> impl Iterator<Item = &Box<[u8]>> {
+        self.wishes.iter()
+    }
+
     /// Whether the peer has said who it is.
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
@@ -555,7 +560,8 @@ impl Engine {
     }
 
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
-        let Some(account) = self.account_of(wish.account) else { return };
+        // Of an account that is not known yet, it counts once that is.
+        let account = self.account_of(wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
@@ -575,16 +581,20 @@ impl Engine {
                 return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
             }
         }
-        self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
+        if let Some(account) = account {
+            self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
+        }
     }
 
     fn on_wish_end(&mut self, id: ConnId, wish: &Wish<'_>) {
-        let Some(account) = self.account_of(wish.account) else { return };
+        let account = self.account_of(wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
         if route.wishes.remove(wish.key) {
             route.wishes_bytes -= wish.key.len() + size_of::<Box<[u8]>>();
-            self.set_wish(id, account, wish.subject, wish.queue, 0);
+            if let Some(account) = account {
+                self.set_wish(id, account, wish.subject, wish.queue, 0);
+            }
         }
     }
 
@@ -613,11 +623,16 @@ impl Engine {
         }
         self.cluster.routes.retain(|route| *route != id);
         for key in wishes {
-            let mut words = queue_names(&key);
-            let (Some(account), Some(subject)) = (words.next(), words.next()) else { continue };
-            if let Some(account) = self.account_of(account) {
-                self.set_wish(id, account, subject, words.next(), 0);
-            }
+            self.set_wish_of_key(id, &key, 0);
+        }
+    }
+
+    /// What a peer wants is this now, by the way it is written among its wishes.
+    pub(super) fn set_wish_of_key(&mut self, id: ConnId, key: &[u8], members: u32) {
+        let mut words = queue_names(key);
+        let (Some(account), Some(subject)) = (words.next(), words.next()) else { return };
+        if let Some(account) = self.account_of(account) {
+            self.set_wish(id, account, subject, words.next(), members);
         }
     }
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::accounts::{AccountId, Accounts};
@@ -115,6 +115,8 @@ pub struct Settings {
     trusted: Option<Trusted>,
     /// The configured accounts.
     accounts: Vec<(AccountId, Rc<config::Account>, config::Seats)>,
+    /// Their names.
+    names: HashSet<String>,
     /// The one that the server tells of itself in.
     system: Option<AccountId>,
     /// What may be asked there of accounts that come by tokens.
@@ -223,6 +225,7 @@ impl Settings {
                     (account_id(options, name), Rc::new(account.clone()), seats)
                 })
                 .collect(),
+            names: options.accounts.list.iter().map(|account| account.name.clone()).collect(),
             system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
             claims_requests: options.trust.as_ref().map(Trust::requests).unwrap_or_default(),
             info: info(options, identity),
@@ -241,6 +244,11 @@ impl Settings {
         accounts.system = self.system;
         accounts.claims_requests = self.claims_requests;
         accounts.link(&self.info.server_id);
+    }
+
+    /// Whether there is an account of that name.
+    pub(super) fn has_account(&self, name: &str) -> bool {
+        self.names.contains(name)
     }
 
     /// The server's id.
