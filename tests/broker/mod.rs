@@ -137,9 +137,14 @@ impl Broker {
         kill_process(pid, signal).expect("the server runs");
     }
 
+    /// Writes another text into the server's configuration file, and does not tell it.
+    pub(crate) fn rewrite(&self, config: &str) {
+        std::fs::write(&self.args[1], config).expect("the configuration is written");
+    }
+
     /// Gives a server that has a configuration file another one.
     pub(crate) fn reconfigure(&self, config: &str) {
-        std::fs::write(&self.args[1], config).expect("the configuration is written");
+        self.rewrite(config);
         self.signal(Signal::HUP);
     }
 

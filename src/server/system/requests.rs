@@ -17,6 +17,8 @@ use crate::subject;
 pub(super) enum Reply {
     Data(Value),
     Error(u16, String),
+    /// There is no such page, and why.
+    NoPage(String),
     /// It is done.
     Done,
     /// Not of this server.
@@ -85,6 +87,10 @@ impl Worker {
             Reply::Error(code, description) => {
                 let error = json!({"code": code, "description": description});
                 json!({"server": server, "error": error})
+            }
+            Reply::NoPage(description) => {
+                let error = json!({"code": 500, "description": description});
+                json!({"server": server, "data": null, "error": error})
             }
             Reply::Done => json!({"server": server}),
             Reply::None => return,
@@ -172,7 +178,10 @@ impl Worker {
             "PROFILEZ" => Reply::Data(json!({"profile": null, "error": profile_error(filter)})),
             "EXPVARZ" => match self.page("/varz", &[]) {
                 // Of what Go's runtime shows, what means something here.
-                Reply::Data(varz) => Reply::Data(json!({"memstats": {"Sys": varz["mem"]}})),
+                Reply::Data(varz) => Reply::Data(json!({
+                    "cmdline": [self.identity.program],
+                    "memstats": {"Sys": varz["mem"]},
+                })),
                 other => other,
             },
             "HEALTHZ" => {
@@ -196,7 +205,7 @@ impl Worker {
     /// A page about one account.
     fn account_page(&mut self, account: &str, kind: &str, filter: &Value) -> Reply {
         if self.options.accounts.get(account).is_none() {
-            return Reply::Error(500, format!("Account {account} does not exist"));
+            return Reply::NoPage(format!("Account {account} does not exist"));
         }
         let mut query = query_of(filter);
         query.retain(|(key, _)| *key != "acc");
@@ -209,7 +218,7 @@ impl Worker {
                 self.page("/subsz", &query)
             }
             "LEAFZ" => self.page("/leafz", &query),
-            "JSZ" => Reply::Error(500, "jetstream not enabled".to_owned()),
+            "JSZ" => Reply::NoPage("jetstream not enabled".to_owned()),
             "INFO" => match self.page("/accountz", &query) {
                 Reply::Data(mut found) => Reply::Data(found["account_detail"].take()),
                 other => other,
@@ -231,7 +240,7 @@ impl Worker {
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
         let (status, body) = self.documents.page(path, &query);
         if status != 200 {
-            return Reply::Error(500, String::from_utf8_lossy(&body).into_owned());
+            return Reply::NoPage(String::from_utf8_lossy(&body).into_owned());
         }
         serde_json::from_slice(&body).map_or(Reply::None, Reply::Data)
     }
