@@ -456,6 +456,7 @@ impl Engine {
             info.rtt = Some(conn.timing.rtt);
             if share {
                 let user = conn.user.as_ref().and_then(|user| user.name.as_deref());
+                info.start = Some(self.settings.wall_clock(conn.timing.opened));
                 let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
                 info.host = Some(&conn.peer.ip);
                 info.id = Some(conn.peer.cid);
@@ -505,6 +506,9 @@ impl Engine {
 /// Who asks, in the order in which nats-server says it.
 #[derive(Debug, Default, Serialize)]
 struct RequestInfo<'a> {
+    /// When the requester was connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

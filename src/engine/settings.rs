@@ -5,6 +5,8 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+use chrono::{DateTime, SecondsFormat, TimeDelta};
+
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Conn, Peer, User};
 use super::overflow::Overflow;
@@ -105,6 +107,8 @@ pub struct Settings {
     /// Names the server in subjects: a part of its id.
     pub(super) node: String,
     pub(super) route: RouteSettings,
+    /// The zero of the engine's time, in milliseconds since 1970.
+    epoch_ms: u64,
     nonces: NonceKey,
     /// Some users have nkeys.
     has_nkeys: bool,
@@ -195,6 +199,7 @@ impl Settings {
                 None => "0".to_owned(),
             },
             route: route_settings(options, identity),
+            epoch_ms: identity.epoch_ms,
             nonces: identity.nonces.clone(),
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             proxy_protocol: options.proxy_protocol,
@@ -249,6 +254,13 @@ impl Settings {
     /// Whether there is an account of that name.
     pub(super) fn has_account(&self, name: &str) -> bool {
         self.names.contains(name)
+    }
+
+    /// An instant of the engine's time as people write it.
+    pub(super) fn wall_clock(&self, at_ns: u64) -> String {
+        let epoch = i64::try_from(self.epoch_ms).ok().and_then(DateTime::from_timestamp_millis);
+        let at = i64::try_from(at_ns).map(TimeDelta::nanoseconds).unwrap_or_default();
+        (epoch.unwrap_or_default() + at).to_rfc3339_opts(SecondsFormat::Nanos, true)
     }
 
     /// The server's id.
