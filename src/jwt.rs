@@ -198,6 +198,8 @@ pub struct Import {
     pub token: String,
     /// The service is told who asks.
     pub share: bool,
+    /// Of a stream: who publishes may trace what becomes of it.
+    pub allow_trace: bool,
 }
 
 /// Something that other accounts may have.
@@ -219,6 +221,8 @@ pub struct Export {
     pub response_threshold: i64,
     /// The token of the subject, from 1, that has to be the importer's key (0: none).
     pub account_token_position: usize,
+    /// Of a service: who asks may trace what becomes of it.
+    pub allow_trace: bool,
 }
 
 impl Export {

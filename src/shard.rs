@@ -22,8 +22,8 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config;
 use crate::engine::{
     AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Credentials,
-    Engine, Identity, InterestStats, LaneFigures, NewRoute, Page, Peer, Proof, RouteNotice,
-    RouteSnapshot, ServerRequest, Settings, ShardId, Stats, SubSnapshot, Transport,
+    Engine, Identity, InterestStats, LaneFigures, MessageTrace, NewRoute, Page, Peer, Proof,
+    RouteNotice, RouteSnapshot, ServerRequest, Settings, ShardId, Stats, SubSnapshot, Transport,
 };
 use crate::histogram::Histogram;
 use crate::mesh::Mesh;
@@ -164,6 +164,8 @@ pub enum RouteOrder {
     Register(u64),
     /// This route is not needed.
     Close(u64),
+    /// This route is configured no more.
+    Remove(u64),
     /// Tell the peer of this route of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
@@ -184,6 +186,8 @@ pub enum News {
     Event(ConnEvent),
     /// Somebody asks.
     Request(ServerRequest),
+    /// This became of a traced message.
+    Trace(Box<MessageTrace>),
     /// Options or state of the server have changed.
     Change,
     /// The server ends.
@@ -192,6 +196,8 @@ pub enum News {
 
 /// How much of it may wait; what does not fit is dropped.
 pub const NEWS_MAX: usize = 4096;
+/// What bounds the traces among it: all together take at most nine times as many bytes.
+const TRACES_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the control thread has to know of a shard's fate.
 #[derive(Debug)]
@@ -603,6 +609,12 @@ impl Shard {
         while let Some(request) = self.engine.pop_server_request() {
             let _ = self.news.try_send(News::Request(request));
         }
+        while let Some(trace) = self.engine.pop_message_trace() {
+            // The more is waiting the smaller it has to be.
+            if trace.cost_bytes() * (self.news.len() + 1) <= TRACES_BYTES {
+                let _ = self.news.try_send(News::Trace(trace));
+            }
+        }
         while let Some(event) = self.engine.pop_event() {
             let _ = self.news.try_send(News::Event(event));
         }
@@ -768,7 +780,8 @@ impl Shard {
     fn obey_about_routes(&mut self, order: RouteOrder) {
         match order {
             RouteOrder::Register(rid) => self.engine.register_route(rid),
-            RouteOrder::Close(rid) => self.engine.close_route(rid),
+            RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
+            RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
             RouteOrder::Name { name, is_dynamic } => {

@@ -82,6 +82,7 @@ impl Server {
 
     /// Waits for the end, and returns the exit status and the rest of the log.
     fn end(mut self) -> (Option<i32>, String) {
+        wait_until(|| self.process.try_wait().unwrap().is_some());
         let mut rest = String::new();
         self.log.read_to_string(&mut rest).unwrap();
         (self.process.wait().unwrap().code(), rest)
@@ -98,7 +99,7 @@ impl Drop for Server {
 
 /// Waits for something that another process does, and fails if it takes too long.
 #[expect(clippy::disallowed_methods, reason = "there is nothing to block on")]
-fn wait_until(done: impl Fn() -> bool) {
+fn wait_until(mut done: impl FnMut() -> bool) {
     const ATTEMPTS_MAX: usize = 2000;
     for _ in 0..ATTEMPTS_MAX {
         if done() {
@@ -212,7 +213,7 @@ fn a_bad_file_is_refused_with_the_place_in_the_check_and_at_start() {
             assert!(line.starts_with(&format!("shardcast: {path}{place}")), "{line}");
         }
     }
-    assert!(refused(&["-c", "/nonexistent/c"]).contains("cannot read /nonexistent/c: No such"));
+    assert!(refused(&["-c", "/dev/null/c"]).contains("cannot read /dev/null/c: Not a"));
 }
 
 #[test]
@@ -306,10 +307,31 @@ fn the_pid_file_stays_and_the_ports_file_goes() {
 }
 
 #[test]
+fn the_ports_file_names_every_kind_of_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "http: \"127.0.0.1:-1\"\nwebsocket { host: 127.0.0.1, port: -1, no_tls: true }\n\
+                cluster { name: C, listen: \"127.0.0.1:-1\" }\nserver_tags: [a, b]\n\
+                leafnodes { listen: \"127.0.0.1:-1\" }\n";
+    let (config, dir_arg) = (file(dir.path(), text), dir.path().to_str().unwrap());
+    let server = Server::start(&["-c", &config, "--ports_file_dir", dir_arg]);
+    let ports_file = dir.path().join(format!("shardcast_{}.ports", server.pid()));
+    let ports: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&ports_file).unwrap()).unwrap();
+    for (kind, scheme) in
+        [("nats", "nats"), ("monitoring", "http"), ("cluster", "nats"), ("websocket", "ws")]
+    {
+        let url = ports[kind][0].as_str().unwrap_or_default();
+        let port = url.strip_prefix(&format!("{scheme}://127.0.0.1:")).unwrap_or_default();
+        let port = port.parse().unwrap_or_else(|_| panic!("{kind}: {ports}"));
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+    }
+}
+
+#[test]
 fn a_pid_file_that_cannot_be_written_is_fatal() {
-    let (code, rest) = Server::spawn(&["-P", "/nonexistent/pid"]).end();
+    let (code, rest) = Server::spawn(&["-P", "/dev/null/pid"]).end();
     assert_eq!(code, Some(1));
-    assert!(rest.contains("[FTL] Could not write pidfile /nonexistent/pid"), "{rest}");
+    assert!(rest.contains("[FTL] Could not write pidfile /dev/null/pid"), "{rest}");
 }
 
 #[test]

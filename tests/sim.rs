@@ -10,19 +10,22 @@ mod sim;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sim::Kind;
+
 /// Seeds that once failed, as long as the script and the schedule they stand for are the same.
-const REGRESSIONS: &[u64] = &[1516, 2083, 9636, 16040];
+const REGRESSIONS: &[(Kind, &[u64])] = &[(Kind::Server, &[1516, 2083, 9636, 16040])];
 /// Seeds that run if nobody says how many.
 const SEEDS: u64 = 300;
 
 /// Says how to run a seed again if it panics.
-struct Culprit(u64);
+struct Culprit(&'static str, u64);
 
 impl Drop for Culprit {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("\nseed {0} fails: SEED={0} cargo test --test sim", self.0);
-            eprintln!("a short script of it: SHRINK={0} cargo test --test sim\n", self.0);
+            let Self(test, seed) = self;
+            eprintln!("\nseed {seed} fails: SEED={seed} cargo test --test sim {test}");
+            eprintln!("a short script of it: SHRINK={seed} cargo test --test sim {test}\n");
         }
     }
 }
@@ -32,20 +35,20 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
-fn run(seed: u64, trace: bool) -> sim::Outcome {
-    let _culprit = Culprit(seed);
-    sim::run_seed(seed, trace)
+fn run(kind: Kind, seed: u64, trace: bool) -> sim::Outcome {
+    let _culprit = Culprit(name(kind), seed);
+    sim::run_seed(kind, seed, trace)
 }
 
 /// Runs `seed_at(0)`, `seed_at(1)` and so on, until there is none.
-fn run_all(seed_at: impl Fn(u64) -> Option<u64> + Sync) {
+fn run_all(kind: Kind, seed_at: impl Fn(u64) -> Option<u64> + Sync) {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
         let mut sum = sim::Outcome::default();
         let mut seeds = 0;
         while let Some(seed) = seed_at(next.fetch_add(1, Ordering::Relaxed)) {
-            sum += run(seed, false);
+            sum += run(kind, seed, false);
             seeds += 1;
         }
         (sum, seeds)
@@ -62,39 +65,65 @@ fn run_all(seed_at: impl Fn(u64) -> Option<u64> + Sync) {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        println!("{seeds} seeds: {sum:?}");
+        println!("{kind:?}, {seeds} seeds: {sum:?}");
     });
 }
 
 /// Runs seeds from a random one on.
 #[expect(clippy::disallowed_methods, reason = "how long to look is asked for in seconds")]
-fn run_for(time: Duration) {
+fn run_for(kind: Kind, time: Duration) {
     let (first, end) = (fastrand::u64(..), Instant::now() + time);
     println!("from seed {first} on");
-    run_all(|at| (Instant::now() < end).then(|| first.wrapping_add(at)));
+    run_all(kind, |at| (Instant::now() < end).then(|| first.wrapping_add(at)));
+}
+
+/// Runs what the environment asks for.
+fn run_as_asked(kind: Kind) {
+    if let Some(seed) = number("SEED") {
+        run(kind, seed, true);
+        return;
+    }
+    if let Some(seed) = number("SHRINK") {
+        assert_eq!(sim::shortest(kind, seed), None, "seed {seed} fails");
+        return;
+    }
+    if let Some(seconds) = number("SIM_SECONDS") {
+        run_for(kind, Duration::from_secs(seconds));
+        return;
+    }
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    run_all(kind, |at| (at < seeds).then_some(at));
+}
+
+/// The test that is about a kind of run.
+fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Server => "shards_agree",
+        Kind::Cluster => "servers_agree",
+        Kind::Reloads => "configurations_that_change",
+    }
 }
 
 #[test]
 fn shards_agree_with_a_single_table_whatever_happens_when() {
-    if let Some(seed) = number("SEED") {
-        run(seed, true);
-        return;
-    }
-    if let Some(seed) = number("SHRINK") {
-        assert_eq!(sim::shortest(seed), None, "seed {seed} fails");
-        return;
-    }
-    if let Some(seconds) = number("SIM_SECONDS") {
-        run_for(Duration::from_secs(seconds));
-        return;
-    }
-    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
-    run_all(|at| (at < seeds).then_some(at));
+    run_as_asked(Kind::Server);
+}
+
+#[test]
+fn servers_agree_with_a_single_table_whatever_becomes_of_routes() {
+    run_as_asked(Kind::Cluster);
+}
+
+#[test]
+fn configurations_that_change_change_nothing_else() {
+    run_as_asked(Kind::Reloads);
 }
 
 #[test]
 fn seeds_that_once_failed_do_so_no_more() {
-    run_all(|at| REGRESSIONS.get(usize::try_from(at).ok()?).copied());
+    for (kind, seeds) in REGRESSIONS {
+        run_all(*kind, |at| seeds.get(usize::try_from(at).ok()?).copied());
+    }
 }
 
 #[test]
@@ -103,7 +132,7 @@ fn nobody_gets_anything_of_another_account_but_by_export_and_import() {
         number("SEED").map_or(0..number("SIM_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
     let (mut abroad, mut answers) = (0, 0);
     for seed in seeds.clone() {
-        let _culprit = Culprit(seed);
+        let _culprit = Culprit("nobody_gets", seed);
         let (deliveries, answered) = sim::accounts::run_seed(seed);
         (abroad, answers) = (abroad + deliveries, answers + answered);
     }
@@ -114,7 +143,9 @@ fn nobody_gets_anything_of_another_account_but_by_export_and_import() {
 #[test]
 fn any_bytes_are_a_script() {
     for len in 0..40 {
-        sim::run_script(&vec![0xff; len]);
-        sim::run_script(&vec![0; len * 8]);
+        for kind in [Kind::Server, Kind::Cluster, Kind::Reloads] {
+            sim::run_script(kind, &vec![0xff; len]);
+            sim::run_script(kind, &vec![0; len * 8]);
+        }
     }
 }

@@ -4,45 +4,26 @@ mod broker;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use async_nats::{Client, ConnectOptions};
+use broker::authority::Authority;
 use broker::peers::{meet, next, within};
 use broker::{Broker, PATIENCE, shard_counts};
 use futures::future::try_join_all;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::SanType;
 use rustix::process::Signal;
-use tempfile::TempDir;
 
-/// An authority and what it has signed, as files.
-struct Authority {
-    dir: TempDir,
-    issuer: Issuer<'static, KeyPair>,
+/// What tests of clients need besides.
+trait ForClients {
+    fn sign_server(&self);
+    fn sign_client(&self, file: &str, email: &str);
+    fn config(&self, inside: &str, outside: &str) -> String;
+    fn options(&self) -> ConnectOptions;
+    fn options_of(&self, client: &str) -> ConnectOptions;
 }
 
-impl Authority {
-    fn new(name: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a scratch directory");
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let own = params.self_signed(&key).expect("a certificate");
-        std::fs::write(dir.path().join("ca.pem"), own.pem()).expect("written");
-        Self { dir, issuer: Issuer::new(params, key) }
-    }
-
-    /// Signs a certificate `file.pem` with its key in `file.key`.
-    fn sign(&self, file: &str, common_name: &str, alternative: Vec<SanType>) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.subject_alt_names = alternative;
-        let signed = params.signed_by(&key, &self.issuer).expect("a certificate");
-        std::fs::write(self.file(&format!("{file}.pem")), signed.pem()).expect("written");
-        std::fs::write(self.file(&format!("{file}.key")), key.serialize_pem()).expect("written");
-    }
-
+impl ForClients for Authority {
     fn sign_server(&self) {
         let local = SanType::DnsName("localhost".try_into().expect("a name"));
         self.sign("server", "server", vec![local]);
@@ -50,10 +31,6 @@ impl Authority {
 
     fn sign_client(&self, file: &str, email: &str) {
         self.sign(file, file, vec![SanType::Rfc822Name(email.try_into().expect("a name"))]);
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
     }
 
     /// A configuration with the block `tls`, `inside` in it and `outside` around it.

@@ -8,4 +8,4 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../tests/sim/mod.rs"]
 mod sim;
 
-fuzz_target!(|bytes: &[u8]| sim::run_script(bytes));
+fuzz_target!(|bytes: &[u8]| sim::run_script(sim::Kind::Server, bytes));

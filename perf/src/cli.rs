@@ -66,7 +66,7 @@ pub(crate) struct One<T: Args> {
 /// Which server, and as whom.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TargetArgs {
-    /// nats://user:pass@host:port or tls://…, or a list with commas
+    /// nats://user:pass@host:port, tls://… or unix:/path, or a list with commas
     #[arg(long, default_value = "nats://127.0.0.1:4222", conflicts_with = "server")]
     url: String,
     /// Start this server and stop it at the end: 'COMMAND with {port}', and, if that is wanted,

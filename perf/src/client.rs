@@ -8,6 +8,9 @@ use nkeys::KeyPair;
 use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +53,31 @@ struct Server {
     name: String,
     /// Whether its URL wants TLS.
     tls: bool,
-    address: SocketAddr,
+    place: Place,
     login: Login,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Tcp(SocketAddr),
+    /// A socket's file.
+    Unix(PathBuf),
+}
+
+impl Place {
+    /// Connects. Of a socket no more than that it sends and receives matters to the load, so one
+    /// type stands for both.
+    fn connect(&self) -> io::Result<std::net::TcpStream> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = std::net::TcpStream::connect(address)?;
+                stream.set_nodelay(true)?;
+                Ok(stream)
+            }
+            Self::Unix(path) => Ok(OwnedFd::from(UnixStream::connect(path)?).into()),
+        }
+    }
 }
 
 /// What a URL says about the user.
@@ -116,7 +142,7 @@ fn block(text: &str, kind: &str) -> Option<String> {
 
 impl Target {
     /// Reads one URL or a list with commas: `nats://user:pass@host:port`, `tls://…`, `host:port`,
-    /// `host`.
+    /// `host`, `unix:/path`.
     pub(crate) fn parse(urls: &str, access: Access) -> Outcome<Self> {
         let servers: Vec<Server> = urls.split(',').map(parse_server).collect::<Outcome<_>>()?;
         Ok(Self { servers, access })
@@ -125,8 +151,8 @@ impl Target {
     /// The server on this machine's `port`.
     pub(crate) fn local(port: u16, access: Access) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let name = address.to_string();
-        Self { servers: vec![Server { name, tls: false, address, login: Login::None }], access }
+        let (name, place) = (address.to_string(), Place::Tcp(address));
+        Self { servers: vec![Server { name, tls: false, place, login: Login::None }], access }
     }
 
     /// The servers as the user wrote them, without passwords.
@@ -166,9 +192,13 @@ impl Target {
 }
 
 fn parse_server(url: &str) -> Outcome<Server> {
+    if let Some(path) = url.trim().strip_prefix("unix:") {
+        let (name, place) = (url.trim().to_owned(), Place::Unix(path.into()));
+        return Ok(Server { name, tls: false, place, login: Login::None });
+    }
     let bad = |why: &str| {
         let cause = format!("the URL '{}' {why}", hide_login(url));
-        Fault::new(cause, "write it as nats://user:pass@host:port or host:port")
+        Fault::new(cause, "write it as nats://user:pass@host:port, host:port or unix:/path")
     };
     let (tls, rest) = match url.trim().split_once("://") {
         Some(("nats", rest)) => (false, rest),
@@ -189,7 +219,7 @@ fn parse_server(url: &str) -> Outcome<Server> {
     let name = if has_port { place.to_owned() } else { format!("{place}:4222") };
     let mut addresses = name.to_socket_addrs().map_err(|e| bad(&format!("is no address ({e})")))?;
     let address = addresses.next().ok_or_else(|| bad("has no address"))?;
-    Ok(Server { name, tls, address, login })
+    Ok(Server { name, tls, place: Place::Tcp(address), login })
 }
 
 /// A URL without its password, for messages.
@@ -254,9 +284,15 @@ impl Conn {
     pub(crate) async fn open(target: &Target, index: usize) -> Outcome<(Self, ServerInfo, Steps)> {
         let server = &target.servers[index % target.servers.len()];
         let clock = Clock::start();
-        let stream = TcpStream::connect(server.address)
-            .await
-            .map_err(|e| unreachable(&e).at(&server.name))?;
+        let failed = |e| unreachable(&e).at(&server.name);
+        let stream = match &server.place {
+            Place::Tcp(address) => {
+                let stream = TcpStream::connect(*address).await.map_err(failed)?;
+                stream.set_nodelay(true).map_err(failed)?;
+                stream
+            }
+            place => TcpStream::from_std(place.connect().map_err(failed)?),
+        };
         let connected_ns = clock.now_ns();
         let (conn, info) = Self::begin(stream, target, server).await?;
         Ok((conn, info, Steps { connected_ns, ready_ns: clock.now_ns() }))
@@ -269,7 +305,7 @@ impl Conn {
     ) -> Outcome<(Self, ServerInfo, std::net::TcpStream)> {
         let server = &target.servers[index % target.servers.len()];
         let failed = |e| unreachable(&e).at(&server.name);
-        let socket = std::net::TcpStream::connect(server.address).map_err(failed)?;
+        let socket = server.place.connect().map_err(failed)?;
         let stream = TcpStream::from_std(socket.try_clone().map_err(failed)?);
         let (conn, info) = Self::begin(stream, target, server).await?;
         Ok((conn, info, socket))
@@ -280,7 +316,6 @@ impl Conn {
         target: &Target,
         server: &Server,
     ) -> Outcome<(Self, ServerInfo)> {
-        stream.set_nodelay(true).map_err(|e| unreachable(&e).at(&server.name))?;
         let name = server.name.as_str().into();
         let mut conn = Self { stream: Rc::new(stream), name, turn: Rc::default(), secret: None };
         let info = conn.handshake(target, server).await.map_err(|f| f.at(&server.name))?;
@@ -481,7 +516,7 @@ pub(crate) fn await_server(
     let server = &target.servers[0];
     loop {
         still_there()?;
-        let attempt = std::net::TcpStream::connect(server.address).and_then(|mut stream| {
+        let attempt = server.place.connect().and_then(|mut stream| {
             stream.set_read_timeout(Some(Duration::from_secs(1)))?;
             let mut start = [0; 5];
             if !target.access.tls.first {
@@ -514,10 +549,12 @@ mod tests {
     #[test]
     fn urls_are_read_with_and_without_user_and_port() {
         let server = |url| parse_server(url).unwrap();
-        assert_eq!(server("127.0.0.1:4333").address.port(), 4333);
-        assert_eq!(server("127.0.0.1").address.port(), 4222);
+        let tcp = |address: &str| Place::Tcp(address.parse().unwrap());
+        assert_eq!(server("127.0.0.1:4333").place, tcp("127.0.0.1:4333"));
+        assert_eq!(server("127.0.0.1").place, tcp("127.0.0.1:4222"));
+        assert_eq!(server("unix:/run/broker").place, Place::Unix("/run/broker".into()));
         assert!(server("tls://127.0.0.1").tls && !server("nats://127.0.0.1").tls);
-        assert_eq!(server("nats://[::1]:5000/").address, "[::1]:5000".parse().unwrap());
+        assert_eq!(server("nats://[::1]:5000/").place, tcp("[::1]:5000"));
         let login = server("nats://me:p@ss@127.0.0.1:1").login;
         assert_eq!(login, Login::Password("me".into(), "p@ss".into()));
         assert_eq!(server("nats://secret@127.0.0.1:1").login, Login::Token("secret".into()));

@@ -60,6 +60,8 @@ pub enum Step {
     Register(u64),
     /// The route is not needed.
     Close(u64),
+    /// The route's server is configured no more.
+    Remove(u64),
     /// Tell the route's peer of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
@@ -98,12 +100,14 @@ enum State {
 }
 
 /// A route, from when its socket is connected.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Link {
     /// What it came of; none if it was accepted.
     target: Option<u64>,
     peer: Option<RouteInfo>,
     is_registered: bool,
+    /// It is configured no more, and not to come back by itself.
+    is_unwanted: bool,
 }
 
 impl Link {
@@ -181,13 +185,43 @@ impl Members {
         ids.len()
     }
 
+    /// Another plan counts from now on. Routes that were configured and are no more end, and new
+    /// ones are dialled.
+    pub fn reload(&mut self, plan: Plan) {
+        let is_gone = |target: &Target| target.is_explicit && !plan.routes.contains(&target.url);
+        let gone: Vec<u64> =
+            self.targets.iter().filter(|(_, t)| is_gone(t)).map(|(number, _)| *number).collect();
+        for number in gone {
+            self.targets.remove(&number);
+            let links = self.links.iter_mut().filter(|(_, link)| link.target == Some(number));
+            for (rid, link) in links {
+                (link.target, link.is_unwanted) = (None, true);
+                self.steps.push_back(Step::Remove(*rid));
+            }
+        }
+        let old = std::mem::replace(&mut self.plan, plan);
+        for url in self.plan.routes.clone() {
+            if !old.routes.contains(&url) {
+                self.add_target(url, true, None, 0);
+            }
+        }
+        self.review_urls();
+    }
+
     /// What came of dialling: a route, or nothing.
     pub fn on_dialed(&mut self, target: u64, rid: Option<u64>) {
-        let Some(entry) = self.targets.get_mut(&target) else { return };
+        let Some(entry) = self.targets.get_mut(&target) else {
+            // It was dialled, and is configured no more.
+            if let Some(rid) = rid {
+                self.links.insert(rid, Link { is_unwanted: true, ..Link::default() });
+                self.steps.push_back(Step::Remove(rid));
+            }
+            return;
+        };
         match rid {
             Some(rid) => {
                 entry.state = State::Linked;
-                let link = Link { target: Some(target), peer: None, is_registered: false };
+                let link = Link { target: Some(target), ..Link::default() };
                 self.links.insert(rid, link);
             }
             None => {
@@ -199,7 +233,7 @@ impl Members {
 
     /// Another server has dialled.
     pub fn on_accepted(&mut self, rid: u64) {
-        self.links.insert(rid, Link { target: None, peer: None, is_registered: false });
+        self.links.insert(rid, Link::default());
     }
 
     /// Routes, registered or not.
@@ -305,16 +339,18 @@ impl Members {
             let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
             target.state = State::Waiting { until: self.now + REDIAL_NS + jitter };
         }
-        if !self.targets.values().any(|target| target.server_id.as_deref() == Some(id)) {
+        let is_dialed = |target: &Target| target.server_id.as_deref() == Some(id);
+        if !link.is_unwanted && !self.targets.values().any(is_dialed) {
             self.dial_implicit(&peer);
         }
         self.review_urls();
     }
 
-    /// The cluster has another name: other routes begin anew.
-    pub fn on_named(&mut self, by: u64) {
+    /// The cluster has another name, which came over the route `by` or out of the configuration:
+    /// other routes begin anew.
+    pub fn on_named(&mut self, by: Option<u64>) {
         let others: Vec<u64> = self.registered().map(|(rid, _)| rid).collect();
-        let others = others.into_iter().filter(|rid| *rid != by);
+        let others = others.into_iter().filter(|rid| Some(*rid) != by);
         self.steps.extend(others.map(Step::Close));
     }
 
@@ -390,10 +426,9 @@ impl Members {
     }
 
     fn review_urls(&mut self) {
-        if self.plan.no_advertise {
-            return;
-        }
-        let peers = self.registered().filter_map(|(_, link)| link.peer.as_ref());
+        let is_told = !self.plan.no_advertise;
+        let peers =
+            self.registered().filter(|_| is_told).filter_map(|(_, link)| link.peer.as_ref());
         let staying = peers.filter(|peer| !peer.ldm);
         let mut urls: Vec<String> =
             staying.flat_map(|peer| peer.connect_urls.iter().cloned()).collect();

@@ -52,15 +52,20 @@ fn info(server: usize) -> RouteInfo {
     }
 }
 
+fn plan(server: usize, to: &[usize]) -> Plan {
+    let url = |to: &usize| RouteUrl { host: format!("host{to}"), port: 1, login: None };
+    Plan { id: id(server), routes: to.iter().map(url).collect(), ..Plan::default() }
+}
+
 impl World {
+    /// Gives a server other routes.
+    fn reload(&mut self, server: usize, to: &[usize]) {
+        self.servers[server].reload(plan(server, to));
+        self.steps(server);
+    }
+
     fn new(routes: &[Vec<usize>], seed: u64) -> Self {
-        let url = |to: &usize| RouteUrl { host: format!("host{to}"), port: 1, login: None };
-        let plan = |(server, to): (usize, &Vec<usize>)| Plan {
-            id: id(server),
-            routes: to.iter().map(url).collect(),
-            ..Plan::default()
-        };
-        let servers = routes.iter().enumerate().map(plan);
+        let servers = routes.iter().enumerate().map(|(server, to)| plan(server, to));
         let servers: Vec<Members> =
             servers.zip(seed..).map(|(plan, seed)| Members::new(plan, seed)).collect();
         Self {
@@ -113,7 +118,7 @@ impl World {
                         }
                     }
                 }
-                Step::Close(rid) => {
+                Step::Close(rid) | Step::Remove(rid) => {
                     let at = self.by_end[&(server, rid)];
                     self.close(at);
                 }
@@ -186,6 +191,7 @@ proptest! {
         seed in any::<u64>(),
         more in prop::collection::vec((0..5usize, 0..5usize), 0..8),
         losses in 0..6u32,
+        reloads in 0..4u32,
         count in 2..6usize,
     ) {
         // Each server but the first knows an earlier one; some know others, or themselves.
@@ -205,6 +211,14 @@ proptest! {
                 let lost = rng.usize(..world.conns.len());
                 world.close(lost);
             }
+        }
+        for _ in 0..reloads {
+            (0..rng.usize(..60)).for_each(|_| world.go_on());
+            // Whatever else a server has or had configured, it goes on knowing an earlier one.
+            let server = rng.usize(..count);
+            let mut to: Vec<usize> = routes[server].iter().copied().take(1).collect();
+            to.extend((0..rng.usize(..3)).map(|_| rng.usize(..count)));
+            world.reload(server, &to);
         }
         let end = world.now + 60 * SECOND;
         let mut turns = 0;

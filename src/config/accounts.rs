@@ -12,7 +12,8 @@ use super::field::Action::{Ignore, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::{Kind, Map, Value};
 use super::{Mapping, Options, OverflowRule, StartError, missing};
-use crate::subject::{Transform, TransformError, covers, is_valid_filter, overlap, tokens};
+use crate::subject::{Transform, TransformError, covers, is_valid_filter, is_valid_publish};
+use crate::subject::{overlap, tokens};
 
 /// Everybody who is in no other account is in this one.
 pub const GLOBAL: &str = "$G";
@@ -134,6 +135,17 @@ pub struct Account {
     pub mappings: Vec<Mapping>,
     /// Of which subjects its users miss messages if they are slow, before those of all accounts.
     pub overflow: Vec<OverflowRule>,
+    /// Messages with a sampled `traceparent` are traced (none: they are not).
+    pub trace_rule: Option<TraceRule>,
+}
+
+/// Which messages of an account are traced that another system traces, and where that is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceRule {
+    /// The subject.
+    pub dest: String,
+    /// How many of a hundred (100).
+    pub sampling: u8,
 }
 
 impl Account {
@@ -203,6 +215,8 @@ pub struct Export {
     pub response: Response,
     /// Of a service, milliseconds until an answer is no longer taken (120 000).
     pub response_threshold_ms: u64,
+    /// Of a service: who asks may trace what becomes of it (false).
+    pub allow_trace: bool,
 }
 
 /// Something that an account has of another.
@@ -218,6 +232,8 @@ pub struct Import {
     pub local: String,
     /// Of a service: it is told who asks (false).
     pub share: bool,
+    /// Of a stream: who publishes may trace what becomes of it (false).
+    pub allow_trace: bool,
 }
 
 /// How long an answer is waited for unless the export says otherwise.
@@ -358,8 +374,55 @@ const ACCOUNT: &[Key<Draft>] = &[
     Key(&["mappings", "maps"], Set(|d, v| super::mapping::bind(&mut d.account.mappings, v))),
     Key(&["overflow"], Set(|d, v| super::overflow::bind(&mut d.account.overflow, v))),
     Key(&["jetstream"], Ignore(&missing::ACCOUNT_JETSTREAM)),
-    Key(&["msg_trace", "trace_dest"], Ignore(&missing::ANY)),
+    Key(
+        &["msg_trace", "trace_dest"],
+        Set(|d, v| trace_rule(v).map(|rule| d.account.trace_rule = Some(rule))),
+    ),
 ];
+
+#[derive(Default)]
+struct TraceDraft {
+    dest: String,
+    sampling: Option<u8>,
+}
+
+const TRACE: &[Key<TraceDraft>] = &[
+    Key(&["dest"], Set(|d, v| trace_dest(v).map(|dest| d.dest = dest))),
+    Key(&["sampling"], Set(|d, v| sampling(v).map(|sampling| d.sampling = Some(sampling)))),
+];
+
+fn trace_rule(v: &mut Field<'_>) -> Result<TraceRule, StartError> {
+    if !matches!(v.value.kind, Kind::Map(_)) {
+        return Ok(TraceRule { dest: trace_dest(v)?, sampling: 100 });
+    }
+    let mut draft = TraceDraft::default();
+    bind_map(&[TRACE], v.map()?, &mut draft, v.warnings)?;
+    if draft.dest.is_empty() {
+        return Err(v.error("msg_trace needs a dest: the subject where traces are told"));
+    }
+    Ok(TraceRule { dest: draft.dest, sampling: draft.sampling.unwrap_or(100) })
+}
+
+fn trace_dest(v: &mut Field<'_>) -> Result<String, StartError> {
+    let dest = v.text()?;
+    if !is_valid_publish(dest.as_bytes()) {
+        return Err(v.error("the subject where traces are told is one without wildcards"));
+    }
+    Ok(dest)
+}
+
+/// A number or a text, of which the latter may be a percentage.
+fn sampling(v: &mut Field<'_>) -> Result<u8, StartError> {
+    let text = match v.value.kind {
+        Kind::Integer(number) => number.to_string(),
+        _ => v.text()?,
+    };
+    let number = text.strip_suffix('%').unwrap_or(&text).trim().parse();
+    match number {
+        Ok(number @ 1..=100) => Ok(number),
+        _ => Err(v.error("sampling is how many of a hundred messages are traced: 1 to 100")),
+    }
+}
 
 const LIMITS: &[Key<AccountLimits>] = &[
     Key(&["max_connections", "max_conn"], Set(|l, v| v.limit().map(|n| l.connections_max = n))),
@@ -410,6 +473,7 @@ struct ExportDraft {
     account_token: usize,
     response: Option<Response>,
     threshold_ms: Option<u64>,
+    allow_trace: Option<bool>,
 }
 
 fn exported(shared: Shared, d: &mut ExportDraft, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -445,7 +509,7 @@ const EXPORT: &[Key<ExportDraft>] = &[
     ),
     Key(&["response_threshold"], Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
     Key(&["latency"], Ignore(&missing::ANY)),
-    Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
+    Key(&["allow_trace"], Set(|d, v| v.boolean().map(|allow| d.allow_trace = Some(allow)))),
 ];
 
 fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
@@ -456,6 +520,9 @@ fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
     };
     if shared == Shared::Stream && (draft.response.is_some() || draft.threshold_ms.is_some()) {
         return Err(v.error("only a service has responses; leave that out of the stream"));
+    }
+    if shared == Shared::Stream && draft.allow_trace.is_some() {
+        return Err(v.error("allow_trace is for services here; a stream has it in its import"));
     }
     if draft.account_token > 0 {
         let token = tokens(subject.as_bytes()).nth(draft.account_token - 1);
@@ -477,6 +544,7 @@ fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
             None | Some(0) => RESPONSE_THRESHOLD_MS,
             Some(ms) => ms,
         },
+        allow_trace: draft.allow_trace.unwrap_or(false),
     })
 }
 
@@ -487,6 +555,7 @@ struct ImportDraft {
     to: String,
     prefix: String,
     share: bool,
+    allow_trace: Option<bool>,
 }
 
 #[derive(Default)]
@@ -517,7 +586,7 @@ const IMPORT: &[Key<ImportDraft>] = &[
     Key(&["to"], Set(|d, v| v.text().map(|to| d.to = to))),
     Key(&["prefix"], Set(|d, v| v.text().map(|prefix| d.prefix = prefix))),
     Key(&["share"], Set(|d, v| v.boolean().map(|share| d.share = share))),
-    Key(&["allow_trace"], Set(|_, v| v.boolean().map(drop))),
+    Key(&["allow_trace"], Set(|d, v| v.boolean().map(|allow| d.allow_trace = Some(allow)))),
 ];
 
 fn import(v: &mut Field<'_>) -> Result<Import, StartError> {
@@ -539,7 +608,12 @@ fn import(v: &mut Field<'_>) -> Result<Import, StartError> {
     if !is_valid_filter(local.as_bytes()) {
         return Err(v.error(format!("\"{local}\" is not a valid subject")));
     }
-    Ok(Import { shared, account: draft.account, subject, local, share: draft.share })
+    let (account, share) = (draft.account, draft.share);
+    if shared == Shared::Service && draft.allow_trace.is_some() {
+        return Err(v.error("allow_trace is for streams here; a service has it in its export"));
+    }
+    let allow_trace = draft.allow_trace.unwrap_or(false);
+    Ok(Import { shared, account, subject, local, share, allow_trace })
 }
 
 /// Puts in order what the file said, when all of it is read.

@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::auth::Secret;
+use super::auth::{Permissions, Secret};
+use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::tls::{self, MutualTls};
 use super::{Options, StartError, missing};
 
 /// What an operator can choose about the cluster that a server is part of.
@@ -37,6 +39,13 @@ pub struct Cluster {
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a route counts as stale (2).
     pub ping_max: u32,
+    /// `publish`: what of the interest here others are told; `subscribe`: what of theirs is taken
+    /// (none: everything).
+    pub permissions: Option<Permissions>,
+    /// How routes are encrypted, and who may have one (none: in clear, anybody).
+    pub tls: Option<MutualTls>,
+    /// How routes are compressed (as the other server does).
+    pub compression: Compression,
 }
 
 impl Default for Cluster {
@@ -55,6 +64,9 @@ impl Default for Cluster {
             connect_backoff: false,
             ping_interval_ms: PING_INTERVAL_MS_MAX,
             ping_max: 2,
+            permissions: None,
+            tls: None,
+            compression: Compression::default(),
         }
     }
 }
@@ -192,21 +204,109 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(&["compression"], Set(compression)),
     Key(&["accounts"], Ignore(&missing::ANY)),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
-    Key(&["permissions"], Refuse(&missing::IMPORTS)),
-    Key(&["tls"], Refuse(&missing::TLS)),
+    Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
+    Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
 ];
 
-/// Routes are not compressed; every member agrees to that.
-fn compression(_: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
-    match &v.value.kind {
-        Kind::Boolean(false) => return Ok(()),
-        Kind::Text(mode) if ["off", "accept", "disabled"].contains(&mode.as_str()) => return Ok(()),
-        Kind::Text(mode) if mode.starts_with("s2_") => {}
-        Kind::Map(_) => missing::COMPRESSION.check(v.value)?,
-        Kind::Boolean(true) => {}
-        _ => return Err(v.error("compression is off, accept, or a mode such as s2_fast")),
+/// Whether and how a server compresses what it sends to others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Never.
+    Off,
+    /// As the other server does.
+    #[default]
+    Accept,
+    /// S2 at its fastest.
+    Fast,
+    /// S2, slower and shorter.
+    Better,
+    /// S2, slowest and shortest.
+    Best,
+    /// The longer the round trip the harder: milliseconds up to which nothing is compressed, then
+    /// fast, then better. With fewer than three the last is for all that take longer.
+    Auto(Vec<u64>),
+}
+
+/// Round trips that decide if nothing is said.
+const RTT_THRESHOLDS_MS: [u64; 3] = [10, 50, 100];
+/// More of them would decide nothing.
+const RTT_THRESHOLDS_MAX: usize = 4;
+
+impl Compression {
+    /// What servers call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Accept => "accept",
+            Self::Fast => "s2_fast",
+            Self::Better => "s2_better",
+            Self::Best => "s2_best",
+            Self::Auto(_) => "s2_auto",
+        }
     }
-    v.warn_missing("compression of routes is not supported yet; they are sent as they are");
+
+    fn parse(mode: &str) -> Option<Self> {
+        Some(match mode.to_ascii_lowercase().as_str() {
+            "off" | "disabled" | "none" | "not supported" | "not_supported" => Self::Off,
+            "accept" => Self::Accept,
+            "on" | "enabled" | "fast" | "s2_fast" => Self::Fast,
+            "better" | "s2_better" => Self::Better,
+            "best" | "s2_best" => Self::Best,
+            "auto" | "s2_auto" => Self::Auto(RTT_THRESHOLDS_MS.to_vec()),
+            _ => return None,
+        })
+    }
+}
+
+/// The block `compression`.
+#[derive(Default)]
+struct CompressionBlock {
+    mode: Compression,
+    thresholds_ms: Option<Vec<u64>>,
+}
+
+const COMPRESSION: &[Key<CompressionBlock>] = &[
+    Key(&["mode"], Set(|b, v| mode(v).map(|mode| b.mode = mode))),
+    Key(
+        &["rtt_thresholds", "thresholds"],
+        Set(|b, v| thresholds(v).map(|ms| b.thresholds_ms = ms)),
+    ),
+];
+
+fn mode(v: &Field<'_>) -> Result<Compression, StartError> {
+    Compression::parse(&v.text()?).ok_or_else(|| {
+        v.error("compression is off, accept, s2_fast, s2_better, s2_best or s2_auto")
+    })
+}
+
+/// Round trips in milliseconds; none if there is none that counts.
+fn thresholds(v: &mut Field<'_>) -> Result<Option<Vec<u64>>, StartError> {
+    let values: Vec<_> = v.list()?.collect();
+    let mut all = Vec::new();
+    for (key, value) in values {
+        all.push(Field { key, value, warnings: &mut *v.warnings }.duration_ms()?);
+    }
+    let given: Vec<u64> = all.iter().copied().filter(|ms| *ms > 0).collect();
+    if all.len() > RTT_THRESHOLDS_MAX || !given.is_sorted() {
+        return Err(v.error("rtt_thresholds are at most 4 durations, the shortest first"));
+    }
+    Ok((!given.is_empty()).then_some(all))
+}
+
+fn compression(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+    cluster.compression = match &v.value.kind {
+        Kind::Boolean(true) => Compression::Fast,
+        Kind::Boolean(false) => Compression::Off,
+        Kind::Map(map) => {
+            let mut block = CompressionBlock::default();
+            bind_map(&[COMPRESSION], map, &mut block, v.warnings)?;
+            match (block.mode, block.thresholds_ms) {
+                (Compression::Auto(_), Some(ms)) => Compression::Auto(ms),
+                (mode, _) => mode,
+            }
+        }
+        _ => mode(v)?,
+    };
     Ok(())
 }
 

@@ -42,10 +42,6 @@ impl Block {
 /// A value that is no block, or one whose keys are anybody's.
 pub(super) static ANY: Block = Block { keys: &[], blocks: &[] };
 
-/// `permissions` of a cluster
-pub(super) static IMPORTS: Block =
-    Block { keys: &["import", "export", "publish", "subscribe", "pub", "sub"], blocks: &[] };
-
 /// `gateway`
 pub(super) static GATEWAY: Block = Block {
     keys: &[

@@ -28,16 +28,17 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
+pub use accounts::TraceRule;
 pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Seats, Shared};
 use args::Args;
 pub use auth::{
     Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
 };
-pub use cluster::{Cluster, RouteUrl};
+pub use cluster::{Cluster, Compression, RouteUrl};
 pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
 pub use overflow::{OverflowKind, OverflowRule};
-pub use tls::{HandshakeFirst, Tls};
+pub use tls::{HandshakeFirst, MutualTls, Tls};
 
 /// What the operator has to mend before the server can start: cause and remedy in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,12 +9,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring as crypto;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 
 use super::field::Action::{Ignore, Refuse, Set};
@@ -22,6 +23,8 @@ use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::{StartError, missing};
 
+/// How long a handshake may take if nothing is said.
+pub const TIMEOUT_MS: u64 = 2000;
 /// What `handshake_first: auto` means.
 const FALLBACK_AUTO_MS: u64 = 50;
 
@@ -47,6 +50,22 @@ pub struct Tls {
     pub connections_per_second_max: u64,
     /// Of all files and names, so that a reload sees what has changed.
     digest: [u8; 32],
+}
+
+/// TLS between servers: each has a certificate that the other's `ca_file` vouches for.
+#[derive(Debug, Clone)]
+pub struct MutualTls {
+    /// For those who dial.
+    pub tls: Tls,
+    /// For dialling.
+    pub client: Arc<ClientConfig>,
+}
+
+impl PartialEq for MutualTls {
+    fn eq(&self, other: &Self) -> bool {
+        // Both are made of the same files.
+        self.tls == other.tls
+    }
 }
 
 /// When the handshake begins.
@@ -91,6 +110,7 @@ pub(super) struct Block {
     pub(super) since_tls13: bool,
     pub(super) pinned_certs: Vec<String>,
     pub(super) connections_per_second_max: u64,
+    pub(super) is_insecure: bool,
 }
 
 impl Default for Block {
@@ -101,13 +121,14 @@ impl Default for Block {
             ca_file: None,
             verify: false,
             map: false,
-            timeout_ms: 2000,
+            timeout_ms: TIMEOUT_MS,
             first: HandshakeFirst::No,
             cipher_suites: Vec::new(),
             curves: Vec::new(),
             since_tls13: false,
             pinned_certs: Vec::new(),
             connections_per_second_max: 0,
+            is_insecure: false,
         }
     }
 }
@@ -139,7 +160,8 @@ const TLS: &[Key<Block>] = &[
             Ok(())
         }),
     ),
-    Key(&["insecure", "allow_insecure_cipher_suites"], Ignore(&missing::ANY)),
+    Key(&["insecure"], Set(|b, v| v.boolean().map(|on| b.is_insecure = on))),
+    Key(&["allow_insecure_cipher_suites"], Ignore(&missing::ANY)),
     Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(&missing::ANY)),
     Key(
         &["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"],
@@ -151,7 +173,23 @@ const TLS: &[Key<Block>] = &[
 pub(super) fn bind(v: &mut Field<'_>) -> Result<Tls, StartError> {
     let mut block = Block::default();
     bind_map(&[TLS], v.map()?, &mut block, v.warnings)?;
+    if block.is_insecure {
+        v.warn_missing("insecure has no effect: only who dials others could use it");
+    }
     block.load().map_err(|error| v.error(error))
+}
+
+/// The same for connections between servers.
+pub(super) fn bind_mutual(v: &mut Field<'_>) -> Result<MutualTls, StartError> {
+    let mut block = Block::default();
+    bind_map(&[TLS], v.map()?, &mut block, v.warnings)?;
+    if block.is_insecure {
+        let reason = "insecure is not supported between servers: anybody could answer for them; \
+                      name the ca_file that vouches for all of them instead";
+        return Err(v.error(reason));
+    }
+    (block.verify, block.map) = (true, false);
+    block.load_mutual().map_err(|error| v.error(error))
 }
 
 fn names(v: &mut Field<'_>) -> Result<Vec<String>, StartError> {
@@ -211,9 +249,47 @@ fn pinned_certs(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> 
     Ok(())
 }
 
+const TLS13_ALONE: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+/// What the files hold, and which algorithms are used with it.
+struct Materials {
+    cert_file: PathBuf,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+    versions: &'static [&'static SupportedProtocolVersion],
+    digest: [u8; 32],
+}
+
+impl Materials {
+    fn mismatched(&self, error: &rustls::Error) -> StartError {
+        unusable(&self.cert_file, &format!("{error}; does the key belong to it?"))
+    }
+}
+
 impl Block {
     /// Reads the files and puts everything together.
     pub(super) fn load(self) -> Result<Tls, StartError> {
+        let materials = self.read()?;
+        self.assemble(&materials)
+    }
+
+    fn load_mutual(self) -> Result<MutualTls, StartError> {
+        let materials = self.read()?;
+        let (chain, key) = (materials.chain.clone(), materials.key.clone_key());
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&materials.provider))
+            .with_protocol_versions(materials.versions)
+            .map_err(|error| StartError::new(format!("tls: {error}")))?
+            .with_root_certificates(Arc::clone(&materials.roots))
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| materials.mismatched(&error))?;
+        // Routes last: there is little to be won.
+        client.resumption = Resumption::disabled();
+        Ok(MutualTls { client: Arc::new(client), tls: self.assemble(&materials)? })
+    }
+
+    fn read(&self) -> Result<Materials, StartError> {
         let (Some(cert_file), Some(key_file)) = (&self.cert_file, &self.key_file) else {
             return Err(StartError::new("tls needs cert_file and key_file; name both"));
         };
@@ -231,16 +307,30 @@ impl Block {
                 roots.add(root).map_err(|error| unusable(ca_file, &error.to_string()))?;
             }
         }
-        let provider = Arc::new(self.provider()?);
-        let versions: &[&SupportedProtocolVersion] =
-            if self.since_tls13 { &[&rustls::version::TLS13] } else { rustls::ALL_VERSIONS };
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(versions)
+        Ok(Materials {
+            cert_file: cert_file.clone(),
+            chain,
+            key,
+            roots: Arc::new(roots),
+            provider: Arc::new(self.provider()?),
+            versions: match self.since_tls13 {
+                true => TLS13_ALONE,
+                false => rustls::ALL_VERSIONS,
+            },
+            digest: digest.finalize().into(),
+        })
+    }
+
+    fn assemble(self, materials: &Materials) -> Result<Tls, StartError> {
+        let Materials { chain, key, roots, provider, .. } = materials;
+        let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(materials.versions)
             .map_err(|error| StartError::new(format!("tls: {error}")))?;
         let monitoring = builder.clone().with_no_client_auth();
         let monitoring = monitoring.with_single_cert(chain.clone(), key.clone_key());
         let builder = if self.verify {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let (roots, provider) = (Arc::clone(roots), Arc::clone(provider));
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
             let verifier = verifier.build().map_err(|error| {
                 StartError::new(format!("tls: the certificates of ca_file cannot be used: {error}"))
             })?;
@@ -248,10 +338,10 @@ impl Block {
         } else {
             builder.with_no_client_auth()
         };
-        let mismatched =
-            |error| unusable(cert_file, &format!("{error}; does the key belong to it?"));
+        let mismatched = |error| materials.mismatched(&error);
         let monitoring = Arc::new(monitoring.map_err(mismatched)?);
-        let mut server = builder.with_single_cert(chain, key).map_err(mismatched)?;
+        let server = builder.with_single_cert(chain.clone(), key.clone_key());
+        let mut server = server.map_err(mismatched)?;
         // The cheapest that is safe first, as nats-server does.
         server.ignore_client_order = true;
         // Clients keep their sessions themselves, encrypted: any shard can take one up again.
@@ -267,7 +357,7 @@ impl Block {
             first: self.first,
             pinned_certs: self.pinned_certs,
             connections_per_second_max: self.connections_per_second_max,
-            digest: digest.finalize().into(),
+            digest: materials.digest,
         })
     }
 

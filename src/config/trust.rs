@@ -406,6 +406,7 @@ fn exports(trust: &Trust, exporter: &Claims<jwt::Account>, now: i64) -> Vec<Expo
                 ..=0 => accounts::RESPONSE_THRESHOLD_MS,
                 ms => ms.unsigned_abs(),
             },
+            allow_trace: export.allow_trace,
         })
     };
     exporter.body.exports.iter().filter(valid).filter_map(export).collect()
@@ -447,6 +448,7 @@ fn import_of(import: &jwt::Import) -> Option<Import> {
         subject: import.subject.clone(),
         local,
         share: import.share,
+        allow_trace: import.allow_trace,
     })
 }
 

@@ -93,6 +93,11 @@ impl Account {
         self.config.as_ref().map(|config| config.limits).unwrap_or_default()
     }
 
+    /// Where messages are followed to that other systems trace.
+    pub(super) fn trace_rule(&self) -> Option<&config::TraceRule> {
+        self.config.as_ref().and_then(|config| config.trace_rule.as_ref())
+    }
+
     /// Counts one more connection, unless there are as many as there may be.
     pub(super) fn enter(&mut self) -> bool {
         let is_in = self.seats.take(self.limits().connections_max);
@@ -221,7 +226,9 @@ impl Accounts {
                 let Ok(transform) = import.mapping() else { continue };
                 let filter = transform.source().to_vec();
                 let (from, outlet) = match import.shared {
-                    Shared::Stream => (exporter, Outlet::Stream { to: id, transform }),
+                    Shared::Stream => {
+                        (exporter, Outlet::Stream { to: id, transform, trace: import.allow_trace })
+                    }
                     Shared::Service => {
                         let outlet = Outlet::Service {
                             to: exporter,
@@ -229,6 +236,7 @@ impl Accounts {
                             response: export.response,
                             threshold_ns: export.response_threshold_ms.saturating_mul(1_000_000),
                             share: import.share,
+                            trace: export.allow_trace,
                         };
                         (id, outlet)
                     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 
+use super::compression::Packing;
 use super::interest::SubKey;
 use super::outbox::Outbox;
 use super::overflow::Dropped;
@@ -117,6 +118,8 @@ pub(super) struct Conn {
     pub(super) secure: Option<Box<Secure>>,
     /// There if the connection is a WebSocket, or is to be one.
     pub(super) websocket: Option<Box<WebSocket>>,
+    /// There if it is a route that is compressed.
+    pub(super) packing: Option<Box<Packing>>,
     /// Whom its certificate is for, where that decides.
     pub(super) cert_names: Option<Box<certificate::Names>>,
     /// It has had its first INFO.
@@ -260,6 +263,7 @@ impl Conn {
             route: None,
             secure: None,
             websocket: None,
+            packing: None,
             cert_names: None,
             informed: false,
             connect: Box::default(),
@@ -307,7 +311,10 @@ impl Conn {
 
     /// Whether its bytes on the wire are the protocol's own.
     pub(super) fn is_bare(&self) -> bool {
-        self.preface.is_none() && self.secure.is_none() && self.websocket.is_none()
+        self.preface.is_none()
+            && self.secure.is_none()
+            && self.websocket.is_none()
+            && self.packing.is_none()
     }
 
     /// What it is called in the log.

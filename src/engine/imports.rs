@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,11 +22,12 @@ use serde::Serialize;
 
 use super::accounts::AccountId;
 use super::interest::Targets;
+use super::message_trace::{DEST, DISABLED, StepEvent, with_header};
 use super::publish::{Run, Source, parse_run};
 use super::record::{Record, RunRecord};
 use super::{Conn, ConnId, Engine, ShardId, ShardSet};
 use crate::config::Response;
-use crate::proto::{Publish, encode};
+use crate::proto::encode;
 use crate::subject::Transform;
 
 /// Accounts that a message may go through.
@@ -53,6 +55,8 @@ pub(super) enum Outlet {
         to: AccountId,
         /// From subjects of the exporting account to those of the importing one.
         transform: Transform,
+        /// Messages that are traced are so beyond.
+        trace: bool,
     },
     /// To the account that answers them.
     Service {
@@ -66,6 +70,8 @@ pub(super) enum Outlet {
         threshold_ns: u64,
         /// Who answers is told who asks.
         share: bool,
+        /// Messages that are traced are so beyond.
+        trace: bool,
     },
     /// To the server itself.
     Server {
@@ -86,6 +92,7 @@ impl Outlet {
             response: Response::Stream,
             threshold_ns: JETSTREAM_NS,
             share: true,
+            trace: false,
         })
     }
 
@@ -105,6 +112,7 @@ impl Outlet {
             response: Response::Stream,
             threshold_ns: ANSWER_BACK_NS,
             share: false,
+            trace: false,
         })
     }
 
@@ -286,13 +294,11 @@ impl Engine {
         }
         let mut reached = false;
         for exit in &targets.exits {
-            reached |= match &*exit.outlet {
-                // A request enters a service where it was made.
-                Outlet::Service { .. } | Outlet::Server { by_all: false } if source.routed => false,
-                Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
-                Outlet::Service { .. } => self.deliver_request(source, run, exit),
-                Outlet::Server { by_all } => self.ask_server(source, run, &exit.subject, *by_all),
-            };
+            if self.trace.is_some() {
+                reached |= self.trace_abroad(source, run, exit);
+                continue;
+            }
+            reached |= self.deliver_through(source, run, exit);
         }
         let server = self.settings.node.as_bytes();
         let is_ours = parse_answer(run.subject()).is_some_and(|(of, ..)| of == server);
@@ -311,6 +317,49 @@ impl Engine {
         reached
     }
 
+    /// Publishes a run in the account behind an outlet. False if nobody gets it there.
+    fn deliver_through(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
+        match &*exit.outlet {
+            // A request enters a service where it was made.
+            Outlet::Service { .. } | Outlet::Server { by_all: false } if source.routed => false,
+            Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
+            Outlet::Service { .. } => self.deliver_request(source, run, exit),
+            Outlet::Server { by_all } => self.ask_server(source, run, &exit.subject, *by_all),
+        }
+    }
+
+    /// The same for a message that is traced: if it may not be beyond, its trace ends here, and so
+    /// does a message that is only to be traced.
+    fn trace_abroad(&mut self, source: Source, one: &Run<'_>, exit: &Exit) -> bool {
+        let (event, allowed) = match &*exit.outlet {
+            Outlet::Service { .. } | Outlet::Server { by_all: false } if source.routed => {
+                return false;
+            }
+            Outlet::Stream { to, trace, .. } => {
+                if !self.targets(*to, &exit.subject).has_clients() {
+                    return false;
+                }
+                let (account, to) = (self.accounts.name(*to), exit.subject.clone());
+                (StepEvent::Stream { account, to }, *trace)
+            }
+            Outlet::Service { to, trace, .. } => {
+                let (account, to) = (self.accounts.name(*to), exit.subject.clone());
+                (StepEvent::Service { account, from: one.subject().into(), to }, *trace)
+            }
+            Outlet::Server { by_all } => {
+                return !self.is_trace_only()
+                    && self.ask_server(source, one, &exit.subject, *by_all);
+            }
+        };
+        let aside = self.trace_leaves(event, allowed);
+        let ends = aside.as_ref().is_some_and(|trace| trace.ticket.only);
+        let reached = ends || self.deliver_through(source, one, exit);
+        if aside.is_some() {
+            self.trace = aside;
+        }
+        reached
+    }
+
     fn deliver_stream(
         &mut self,
         source: Source,
@@ -324,7 +373,8 @@ impl Engine {
         }
         let mut wire = Vec::new();
         for publish in run.publishes() {
-            write_publish(&mut wire, subject, publish.reply, publish, None);
+            let (header, body) = (publish.header_block(), publish.body());
+            encode::publish_of(&mut wire, subject, publish.reply, header, body);
         }
         let mut mapped = Run::default();
         parse_run(&wire, &mut mapped);
@@ -357,14 +407,38 @@ impl Engine {
                 self.expect_answer(answer)
             });
             let info = self.settings.headers.then(|| self.request_info(source, *share));
+            let mut header = Cow::Borrowed(publish.header_block());
+            if let Some(info) = info {
+                header = with_header(&header, REQUEST_INFO, &info).into();
+            }
+            if let Some(dest) = self.trace_dest_beyond(*to, &header) {
+                header = with_header(&header, DEST, &dest).into();
+            }
             let mut wire = Vec::new();
-            let info = info.as_deref();
-            write_publish(&mut wire, &exit.subject, reply.as_deref(), publish, info);
+            let (subject, body) = (&exit.subject, publish.body());
+            encode::publish_of(&mut wire, subject, reply.as_deref(), &header, body);
             let mut mapped = Run::default();
             parse_run(&wire, &mut mapped);
             reached |= self.deliver(next, &mapped, &targets);
         }
         reached
+    }
+
+    /// What is said of where a message is traced to, to the account that it enters; `None` if
+    /// nothing was. Who may go on with a trace tells it by a subject of that account.
+    fn trace_dest_beyond(&mut self, asked: AccountId, header: &[u8]) -> Option<Vec<u8>> {
+        memchr::memmem::find(header, DEST)?;
+        let dest = self.trace.as_ref().and_then(|trace| trace.dest());
+        let Some((dest, asking)) = dest else { return Some(DISABLED.to_vec()) };
+        let answer = Answer {
+            from: asked,
+            to: asking,
+            reply: dest.into(),
+            response: Response::Stream,
+            threshold_ns: ANSWER_BACK_NS,
+            expires: self.now.saturating_add(ANSWER_BACK_NS),
+        };
+        Some(self.expect_answer(answer))
     }
 
     /// Remembers where an answer goes; returns the subject that it is published on.
@@ -376,6 +450,9 @@ impl Engine {
 
     /// Publishes answers where they are waited for.
     pub(super) fn deliver_answers(&mut self, source: Source, run: &Run<'_>) {
+        if self.is_trace_only() {
+            return;
+        }
         for publish in run.publishes() {
             let Some((_, _, id)) = parse_answer(publish.subject) else { continue };
             let body_bytes = publish.body().len();
@@ -391,8 +468,20 @@ impl Engine {
                     expires: self.now.saturating_add(ANSWER_BACK_NS),
                 })
             });
+            let mut aside = None;
+            if self.trace.is_some() {
+                let (from, account) = (publish.subject.into(), self.accounts.name(to));
+                let event = StepEvent::Service { account, from, to: subject.clone() };
+                // Whom an answer reaches is nothing that who answers may follow.
+                aside = self.trace_leaves(event, false);
+            }
+            let mut header = Cow::Borrowed(publish.header_block());
+            if memchr::memmem::find(&header, DEST).is_some() {
+                header = with_header(&header, DEST, DISABLED).into();
+            }
             let mut wire = Vec::new();
-            write_publish(&mut wire, &subject, reply.as_deref(), publish, None);
+            let body = publish.body();
+            encode::publish_of(&mut wire, &subject, reply.as_deref(), &header, body);
             let mut mapped = Run::default();
             parse_run(&wire, &mut mapped);
             // Whoever waits may be anywhere in the cluster.
@@ -400,6 +489,9 @@ impl Engine {
             let next = Source { account: to, hops, routed, ..source };
             let targets = self.targets(to, &subject);
             self.deliver(next, &mapped, &targets);
+            if aside.is_some() {
+                self.trace = aside;
+            }
         }
     }
 
@@ -412,6 +504,7 @@ impl Engine {
             routed,
             visited: ShardSet::default(),
             arrived: self.arrived,
+            trace: self.ticket(),
             wire: run.concat(),
             plain: false,
             answers: true,
@@ -482,17 +575,8 @@ impl Engine {
         payload: &[u8],
     ) {
         let reply = Some(reply).filter(|reply| !reply.is_empty());
-        let size = payload.len().to_string();
-        let publish = Publish {
-            subject,
-            reply,
-            header: None,
-            size_text: size.as_bytes(),
-            payload,
-            tail: None,
-        };
         let mut wire = Vec::new();
-        write_publish(&mut wire, subject, reply, &publish, None);
+        encode::publish_of(&mut wire, subject, reply, b"", payload);
         let mut run = Run::default();
         parse_run(&wire, &mut run);
         let nobody = ConnId { slot: u32::MAX, generation: u32::MAX };
@@ -534,44 +618,6 @@ struct RequestInfo<'a> {
     kind: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client_type: Option<&'a str>,
-}
-
-/// Writes a message as a client would publish it, with another subject and reply; with `info`, it
-/// has a header that says who asks, in place of any such that is there.
-fn write_publish(
-    out: &mut Vec<u8>,
-    subject: &[u8],
-    reply: Option<&[u8]>,
-    publish: &Publish<'_>,
-    info: Option<&[u8]>,
-) {
-    let old = publish.header.map_or(0, |header| header.len);
-    let (old_header, body) = publish.payload.split_at(old);
-    let header = match info {
-        Some(info) => with_request_info(old_header, info),
-        None => old_header.to_vec(),
-    };
-    encode::publish_of(out, subject, reply, &header, body);
-}
-
-fn with_request_info(header: &[u8], info: &[u8]) -> Vec<u8> {
-    let mut new = Vec::with_capacity(header.len() + info.len() + 40);
-    let lines = header.strip_suffix(b"\r\n\r\n").unwrap_or(b"NATS/1.0");
-    for line in lines.split(|byte| *byte == b'\n') {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let is_old = line
-            .get(..REQUEST_INFO.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(REQUEST_INFO));
-        if !is_old {
-            new.extend_from_slice(line);
-            new.extend_from_slice(b"\r\n");
-        }
-    }
-    new.extend_from_slice(REQUEST_INFO);
-    new.push(b' ');
-    new.extend_from_slice(info);
-    new.extend_from_slice(b"\r\n\r\n");
-    new
 }
 
 #[cfg(test)]
@@ -648,8 +694,9 @@ mod tests {
 
     #[test]
     fn a_requester_cannot_say_itself_who_it_is() {
-        let with =
-            |header: &str| String::from_utf8(with_request_info(header.as_bytes(), b"{}")).unwrap();
+        let with = |header: &str| {
+            String::from_utf8(with_header(header.as_bytes(), REQUEST_INFO, b"{}")).unwrap()
+        };
         assert_eq!(with(""), "NATS/1.0\r\nNats-Request-Info: {}\r\n\r\n");
         let given = "NATS/1.0\r\nA: b\r\nnats-request-info: {\"acc\":\"X\"}\r\n\r\n";
         assert_eq!(with(given), "NATS/1.0\r\nA: b\r\nNats-Request-Info: {}\r\n\r\n");

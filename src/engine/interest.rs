@@ -236,6 +236,29 @@ impl Targets {
         !self.shards.union(self.routers).is_empty() || !self.routes.is_empty()
     }
 
+    /// Whether there are none but plain subscriptions of this shard in the account.
+    pub(super) fn are_plain_and_here(&self) -> bool {
+        self.queues.is_empty() && !self.has_plain_elsewhere()
+    }
+
+    /// Whether clients of this server want it in its account.
+    pub(super) fn has_clients(&self) -> bool {
+        let remote = |group: &QueueTargets| group.remote.iter().any(|r| r.members(true) > 0);
+        self.members > 0
+            || !self.shards.is_empty()
+            || self.queues.iter().any(|group| !group.local.is_empty() || remote(group))
+    }
+
+    /// Whether nothing but this queue group, by its place, has a message go over an own route.
+    ///
+    /// Plain subscribers behind a route get whatever comes over it. So what is passed on late, for
+    /// a member that has gone, goes only where nobody can have got it before.
+    pub(super) fn is_only_for(&self, route: u32, group: usize) -> bool {
+        let goes = |queue: &QueueTargets| queue.routes.iter().any(|(other, _)| *other == route);
+        let mut groups = self.queues.iter().enumerate();
+        !self.routes.contains(&route) && !groups.any(|(at, queue)| at != group && goes(queue))
+    }
+
     /// Whether it goes anywhere else than to subscriptions of its account.
     pub(super) fn leaves_account(&self) -> bool {
         !self.exits.is_empty() || self.answering.is_some()

@@ -13,12 +13,14 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod compression;
 mod conn;
 mod departures;
 mod events;
 mod imports;
 mod interest;
 mod mapping;
+mod message_trace;
 mod operations;
 mod outbox;
 mod overflow;
@@ -59,6 +61,8 @@ use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
 use interest::{Side, Sub, SubKey};
+pub use message_trace::{MessageTrace, Party, Step, StepEvent, header_values};
+use message_trace::{Trace, Traces};
 use outbox::Spares;
 pub use overflow::Dropped;
 pub use pressure::LaneFigures;
@@ -66,7 +70,7 @@ use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
 use publish::Run;
 use record::Publisher;
-pub use record::{InterestRecord, Record, RunRecord};
+pub use record::{InterestRecord, Record, Report, RunRecord};
 use route::Cluster;
 pub use route::{NewRoute, RouteNotice, RouteSnapshot};
 pub use secure::TlsInfo;
@@ -315,6 +319,9 @@ pub struct Engine {
     server_requests: VecDeque<ServerRequest>,
     /// What happened to connections, if anybody wants to know.
     events: VecDeque<ConnEvent>,
+    /// There while a traced message is being delivered.
+    trace: Option<Box<Trace>>,
+    traces: Traces,
     stats: Stats,
     closed: Closed,
     /// When what is being handled arrived.
@@ -363,6 +370,8 @@ impl Engine {
             answers: Answers::new(&hasher),
             server_requests: VecDeque::new(),
             events: VecDeque::new(),
+            trace: None,
+            traces: Traces::default(),
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
@@ -559,6 +568,7 @@ impl Engine {
     /// Ends a turn: barriers go out, limits are enforced.
     pub fn end_turn(&mut self) {
         self.departures.forget();
+        self.traces.end_turn();
         self.send_barriers();
         self.bound_memory();
     }
@@ -605,6 +615,7 @@ impl Engine {
     pub fn on_record(&mut self, from: ShardId, record: Record) {
         match record {
             Record::Run(run) => self.on_run(&run),
+            Record::Traced(report) => self.on_traced(*report),
             Record::Interest(interest) => {
                 let InterestRecord { account, side, filter, queue, members } = *interest;
                 let interest = &mut self.accounts.at(account).interest;
@@ -645,10 +656,14 @@ impl Engine {
     /// Sends INFO anew to all clients that understand that.
     fn inform_clients(&mut self) {
         for id in self.conns.client_ids() {
-            if self.conns.get(id).is_some_and(|conn| conn.greeted && conn.connect.protocol >= 1) {
+            // One that is at its end has heard its last word.
+            let understands =
+                |conn: &Conn| conn.is_open() && conn.greeted && conn.connect.protocol >= 1;
+            if self.conns.get(id).is_some_and(understands) {
                 self.send_info(id, false);
             }
         }
+        self.settle_deliveries();
     }
 
     /// Connections that the shard has not been told to close.

@@ -94,9 +94,15 @@ impl Engine {
 
     /// Puts off what follows a CONNECT that is not decided yet; `false` if there is none such.
     fn wait_for_proof(&mut self, id: ConnId, bytes: &[u8]) -> bool {
-        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.claim.is_some()) else {
-            return false;
-        };
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        if conn.claim.is_none() {
+            // Compression may have begun with the last operation.
+            let is_packed = conn.begins_packed();
+            if is_packed {
+                self.on_packed(id, bytes);
+            }
+            return is_packed;
+        }
         // A peer goes on with all its interest at once; it is not read from meanwhile.
         let is_greeted = conn.route.as_ref().is_some_and(|route| route.is_greeted());
         if !is_greeted && conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
@@ -522,6 +528,7 @@ impl Engine {
             Verdict::Refused(error) => {
                 // What was published before comes before the error.
                 self.flush_run(id, run);
+                self.trace_refused(id, &publish, &error);
                 self.refuse(id, &error);
             }
             Verdict::Dropped => {}
@@ -613,6 +620,7 @@ impl Engine {
             self.review_user(id, &old);
             self.review_limits(id, &old);
         }
+        self.review_routes(&old);
         self.settle_deliveries();
     }
 

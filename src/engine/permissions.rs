@@ -105,7 +105,8 @@ impl Permissions {
         denied
     }
 
-    fn may_publish(&self, subject: &[u8]) -> bool {
+    /// Whether `subject` may be published to, whatever was published before.
+    pub(super) fn may_publish(&self, subject: &[u8]) -> bool {
         let found = |table: &Table<Entry>| {
             let mut found = false;
             visit(table, subject, |_| found = true);

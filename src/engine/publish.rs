@@ -57,6 +57,8 @@ pub(super) struct Run<'a> {
     payload_bytes_max: usize,
     has_reply: bool,
     has_stored: bool,
+    /// What it was published to, if a mapping has renamed it.
+    original: Option<&'a [u8]>,
     /// What a mapping has made of the subject; it outlives [`Self::clear`].
     mapped: Option<Mapped>,
 }
@@ -98,7 +100,7 @@ impl<'a> Run<'a> {
             wire.len()
         };
         let ends: Vec<usize> = self.messages.iter().map(write).collect();
-        let mut run = Run::default();
+        let mut run = Run { original: Some(self.subject()), ..Run::default() };
         let mut start = 0;
         for (message, end) in self.messages.iter().zip(ends) {
             run.push(Publish { subject, ..message.publish }, &wire[start..end]);
@@ -157,6 +159,10 @@ impl<'a> Run<'a> {
         self.clear();
         self.add(*message);
         self
+    }
+
+    pub(super) fn has_headers(&self) -> bool {
+        self.header_bytes > 0
     }
 
     pub(super) fn len(&self) -> usize {
@@ -283,6 +289,16 @@ pub(super) struct Backlog {
 impl Engine {
     /// Handles a run from a local connection, which has permission for all of it.
     pub(super) fn publish(&mut self, from: ConnId, run: &Run<'_>) {
+        if run.has_headers()
+            && let Some(account) = self.conns.get(from).map(|conn| conn.account)
+            && self.is_traced(account, run)
+        {
+            return self.trace_run(from, account, run, |engine, one| engine.take_in(from, one));
+        }
+        self.take_in(from, run);
+    }
+
+    fn take_in(&mut self, from: ConnId, run: &Run<'_>) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
@@ -317,6 +333,15 @@ impl Engine {
         queues: &[u8],
         run: &Run<'_>,
     ) {
+        if run.has_headers() && self.is_traced(account, run) {
+            return self.trace_run(from, account, run, |engine, one| {
+                engine.take_in_routed(from, account, queues, one);
+            });
+        }
+        self.take_in_routed(from, account, queues, run);
+    }
+
+    fn take_in_routed(&mut self, from: ConnId, account: AccountId, queues: &[u8], run: &Run<'_>) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
@@ -331,8 +356,32 @@ impl Engine {
         self.settle_deliveries();
     }
 
+    /// Handles the messages of a run one by one: some of them are traced.
+    fn trace_run(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        run: &Run<'_>,
+        handle: impl Fn(&mut Self, &Run<'_>),
+    ) {
+        let original = run.original.unwrap_or_else(|| run.subject());
+        let mut one = Run::default();
+        for message in &run.messages {
+            let publish = Publish { subject: original, ..message.publish };
+            if self.begin_trace(from, account, &publish)
+                && let Some(from) = run.original
+                && *from != *run.subject()
+            {
+                self.note_mapped(run.subject());
+            }
+            handle(self, one.only(message));
+            self.end_trace();
+        }
+    }
+
     /// Delivers what another shard has matched.
     pub(super) fn on_run(&mut self, record: &RunRecord) {
+        self.continue_trace(record.trace.as_deref());
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
         parse_run(&record.wire, &mut run);
         let RunRecord { account, publisher, echo, routed, visited, arrived, hops, .. } = *record;
@@ -354,17 +403,17 @@ impl Engine {
             let group = targets.queues.iter().position(|group| *group.name == *pick.group);
             for &at in &pick.messages {
                 let one = one.only(&run.messages[at as usize]);
-                let placed = group
-                    .and_then(|group| self.place(source, one, (group, &targets.queues[group]), at));
+                let placed = group.and_then(|group| self.place(source, one, (group, &targets), at));
                 match placed {
                     Some(route_pick) => route_picks.extend(route_pick),
-                    None => self.forward(source, one, group.map(|group| &targets.queues[group])),
+                    None => self.forward(source, one, group, &targets),
                 }
             }
         }
         self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
         self.count_deliveries(account, before);
         self.settle_deliveries();
+        self.end_trace();
         self.spare_run = Run::reusing(run);
         self.arrived = now;
     }
@@ -403,6 +452,10 @@ impl Engine {
     ) -> bool {
         let before = self.stats.delivered();
         let mut reached = self.deliver_plain(source, run, targets);
+        if targets.are_plain_and_here() {
+            self.count_deliveries(source.account, before);
+            return reached;
+        }
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
             if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
@@ -433,6 +486,9 @@ impl Engine {
     }
 
     fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
+        if self.trace.is_some() {
+            return self.trace_plain(source, run, targets);
+        }
         if let Some(policy) = &targets.overflow {
             return self.deliver_loosely(source, run, targets, policy);
         }
@@ -440,14 +496,18 @@ impl Engine {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
         };
-        let mut tails = Tails { wanted: targets.groups.len() > 1, ..Tails::default() };
         let mut reached = false;
-        for group in &targets.groups {
-            reached |= self.deliver_to_sid(source, run, group, &mut tails, &mut backlog);
+        if let [group] = &targets.groups[..] {
+            reached = self.deliver_to_sid(source, run, group, None, &mut backlog);
+        } else {
+            let mut tails = Tails::default();
+            for group in &targets.groups {
+                reached |= self.deliver_to_sid(source, run, group, Some(&mut tails), &mut backlog);
+            }
+            tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
+                self.spares.keep_segment(segment);
+            });
         }
-        tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
-            self.spares.keep_segment(segment);
-        });
         if backlog.behind * 2 > backlog.members {
             let members = targets.groups.iter().flat_map(|group| &group.members);
             self.wait_for(source.publisher, members, backlog.level_bytes);
@@ -455,17 +515,18 @@ impl Engine {
         reached
     }
 
-    /// Gives the run to every member of a group, in the way that costs least.
+    /// Gives the run to every member of a group, in the way that costs least. There are `tails`
+    /// if there are other groups.
     fn deliver_to_sid(
         &mut self,
         source: Source,
         run: &Run<'_>,
         group: &SidGroup,
-        tails: &mut Tails,
+        mut tails: Option<&mut Tails>,
         backlog: &mut Backlog,
     ) -> bool {
         let SidGroup { sid, headers, members } = group;
-        let way = Way::of(run, members.len(), tails.wanted);
+        let way = Way::of(run, members.len(), tails.is_some());
         let mut rendered: Option<Segment> = None;
         let mut reached = false;
         for &member in members {
@@ -476,12 +537,14 @@ impl Engine {
             reached = true;
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let spares = &mut self.spares;
-            match if count < run.len() { Way::Render } else { way } {
-                Way::Render => {
+            match (if count < run.len() { Way::Render } else { way }, &mut tails) {
+                (Way::Tails, Some(tails)) => {
+                    tails.push(run, sid, *headers, &mut conn.outbox, spares);
+                }
+                (Way::Render | Way::Tails, _) => {
                     conn.outbox.push(spares, |out| run.render(count, sid, *headers, out));
                 }
-                Way::Tails => tails.push(run, sid, *headers, &mut conn.outbox, spares),
-                way => {
+                (way, _) => {
                     let segment = rendered.get_or_insert_with(|| {
                         spares.segment(|out| run.render(count, sid, *headers, out))
                     });
@@ -610,17 +673,27 @@ impl Engine {
         &mut self,
         source: Source,
         one: &Run<'_>,
-        (number, group): (usize, &QueueTargets),
+        (number, targets): (usize, &Targets),
         at: u32,
     ) -> Option<Option<RoutePick>> {
+        let group = &targets.queues[number];
         let local = group.local.len() as u64;
-        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
+        let routes: SmallVec<[(u32, u32); 1]> = match source.routed {
+            true => SmallVec::new(),
+            false => {
+                let is_open = |(route, _): &&(u32, u32)| {
+                    source.visited.is_empty() || targets.is_only_for(*route, number)
+                };
+                group.routes.iter().filter(is_open).copied().collect()
+            }
+        };
+        let behind_routes: u64 = routes.iter().map(|(_, members)| u64::from(*members)).sum();
         let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
         if prefers_local && self.deliver_to_one(source, one, group) {
             return Some(None);
         }
         if behind_routes > 0 {
-            let route = draw_route(&mut self.rng, &group.routes);
+            let route = draw_route(&mut self.rng, &routes);
             return Some(Some(RoutePick { route, group: index(number), at }));
         }
         None
@@ -630,6 +703,9 @@ impl Engine {
     fn deliver_to_one(&mut self, source: Source, one: &Run<'_>, group: &QueueTargets) -> bool {
         if group.local.is_empty() {
             return false;
+        }
+        if self.trace.is_some() {
+            return self.trace_queue(source, one, group);
         }
         let first = self.rng.usize(..group.local.len());
         let (head, tail) = group.local.split_at(first);
@@ -654,10 +730,19 @@ impl Engine {
     }
 
     /// The members picked here are gone or cannot take the message: another shard may.
-    fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<&QueueTargets>) {
+    fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<usize>, targets: &Targets) {
         let visited = source.visited.with(self.shard);
         let source = Source { visited, ..source };
-        let shard = group.and_then(|group| self.draw(source, &group.remote));
+        let group = group.map(|group| &targets.queues[group]);
+        // Members behind routes count where nobody behind them has had it as a plain subscriber.
+        let members = |remote: &Remote| {
+            let routed = if targets.routers.contains(remote.shard) { 0 } else { remote.routed };
+            Remote { routed, ..*remote }
+        };
+        let shard = group.and_then(|group| {
+            let members: SmallVec<[Remote; 2]> = group.remote.iter().map(members).collect();
+            self.draw(source, &members)
+        });
         let (Some(shard), Some(group)) = (shard, group) else {
             self.stats.queue_msgs_lost += 1;
             return;
@@ -694,7 +779,7 @@ impl Engine {
     ) {
         let Source { account, publisher, echo, routed, visited, hops } = source;
         let arrived = self.arrived;
-        let record = |wire, plain, picks| {
+        let record = |wire, plain, picks, trace| {
             Record::Run(Box::new(RunRecord {
                 account,
                 publisher,
@@ -705,6 +790,7 @@ impl Engine {
                 wire,
                 answers: false,
                 hops,
+                trace,
                 plain,
                 picks,
             }))
@@ -714,22 +800,26 @@ impl Engine {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            self.stage(shard, record(wire, true, picks));
+            let trace = self.ticket();
+            self.stage(shard, record(wire, true, picks, trace));
         }
         while let Some((shard, _)) = picks.first() {
             let shard = *shard;
             let mut picks = take_picks(&mut picks, shard);
-            // Only what was picked travels; each message once for each group that picked it.
-            let mut wire = Vec::new();
-            let mut sent = 0;
-            for pick in &mut picks {
-                for at in &mut pick.messages {
-                    wire.extend_from_slice(run.messages[*at as usize].wire);
-                    *at = sent;
-                    sent += 1;
-                }
+            // Only what was picked travels; once, whichever groups it was picked for.
+            let mut sent: SmallVec<[u32; 8]> = SmallVec::new();
+            picks.iter().for_each(|pick| sent.extend_from_slice(&pick.messages));
+            if picks.len() > 1 {
+                sent.sort_unstable();
+                sent.dedup();
             }
-            self.stage(shard, record(Bytes::from(wire), false, picks));
+            let mut wire = Vec::new();
+            sent.iter().for_each(|at| wire.extend_from_slice(run.messages[*at as usize].wire));
+            for at in picks.iter_mut().flat_map(|pick| &mut pick.messages) {
+                *at = index(sent.binary_search(at).unwrap_or_default());
+            }
+            let trace = self.ticket();
+            self.stage(shard, record(Bytes::from(wire), false, picks, trace));
         }
     }
 
@@ -791,7 +881,6 @@ impl Way {
 /// What follows the sid in each message of a run: the same for all sids.
 #[derive(Debug, Default)]
 struct Tails {
-    wanted: bool,
     /// For receivers without headers, and with. The ranges are those of the messages.
     rendered: [Option<(Segment, Vec<Range<usize>>)>; 2],
 }

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use super::interest::Side;
+use super::message_trace::{STEP_BYTES, Step, Ticket};
 use super::{AccountId, ConnId, ShardId, ShardSet};
 
 /// One message from a shard to another.
@@ -12,6 +13,8 @@ use super::{AccountId, ConnId, ShardId, ShardSet};
 pub enum Record {
     /// Deliver these publishes to your subscriptions.
     Run(Box<RunRecord>),
+    /// What became here of a message that is traced.
+    Traced(Box<Report>),
     /// My interest in a filter is now this.
     Interest(Box<InterestRecord>),
     /// Answer `Settled` when you have consumed everything up to here.
@@ -55,6 +58,8 @@ pub struct RunRecord {
     pub(super) answers: bool,
     /// Accounts it has gone through.
     pub(super) hops: u8,
+    /// It is traced.
+    pub(super) trace: Option<Box<Ticket>>,
     /// Plain subscriptions get the run.
     pub(super) plain: bool,
     /// Queue groups of which a member here gets some of the messages.
@@ -67,6 +72,17 @@ pub(super) struct Pick {
     pub(super) group: Box<[u8]>,
     /// Numbers within the run, from 0.
     pub(super) messages: Vec<u32>,
+}
+
+/// What became of a traced message on the sending shard.
+#[derive(Debug)]
+pub struct Report {
+    pub(super) id: u64,
+    /// What its ticket was worth, less what went on to other shards.
+    pub(super) credit: u128,
+    pub(super) steps: Vec<Step>,
+    pub(super) left_out: u64,
+    pub(super) hops: u32,
 }
 
 /// A change of a shard's interest in one filter.
@@ -99,6 +115,7 @@ impl Record {
                 let queue = interest.queue.as_ref().map_or(0, |queue| queue.len());
                 size_of::<InterestRecord>() + interest.filter.len() + queue
             }
+            Self::Traced(report) => size_of::<Report>() + report.steps.len() * STEP_BYTES,
             _ => 0,
         };
         size_of::<Self>() + rest

@@ -57,6 +57,9 @@ impl Engine {
         if plain.is_empty() && picks.is_empty() {
             return false;
         }
+        if self.trace.is_some() {
+            return self.trace_routes(source, run, plain, groups, &picks);
+        }
         let account = self.accounts.name(source.account);
         let account = account.as_bytes();
         picks.sort_by_key(|pick| (pick.route, pick.at));

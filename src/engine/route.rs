@@ -12,11 +12,13 @@ use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::compression;
 use super::conn::{Claim, Conn, User};
 use super::imports::answers_filter;
 use super::interest::Side;
 use super::proof::Proof;
 use super::publish::Run;
+use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
 use crate::cluster::names::{self, Agreement};
@@ -46,6 +48,8 @@ pub struct NewRoute {
     pub rid: u64,
     /// We have dialled, with these credentials if there are some.
     pub dialed: Option<Option<(String, Secret)>>,
+    /// Whom the certificate of who was dialled has to be for, where there is TLS.
+    pub host: String,
 }
 
 /// What a shard has to say of its routes.
@@ -104,7 +108,11 @@ pub(super) struct Cluster {
 pub(super) struct Route {
     rid: u64,
     dialed: Option<Option<(String, Secret)>>,
+    /// The credentials of a peer that has dialled, where there have to be some.
+    login: Option<(String, Secret)>,
     stage: Stage,
+    /// What the peer has first said of compression.
+    offered: Option<String>,
     /// The peer takes HMSG.
     pub(super) headers: bool,
     peer: RouteInfo,
@@ -121,9 +129,24 @@ impl Route {
         self.wishes.iter()
     }
 
+    /// Whether it is part of the cluster.
+    pub(super) fn is_registered(&self) -> bool {
+        self.stage == Stage::Registered
+    }
+
     /// Whether the peer has said who it is.
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
+    }
+
+    /// What of the protocol the peer knows.
+    pub(super) fn peer_proto(&self) -> i32 {
+        self.peer.proto
+    }
+
+    /// Its number, and the name of the server behind it.
+    pub(super) fn peer_names(&self) -> (u64, &str) {
+        (self.rid, &self.peer.server_name)
     }
 }
 
@@ -163,6 +186,8 @@ pub struct RouteSnapshot {
     pub pending_bytes: usize,
     /// What went through it.
     pub traffic: super::Traffic,
+    /// How it is compressed, as nats-server names that.
+    pub compression: &'static str,
     /// How many filters the peer wants.
     pub subscriptions: usize,
     /// What they are, if they were asked for: account, subject and queue group.
@@ -173,12 +198,14 @@ impl Engine {
     /// Takes over a connection to another server, dialled or accepted.
     pub fn open_route(&mut self, id: ConnId, peer: Peer, new: NewRoute) {
         let mut conn = Box::new(Conn::new(id, peer, self.now));
-        let NewRoute { rid, dialed } = new;
+        let NewRoute { rid, dialed, host } = new;
         let is_dialed = dialed.is_some();
         let route = Route {
             rid,
             stage: if is_dialed { Stage::Info } else { Stage::Connect },
             dialed,
+            login: None,
+            offered: None,
             headers: false,
             peer: RouteInfo::default(),
             wishes: HashSet::with_hasher(self.hasher.clone()),
@@ -187,8 +214,18 @@ impl Engine {
         };
         conn.route = Some(Box::new(route));
         conn.user = Some(self.settings.nobody());
-        tracing::info!("{} - Route connection created", conn.label());
         self.place_conn(conn);
+        if self.begin_route_secure(id, is_dialed.then_some(&*host)) {
+            self.greet_route(id);
+        }
+        self.rearm(id);
+    }
+
+    /// A route can be spoken over from now on.
+    pub(super) fn greet_route(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        tracing::info!("{} - Route connection created", conn.label());
+        let is_dialed = conn.route.as_ref().is_some_and(|route| route.dialed.is_some());
         let needs_login = !is_dialed && self.settings.route.user.is_some();
         let patience_ns =
             if needs_login { self.settings.route.auth_timeout_ns } else { self.stale_ns() };
@@ -250,8 +287,11 @@ impl Engine {
             conn.label(),
             conn.route.as_ref().map_or("", |route| &route.peer.server_id)
         );
+        let is_packed = conn.packing.is_some();
         if let Some(login) = conn.route.as_ref().and_then(|route| route.dialed.clone()) {
-            self.send_route_connect(id, login);
+            if !is_packed {
+                self.send_route_connect(id, login);
+            }
             self.send_route_info(id);
         }
         self.send_all_interest(id);
@@ -259,12 +299,13 @@ impl Engine {
         self.rearm(id);
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
+        self.resume_unpacking(id);
     }
 
-    /// A route is not needed.
-    pub fn close_route(&mut self, rid: u64) {
+    /// A route is not needed, for this reason.
+    pub fn close_route(&mut self, rid: u64, reason: &'static str) {
         if let Some(id) = self.find_route(rid) {
-            self.fail(id, None, Reason::Protocol("Duplicate Route"));
+            self.fail(id, None, Reason::Protocol(reason));
         }
     }
 
@@ -272,6 +313,7 @@ impl Engine {
     pub fn gossip(&mut self, rid: u64, info: &RouteInfo) {
         if let Some(id) = self.find_route(rid) {
             self.reply(id, |out| wire::info(out, info));
+            self.settle_deliveries();
         }
     }
 
@@ -300,6 +342,11 @@ impl Engine {
                 rtt_ns: conn.timing.rtt,
                 pending_bytes: conn.outbox.pending_bytes(),
                 traffic: conn.traffic,
+                compression: match (&conn.packing, route.offered.as_deref()) {
+                    (Some(packing), _) => packing.name(conn.timing.rtt),
+                    (None, None | Some("" | "not supported")) => "not supported",
+                    (None, Some(_)) => "off",
+                },
                 subscriptions: route.wishes.len(),
                 wishes: route.wishes.iter().take(shown).cloned().collect(),
             })
@@ -344,7 +391,7 @@ impl Engine {
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
                         return bytes.len();
                     };
-                    if conn.claim.is_some() {
+                    if conn.claim.is_some() || conn.begins_packed() {
                         break;
                     }
                 }
@@ -466,6 +513,7 @@ impl Engine {
         if let Some(conn) = self.conns.get_mut(id)
             && let Some(route) = &mut conn.route
         {
+            route.login = Some((connect.user, Secret::new(connect.pass)));
             route.stage = Stage::Info;
             conn.timing.auth_due = due;
         }
@@ -508,8 +556,15 @@ impl Engine {
         let Some(route) = &mut conn.route else { return };
         let rid = route.rid;
         if route.stage == Stage::Registered {
-            let info = Box::new(info);
-            self.cluster.notices.push_back(RouteNotice::Heard { rid, info });
+            let is_peer = info.server_id == route.peer.server_id;
+            let was = (route.peer.import.take(), route.peer.export.take());
+            let is = if is_peer { (info.import.clone(), info.export.clone()) } else { was.clone() };
+            (route.peer.import, route.peer.export) = is.clone();
+            self.cluster.notices.push_back(RouteNotice::Heard { rid, info: Box::new(info) });
+            if was != is {
+                // What it did not take before it may take now; twice the same makes no difference.
+                self.send_all_interest(id);
+            }
             return;
         }
         let own = &self.settings.route.info;
@@ -548,6 +603,9 @@ impl Engine {
         if !reason.is_empty() {
             return self.fail(id, None, Reason::Protocol(reason));
         }
+        if self.begins_packing(id, &info.compression) {
+            return;
+        }
         let Some(conn) = self.conns.get_mut(id) else { return };
         let ip = conn.peer.ip.clone();
         if let Some(route) = &mut conn.route {
@@ -559,6 +617,35 @@ impl Engine {
         self.cluster.notices.push_back(RouteNotice::Greeted { rid, info, ip });
     }
 
+    /// Compresses the route from here on, if its peer and this server want that: who it is is
+    /// said again then. Also true if the route ends here.
+    fn begins_packing(&mut self, id: ConnId, theirs: &str) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return true };
+        let Some(route) = &mut conn.route else { return true };
+        if route.offered.is_some() {
+            return false;
+        }
+        route.offered = Some(theirs.to_owned());
+        let login = route.dialed.clone();
+        let Ok(agreed) = compression::negotiate(&self.settings.route.compression, theirs) else {
+            let mode = encode::go_quoted(theirs.as_bytes());
+            self.refuse_route(id, &format!("unsupported route compression mode {mode}"));
+            return true;
+        };
+        let Some(mode) = agreed else { return false };
+        let mut head = Vec::new();
+        if let Some(login) = &login {
+            wire::connect(&mut head, &self.route_connect(login.clone()));
+            let info = RouteInfo { compression: mode.name().to_owned(), ..self.route_info() };
+            wire::info(&mut head, &info);
+        }
+        self.begin_packing(id, mode, head);
+        if login.is_none() {
+            self.send_route_info(id);
+        }
+        true
+    }
+
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
         // Of an account that is not known yet, it counts once that is.
         let account = self.account_of(wish.account);
@@ -566,6 +653,9 @@ impl Engine {
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
             tracing::error!("{} - Invalid subscription to {subject}", conn.label());
+            return;
+        }
+        if !self.settings.route.takes(wish.subject) {
             return;
         }
         let Some(route) = &mut conn.route else { return };
@@ -652,6 +742,9 @@ impl Engine {
         if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
             return; // Not configured, or still wanted by another account.
         }
+        if !self.settings.route.tells(subject) {
+            return;
+        }
         for at in 0..self.cluster.routes.len() {
             let id = self.cluster.routes[at];
             self.reply(id, |out| match members {
@@ -665,18 +758,21 @@ impl Engine {
     fn send_all_interest(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let (spares, mut bytes) = (&mut self.spares, 0);
+        let permissions = &self.settings.route;
         for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
             let name = account.name.as_bytes();
-            if account.answers {
-                let answers = answers_filter(&self.settings.node);
+            let answers = answers_filter(&self.settings.node);
+            if account.answers && permissions.tells(&answers) {
                 bytes += conn.outbox.push(spares, |out| {
                     wire::interest(out, name, &answers, None);
                 });
             }
             account.interest.of_clients(|subject, queue| {
-                bytes += conn.outbox.push(spares, |out| {
-                    wire::interest(out, name, subject, queue);
-                });
+                if permissions.tells(subject) {
+                    bytes += conn.outbox.push(spares, |out| {
+                        wire::interest(out, name, subject, queue);
+                    });
+                }
             });
         }
         if let Some(route) = &mut conn.route {
@@ -686,12 +782,101 @@ impl Engine {
         self.flush_soon(id);
     }
 
-    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+    /// Puts new settings in force for the routes there are.
+    pub(super) fn review_routes(&mut self, old: &super::Settings) {
+        let (was, is) = (&old.route, &self.settings.route);
+        let has_new_login = was.user != is.user || was.pass != is.pass;
+        let has_new_info = was.info != is.info;
+        for id in self.cluster.routes.clone() {
+            if has_new_login && !self.may_still(id) {
+                self.refuse_route(id, "Authorization Violation");
+                continue;
+            }
+            if was_changed(&old.route, &self.settings.route) {
+                self.send_changed_interest(id, &old.route);
+                self.drop_wishes(id);
+            }
+            self.review_packing(id);
+            if has_new_info {
+                self.send_route_info(id);
+            }
+        }
+    }
+
+    /// Compresses otherwise; a route that is to be compressed, or not to be any more, begins anew.
+    fn review_packing(&mut self, id: ConnId) {
+        let own = &self.settings.route.compression;
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let theirs = conn.route.as_ref().and_then(|route| route.offered.as_deref());
+        let agreed = compression::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
+        match (agreed, conn.packing.as_deref_mut()) {
+            (None, None) => {}
+            (Some(mode), Some(packing)) => packing.mode = mode,
+            _ => self.fail(id, None, Reason::ClientClosed),
+        }
+    }
+
+    /// Whether a peer that has dialled knows the credentials that count now.
+    fn may_still(&self, id: ConnId) -> bool {
+        let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
+        let Some(route) = route.filter(|route| route.dialed.is_none()) else { return true };
+        let (Some(user), Some(secret)) = (&self.settings.route.user, &self.settings.route.pass)
+        else {
+            return true;
+        };
+        // A hash takes too long to be compared here; whoever knows its password comes again.
+        route.login.as_ref().is_some_and(|(name, given)| {
+            name == user && !secret.is_bcrypt() && secret.matches(given.revealed())
+        })
+    }
+
+    /// Tells a peer what it may be told now and might not before, and the other way round.
+    fn send_changed_interest(&mut self, id: ConnId, old: &RouteSettings) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let (spares, new) = (&mut self.spares, &self.settings.route);
+        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
+            let name = account.name.as_bytes();
+            account.interest.of_clients(|subject, queue| {
+                match (old.tells(subject), new.tells(subject)) {
+                    (false, true) => {
+                        conn.outbox.push(spares, |out| wire::interest(out, name, subject, queue));
+                    }
+                    (true, false) => {
+                        let queue = queue.map(|(queue, _)| queue);
+                        conn.outbox
+                            .push(spares, |out| wire::no_interest(out, name, subject, queue));
+                    }
+                    _ => {}
+                }
+            });
+        }
+        self.flush_soon(id);
+    }
+
+    /// Forgets what a peer wants and is not taken any more.
+    fn drop_wishes(&mut self, id: ConnId) {
+        let Some(route) = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut()) else {
+            return;
+        };
+        let settings = &self.settings.route;
+        let is_over = |key: &[u8]| queue_names(key).nth(1).is_some_and(|s| !settings.takes(s));
+        let over: Vec<Box<[u8]>> =
+            route.wishes.iter().filter(|key| is_over(key)).cloned().collect();
+        for key in over {
+            let mut words = queue_names(&key);
+            if let (Some(account), Some(subject)) = (words.next(), words.next()) {
+                let wish = Wish { key: &key, account, subject, queue: words.next() };
+                self.on_wish_end(id, &wish);
+            }
+        }
+    }
+
+    fn route_connect(&self, login: Option<(String, Secret)>) -> RouteConnect {
         let (user, pass) = match login {
             Some((user, pass)) => (user, pass.revealed().to_owned()),
             None => Default::default(),
         };
-        let connect = RouteConnect {
+        RouteConnect {
             echo: false,
             headers: self.settings.headers,
             tls_required: self.settings.route.info.tls_required,
@@ -701,19 +886,47 @@ impl Engine {
             cluster: self.cluster.name.clone().unwrap_or_default(),
             dynamic: self.cluster.is_dynamic,
             ..RouteConnect::default()
-        };
+        }
+    }
+
+    fn send_route_connect(&mut self, id: ConnId, login: Option<(String, Secret)>) {
+        let connect = self.route_connect(login);
         let Some(conn) = self.conns.get_mut(id) else { return };
         // Not by way of a trace, which would show the password.
         conn.outbox.push(&mut self.spares, |out| wire::connect(out, &connect));
         self.flush_soon(id);
     }
 
-    fn send_route_info(&mut self, id: ConnId) {
+    fn route_info(&self) -> RouteInfo {
         let mut info = self.settings.route.info.clone();
         info.cluster = self.cluster.name.clone().unwrap_or_default();
         info.cluster_dynamic = self.cluster.is_dynamic;
         info.ldm = self.lame_duck.is_some();
+        info
+    }
+
+    fn send_route_info(&mut self, id: ConnId) {
+        let mut info = self.route_info();
+        if let Some(packing) = self.conns.get(id).and_then(|conn| conn.packing.as_ref()) {
+            info.compression = packing.mode.name().to_owned();
+        }
         self.reply(id, |out| wire::info(out, &info));
+    }
+}
+
+fn was_changed(old: &RouteSettings, new: &RouteSettings) -> bool {
+    (&old.info.import, &old.info.export) != (&new.info.import, &new.info.export)
+}
+
+impl RouteSettings {
+    /// Whether peers are told of interest in a subject.
+    fn tells(&self, subject: &[u8]) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(subject))
+    }
+
+    /// Whether a peer's interest in a subject is taken.
+    fn takes(&self, subject: &[u8]) -> bool {
+        self.permissions.as_ref().is_none_or(|permissions| permissions.may_subscribe(subject, None))
     }
 }
 

@@ -8,8 +8,8 @@
 use std::io::{BufRead, IoSlice, Write};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::{HandshakeKind, ServerConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConnection, Connection, HandshakeKind, ServerConnection};
 
 use super::conn::{Conn, Phase};
 use super::outbox::{InFlight, Spares};
@@ -17,7 +17,7 @@ use super::timers::NEVER;
 use super::websocket::Packer;
 use super::{ConnId, Engine, Reason};
 use crate::certificate;
-use crate::config::{HandshakeFirst, Tls};
+use crate::config::{HandshakeFirst, MutualTls, Tls};
 use crate::segment::Piece;
 
 /// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
@@ -59,7 +59,7 @@ enum Stage {
     /// INFO is on its way in clear, or not to be sent before the handshake.
     Expected,
     /// There is a session: on its way, or made.
-    Session(Box<ServerConnection>),
+    Session(Box<Connection>),
 }
 
 /// What is known of a finished handshake.
@@ -131,6 +131,7 @@ impl Conn {
     pub(super) fn wants_write(&self) -> bool {
         self.secure.as_ref().is_some_and(|secure| secure.wants_write())
             || self.websocket.as_ref().is_some_and(|websocket| websocket.wants_write())
+            || self.packing.as_ref().is_some_and(|packing| !packing.head.is_empty())
     }
 
     /// Tells the client that nothing follows, once all is said: a peer can tell that from a cut.
@@ -153,9 +154,31 @@ impl Conn {
         if let Some(secure) = &mut self.secure {
             return secure.in_flight.on_sent(bytes, complete);
         }
-        match &mut self.websocket {
-            Some(websocket) => websocket.in_flight.on_sent(bytes, complete),
+        match self.wrapped_in_flight() {
+            Some(in_flight) => in_flight.on_sent(bytes, complete),
             None => bytes,
+        }
+    }
+
+    /// What a layer other than TLS has in flight.
+    fn wrapped_in_flight(&mut self) -> Option<&mut InFlight> {
+        match (&mut self.websocket, &mut self.packing) {
+            (Some(websocket), _) => Some(&mut websocket.in_flight),
+            (None, Some(packing)) => Some(&mut packing.in_flight),
+            (None, None) => None,
+        }
+    }
+
+    /// The next batch of such a layer, and how many bytes of the outbox that is.
+    fn take_wrapped(
+        &mut self,
+        bytes_max: usize,
+        spares: &mut Spares,
+        packer: &mut Packer,
+    ) -> Option<(Vec<Piece>, usize)> {
+        match self.packing {
+            Some(_) => self.take_packed(spares, packer),
+            None => self.take_frames(bytes_max, spares, packer),
         }
     }
 
@@ -166,11 +189,11 @@ impl Conn {
         packer: &mut Packer,
     ) -> Option<Vec<Piece>> {
         let Some(secure) = self.secure.as_deref_mut() else {
-            if self.websocket.is_none() {
+            if self.websocket.is_none() && self.packing.is_none() {
                 return self.outbox.take(spares);
             }
-            let (batch, bytes) = self.take_frames(FRAME_BYTES_MAX, spares, packer)?;
-            self.websocket.as_deref_mut()?.in_flight.set(bytes);
+            let (batch, bytes) = self.take_wrapped(FRAME_BYTES_MAX, spares, packer)?;
+            self.wrapped_in_flight()?.set(bytes);
             return Some(batch);
         };
         let Stage::Session(session) = &mut secure.stage else {
@@ -207,8 +230,8 @@ impl Conn {
 
     /// Encrypts the next batch. Returns how many bytes of the outbox that is.
     fn encrypt(&mut self, spares: &mut Spares, packer: &mut Packer) -> usize {
-        let taken = if self.websocket.is_some() {
-            self.take_frames(BATCH_BYTES_MAX, spares, packer)
+        let taken = if self.websocket.is_some() || self.packing.is_some() {
+            self.take_wrapped(BATCH_BYTES_MAX, spares, packer)
         } else {
             let batch = self.outbox.take_up_to(BATCH_BYTES_MAX, spares);
             batch.map(|batch| {
@@ -258,6 +281,34 @@ impl Engine {
                 false
             }
         }
+    }
+
+    /// Gives a new route its TLS, if there is any, and says whether it goes without. Who dials
+    /// says first what it can; `host` is whom its certificate has to be for.
+    pub(super) fn begin_route_secure(&mut self, id: ConnId, host: Option<&str>) -> bool {
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        let Some(MutualTls { tls, client }) = &self.settings.route.tls else { return true };
+        conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
+        conn.secure = Some(Secure::new(Stage::Expected));
+        let Some(host) = host else { return false };
+        tracing::debug!("{} - Starting TLS route client handshake", conn.label());
+        let session = ServerName::try_from(host.to_owned())
+            .map_err(|error| error.to_string())
+            .and_then(|name| {
+                let session = ClientConnection::new(Arc::clone(client), name);
+                session.map_err(|error| error.to_string())
+            });
+        match session {
+            Ok(mut session) => {
+                session.set_buffer_limit(None);
+                if let Some(secure) = &mut conn.secure {
+                    secure.stage = Stage::Session(Box::new(session.into()));
+                }
+                self.flush_if_wanted(id);
+            }
+            Err(error) => self.fail_handshake(id, &error),
+        }
+        false
     }
 
     /// Handles what came over the wire for a connection with TLS; the rest is plain.
@@ -313,12 +364,13 @@ impl Engine {
 
     fn start_session(&mut self, id: ConnId) -> bool {
         let Some(conn) = self.conns.get_mut(id) else { return false };
-        let Some(tls) = self.settings.tls_of(conn.transport) else {
+        let Some(tls) = self.settings.tls_for(conn) else {
             // A reload has turned TLS off since; the client will not be understood.
             self.fail_handshake(id, "TLS is not configured any more");
             return false;
         };
-        tracing::debug!("{} - Starting TLS client connection handshake", conn.label());
+        let what = if conn.route.is_some() { "route server" } else { "client connection" };
+        tracing::debug!("{} - Starting TLS {what} handshake", conn.label());
         conn.timing.info_due = NEVER;
         let mut session = match ServerConnection::new(Arc::clone(&tls.server)) {
             Ok(session) => session,
@@ -332,7 +384,7 @@ impl Engine {
             if matches!(secure.stage, Stage::Optional) {
                 conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
             }
-            secure.stage = Stage::Session(Box::new(session));
+            secure.stage = Stage::Session(Box::new(session.into()));
         }
         self.rearm(id);
         true
@@ -389,7 +441,7 @@ impl Engine {
 
     fn on_handshake_complete(&mut self, id: ConnId, resumed: bool) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let Some(tls) = self.settings.tls_of(conn.transport).cloned() else { return };
+        let Some(tls) = self.settings.tls_for(conn).cloned() else { return };
         let Some(secure) = &mut conn.secure else { return };
         let own_cert = secure.conclude();
         let Some(info) = secure.info().cloned() else { return };
@@ -411,6 +463,10 @@ impl Engine {
         if conn.websocket.is_some() {
             return;
         }
+        if conn.route.is_some() {
+            self.greet_route(id);
+            return;
+        }
         conn.timing.auth_due = self.settings.auth_due(conn.transport, self.now);
         if !conn.informed {
             self.send_info(id, false);
@@ -421,7 +477,8 @@ impl Engine {
     /// Ends a connection that has not come to an understanding; TLS tells the client why.
     pub(super) fn fail_handshake(&mut self, id: ConnId, why: &str) {
         if let Some(conn) = self.conns.get(id) {
-            tracing::error!("{} - TLS handshake error: {why}", conn.label());
+            let noun = if conn.route.is_some() { "TLS route" } else { "TLS" };
+            tracing::error!("{} - {noun} handshake error: {why}", conn.label());
         }
         self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
     }
@@ -429,7 +486,12 @@ impl Engine {
     /// The time for a handshake is over. Nothing can be said in a language not agreed upon.
     pub(super) fn on_handshake_timeout(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get(id) {
-            tracing::debug!("{} - TLS handshake timeout", conn.label());
+            let label = conn.label();
+            match conn.route {
+                // Somebody wants this route, and wonders why it is not there.
+                Some(_) => tracing::error!("{label} - TLS route handshake error: timeout"),
+                None => tracing::debug!("{label} - TLS handshake timeout"),
+            }
         }
         self.fail(id, None, Reason::Protocol("TLS Handshake Failure"));
     }

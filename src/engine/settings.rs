@@ -20,10 +20,11 @@ use super::transport::Transport;
 use crate::certificate;
 use crate::config::trust::Trust;
 use crate::config::{
-    self, Auth, Limits, Network, Options, PeerUser, Rates, RouteUrl, Secret, Tls, WebSocketOptions,
+    self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
+    Secret, Tls, WebSocketOptions,
 };
 use crate::proto::Info;
-use crate::proto::route::RouteInfo;
+use crate::proto::route::{Permitted, RouteInfo};
 
 /// Who this server is, decided at its start.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +68,11 @@ pub(super) struct RouteSettings {
     pub(super) auth_timeout_ns: u64,
     pub(super) ping_interval_ns: u64,
     pub(super) ping_max: u32,
+    /// What may be told of the interest here, as what may be published, and what of others' may
+    /// be taken, as what may be subscribed to.
+    pub(super) permissions: Option<Permissions>,
+    pub(super) tls: Option<MutualTls>,
+    pub(super) compression: Compression,
 }
 
 /// What an engine has to know of the configuration.
@@ -279,6 +285,14 @@ impl Settings {
             Transport::Tcp => self.tls.as_ref(),
             Transport::Unix(_) => None,
             Transport::WebSocket => self.websocket.as_ref()?.tls.as_ref(),
+        }
+    }
+
+    /// TLS of a connection, of a client or a route.
+    pub(super) fn tls_for(&self, conn: &Conn) -> Option<&Tls> {
+        match conn.route {
+            Some(_) => self.route.tls.as_ref().map(|mutual| &mutual.tls),
+            None => self.tls_of(conn.transport),
         }
     }
 
@@ -608,15 +622,21 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         server_id: identity.id.clone(),
         server_name: identity.name.clone(),
         version: crate::NATS_VERSION.to_owned(),
-        proto: 1,
+        // From 3 on peers expect that this server tells what becomes of traced messages.
+        proto: 3,
         host,
         port,
         ip,
         headers: !options.no_header_support,
         auth_required: cluster.user.is_some(),
+        tls_required: cluster.tls.is_some(),
+        tls_verify: cluster.tls.is_some(),
         max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
         connect_urls: urls(options, identity),
         shardcast: true,
+        compression: cluster.compression.name().to_owned(),
+        import: cluster.permissions.as_ref().and_then(|p| permitted(&p.publish)),
+        export: cluster.permissions.as_ref().and_then(|p| permitted(&p.subscribe)),
         ..RouteInfo::default()
     };
     RouteSettings {
@@ -626,5 +646,17 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         auth_timeout_ns: cluster.timeout_ms.saturating_mul(NS_PER_MS),
         ping_interval_ns: cluster.ping_interval_ms.saturating_mul(NS_PER_MS),
         ping_max: cluster.ping_max,
+        permissions: cluster.permissions.as_ref().map(Permissions::new),
+        tls: cluster.tls.clone(),
+        compression: cluster.compression.clone(),
     }
+}
+
+/// A list of a route's permissions as peers are told it.
+fn permitted(list: &config::SubjectList) -> Option<Permitted> {
+    let texts = |entries: &[config::SubjectEntry]| {
+        entries.iter().map(|entry| entry.subject.clone()).collect::<Vec<_>>()
+    };
+    let permitted = Permitted { allow: texts(&list.allow), deny: texts(&list.deny) };
+    (permitted != Permitted::default()).then_some(permitted)
 }

@@ -133,6 +133,7 @@ impl Engine {
     pub(super) fn on_cleartext(&mut self, id: ConnId, bytes: &[u8]) {
         match self.conns.get(id) {
             Some(conn) if conn.websocket.is_some() => self.on_frames(id, bytes),
+            Some(conn) if conn.packing.is_some() => self.on_packed(id, bytes),
             _ => self.on_plaintext(id, bytes),
         }
     }

@@ -88,6 +88,11 @@ impl<'a> Publish<'a> {
     pub fn body(&self) -> &'a [u8] {
         &self.payload[self.header.map_or(0, |header| header.len)..]
     }
+
+    /// Its header block; empty if there is none.
+    pub fn header_block(&self) -> &'a [u8] {
+        &self.payload[..self.header.map_or(0, |header| header.len)]
+    }
 }
 
 /// The header block at the beginning of a payload.

@@ -386,12 +386,33 @@ pub struct RouteInfo {
     /// Routes between two servers; absent without pooling.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_size: i32,
+    /// Whether and how it compresses (§7).
+    #[serde(skip_serializing_if = "is_default")]
+    pub compression: String,
+    /// What it lets its clients' interest be told of.
+    #[serde(skip_serializing_if = "is_default")]
+    pub import: Option<Permitted>,
+    /// Which interest of others it takes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub export: Option<Permitted>,
     /// There only if a client's or a leafnode's port was dialled.
     #[serde(skip_serializing_if = "is_default")]
     pub client_id: u64,
     /// It is a shardcast: of two routes between two of these one is given up.
     #[serde(skip_serializing_if = "is_default")]
     pub shardcast: bool,
+}
+
+/// One of a server's route permissions (§11).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Permitted {
+    /// Filters of what is allowed; none: everything.
+    #[serde(skip_serializing_if = "is_default")]
+    pub allow: Vec<String>,
+    /// Filters of what is not.
+    #[serde(skip_serializing_if = "is_default")]
+    pub deny: Vec<String>,
 }
 
 /// What who dials says first (§3.1).

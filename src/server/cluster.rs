@@ -19,7 +19,7 @@ use super::listen::host_port;
 use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
 use crate::cluster::{Members, Plan, Step};
-use crate::config::{Options, RouteUrl, Secret, StartError};
+use crate::config::{Options, RouteUrl, StartError};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
 use crate::shard::{Address, Control, RouteOrder};
@@ -43,6 +43,7 @@ type Dialed = (u64, u32, RouteUrl, io::Result<TcpStream>);
 /// The running cluster side. It ends when dropped.
 pub(super) struct Cluster {
     listener: TcpListener,
+    reload_to: Sender<Arc<Options>>,
     stop: Option<Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -67,6 +68,7 @@ pub(super) fn identify(
     Ok(Some(ClusterIdentity {
         name: options.cluster.name.clone().unwrap_or_else(made_up),
         is_dynamic: options.cluster.name.is_none(),
+        host: options.cluster.host.clone(),
         port: address.port(),
         urls: client_urls(options, client_port),
     }))
@@ -104,24 +106,17 @@ impl Cluster {
         }
         let at = host_port(&options.cluster.host, own.port);
         info!("Listening for route connections on {at}");
-        let cluster = &options.cluster;
-        let login = cluster.user.clone().map(|user| (user, cluster.password.clone()));
-        let plan = Plan {
-            id: identity.id.clone(),
-            routes: cluster.routes.clone(),
-            login,
-            connect_retries: cluster.connect_retries,
-            connect_backoff: cluster.connect_backoff,
-            no_advertise: cluster.no_advertise,
-        };
         let (addresses, notices, started) = shards.for_cluster();
         let (stop, stopped) = bounded(0);
         let (accepted_to, accepted) = bounded(ACCEPTED_MAX);
         let (dialed_to, dialed) = unbounded();
         let side = Side {
-            members: Members::new(plan, fastrand::u64(..)),
+            members: Members::new(plan(&identity.id, options), fastrand::u64(..)),
             addresses,
             started,
+            id: identity.id.clone(),
+            cluster: own.name.clone(),
+            name: first_name(&options.cluster.routes),
             last_rid: 0,
             dialing: 0,
             dialed_to,
@@ -130,12 +125,34 @@ impl Cluster {
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(failed)
         };
-        let decide = move || side.run(&notices, &accepted, &dialed, &stopped);
+        let (reload_to, reloads) = unbounded();
+        let decide = move || side.run(&notices, &accepted, &dialed, &reloads, &stopped);
         let threads = vec![
             spawn("cluster", Box::new(decide))?,
             spawn("cluster-accept", Box::new(move || accept(&listener, &accepted_to)))?,
         ];
-        Ok(Some(Self { listener: ends, stop: Some(stop), threads }))
+        Ok(Some(Self { listener: ends, reload_to, stop: Some(stop), threads }))
+    }
+}
+
+/// What its members have to know.
+fn plan(id: &str, options: &Options) -> Plan {
+    let cluster = &options.cluster;
+    Plan {
+        id: id.to_owned(),
+        routes: cluster.routes.clone(),
+        login: cluster.user.clone().map(|user| (user, cluster.password.clone())),
+        connect_retries: cluster.connect_retries,
+        connect_backoff: cluster.connect_backoff,
+        no_advertise: cluster.no_advertise,
+    }
+}
+
+impl Cluster {
+    /// Other options count, of which the shards know already.
+    pub(super) fn reload(&self, options: &Arc<Options>) {
+        // If nobody takes it the server is about to end.
+        let _ = self.reload_to.send(Arc::clone(options));
     }
 }
 
@@ -180,6 +197,11 @@ struct Side {
     members: Members,
     addresses: Vec<Address>,
     started: Instant,
+    id: String,
+    /// The cluster's name.
+    cluster: String,
+    /// The first host of the configured routes that is a name.
+    name: Option<String>,
     last_rid: u64,
     dialing: usize,
     dialed_to: Sender<Dialed>,
@@ -191,6 +213,7 @@ impl Side {
         notices: &Receiver<RouteNotice>,
         accepted: &Receiver<(TcpStream, SocketAddr)>,
         dialed: &Receiver<Dialed>,
+        reloads: &Receiver<Arc<Options>>,
         stopped: &Receiver<()>,
     ) {
         loop {
@@ -213,8 +236,22 @@ impl Side {
                 recv(dialed) -> dialed => if let Ok((target, attempt, url, outcome)) = dialed {
                     self.on_dialed(target, attempt, &url, outcome);
                 },
+                recv(reloads) -> options => if let Ok(options) = options {
+                    self.reload(&options);
+                },
                 recv(timer) -> _ => {}
             }
+        }
+    }
+
+    fn reload(&mut self, options: &Options) {
+        self.name = first_name(&options.cluster.routes);
+        self.members.reload(plan(&self.id, options));
+        if let Some(name) = options.cluster.name.clone().filter(|name| *name != self.cluster) {
+            info!("Cluster name updated to {name}");
+            self.cluster.clone_from(&name);
+            self.tell_all(&RouteOrder::Name { name, is_dynamic: false });
+            self.members.on_named(None);
         }
     }
 
@@ -228,7 +265,8 @@ impl Side {
             RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
             RouteNotice::Ended { rid, is_self } => self.members.on_ended(rid, is_self),
             RouteNotice::Named { rid, name, is_dynamic } => {
-                self.members.on_named(rid);
+                self.members.on_named(Some(rid));
+                self.cluster.clone_from(&name);
                 self.tell_all(&RouteOrder::Name { name, is_dynamic });
             }
         }
@@ -253,7 +291,7 @@ impl Side {
     ) {
         self.dialing -= 1;
         let rid = match outcome {
-            Ok(socket) => self.hand_over(socket, Some(url.login.clone())),
+            Ok(socket) => self.hand_over(socket, Some(url)),
             Err(error) => {
                 let (at, number) = (host_port(&url.host, url.port), attempt.saturating_add(1));
                 let line = format!(
@@ -271,11 +309,7 @@ impl Side {
     }
 
     /// Gives a socket to a shard. Returns the route's number; none if the peer is gone.
-    fn hand_over(
-        &mut self,
-        socket: TcpStream,
-        dialed: Option<Option<(String, Secret)>>,
-    ) -> Option<u64> {
+    fn hand_over(&mut self, socket: TcpStream, dialed: Option<&RouteUrl>) -> Option<u64> {
         let address = socket.peer_addr().ok()?;
         // Messages leave when they are there; without this only latency would suffer.
         let _ = socket.set_nodelay(true);
@@ -283,9 +317,19 @@ impl Side {
         let rid = self.last_rid;
         let ip = address.ip().to_canonical().to_string();
         let peer = Peer { cid: rid, ip: ip.into(), port: address.port() };
-        let route = NewRoute { rid, dialed };
+        let host = dialed.map_or(String::new(), |url| self.certified(&url.host));
+        let dialed = dialed.map(|url| url.login.clone());
+        let route = NewRoute { rid, dialed, host };
         self.shard_of(rid).send(Control::AdoptRoute { socket: socket.into(), peer, route });
         Some(rid)
+    }
+
+    /// Whom the certificate of the server at `host` has to be for. Certificates are seldom for
+    /// addresses, which is how others speak of servers: with one, the first name that a route is
+    /// configured with.
+    fn certified(&self, host: &str) -> String {
+        let name = self.name.as_ref().filter(|_| host.parse::<IpAddr>().is_ok());
+        name.map_or(host, String::as_str).to_owned()
     }
 
     /// Routes go round the shards.
@@ -300,6 +344,7 @@ impl Side {
         match step {
             Step::Register(rid) => order(rid, RouteOrder::Register(rid)),
             Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
+            Step::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
             Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
             Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),
             Step::Dial { target, url, attempt } => self.dial(target, url, attempt),
@@ -327,6 +372,11 @@ impl Side {
             self.members.on_dialed(target, None);
         }
     }
+}
+
+fn first_name(routes: &[RouteUrl]) -> Option<String> {
+    let mut hosts = routes.iter().map(|url| &url.host);
+    hosts.find(|host| host.parse::<IpAddr>().is_err()).cloned()
 }
 
 /// Connects to the first address of the server that answers in time.

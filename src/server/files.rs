@@ -36,6 +36,9 @@ impl PortsFile {
             let scheme = if http.is_tls { "https" } else { "http" };
             content["monitoring"] = json!([url(scheme, &http.host, http.port)]);
         }
+        if let Some(cluster) = &identity.cluster {
+            content["cluster"] = json!([url("nats", &cluster.host, cluster.port)]);
+        }
         let content = content.to_string();
         // Under another name first: whoever waits for the file must not see half of it.
         let unfinished = path.with_extension("ports.tmp");

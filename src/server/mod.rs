@@ -19,6 +19,7 @@ pub mod shards;
 pub mod signals;
 mod syslog;
 mod system;
+mod trace;
 mod unix;
 
 use std::ffi::OsString;
@@ -82,6 +83,8 @@ pub struct Identity {
 /// What a member of a cluster is called, and where it listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterIdentity {
+    /// The address where it listens for routes, as it was configured.
+    pub host: String,
     /// The cluster's name.
     pub name: String,
     /// The name was made up.
@@ -132,6 +135,7 @@ struct Running<'a> {
     shards: &'a Shards,
     monitor: Option<&'a Monitor>,
     system: &'a System,
+    cluster: Option<&'a Cluster>,
     ports_file: Option<PortsFile>,
 }
 
@@ -260,6 +264,7 @@ fn serve(
         shards: shards_ref,
         monitor: monitor_ref,
         system: &system,
+        cluster: cluster.as_ref(),
         ports_file,
     };
     let ended = running.control(&signals, &orders);
@@ -513,6 +518,9 @@ impl Running<'_> {
             monitor.note(Change::Options(Arc::clone(&options)));
         }
         self.system.note(Change::Options(Arc::clone(&options)));
+        if let Some(cluster) = self.cluster {
+            cluster.reload(&options);
+        }
         self.options = options;
         if closed > 0 {
             info!("Closed {closed} connections to fall within max_connections");

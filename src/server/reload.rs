@@ -32,7 +32,8 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     }
     keep("server_name", &old.server_name, &mut new.server_name, &mut kept);
     keep("http", &old.http, &mut new.http, &mut kept);
-    keep("cluster", &old.cluster, &mut new.cluster, &mut kept);
+    keep("cluster host", &old.cluster.host, &mut new.cluster.host, &mut kept);
+    keep("cluster port", &old.cluster.port, &mut new.cluster.port, &mut kept);
     keep("http_base_path", &old.http_base_path, &mut new.http_base_path, &mut kept);
     let (was, is) = (&old.runtime, &mut new.runtime);
     keep("shards", &was.shards, &mut is.shards, &mut kept);
@@ -109,8 +110,15 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
         ("overflow", old.overflow != new.overflow),
         ("authorization", old.auth != new.auth),
     ];
-    changes
-        .extend(blocks.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()));
+    let without_routes = |options: &Options| crate::config::Cluster {
+        routes: Vec::new(),
+        ..options.cluster.clone()
+    };
+    let blocks = blocks.into_iter().chain([
+        ("cluster", without_routes(old) != without_routes(new)),
+        ("cluster routes", old.cluster.routes != new.cluster.routes),
+    ]);
+    changes.extend(blocks.filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
     changes
 }
 

@@ -24,8 +24,9 @@ use super::Identity;
 use super::Order;
 use super::monitor::{Change, Documents};
 use super::shards::Reporter;
+use super::trace;
 use crate::config::{Options, StartError};
-use crate::engine::{AccountId, ConnEvent, ConnSnapshot, Reason, Traffic};
+use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, Traffic};
 use crate::shard::{Control, News};
 use requests::Reply;
 use store::Store;
@@ -164,6 +165,7 @@ impl Worker {
             match next {
                 Ok(News::Event(event)) => self.on_event(&event),
                 Ok(News::Request(request)) => self.on_request(&request),
+                Ok(News::Trace(trace)) => self.on_trace(&trace),
                 Ok(News::Change) => {}
                 Ok(News::Stop) | Err(_) => break,
             }
@@ -252,6 +254,12 @@ impl Worker {
             seq: self.seq,
             time: super::monitor::time(Utc::now()),
         }
+    }
+
+    fn on_trace(&mut self, trace: &MessageTrace) {
+        let started_at = self.reporter.started_at();
+        let document = trace::document(&json!(self.server()), trace, started_at);
+        self.publish(trace.account, &trace.dest, document);
     }
 
     /// What every event begins with.

@@ -6,7 +6,10 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 #![expect(clippy::disallowed_methods, reason = "tests bound how long they wait for a process")]
 
+pub(crate) mod authority;
 pub(crate) mod http;
+pub(crate) mod members;
+pub(crate) mod namespaces;
 pub(crate) mod peers;
 pub(crate) mod tokens;
 pub(crate) mod wire;
@@ -25,6 +28,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The server whose behaviour ours follows.
 const ORIGINAL: &str = "nats-server";
 
+/// What a server may not do, or where it is.
+#[derive(Debug, Clone, Default)]
+struct Confines {
+    /// It opens no more files than this.
+    files_max: Option<u32>,
+    /// It is in this network namespace.
+    namespace: Option<String>,
+}
+
 /// A running server process, killed when dropped.
 pub(crate) struct Broker {
     child: Child,
@@ -34,6 +46,7 @@ pub(crate) struct Broker {
     shards: u32,
     program: String,
     args: Vec<String>,
+    confines: Confines,
     _dir: Option<TempDir>,
 }
 
@@ -41,30 +54,37 @@ impl Broker {
     /// Starts a server on a free port and waits until it says that it is ready.
     pub(crate) fn start(shards: u32, args: &[&str]) -> Self {
         let args = args.iter().map(ToString::to_string).collect();
-        Self::start_on(server_command(), "-1", shards, args, None, None)
+        Self::start_on(server_command(), "-1", shards, args, None, Confines::default())
     }
 
     /// The same with a configuration file of this text.
     pub(crate) fn with_config(shards: u32, config: &str) -> Self {
-        Self::confined(server_command(), shards, config, None)
+        Self::confined(server_command(), shards, config, Confines::default())
     }
 
     /// The nats-server on the path, with a configuration file of this text.
     pub(crate) fn original(config: &str) -> Self {
-        Self::confined(ORIGINAL.to_owned(), 1, config, None)
+        Self::confined(ORIGINAL.to_owned(), 1, config, Confines::default())
     }
 
     /// The same with no more than this many open files.
     pub(crate) fn with_few_files(shards: u32, config: &str, files_max: u32) -> Self {
-        Self::confined(server_command(), shards, config, Some(files_max))
+        let confines = Confines { files_max: Some(files_max), ..Confines::default() };
+        Self::confined(server_command(), shards, config, confines)
     }
 
-    fn confined(program: String, shards: u32, config: &str, files_max: Option<u32>) -> Self {
+    /// The same in a network namespace.
+    pub(crate) fn in_namespace(namespace: &str, shards: u32, config: &str) -> Self {
+        let confines = Confines { namespace: Some(namespace.to_owned()), ..Confines::default() };
+        Self::confined(server_command(), shards, config, confines)
+    }
+
+    fn confined(program: String, shards: u32, config: &str, confines: Confines) -> Self {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let path = dir.path().join("broker.conf");
         std::fs::write(&path, config).expect("the configuration is written");
         let args = vec!["-c".to_owned(), path.display().to_string()];
-        Self::start_on(program, "-1", shards, args, Some(dir), files_max)
+        Self::start_on(program, "-1", shards, args, Some(dir), confines)
     }
 
     fn start_on(
@@ -73,9 +93,9 @@ impl Broker {
         shards: u32,
         args: Vec<String>,
         dir: Option<TempDir>,
-        files_max: Option<u32>,
+        confines: Confines,
     ) -> Self {
-        let mut command = confined_command(&program, files_max);
+        let mut command = confined_command(&program, &confines);
         command.args(["-a", "127.0.0.1", "-p", port]).args(&args);
         if !program.contains(ORIGINAL) {
             command.args(["--shards", &shards.to_string(), "--no-pin"]);
@@ -87,7 +107,8 @@ impl Broker {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let log = follow(&mut child);
         let seen = Vec::new();
-        let mut broker = Self { child, log, seen, port: 0, shards, program, args, _dir: dir };
+        let mut broker =
+            Self { child, log, seen, port: 0, shards, program, args, confines, _dir: dir };
         let listening = broker.wait_for_line("Listening for client connections on ");
         let port = listening.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
         broker.port = port.unwrap_or_else(|| panic!("no port in {listening:?}"));
@@ -100,8 +121,8 @@ impl Broker {
         self.kill();
         let (port, args) = (self.port.to_string(), std::mem::take(&mut self.args));
         let dir = self._dir.take();
-        let program = self.program.clone();
-        *self = Self::start_on(program, &port, self.shards, args, dir, None);
+        let (program, confines) = (self.program.clone(), self.confines.clone());
+        *self = Self::start_on(program, &port, self.shards, args, dir, confines);
     }
 
     /// Ends the process without a word to its clients.
@@ -273,9 +294,14 @@ pub(crate) fn server_command() -> String {
         .unwrap_or_else(|_| env!("CARGO_BIN_EXE_shardcast").to_owned())
 }
 
-/// The program under test, by way of a shell when it may not open many files.
-fn confined_command(program: &str, files_max: Option<u32>) -> Command {
-    let Some(files_max) = files_max else {
+/// The program under test, by way of others that confine it.
+fn confined_command(program: &str, confines: &Confines) -> Command {
+    if let Some(namespace) = &confines.namespace {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, program]);
+        return command;
+    }
+    let Some(files_max) = confines.files_max else {
         return Command::new(program);
     };
     let mut shell = Command::new("sh");

@@ -56,6 +56,12 @@ impl Wire {
         wire
     }
 
+    /// Another port of a server of this machine, whose greeting is still to be read.
+    pub(crate) fn ungreeted_at(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("the kernel accepts");
+        Self::patient(stream)
+    }
+
     /// Connects, whether or not the server takes the connection.
     pub(crate) fn ungreeted(broker: &Broker) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("the kernel accepts");

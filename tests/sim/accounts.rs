@@ -51,6 +51,7 @@ fn accounts(rng: &mut fastrand::Rng) -> Vec<Account> {
                 account_token: 0,
                 response: if rng.bool() { Response::Singleton } else { Response::Stream },
                 response_threshold_ms: 1000,
+                allow_trace: rng.bool(),
             };
             all[at].exports.push(export);
         }
@@ -67,7 +68,8 @@ fn accounts(rng: &mut fastrand::Rng) -> Vec<Account> {
                 _ => subject.clone(),
             };
             let account = format!("A{from}");
-            let import = Import { shared, account, subject, local, share: rng.bool() };
+            let (share, allow_trace) = (rng.bool(), rng.bool());
+            let import = Import { shared, account, subject, local, share, allow_trace };
             // As the configuration does, only what is exported is imported, and once.
             let exports = &all[from].exports;
             let name = format!("A{at}");

@@ -10,7 +10,10 @@ use std::fmt::Write;
 use shardcast::engine::Dropped;
 use shardcast::subject;
 
-use super::script::{BAD_FILTERS, FILTERS, OVERFLOW, QUEUES, SUBJECTS};
+use super::script::{
+    BAD_FILTERS, FILTERS, Flavour, OVERFLOW, PRIVATE, QUEUES, Rules, SUBJECTS, UNDELIVERED,
+    UNPUBLISHED,
+};
 
 /// A moment: everything that happens has a number of its own.
 pub(crate) type Step = u64;
@@ -58,6 +61,10 @@ pub(crate) enum Awaited {
     Err(&'static str),
 }
 
+/// What comes when a reload ends the subscription that may be denied; it answers nothing.
+pub(crate) const REMOVED: Awaited =
+    Awaited::Err("Permissions Violation for Subscription to \"private\" (sid \"777777\")");
+
 /// How a session came to its end on the server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Closed {
@@ -71,6 +78,8 @@ pub(crate) struct Closed {
 /// One connection, as its client sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
+    /// The server that it is at.
+    pub(crate) server: usize,
     /// All bytes the client has written.
     pub(crate) out: Vec<u8>,
     pub(crate) ops: Vec<Sent>,
@@ -90,9 +99,13 @@ pub(crate) struct Session {
     pub(crate) info_due: bool,
     pub(crate) greeted: bool,
     pub(crate) info_count: usize,
+    /// Servers where it may connect, as it was last told.
+    pub(crate) urls: usize,
     pub(crate) heard: Vec<u8>,
     /// By sid and message.
     pub(crate) got: HashSet<(u32, usize)>,
+    /// What came a second time, where that can be.
+    pub(crate) got_again: u64,
     /// Messages for which the status came that nobody has got them.
     pub(crate) unanswered: HashSet<usize>,
     /// The last message by publisher and subject.
@@ -109,6 +122,12 @@ pub(crate) struct Session {
     pub(crate) over: bool,
     /// What it has missed, where that is known.
     pub(crate) dropped: Option<Dropped>,
+    /// Operations that subscribe to what may be denied.
+    private_ops: Vec<usize>,
+    /// It has that subscription.
+    is_private: bool,
+    /// Since when it must not get what is delivered to nobody.
+    pub(crate) denied_since: Option<Step>,
 }
 
 impl Session {
@@ -117,8 +136,19 @@ impl Session {
         last.map_or(Config::BEFORE_CONNECT, |(_, config)| *config)
     }
 
+    /// Whether it had echo when it did this, or later.
+    pub(crate) fn may_echo(&self, op: usize) -> bool {
+        let later = self.configs.iter().filter(|(from, _)| *from > op);
+        self.config_at(op).echo || later.into_iter().any(|(_, config)| config.echo)
+    }
+
     fn config(&self) -> Config {
         self.config_at(usize::MAX)
+    }
+
+    /// The version of the protocol that it speaks.
+    pub(crate) fn protocol(&self) -> u8 {
+        self.config().protocol
     }
 
     /// Whether the client can still send something that has an effect.
@@ -186,6 +216,8 @@ pub(crate) struct Publication {
     pub(crate) payload: Vec<u8>,
     pub(crate) size_text: String,
     pub(crate) written: Step,
+    /// Its publisher was not allowed to publish it.
+    pub(crate) is_denied: bool,
 }
 
 /// Everything that clients have done.
@@ -197,10 +229,16 @@ pub(crate) struct Book {
     pub(crate) messages: Vec<Publication>,
     /// How many members of a queue group have got a message.
     pub(crate) placed: HashMap<(usize, usize), u32>,
-    /// When everything was last at rest.
+    /// When everything was at rest: whatever a server was to know of another one it knew then.
     pub(crate) rests: Vec<Step>,
+    /// Pairs of servers between which a route came to its end, the smaller first, and when.
+    partings: Vec<(usize, usize, Step)>,
     /// Messages that have arrived, over all subscriptions.
     pub(crate) deliveries: u64,
+    /// There are several servers.
+    pub(crate) has_cluster: bool,
+    /// Permissions change.
+    has_reloads: bool,
     matches: Vec<Vec<bool>>,
     /// Which subjects may be dropped for a client that is behind.
     droppable: Vec<bool>,
@@ -209,7 +247,7 @@ pub(crate) struct Book {
 const HEADER: &[u8] = b"NATS/1.0\r\nMade-By: simulator\r\n\r\n";
 
 impl Book {
-    pub(crate) fn new(overflow: bool) -> Self {
+    pub(crate) fn new(flavour: &Flavour, has_cluster: bool) -> Self {
         let row = |filter: &&str| {
             let matches = |subject: &&str| subject::matches(filter.as_bytes(), subject.as_bytes());
             SUBJECTS.iter().map(matches).collect()
@@ -218,7 +256,7 @@ impl Book {
         matches.push(vec![false; SUBJECTS.len()]);
         let droppable = SUBJECTS.iter().map(|subject| {
             let mut rules = OVERFLOW.iter();
-            overflow && rules.any(|r| subject::matches(r.0.as_bytes(), subject.as_bytes()))
+            flavour.overflow && rules.any(|r| subject::matches(r.0.as_bytes(), subject.as_bytes()))
         });
         Self {
             step: 0,
@@ -227,7 +265,10 @@ impl Book {
             messages: Vec::new(),
             placed: HashMap::new(),
             rests: Vec::new(),
+            partings: Vec::new(),
             deliveries: 0,
+            has_cluster,
+            has_reloads: flavour.reloads,
             matches,
             droppable: droppable.collect(),
         }
@@ -255,9 +296,112 @@ impl Book {
         }
     }
 
-    pub(crate) fn open(&mut self) -> usize {
-        self.sessions.push(Session::default());
+    pub(crate) fn open(&mut self, server: usize, rules: Rules) -> usize {
+        let denied_since = rules.undelivered.then_some(self.step);
+        self.sessions.push(Session { server, denied_since, ..Session::default() });
         self.sessions.len() - 1
+    }
+
+    /// Whether a subject, by number, may be denied to those who get it.
+    pub(crate) fn is_deniable(&self, subject: usize) -> bool {
+        self.has_reloads && SUBJECTS[subject] == UNDELIVERED
+    }
+
+    /// An operation is answered with an error, and with nothing else.
+    fn refuse(&mut self, s: usize, op: usize, error: &'static str) {
+        let awaited = &mut self.sessions[s].awaited;
+        awaited.retain(|(reply, of)| *of != op || *reply != Awaited::Ok);
+        let at = awaited.partition_point(|(_, other)| *other <= op);
+        awaited.insert(at, (Awaited::Err(error), op));
+    }
+
+    /// The server of an open session has got another configuration, on the session's shard.
+    pub(crate) fn reloaded(&mut self, s: usize, rules: Rules) {
+        self.step += 1;
+        let session = &mut self.sessions[s];
+        if !rules.undelivered {
+            session.denied_since = None;
+            return;
+        }
+        session.denied_since.get_or_insert(self.step);
+        let is_over = session.last_op.is_some_and(|last| last < session.handed_ops);
+        if std::mem::take(&mut session.is_private) && !is_over {
+            let last = session.handed_ops - 1;
+            let at = session.awaited.partition_point(|(_, op)| *op <= last);
+            session.awaited.insert(at, (REMOVED, last));
+        }
+    }
+
+    pub(crate) fn sub_private(&mut self, s: usize) {
+        let (filter, sid) = PRIVATE;
+        let op = self.write(s, format!("SUB {filter} {sid}\r\n").as_bytes());
+        self.sessions[s].private_ops.push(op);
+        self.await_ok(s, op);
+    }
+
+    /// The engine has got an operation when these rules were in force.
+    fn obey(&mut self, s: usize, op: usize, rules: Rules) {
+        let session = &mut self.sessions[s];
+        if session.configs.iter().any(|(at, _)| *at == op) {
+            session.is_private = false;
+        }
+        if session.private_ops.contains(&op) {
+            if rules.undelivered {
+                let text = "Permissions Violation for Subscription to \"private\"";
+                return self.refuse(s, op, text);
+            }
+            session.is_private = true;
+        }
+        if !rules.unpublished {
+            return;
+        }
+        let id = session.messages.iter().copied().find(|id| self.messages[*id].op == op);
+        let message = id.map(|id| &mut self.messages[id]);
+        if let Some(message) = message.filter(|m| SUBJECTS[m.subject] == UNPUBLISHED) {
+            message.is_denied = true;
+            self.refuse(s, op, "Permissions Violation for Publish to \"a.c\"");
+        }
+    }
+
+    /// A route between two servers comes to its end: what is on its way is lost.
+    pub(crate) fn part(&mut self, one: usize, other: usize) {
+        self.partings.push((one.min(other), one.max(other), self.step));
+    }
+
+    /// Whether no route between two servers came to its end in that time.
+    pub(crate) fn are_joined(&self, one: usize, other: usize, from: Step, to: Step) -> bool {
+        let pair = (one.min(other), one.max(other));
+        let parted = |&(a, b, at): &(usize, usize, Step)| (a, b) == pair && at >= from && at <= to;
+        !self.partings.iter().any(parted)
+    }
+
+    /// Whether any route came to its end since then.
+    pub(crate) fn has_parted_since(&self, step: Step) -> bool {
+        self.partings.iter().any(|(.., at)| *at >= step)
+    }
+
+    /// When everything was last at rest before a moment.
+    pub(crate) fn rest_before(&self, step: Step) -> Option<Step> {
+        self.rests.iter().rev().copied().find(|rest| *rest < step)
+    }
+
+    /// When everything was next at rest after a moment.
+    pub(crate) fn rest_after(&self, step: Step) -> Option<Step> {
+        self.rests.iter().copied().find(|rest| *rest > step)
+    }
+
+    /// Whether two sessions are at different servers. What one of them does is known to the other
+    /// one's server some time later, and no reply says when.
+    pub(crate) fn are_apart(&self, one: usize, other: usize) -> bool {
+        self.sessions[one].server != self.sessions[other].server
+    }
+
+    /// Whether a route by which messages of one session came to the other may have ended since
+    /// the time before `step`. Another one may be on another shard, with other lanes.
+    pub(crate) fn may_have_parted(&self, one: usize, other: usize, step: Step) -> bool {
+        let (one, other) = (self.sessions[one].server, self.sessions[other].server);
+        let from = self.rest_before(step).unwrap_or(0);
+        one != other && !self.are_joined(one, other, from, Step::MAX)
     }
 
     fn write(&mut self, s: usize, wire: &[u8]) -> usize {
@@ -276,12 +420,18 @@ impl Book {
     }
 
     /// The engine has got the first `len` bytes of what a session sends.
-    pub(crate) fn handed(&mut self, s: usize, len: usize) {
+    pub(crate) fn handed(&mut self, s: usize, len: usize, rules: Rules) {
         self.step += 1;
         let session = &mut self.sessions[s];
+        let first = session.handed_ops;
         while let Some(op) = session.ops.get_mut(session.handed_ops).filter(|op| op.end <= len) {
             op.handed = Some(self.step);
             session.handed_ops += 1;
+        }
+        if self.has_reloads {
+            for op in first..self.sessions[s].handed_ops {
+                self.obey(s, op, rules);
+            }
         }
     }
 
@@ -446,8 +596,17 @@ impl Book {
         self.sessions[s].messages.push(id);
         let written = self.step;
         let header_len = header_len.filter(|len| *len > 0);
-        let message =
-            Publication { session: s, op, subject, reply, header_len, payload, size_text, written };
+        let message = Publication {
+            session: s,
+            op,
+            subject,
+            reply,
+            header_len,
+            payload,
+            size_text,
+            written,
+            is_denied: false,
+        };
         self.messages.push(message);
         if config.pedantic && !subject::is_valid_publish(SUBJECTS[subject].as_bytes()) {
             let error = Awaited::Err("Invalid Publish Subject");
@@ -487,7 +646,9 @@ impl Book {
     /// The most bytes that could ever have been queued for a session.
     pub(crate) fn owed_bytes_max(&self, s: usize) -> usize {
         let session = &self.sessions[s];
-        let mut bytes = 2_000 + session.ops.len() * 60;
+        let mut bytes = 2_000 + session.ops.len() * 100;
+        // Each time that a route comes or goes there may be an INFO.
+        bytes += self.partings.len() * 3_000 + session.info_count * 600;
         for message in &self.messages {
             let subs = session.subs.iter().map(|sub| &self.subs[*sub]);
             let matching = subs.filter(|sub| self.matches(sub.filter, message.subject)).count();

@@ -3,7 +3,9 @@
 //! arrive.
 //!
 //! * [`script`]: bytes become what a handful of clients do; a seed becomes bytes
-//! * [`world`]: the engines, the lanes, the kernel's part, and the order in which it all happens
+//! * [`world`]: what there is, and the order in which it all happens
+//! * [`shards`], [`sockets`], [`routes`], [`pipe`]: engines and lanes, clients' connections, the
+//!   servers of a cluster and the routes between them, the kernel's part of a connection
 //! * [`accounts`]: who gets what of other accounts, in a world that comes to rest each time
 //! * [`wire`]: a strict parser of what the server sends
 //! * [`book`]: the oracle's memory: what clients sent, and when
@@ -17,47 +19,57 @@
 pub(crate) mod accounts;
 mod book;
 mod hear;
+mod pipe;
+mod routes;
 mod script;
+mod shards;
 #[allow(dead_code, reason = "the fuzz target has a shrinker of its own")]
 mod shrink;
+mod sockets;
 mod verdict;
 mod wire;
 mod world;
 
+pub(crate) use script::Kind;
 use script::Plan;
 pub(crate) use world::Outcome;
 use world::World;
 
 /// Runs what `seed` stands for; with `trace` it tells what happens.
 #[allow(dead_code, reason = "the fuzz target comes with bytes of its own")]
-pub(crate) fn run_seed(seed: u64, trace: bool) -> Outcome {
-    run(&script::bytes_of(seed), trace)
+pub(crate) fn run_seed(kind: Kind, seed: u64, trace: bool) -> Outcome {
+    run(kind, &script::bytes_of(seed), trace)
 }
 
 /// What is left of `seed` when all is taken away without which it still fails; nothing when it
 /// does not fail at all.
 #[allow(dead_code, reason = "the fuzz target comes with bytes of its own")]
-pub(crate) fn shortest(seed: u64) -> Option<String> {
-    let fails = |plan: &Plan| {
+pub(crate) fn shortest(kind: Kind, seed: u64) -> Option<String> {
+    let failure = |plan: &Plan| {
         let run = || World::new(plan, false).run(plan.clone());
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).err()?;
+        Some(gist(panic.downcast_ref::<String>().map_or("", String::as_str)))
     };
-    let plan = Plan::decode(&script::bytes_of(seed));
-    if !fails(&plan) {
-        return None;
-    }
-    let short = shrink::shrink(plan, fails);
+    let plan = Plan::decode(kind, &script::bytes_of(seed));
+    let first = failure(&plan)?;
+    // What is short must fail in the same way, or it would be another failure in the end.
+    let short = shrink::shrink(plan, |plan| failure(plan).as_ref() == Some(&first));
     eprintln!("{}", short.text());
     World::new(&short, true).run(short.clone());
     Some(short.text())
 }
 
-/// Runs what `bytes` stand for: any bytes are a script.
-pub(crate) fn run_script(bytes: &[u8]) {
-    run(bytes, false);
+/// What a failure says, without numbers.
+fn gist(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).take(60).collect()
 }
 
-fn run(bytes: &[u8], trace: bool) -> Outcome {
-    let plan = Plan::decode(bytes);
+/// Runs what `bytes` stand for: any bytes are a script.
+pub(crate) fn run_script(kind: Kind, bytes: &[u8]) {
+    run(kind, bytes, false);
+}
+
+fn run(kind: Kind, bytes: &[u8], trace: bool) -> Outcome {
+    let plan = Plan::decode(kind, bytes);
     World::new(&plan, trace).run(plan)
 }

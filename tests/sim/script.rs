@@ -19,11 +19,20 @@ pub(crate) const OVERFLOW: [(&str, OverflowKind, usize); 3] = [
     ("b.>", OverflowKind::DropNewest, 1_000),
     ("a.b", OverflowKind::DropOldest, 2_000),
 ];
+/// What nobody may publish to, where that is denied.
+pub(crate) const UNPUBLISHED: &str = "a.c";
+/// What is delivered to nobody, where that is denied.
+pub(crate) const UNDELIVERED: &str = "c.b.a";
+/// A filter that may be denied, and the sid of those who subscribe to it.
+pub(crate) const PRIVATE: (&str, u32) = ("private", 777_777);
 /// Queue groups; their names know upper and lower case.
 pub(crate) const QUEUES: [&str; 3] = ["q", "Q", "workers"];
 
+/// A small `max_pending`.
+pub(crate) const NARROW_BYTES_MAX: usize = 3_000;
 const CLIENTS_MAX: u8 = 8;
 const SHARDS_MAX: u8 = 4;
+const SERVERS_MAX: usize = 4;
 const OPS_MAX: usize = 400;
 
 /// One thing a client does.
@@ -81,6 +90,70 @@ pub(crate) enum Op {
     Garbage {
         which: u8,
     },
+    /// The network loses a route.
+    CutRoute {
+        which: u8,
+    },
+    /// One direction of a route takes nothing, …
+    StallRoute {
+        which: u8,
+    },
+    /// … until this, or until all is to come to rest.
+    UnstallRoutes,
+    /// A server gets another configuration.
+    Reload {
+        server: u8,
+        rules: Rules,
+    },
+    /// To what may be denied.
+    SubPrivate,
+}
+
+/// What a reload changes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each may be so or not")]
+pub(crate) struct Rules {
+    pub(crate) unpublished: bool,
+    pub(crate) undelivered: bool,
+    /// `max_pending` is small, …
+    pub(crate) narrow: bool,
+    /// … and so is the memory of all output together.
+    pub(crate) tight: bool,
+    /// There is no overflow policy, even if there was one.
+    pub(crate) strict: bool,
+}
+
+impl Rules {
+    fn of(byte: u8) -> Self {
+        let bit = |bit: u8| byte & 1 << bit != 0;
+        Self {
+            unpublished: bit(0),
+            undelivered: bit(1),
+            narrow: bit(2) && bit(3),
+            tight: bit(4) && bit(5),
+            strict: bit(6),
+        }
+    }
+}
+
+impl Op {
+    /// Whether it is no client's doing.
+    pub(crate) fn is_about_servers(self) -> bool {
+        let is_about_routes =
+            matches!(self, Self::CutRoute { .. } | Self::StallRoute { .. } | Self::UnstallRoutes);
+        is_about_routes || matches!(self, Self::Reload { .. })
+    }
+}
+
+/// What a run is about; the same bytes are another script for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The shards of one server.
+    Server,
+    /// Several servers that are joined by routes.
+    Cluster,
+    /// One server or several, which get other limits and permissions all the while.
+    Reloads,
 }
 
 /// How the server and its surroundings are.
@@ -90,11 +163,24 @@ pub(crate) struct Flavour {
     pub(crate) heavy: bool,
     /// Some subjects have overflow policies.
     pub(crate) overflow: bool,
+    /// The configuration changes.
+    pub(crate) reloads: bool,
     /// How bytes are cut: 0 single ones, 1 anything, 2 rarely.
     pub(crate) cuts: u8,
     pub(crate) pending_bytes_max: usize,
     pub(crate) write_deadline_ms: u64,
     pub(crate) ping_interval_ms: u64,
+}
+
+impl Flavour {
+    /// The smallest `max_pending` that may ever be in force.
+    pub(crate) fn pending_bytes_min(&self) -> usize {
+        if self.reloads {
+            NARROW_BYTES_MAX.min(self.pending_bytes_max)
+        } else {
+            self.pending_bytes_max
+        }
+    }
 }
 
 /// A whole run.
@@ -103,6 +189,8 @@ pub(crate) struct Plan {
     /// Decides everything that the script leaves open.
     pub(crate) schedule: u64,
     pub(crate) shards: u8,
+    /// For each server those that it dials.
+    pub(crate) servers: Vec<Vec<usize>>,
     pub(crate) flavour: Flavour,
     /// What each client does, in phases: between two of them everything comes to rest.
     pub(crate) phases: Vec<Vec<VecDeque<Op>>>,
@@ -131,12 +219,19 @@ impl Bytes<'_> {
 }
 
 impl Plan {
-    pub(crate) fn decode(bytes: &[u8]) -> Self {
+    pub(crate) fn decode(kind: Kind, bytes: &[u8]) -> Self {
         let mut bytes = Bytes(bytes);
         let schedule = u64::from_le_bytes(std::array::from_fn(|_| bytes.or_zero()));
+        let servers = match kind {
+            Kind::Server => vec![Vec::new()],
+            Kind::Cluster => servers(&mut bytes),
+            Kind::Reloads if bytes.or_zero() < 128 => vec![Vec::new()],
+            Kind::Reloads => servers(&mut bytes),
+        };
         let shards = bytes.or_zero() % SHARDS_MAX + 1;
         let clients = bytes.or_zero() % (CLIENTS_MAX - 1) + 2;
-        let flavour = flavour(bytes.or_zero(), bytes.or_zero());
+        let mut flavour = flavour(bytes.or_zero(), bytes.or_zero());
+        flavour.reloads = kind == Kind::Reloads;
         let new_phase = || vec![VecDeque::new(); usize::from(clients)];
         let mut phases = vec![new_phase()];
         for _ in 0..OPS_MAX {
@@ -145,13 +240,31 @@ impl Plan {
                 phases.push(new_phase());
                 continue;
             }
-            let Some(op) = op(&mut bytes, clients) else { break };
+            let Some(op) = op(kind, &mut bytes, clients) else { break };
             if let Some(phase) = phases.last_mut() {
                 phase[usize::from(client % clients)].push_back(op);
             }
         }
-        Self { schedule, shards, flavour, phases }
+        Self { schedule, shards, servers, flavour, phases }
     }
+}
+
+/// Who dials whom: each at least one of those before it, so that all hear of one another.
+fn servers(bytes: &mut Bytes<'_>) -> Vec<Vec<usize>> {
+    let count = usize::from(bytes.or_zero()) % (SERVERS_MAX - 1) + 2;
+    let mut dials = vec![Vec::new(); count];
+    for at in 1..count {
+        let byte = usize::from(bytes.or_zero());
+        dials[at].push(byte % at);
+        let more = byte / 16 % count;
+        if byte >= 128 && more != at && more != byte % at {
+            dials[at].push(more);
+        }
+        if (byte / 64).is_multiple_of(2) && byte.is_multiple_of(3) {
+            dials[byte % at].push(at);
+        }
+    }
+    dials
 }
 
 fn flavour(first: u8, second: u8) -> Flavour {
@@ -159,6 +272,7 @@ fn flavour(first: u8, second: u8) -> Flavour {
     Flavour {
         heavy,
         overflow: matches!(first % 16, 11..15),
+        reloads: false,
         cuts: if heavy { 2 } else { first / 16 % 3 },
         pending_bytes_max: match second % 8 {
             0..4 => 64 * 1024 * 1024,
@@ -171,9 +285,19 @@ fn flavour(first: u8, second: u8) -> Flavour {
     }
 }
 
-fn op(bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
-    let kind = bytes.next()?;
-    let op = match kind % 64 {
+fn op(kind: Kind, bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
+    let first = bytes.next()?;
+    let is_cluster = kind != Kind::Server;
+    let op = match first % 64 {
+        45 | 55 if kind == Kind::Reloads => {
+            Op::Reload { server: bytes.next()?, rules: Rules::of(bytes.next()?) }
+        }
+        12 if kind == Kind::Reloads => Op::SubPrivate,
+        54 if is_cluster => match bytes.next()? {
+            which @ 0..100 => Op::CutRoute { which },
+            which @ 100..200 => Op::StallRoute { which },
+            _ => Op::UnstallRoutes,
+        },
         0..13 => {
             let (first, second) = (bytes.next()?, bytes.next()?);
             let queue = (first % 8 >= 5).then(|| usize::from(first / 8) % QUEUES.len());

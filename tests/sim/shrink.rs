@@ -8,7 +8,7 @@ use super::script::{Op, Plan};
 /// is another one.
 const SCHEDULES: u64 = 12;
 
-/// Takes away what `fails` does not need: operations, phases, shards.
+/// Takes away what `fails` does not need: operations, phases, shards, servers.
 pub(crate) fn shrink(plan: Plan, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
     let mut plan = plan;
     let mut still_fails = |candidate: Plan| {
@@ -41,14 +41,17 @@ pub(crate) fn shrink(plan: Plan, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
                 break;
             }
         }
+        while let Some(smaller) = plan.with_a_server_less().and_then(&mut still_fails) {
+            plan = smaller;
+        }
         if size(&plan) == before {
             return plan;
         }
     }
 }
 
-fn size(plan: &Plan) -> (usize, usize, u8) {
-    (plan.ops().len(), plan.phases.len(), plan.shards)
+fn size(plan: &Plan) -> (usize, usize, u8, usize) {
+    (plan.ops().len(), plan.phases.len(), plan.shards, plan.servers.len())
 }
 
 impl Plan {
@@ -85,12 +88,20 @@ impl Plan {
         Self { phases, ..self.clone() }
     }
 
+    /// The plan without its last server; a single one is another kind of run.
+    fn with_a_server_less(&self) -> Option<Self> {
+        let last = self.servers.len().checked_sub(1).filter(|last| *last > 1)?;
+        let dials = |dials: &Vec<usize>| dials.iter().copied().filter(|to| *to != last).collect();
+        Some(Self { servers: self.servers[..last].iter().map(dials).collect(), ..self.clone() })
+    }
+
     /// What happens, for people.
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
-            "{} operations, {} shards, schedule {}\n{:?}\n",
+            "{} operations, {} shards, servers dial {:?}, schedule {}\n{:?}\n",
             self.ops().len(),
             self.shards,
+            self.servers,
             self.schedule,
             self.flavour
         );
@@ -108,7 +119,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::script::bytes_of;
+    use super::super::script::{Kind, bytes_of};
     use super::*;
 
     #[test]
@@ -121,12 +132,12 @@ mod tests {
         };
         let mut shrunk = 0;
         for seed in 0..50 {
-            let plan = Plan::decode(&bytes_of(seed));
+            let plan = Plan::decode(Kind::Server, &bytes_of(seed));
             if !needs(&plan) {
                 continue;
             }
             let short = shrink(plan, needs);
-            assert_eq!(size(&short), (2, 1, 2), "{}", short.text());
+            assert_eq!(size(&short), (2, 1, 2, 1), "{}", short.text());
             assert_eq!(short.text().lines().count(), 4);
             shrunk += 1;
         }

@@ -1,6 +1,6 @@
 //! What must have arrived once everything is at rest.
 
-use super::book::{Book, Publication, Subscription};
+use super::book::{Book, Publication, Step, Subscription};
 use super::script::{QUEUES, SUBJECTS};
 
 /// The subject of which clients that are behind get only the last.
@@ -18,12 +18,14 @@ impl Book {
             && sender.config_at(message.op).echo
             && self.matches(sub.filter, message.subject)
             && !self.is_droppable(message.subject)
+            && !self.is_deniable(message.subject)
+            && !message.is_denied
     }
 
     /// Whether a message has surely been handled by its publisher's shard.
     fn is_handled(&self, message: &Publication) -> bool {
         let sender = &self.sessions[message.session];
-        if sender.last_op.is_some_and(|last| last < message.op) {
+        if message.is_denied || sender.last_op.is_some_and(|last| last < message.op) {
             return false;
         }
         let op = &sender.ops[message.op];
@@ -37,12 +39,17 @@ impl Book {
     fn is_stable(&self, sub: &Subscription, message: &Publication) -> bool {
         let receiver = &self.sessions[sub.session];
         let sender = &self.sessions[message.session];
-        if !self.matches(sub.filter, message.subject) || !receiver.is_complete() {
+        let is_certain = !message.is_denied && !self.is_deniable(message.subject);
+        let matches = self.matches(sub.filter, message.subject);
+        if !is_certain || !matches || !receiver.is_complete() {
             return false;
         }
         if message.session == sub.session {
             let lasts = sub.queue.is_none() || sub.end.is_none();
             return lasts && was_there(sub, message) && receiver.config_at(message.op).echo;
+        }
+        if self.are_apart(sub.session, message.session) {
+            return self.is_stable_abroad(sub, message);
         }
         let settled = sender.confirmed(message.op);
         receiver.confirmed(sub.op).is_some_and(|confirmed| confirmed < message.written)
@@ -52,21 +59,38 @@ impl Book {
             })
     }
 
+    /// The same where the message has to cross a route: from one time of rest to another the
+    /// subscription was in force and the route held.
+    fn is_stable_abroad(&self, sub: &Subscription, message: &Publication) -> bool {
+        let (receiver, sender) = (&self.sessions[sub.session], &self.sessions[message.session]);
+        let before = self.rest_before(message.written);
+        let after = sender.ops[message.op].handed.and_then(|handed| self.rest_after(handed));
+        let (Some(before), Some(after)) = (before, after) else { return false };
+        receiver.confirmed(sub.op).is_some_and(|confirmed| confirmed < before)
+            && sub.end.is_none_or(|end| sub.queue.is_none() && receiver.ops[end].written > after)
+            && self.are_joined(sender.server, receiver.server, before, after)
+    }
+
     /// Whether the subscription can have been in force at any point of the message's way.
-    fn is_possible(&self, sub: &Subscription, message: &Publication) -> bool {
+    pub(crate) fn is_possible(&self, sub: &Subscription, message: &Publication) -> bool {
         let receiver = &self.sessions[sub.session];
         let sender = &self.sessions[message.session];
-        if !self.matches(sub.filter, message.subject) {
+        if message.is_denied || !self.matches(sub.filter, message.subject) {
             return false;
         }
         if message.session == sub.session && sub.queue.is_none() {
             return was_there(sub, message) && receiver.config_at(message.op).echo;
         }
         let own_silent = message.session == sub.session && !receiver.config_at(message.op).echo;
+        let is_apart = self.are_apart(sub.session, message.session);
+        let precedes = |one: Step, other: Step| match is_apart {
+            true => self.rested_between(one, other),
+            false => one < other,
+        };
         let settled = sender.confirmed(message.op);
-        let too_late = settled.is_some_and(|settled| settled < sub.written);
+        let too_late = settled.is_some_and(|settled| precedes(settled, sub.written));
         let ended = sub.end.and_then(|end| receiver.confirmed(end));
-        let too_early = ended.is_some_and(|ended| ended < message.written)
+        let too_early = ended.is_some_and(|ended| precedes(ended, message.written))
             || receiver.closed.is_some_and(|c| self.rested_between(c.at, message.written));
         !own_silent && !too_late && !too_early
     }
@@ -184,10 +208,38 @@ impl Book {
             .members(queue)
             .any(|sub| !self.sessions[sub.session].is_complete() && self.is_possible(sub, message));
         assert!(
-            lost_with_its_member || self.placed.contains_key(&(id, queue)) || self.is_fuzzy(queue),
+            lost_with_its_member
+                || self.may_be_lost_abroad(queue, message)
+                || self.may_be_left_at_home(queue, message)
+                || self.placed.contains_key(&(id, queue))
+                || self.is_fuzzy(queue),
             "message {id} reached nobody in the group {:?}",
             QUEUES[queue]
         );
+    }
+
+    /// Whether a server may be chosen for the group on which no member is left when the message
+    /// comes: it goes to no other server from there.
+    fn may_be_lost_abroad(&self, queue: usize, message: &Publication) -> bool {
+        let members =
+            || self.members(queue).filter(|sub| self.are_apart(sub.session, message.session));
+        members().filter(|sub| self.is_possible(sub, message)).any(|possible| {
+            let server = self.sessions[possible.session].server;
+            let mut there = members().filter(|sub| self.sessions[sub.session].server == server);
+            !there.any(|sub| sub.limits.is_empty() && self.is_stable(sub, message))
+        })
+    }
+
+    /// Whether a member at the publisher's server may be chosen that is just going, and none is
+    /// left there: then it goes to another server only if nothing else of it went there.
+    fn may_be_left_at_home(&self, queue: usize, message: &Publication) -> bool {
+        let is_apart = |sub: &&Subscription| self.are_apart(sub.session, message.session);
+        let possible = || self.subs.iter().filter(|sub| self.is_possible(sub, message));
+        let stays = |sub: &Subscription| sub.limits.is_empty() && self.is_stable(sub, message);
+        let own = || self.members(queue).filter(|sub| !is_apart(sub));
+        own().any(|sub| self.is_possible(sub, message))
+            && !own().any(stays)
+            && possible().any(|sub| is_apart(&sub) && sub.queue != Some(queue))
     }
 
     fn is_fuzzy(&self, queue: usize) -> bool {

@@ -1,24 +1,20 @@
 //! Engines, lanes, sockets and clients, and a scheduler that lets them act in any order.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
-use shardcast::config::{Options, OverflowRule};
-use shardcast::engine::{
-    Action, ConnId, ConnSnapshot, Dropped, Engine, Identity, Peer, Record, Settings, ShardId, Stats,
-};
-use shardcast::segment::Piece;
+use shardcast::engine::{ConnSnapshot, Dropped, Peer, Record};
 
-use super::book::{Book, Closed, Config, Step};
-use super::script::{FILTERS, Flavour, OVERFLOW, Op, Plan, QUEUES};
+use super::book::{Book, Config};
+use super::routes::{self, End, Server};
+use super::script::{FILTERS, Flavour, Op, Plan, QUEUES};
+use super::shards::{Shard, lanes};
+use super::sockets::Socket;
 
-/// Records that a lane holds.
-const LANE_RECORDS_MAX: usize = 2;
 /// Rounds in which everybody may act until all must be at rest.
 const ROUNDS_MAX: usize = 200_000;
 /// Times the clock may have to be advanced for that.
 const JUMPS_MAX: usize = 300;
-const NS_PER_MS: u64 = 1_000_000;
+pub(super) const NS_PER_MS: u64 = 1_000_000;
 /// How long a publisher may be held back when everything else is at rest.
 const PAUSE_NS_MAX: u64 = 2_500 * NS_PER_MS;
 
@@ -46,53 +42,6 @@ impl std::ops::AddAssign for Outcome {
     }
 }
 
-/// A batch that the kernel is sending.
-struct Batch {
-    pieces: Vec<Piece>,
-    /// The first piece that is not wholly taken, and how much of it is.
-    piece: usize,
-    offset: usize,
-    /// Taken, but the engine has not been told.
-    unreported: usize,
-    since: u64,
-}
-
-/// One connection's socket, both ends.
-struct Socket {
-    session: usize,
-    shard: usize,
-    id: ConnId,
-    /// Bytes of the session that the engine has got.
-    handed: usize,
-    end_handed: bool,
-    reading: bool,
-    /// The turn in which reading was paused; since then it may have been at its end.
-    paused_turn: Step,
-    paused_ns: u64,
-    /// Chunks that had already arrived when reading was paused.
-    grace: u32,
-    batch: Option<Batch>,
-    /// Taken, as far as the engine knows.
-    reported_bytes: usize,
-    /// `reported_bytes` when the turn began: all that the engine need have known in it.
-    reported_before: usize,
-    to_client: Vec<u8>,
-    stalled: bool,
-    /// The server has closed it; the engine has not been told.
-    closing: bool,
-    /// The engine's part is over.
-    gone: bool,
-    pong_handed_ns: u64,
-    pongs: Vec<usize>,
-}
-
-struct Shard {
-    engine: Engine,
-    /// The generation of each slot, and whether it is taken.
-    slots: Vec<(u32, bool)>,
-    weight: u32,
-}
-
 struct Client {
     socket: Option<usize>,
     ops: VecDeque<Op>,
@@ -100,17 +49,23 @@ struct Client {
 }
 
 pub(crate) struct World {
-    rng: fastrand::Rng,
-    flavour: Flavour,
-    now: u64,
-    shards: Vec<Shard>,
+    pub(super) rng: fastrand::Rng,
+    pub(super) flavour: Flavour,
+    pub(super) now: u64,
+    /// The shards of all servers, server by server.
+    pub(super) shards: Vec<Shard>,
     /// By sender, then receiver.
-    lanes: Vec<Vec<VecDeque<Record>>>,
-    sockets: Vec<Socket>,
+    pub(super) lanes: Vec<Vec<VecDeque<Record>>>,
+    pub(super) sockets: Vec<Socket>,
+    /// None if there is but one.
+    pub(super) servers: Vec<Server>,
+    pub(super) ends: Vec<End>,
+    /// All servers are about to end.
+    pub(super) is_leaving: bool,
     clients: Vec<Client>,
-    book: Book,
-    outcome: Outcome,
-    trace: bool,
+    pub(super) book: Book,
+    pub(super) outcome: Outcome,
+    pub(super) trace: bool,
 }
 
 macro_rules! tell {
@@ -120,28 +75,34 @@ macro_rules! tell {
         }
     };
 }
+pub(super) use tell;
 
 impl World {
     pub(crate) fn new(plan: &Plan, trace: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(plan.schedule);
-        let count = usize::from(plan.shards);
-        let settings = Rc::new(settings(&plan.flavour, usize::MAX));
-        let shards = (0..plan.shards).map(|shard| Shard {
-            engine: Engine::new(ShardId(shard), count, Rc::clone(&settings), rng.u64(..)),
-            slots: Vec::new(),
-            weight: 1,
-        });
+        let is_cluster = plan.servers.len() > 1;
+        let mut all = Vec::new();
+        for (server, _) in plan.servers.iter().enumerate() {
+            let how = (&plan.flavour, is_cluster);
+            all.extend(routes::shards(server, 0, plan.shards, how, &mut rng));
+        }
+        let member =
+            |(server, dials): (usize, &Vec<usize>)| Server::new(server, 0, dials, rng.u64(..));
+        let servers = plan.servers.iter().enumerate().filter(|_| is_cluster).map(member).collect();
         let clients = plan.phases.first().map_or(0, Vec::len);
         let client = || Client { socket: None, ops: VecDeque::new(), waits_for_pong: false };
         Self {
-            shards: shards.collect(),
+            lanes: lanes(all.len()),
+            shards: all,
             rng,
             flavour: plan.flavour,
             now: 0,
-            lanes: (0..count).map(|_| (0..count).map(|_| VecDeque::new()).collect()).collect(),
             sockets: Vec::new(),
+            servers,
+            ends: Vec::new(),
+            is_leaving: false,
             clients: (0..clients).map(|_| client()).collect(),
-            book: Book::new(plan.flavour.overflow),
+            book: Book::new(&plan.flavour, is_cluster),
             outcome: Outcome::default(),
             trace,
         }
@@ -149,7 +110,11 @@ impl World {
 
     /// Runs the whole plan.
     pub(crate) fn run(mut self, plan: Plan) -> Outcome {
-        tell!(self, "{} shards, {:?}", plan.shards, plan.flavour);
+        let dials = &plan.servers;
+        tell!(self, "{} shards, {:?}, servers dial {dials:?}", plan.shards, plan.flavour);
+        if !self.servers.is_empty() {
+            self.settle();
+        }
         for phase in plan.phases {
             for (client, ops) in self.clients.iter_mut().zip(phase) {
                 client.ops = ops;
@@ -158,7 +123,7 @@ impl World {
             self.settle();
         }
         for socket in &mut self.sockets {
-            socket.stalled = false;
+            socket.pipe.stalled = false;
         }
         self.settle();
         self.count_deliveries();
@@ -184,7 +149,7 @@ impl World {
                 if session.reset || pending_bytes > 0 {
                     continue;
                 }
-                let came = session.got.len() as u64;
+                let came = session.got.len() as u64 + session.got_again;
                 let Dropped { newest, oldest, conflated } = dropped;
                 assert_eq!(
                     traffic.out_msgs,
@@ -225,6 +190,23 @@ impl World {
                 }
                 _ => self.pass_time(),
             }
+            if !self.servers.is_empty() {
+                self.stir_routes();
+            }
+        }
+    }
+
+    fn stir_routes(&mut self) {
+        match self.rng.u32(..10) {
+            0..2 => {
+                let server = self.rng.usize(..self.servers.len());
+                self.decide(server, false);
+            }
+            2..6 if !self.ends.is_empty() => {
+                let end = self.rng.usize(..self.ends.len());
+                self.move_route(end, false);
+            }
+            _ => {}
         }
     }
 
@@ -254,9 +236,10 @@ impl World {
     }
 
     /// Lets everybody act until nothing happens any more.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         tell!(self, "settling");
         let (mut jumps, began_ns) = (0, self.now);
+        self.unstall_routes();
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
             for client in 0..self.clients.len() {
@@ -267,6 +250,12 @@ impl World {
             for socket in 0..self.sockets.len() {
                 moved |= self.move_bytes(socket, true);
             }
+            for end in 0..self.ends.len() {
+                moved |= self.move_route(end, true);
+            }
+            for server in 0..self.servers.len() {
+                moved |= self.decide(server, true);
+            }
             for shard in 0..self.shards.len() {
                 moved |= self.turn(shard, true);
             }
@@ -274,7 +263,8 @@ impl World {
                 continue;
             }
             let Some(unrest) = self.unrest() else { return self.at_rest() };
-            let due = self.shards.iter().filter_map(|shard| shard.engine.next_deadline()).min();
+            let due = self.shards.iter().filter_map(|shard| shard.engine.next_deadline());
+            let due = due.chain(self.servers.iter().filter_map(Server::next_deadline)).min();
             let Some(due) = due.filter(|_| jumps < JUMPS_MAX) else {
                 panic!("nothing happens any more, but {unrest}");
             };
@@ -291,10 +281,10 @@ impl World {
     fn check_pauses(&self, began_ns: u64) {
         for socket in &self.sockets {
             let session = &self.book.sessions[socket.session];
-            let is_open = !socket.gone && !socket.closing && session.speaks() && !session.stale;
+            let is_open = socket.pipe.is_open() && session.speaks() && !session.stale;
             let since = socket.paused_ns.max(began_ns);
             assert!(
-                !is_open || socket.reading || self.now - since <= PAUSE_NS_MAX,
+                !is_open || socket.pipe.reading || self.now - since <= PAUSE_NS_MAX,
                 "session {} is held back and never goes on",
                 socket.session
             );
@@ -306,7 +296,7 @@ impl World {
         self.book.step += 1;
         self.book.rests.push(self.book.step);
         for (from, shard) in self.shards.iter().enumerate() {
-            for to in (0..u8::try_from(self.shards.len()).unwrap_or(0)).map(ShardId) {
+            for to in self.shards_of(shard.server).map(|to| self.shards[to].id) {
                 assert!(!shard.engine.has_records(to), "shard {from} keeps records for {to:?}");
             }
         }
@@ -314,22 +304,22 @@ impl World {
 
     /// What still has to happen.
     fn unrest(&self) -> Option<String> {
-        for socket in &self.sockets {
-            let session = &self.book.sessions[socket.session];
-            if !socket.gone && !socket.closing && session.last_op.is_some() {
-                return Some(format!("session {} is not closed", socket.session));
+        for Socket { session: s, pipe, .. } in &self.sockets {
+            let session = &self.book.sessions[*s];
+            if pipe.is_open() && session.last_op.is_some() {
+                return Some(format!("session {s} is not closed"));
             }
-            if session.over || socket.gone || socket.closing || socket.stalled {
+            if session.over || !pipe.is_open() || pipe.stalled {
                 continue;
             }
-            if !socket.reading && !session.stale && session.last_op.is_none() {
-                return Some(format!("session {} is paused", socket.session));
+            if !pipe.reading && !session.stale && session.last_op.is_none() {
+                return Some(format!("session {s} is paused"));
             }
             if let Some((reply, _)) = session.awaited.front() {
-                return Some(format!("session {} waits for {reply:?}", socket.session));
+                return Some(format!("session {s} waits for {reply:?}"));
             }
         }
-        None
+        self.cluster_unrest()
     }
 
     /// Lets a client do its next thing. False if it cannot.
@@ -351,6 +341,13 @@ impl World {
             return self.is_deaf(other) && self.skip(client);
         }
         self.clients[client].ops.pop_front();
+        match op {
+            Op::CutRoute { which } => self.cut_route(which),
+            Op::StallRoute { which } => self.stall_route(which),
+            Op::UnstallRoutes => self.unstall_routes(),
+            Op::Reload { server, rules } => self.order_reload(server, rules),
+            _ => {}
+        }
         let session = if speaks { current } else { None };
         let Some(session) = session.or_else(|| self.connect(client, op)) else { return true };
         tell!(self, "client {client} (session {session}) {op:?}");
@@ -360,7 +357,7 @@ impl World {
 
     /// Whether a client reads nothing, so that nobody should wait for what it gets.
     fn is_deaf(&self, client: usize) -> bool {
-        self.clients[client].socket.is_some_and(|socket| self.sockets[socket].stalled)
+        self.clients[client].socket.is_some_and(|socket| self.sockets[socket].pipe.stalled)
     }
 
     fn skip(&mut self, client: usize) -> bool {
@@ -373,17 +370,13 @@ impl World {
         if matches!(op, Op::HalfClose | Op::Reset | Op::Stall | Op::Unstall | Op::Garbage { .. }) {
             return None;
         }
+        if op.is_about_servers() {
+            return None;
+        }
         self.clients[client].waits_for_pong = false;
-        let session = self.book.open();
         let shard = self.rng.usize(..self.shards.len());
-        let slots = &mut self.shards[shard].slots;
-        let slot = slots.iter().position(|(_, taken)| !taken).unwrap_or_else(|| {
-            slots.push((0, false));
-            slots.len() - 1
-        });
-        slots[slot].1 = true;
-        let slot_number = u32::try_from(slot).unwrap_or(u32::MAX);
-        let id = ConnId { slot: slot_number, generation: slots[slot].0 };
+        let session = self.book.open(self.shards[shard].server, self.shards[shard].rules);
+        let id = self.shards[shard].take_slot();
         let peer = Peer { cid: session as u64 + 1, ip: "127.0.0.1".into(), port: 1 };
         let engine = &mut self.shards[shard].engine;
         engine.set_now(self.now);
@@ -437,10 +430,16 @@ impl World {
             }
             Op::Connect { flags } => self.book.connect_again(s, flags),
             Op::Pong => self.book.pong(s),
-            Op::Meet { .. } => {}
-            Op::Stall => socket.into_iter().for_each(|socket| self.sockets[socket].stalled = true),
-            Op::Unstall => {
-                socket.into_iter().for_each(|socket| self.sockets[socket].stalled = false);
+            Op::Meet { .. }
+            | Op::CutRoute { .. }
+            | Op::StallRoute { .. }
+            | Op::Reload { .. }
+            | Op::UnstallRoutes => {}
+            Op::SubPrivate => self.book.sub_private(s),
+            Op::Stall | Op::Unstall => {
+                if let Some(socket) = socket {
+                    self.sockets[socket].pipe.stalled = matches!(op, Op::Stall);
+                }
             }
             Op::HalfClose => self.book.half_close(s),
             Op::Reset => self.book.reset(s),
@@ -458,401 +457,4 @@ impl World {
             _ => self.rng.usize(..8),
         }
     }
-
-    /// Moves bytes from the kernel to the client. False if there was nothing to do.
-    fn move_bytes(&mut self, at: usize, all: bool) -> bool {
-        let took = self.kernel_takes(at, all);
-        let socket = &mut self.sockets[at];
-        let session = socket.session;
-        if self.book.sessions[session].reset || self.book.sessions[session].over {
-            socket.to_client.clear();
-            return took;
-        }
-        if socket.stalled && !(socket.gone || socket.closing) {
-            return took;
-        }
-        let len = socket.to_client.len();
-        let len = if all || len == 0 { len } else { self.rng.usize(..=len) };
-        if len > 0 {
-            let rest = socket.to_client.split_off(len);
-            let bytes = std::mem::replace(&mut socket.to_client, rest);
-            tell!(self, "session {session} reads {}", super::wire::show(&bytes));
-            let heeded = self.book.hear(session, &bytes);
-            if self.book.sessions[session].last_op.is_none() {
-                for _ in 0..heeded.pings {
-                    self.book.pong(session);
-                    let end = self.book.sessions[session].out.len();
-                    self.sockets[at].pongs.push(end);
-                }
-            }
-            if heeded.stale {
-                self.check_stale(at);
-            }
-        }
-        let socket = &self.sockets[at];
-        let ended = (socket.closing || socket.gone) && socket.to_client.is_empty();
-        if ended {
-            tell!(self, "session {session} sees the end");
-            self.book.on_over(session);
-        }
-        took || len > 0 || ended
-    }
-
-    fn check_stale(&self, at: usize) {
-        let silence = self.now - self.sockets[at].pong_handed_ns;
-        let interval = self.flavour.ping_interval_ms * NS_PER_MS;
-        let session = self.sockets[at].session;
-        assert!(silence >= 2 * interval, "session {session} is called stale, but has answered");
-    }
-
-    fn kernel_takes(&mut self, at: usize, all: bool) -> bool {
-        let socket = &mut self.sockets[at];
-        if socket.stalled || socket.closing || self.book.sessions[socket.session].reset {
-            return false;
-        }
-        let Some(batch) = &mut socket.batch else { return false };
-        let mut left = if all { usize::MAX } else { self.rng.usize(1..2000) };
-        if self.flavour.heavy && !all {
-            left *= 200;
-        }
-        let mut taken = 0;
-        while left > 0
-            && let Some(piece) = batch.pieces.get(batch.piece)
-        {
-            let rest = &piece.bytes()[batch.offset..];
-            let len = rest.len().min(left);
-            socket.to_client.extend_from_slice(&rest[..len]);
-            (taken, left, batch.offset) = (taken + len, left - len, batch.offset + len);
-            if len == rest.len() {
-                (batch.piece, batch.offset) = (batch.piece + 1, 0);
-            }
-        }
-        batch.unreported += taken;
-        taken > 0
-    }
-
-    /// One turn of a shard, if it has a reason for one. False if not.
-    fn turn(&mut self, shard: usize, eager: bool) -> bool {
-        let began = self.book.step;
-        self.shards[shard].engine.set_now(self.now);
-        let mut reason = false;
-        for at in 0..self.sockets.len() {
-            if self.sockets[at].shard == shard && !self.sockets[at].gone {
-                self.sockets[at].reported_before = self.sockets[at].reported_bytes;
-            }
-        }
-        for at in 0..self.sockets.len() {
-            if self.sockets[at].shard == shard && !self.sockets[at].gone {
-                reason |= self.complete(at, eager);
-                reason |= self.hand_in(at, eager);
-            }
-        }
-        reason |= self.take_records(shard, eager);
-        let engine = &mut self.shards[shard].engine;
-        reason |= engine.next_deadline().is_some_and(|due| due <= self.now);
-        reason |= (0..).map(ShardId).zip(&self.lanes[shard]).any(|(to, lane)| {
-            to.index() != shard && engine.has_records(to) && lane.len() < LANE_RECORDS_MAX
-        });
-        if !reason {
-            return false;
-        }
-        engine.tick();
-        let due = engine.next_deadline();
-        assert!(due.is_none_or(|due| due > self.now), "what was due at {due:?} still is");
-        engine.end_turn();
-        self.carry_out(shard, began);
-        // Memory may be given back after any turn, and nobody but the allocator notices.
-        if self.now.is_multiple_of(3) {
-            self.shards[shard].engine.shrink();
-        }
-        true
-    }
-
-    fn carry_out(&mut self, shard: usize, began: Step) {
-        self.drain_actions_of(shard, began);
-        let Self { shards, lanes, .. } = self;
-        for (to, lane) in (0..).map(ShardId).zip(&mut lanes[shard]) {
-            while to.index() != shard
-                && lane.len() < LANE_RECORDS_MAX
-                && let Some(record) = shards[shard].engine.pop_record(to)
-            {
-                lane.push_back(record);
-            }
-        }
-        self.drain_actions_of(shard, began);
-    }
-
-    fn drain_actions(&mut self, shard: usize) {
-        self.drain_actions_of(shard, self.book.step);
-    }
-
-    fn drain_actions_of(&mut self, shard: usize, began: Step) {
-        while let Some(action) = self.shards[shard].engine.next_action() {
-            let id = match action {
-                Action::Flush(id) | Action::Pause(id) | Action::Resume(id) => id,
-                Action::Close { conn, .. } => conn,
-            };
-            let is_it = |s: &Socket| s.shard == shard && s.id == id && !s.gone;
-            let Some(at) = self.sockets.iter().position(is_it) else {
-                panic!("{action:?} of shard {shard} is for nobody");
-            };
-            let socket = &mut self.sockets[at];
-            if socket.closing {
-                let late = matches!(action, Action::Flush(_) | Action::Pause(_));
-                assert!(late, "{action:?} of shard {shard} comes behind the close");
-                assert!(self.shards[shard].engine.take_batch(id).is_none(), "sent when closed");
-                continue;
-            }
-            match action {
-                Action::Flush(_) => self.flush(at),
-                Action::Pause(_) => {
-                    if std::mem::replace(&mut socket.reading, false) {
-                        (socket.paused_turn, socket.paused_ns) = (began, self.now);
-                    }
-                    socket.grace = self.rng.u32(..3);
-                    tell!(self, "session {} is paused", self.sockets[at].session);
-                }
-                Action::Resume(_) => {
-                    assert!(!socket.reading, "{id:?} goes on, but was not paused");
-                    socket.reading = true;
-                    self.outcome.resumes += 1;
-                    tell!(self, "session {} goes on", self.sockets[at].session);
-                }
-                Action::Close { abort, .. } => self.close(at, abort, began),
-            }
-        }
-    }
-
-    fn flush(&mut self, at: usize) {
-        let socket = &mut self.sockets[at];
-        let Some(pieces) = self.shards[socket.shard].engine.take_batch(socket.id) else { return };
-        assert!(socket.batch.is_none(), "one batch in flight at a time");
-        let bytes: usize = pieces.iter().map(|piece| piece.bytes().len()).sum();
-        assert!(bytes > 0, "an empty batch would never complete");
-        let limit = self.flavour.pending_bytes_max;
-        assert!(bytes <= limit, "{bytes} bytes are pending, but {limit} are the limit");
-        socket.batch = Some(Batch { pieces, piece: 0, offset: 0, unreported: 0, since: self.now });
-    }
-
-    fn close(&mut self, at: usize, abort: bool, began: Step) {
-        let socket = &self.sockets[at];
-        let s = socket.session;
-        self.book.step += 1;
-        tell!(self, "session {s} is closed, abort: {abort}");
-        if abort {
-            self.check_abort(at);
-        } else {
-            assert!(socket.batch.is_none(), "session {s} is closed over a batch in flight");
-        }
-        let session = &mut self.book.sessions[s];
-        let socket = &mut self.sockets[at];
-        let turn = if socket.reading { began } else { socket.paused_turn };
-        session.closed = Some(Closed { at: self.book.step, turn, lossy: abort });
-        socket.closing = true;
-        if abort {
-            let kept = self.rng.usize(..=socket.to_client.len());
-            socket.to_client.truncate(kept);
-        }
-    }
-
-    /// Only a connection that failed, that is at its end, or that is really slow is cut.
-    fn check_abort(&mut self, at: usize) {
-        let socket = &self.sockets[at];
-        let session = &self.book.sessions[socket.session];
-        if session.reset || session.last_op.is_some() {
-            return;
-        }
-        let deadline = self.flavour.write_deadline_ms * NS_PER_MS;
-        let late = socket.batch.as_ref().is_some_and(|batch| batch.since + deadline <= self.now);
-        let pending = self.book.owed_bytes_max(socket.session) - socket.reported_before;
-        let silence = self.now - socket.pong_handed_ns;
-        let stale = silence >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
-        assert!(
-            late || stale || pending > self.flavour.pending_bytes_max,
-            "session {} is cut, but has at most {pending} bytes pending and is not late",
-            socket.session
-        );
-        self.outcome.cuts += 1;
-    }
-
-    /// Tells the engine what has become of a socket's output, and of the socket.
-    fn complete(&mut self, at: usize, eager: bool) -> bool {
-        if !eager && self.rng.bool() {
-            return false;
-        }
-        let socket = &mut self.sockets[at];
-        let shard = &mut self.shards[socket.shard];
-        if socket.closing {
-            shard.engine.take_home(socket.batch.take().map(|batch| batch.pieces));
-            shard.engine.on_closed(socket.id);
-            (socket.closing, socket.gone) = (false, true);
-            let slot = &mut shard.slots[socket.id.slot as usize];
-            *slot = (slot.0 + 1, false);
-            return true;
-        }
-        let Some(batch) = &mut socket.batch else { return false };
-        if self.book.sessions[socket.session].reset {
-            let batch = socket.batch.take().map(|batch| batch.pieces);
-            shard.engine.on_send_failed(socket.id, batch);
-            return true;
-        }
-        let taken = std::mem::take(&mut batch.unreported);
-        socket.reported_bytes += taken;
-        if batch.piece == batch.pieces.len() {
-            let batch = socket.batch.take().map(|batch| batch.pieces);
-            shard.engine.on_sent(socket.id, taken, batch);
-            return true;
-        }
-        if taken > 0 {
-            shard.engine.on_sent(socket.id, taken, None);
-        }
-        taken > 0
-    }
-
-    /// Hands what a client has sent to its engine, in some pieces.
-    fn hand_in(&mut self, at: usize, eager: bool) -> bool {
-        let mut moved = false;
-        let rounds = if eager { 16 } else { self.rng.u32(..4) };
-        for _ in 0..rounds {
-            let socket = &mut self.sockets[at];
-            let session = &self.book.sessions[socket.session];
-            let readable = socket.reading || socket.grace > 0;
-            if !readable || socket.closing || socket.gone || socket.end_handed {
-                break;
-            }
-            socket.grace = socket.grace.saturating_sub(1);
-            let engine = &mut self.shards[socket.shard].engine;
-            let rest = session.out.len() - socket.handed;
-            let half_closed = session.last_op.is_some_and(|op| {
-                op + 1 == session.ops.len() && session.ops[op].end == session.out.len()
-            });
-            if session.reset || (rest == 0 && half_closed) {
-                socket.end_handed = true;
-                engine.on_ended(socket.id, session.reset);
-                tell!(self, "session {} has ended", self.sockets[at].session);
-                return true;
-            }
-            if rest == 0 {
-                break;
-            }
-            let len = match (self.flavour.cuts, self.rng.u32(..4)) {
-                (0, 0..3) | (1, 0) => self.rng.usize(1..4).min(rest),
-                (2, 0..3) => rest,
-                _ => self.rng.usize(1..=rest),
-            };
-            let end = socket.handed + len;
-            engine.on_bytes(socket.id, &session.out[socket.handed..end]);
-            socket.handed = end;
-            if socket.pongs.iter().any(|pong| *pong <= end) {
-                socket.pongs.retain(|pong| *pong > end);
-                // Behind its end the engine hears nothing any more.
-                if socket.reading {
-                    socket.pong_handed_ns = self.now;
-                }
-            }
-            let session = socket.session;
-            self.book.handed(session, end);
-            moved = true;
-        }
-        moved
-    }
-
-    fn take_records(&mut self, shard: usize, eager: bool) -> bool {
-        let mut moved = false;
-        for from in 0..self.shards.len() {
-            let count = if eager { 2 } else { self.rng.usize(..3) };
-            for _ in 0..count {
-                let Some(record) = self.lanes[from][shard].pop_front() else { break };
-                let from = ShardId(u8::try_from(from).unwrap_or(u8::MAX));
-                self.shards[shard].engine.on_record(from, record);
-                moved = true;
-            }
-        }
-        moved
-    }
-
-    /// Ends all connections in one way or another: nothing may remain of them.
-    fn close_all(&mut self) {
-        tell!(self, "closing");
-        for at in 0..self.sockets.len() {
-            let session = self.sockets[at].session;
-            if self.book.sessions[session].speaks() {
-                if self.rng.bool() {
-                    self.book.half_close(session);
-                } else {
-                    self.book.reset(session);
-                }
-            }
-        }
-        self.settle();
-        for (at, shard) in self.shards.iter().enumerate() {
-            let engine = &shard.engine;
-            assert_eq!(engine.open_conns(), 0, "connections remain on shard {at}");
-            assert_eq!(engine.subscriptions(), 0, "subscriptions remain on shard {at}");
-            assert_eq!(engine.filters(), 0, "interest remains on shard {at}");
-        }
-        let stats = self.shards.iter().map(|shard| shard.engine.stats());
-        let cuts: u64 = stats.map(|stats: Stats| stats.slow_consumers).sum();
-        assert!(cuts >= self.outcome.cuts.min(1) || cuts == 0, "a cut that nobody counted");
-    }
-
-    /// With no memory allowed for output, the next turn cuts somebody if any is still booked.
-    fn probe_memory(&mut self) {
-        let settings = Rc::new(settings(&self.flavour, 0));
-        for shard in 0..self.shards.len() {
-            let Shard { engine, slots, .. } = &mut self.shards[shard];
-            let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-            let id = ConnId { slot, generation: 0 };
-            engine.open(id, Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 }, true);
-            assert_eq!(engine.next_action(), Some(Action::Flush(id)));
-            let batch = engine.take_batch(id);
-            let bytes = batch.iter().flatten().map(|piece| piece.bytes().len()).sum();
-            engine.on_sent(id, bytes, batch);
-            engine.reload(Rc::clone(&settings));
-            engine.end_turn();
-            assert_eq!(engine.next_action(), None, "shard {shard} has lost track of its memory");
-        }
-    }
-}
-
-impl Socket {
-    fn new(session: usize, shard: usize, id: ConnId, now: u64) -> Self {
-        Self {
-            session,
-            shard,
-            id,
-            handed: 0,
-            end_handed: false,
-            reading: true,
-            paused_turn: 0,
-            paused_ns: 0,
-            grace: 0,
-            batch: None,
-            reported_bytes: 0,
-            reported_before: 0,
-            to_client: Vec::new(),
-            stalled: false,
-            closing: false,
-            gone: false,
-            pong_handed_ns: now,
-            pongs: Vec::new(),
-        }
-    }
-}
-
-fn settings(flavour: &Flavour, memory_bytes_max: usize) -> Settings {
-    let mut options = Options::default();
-    options.limits.pending_bytes_max = flavour.pending_bytes_max;
-    options.limits.payload_bytes_max = options.limits.payload_bytes_max.max(500_000);
-    options.write_deadline_ms = flavour.write_deadline_ms;
-    options.ping_interval_ms = flavour.ping_interval_ms;
-    if flavour.overflow {
-        let rules = OVERFLOW.iter().map(|(filter, kind, pending_bytes_max)| OverflowRule {
-            filter: (*filter).to_owned(),
-            kind: *kind,
-            pending_bytes_max: *pending_bytes_max,
-        });
-        options.overflow = rules.collect();
-    }
-    Settings::new(&options, &Identity::default(), memory_bytes_max)
 }

@@ -21,6 +21,17 @@ pub(in crate::engine) struct Packer {
     compress: Option<Compress>,
     packed: Vec<u8>,
     spares: Vec<Decompress>,
+    s2: S2,
+}
+
+/// What compresses for routes.
+#[derive(Default)]
+struct S2(minlz::s2::Encoder);
+
+impl std::fmt::Debug for S2 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("S2")
+    }
 }
 
 impl Packer {
@@ -38,6 +49,11 @@ impl Packer {
         debug_assert!(out.ends_with(&TAIL));
         out.truncate(out.len() - TAIL.len());
         out
+    }
+
+    /// What compresses for routes.
+    pub(in crate::engine) fn s2(&mut self) -> &mut minlz::s2::Encoder {
+        &mut self.s2.0
     }
 
     /// What decompresses a new message.

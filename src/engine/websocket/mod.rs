@@ -356,7 +356,9 @@ impl Engine {
     pub(super) fn advance_unpacking(&mut self) {
         let Some(id) = self.unpacking.pop_front() else { return };
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        let Some(websocket) = conn.websocket.as_deref_mut() else { return };
+        let Some(websocket) = conn.websocket.as_deref_mut() else {
+            return self.advance_packed(id);
+        };
         websocket.in_line = false;
         let bytes = std::mem::take(&mut websocket.waiting);
         self.release(id, |brakes| brakes.in_line = false);
@@ -372,6 +374,9 @@ impl Engine {
 
     /// Whether the end of a stream has to wait for what came before it.
     pub(super) fn waits_for_end(&mut self, id: ConnId, failed: bool) -> bool {
+        if self.packed_waits_for_end(id, failed) {
+            return true;
+        }
         let websocket = self.conns.get_mut(id).and_then(|conn| conn.websocket.as_deref_mut());
         let Some(websocket) = websocket.filter(|websocket| websocket.in_line) else { return false };
         websocket.ended = Some(failed);

@@ -103,7 +103,7 @@ fn shown(state: &State, route: RouteSnapshot, detail: Detail, now: DateTime<Utc>
         subscriptions: route.subscriptions,
         subscriptions_list: list,
         subscriptions_list_detail: details,
-        compression: "off",
+        compression: route.compression,
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{State, text};
+use crate::config::tls::TIMEOUT_MS;
 use crate::engine::RouteSnapshot;
 use crate::shard::{Figures, Report};
 
@@ -117,6 +118,12 @@ struct Cluster<'a> {
     auth_timeout: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     urls: Vec<String>,
+    #[serde(skip_serializing_if = "is_no_time", serialize_with = "text::number")]
+    tls_timeout: f64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_required: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_verify: bool,
 }
 
 impl<'a> Cluster<'a> {
@@ -124,13 +131,19 @@ impl<'a> Cluster<'a> {
         let (options, identity) = (&state.options.cluster, &state.identity.cluster);
         let Some(identity) = identity else { return Self::default() };
         let timeout = Duration::from_millis(options.timeout_ms);
+        let tls_timeout_ms =
+            options.tls.as_ref().map_or(TIMEOUT_MS, |mutual| mutual.tls.timeout_ms);
+        let tls_timeout = Duration::from_millis(tls_timeout_ms);
         let url = |url: &crate::config::RouteUrl| format!("{}:{}", url.host, url.port);
         Self {
-            name: &identity.name,
+            name: options.name.as_deref().unwrap_or(&identity.name),
             addr: &options.host,
             cluster_port: identity.port,
             auth_timeout: timeout.as_secs_f64(),
             urls: options.routes.iter().map(url).collect(),
+            tls_timeout: tls_timeout.as_secs_f64(),
+            tls_required: options.tls.is_some(),
+            tls_verify: options.tls.is_some(),
         }
     }
 }

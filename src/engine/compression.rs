@@ -1,0 +1,633 @@
+//! S2 around a route: chunks on the wire, the protocol's bytes within.
+//!
+//! Pure like the rest, and within TLS where there is any. Blocks are `minlz`'s; the stream around
+//! them (Snappy's framing: an identifier, then chunks with checksums) is put together and taken
+//! apart here, because it arrives in pieces of any size. Servers agree on a mode before, in plain
+//! INFOs; with the first compressed bytes both say INFO again.
+
+#![forbid(unsafe_code)]
+
+use minlz::crc::crc;
+use minlz::s2;
+
+use super::conn::Conn;
+use super::outbox::{InFlight, Spares};
+use super::websocket::Packer;
+use super::{ConnId, Engine, Reason};
+use crate::config::Compression;
+use crate::segment::Piece;
+
+/// What is compressed at once, in bytes.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// The longest block that is taken, in bytes: the format's own limit.
+const BLOCK_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest chunk of one, in bytes: no encoder makes more of what cannot be compressed.
+const CHUNK_BYTES_MAX: usize = CRC_BYTES + BLOCK_BYTES_MAX + BLOCK_BYTES_MAX / 6 + 64;
+/// When so much has come of a route's chunks, the rest waits for the next turn: a thousand times
+/// as much, and more, can come of a chunk.
+const UNPACKED_BYTES_PER_TURN: usize = 1024 * 1024;
+/// What is unpacked is handled at this many bytes.
+const CLEAR_BYTES_MAX: usize = 64 * 1024;
+/// A chunk's type, and three bytes of length.
+const HEAD_BYTES: usize = 4;
+const CRC_BYTES: usize = 4;
+/// What every stream begins with.
+const IDENTIFIER: [u8; HEAD_BYTES + 6] = *b"\xff\x06\0\0S2sTwO";
+/// The same of those who do without what S2 has besides Snappy.
+const SNAPPY: &[u8] = b"sNaPpY";
+
+const PACKED: u8 = 0;
+const STORED: u8 = 1;
+const IDENTIFIES: u8 = 0xff;
+/// Chunks from here on may be passed over by who does not know them.
+const SKIPPABLE: u8 = 0x80;
+
+/// How hard is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Stored,
+    Fast,
+    Better,
+    Best,
+}
+
+impl Level {
+    /// The one for a round trip of so many nanoseconds.
+    fn of(mode: &Compression, rtt_ns: u64) -> Self {
+        match mode {
+            Compression::Fast => Self::Fast,
+            Compression::Better => Self::Better,
+            Compression::Best => Self::Best,
+            Compression::Off | Compression::Accept => Self::Stored,
+            Compression::Auto(thresholds_ms) => {
+                let is_within = |ms: &u64| rtt_ns <= ms.saturating_mul(1_000_000);
+                let levels = [Self::Stored, Self::Fast, Self::Better];
+                let mut within = thresholds_ms.iter().position(is_within).into_iter();
+                // With fewer than three thresholds the last one is for all that take longer.
+                let last = if thresholds_ms.len() < 3 { thresholds_ms.len() - 1 } else { 3 };
+                *levels.get(within.next().unwrap_or(last)).unwrap_or(&Self::Best)
+            }
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "s2_uncompressed",
+            Self::Fast => "s2_fast",
+            Self::Better => "s2_better",
+            Self::Best => "s2_best",
+        }
+    }
+}
+
+/// What two servers agree on: ours is to be written so; none: neither compresses. `theirs` is what
+/// the other one says of itself.
+///
+/// # Errors
+///
+/// There is no such mode.
+pub(super) fn negotiate(own: &Compression, theirs: &str) -> Result<Option<Compression>, ()> {
+    let by_theirs = match theirs {
+        "" | "not supported" | "off" => return Ok(None),
+        "accept" => None,
+        "s2_uncompressed" => Some(Compression::Auto(vec![u64::MAX])),
+        "s2_fast" | "s2_auto" => Some(Compression::Fast),
+        "s2_better" => Some(Compression::Better),
+        "s2_best" => Some(Compression::Best),
+        _ => return Err(()),
+    };
+    Ok(match own {
+        Compression::Off => None,
+        Compression::Accept => by_theirs,
+        mode => Some(mode.clone()),
+    })
+}
+
+/// The compression of one route.
+#[derive(Debug)]
+pub(super) struct Packing {
+    pub(super) mode: Compression,
+    /// What goes first, as it is.
+    pub(super) head: Vec<u8>,
+    has_begun: bool,
+    reader: Reader,
+    /// It was agreed upon with the operation before: what follows is the first.
+    begins: bool,
+    /// What came and waits, because it is the first or others have their turn.
+    waiting: Vec<u8>,
+    in_line: bool,
+    /// The stream has ended, or reading failed, behind what waits.
+    ended: Option<bool>,
+    pub(super) in_flight: InFlight,
+}
+
+impl Packing {
+    /// From here on.
+    pub(super) fn new(mode: Compression) -> Self {
+        Self {
+            mode,
+            head: Vec::new(),
+            has_begun: false,
+            reader: Reader::default(),
+            begins: false,
+            waiting: Vec::new(),
+            in_line: false,
+            ended: None,
+            in_flight: InFlight::default(),
+        }
+    }
+
+    /// The mode's name, or that of the level it comes to with such a round trip.
+    pub(super) fn name(&self, rtt_ns: u64) -> &'static str {
+        Level::of(&self.mode, rtt_ns).name()
+    }
+
+    /// Appends the pieces as chunks.
+    fn pack(
+        &mut self,
+        encoder: &mut s2::Encoder,
+        level: Level,
+        pieces: &[Piece],
+        out: &mut Vec<u8>,
+    ) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            out.extend_from_slice(&IDENTIFIER);
+        }
+        let mut block = Vec::new();
+        for piece in pieces {
+            let mut bytes = piece.bytes();
+            while !bytes.is_empty() {
+                let (head, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - block.len()));
+                block.extend_from_slice(head);
+                bytes = rest;
+                if block.len() == BLOCK_BYTES {
+                    pack_block(encoder, level, &block, out);
+                    block.clear();
+                }
+            }
+        }
+        if !block.is_empty() {
+            pack_block(encoder, level, &block, out);
+        }
+    }
+}
+
+fn pack_block(encoder: &mut s2::Encoder, level: Level, block: &[u8], out: &mut Vec<u8>) {
+    let packed = match level {
+        Level::Stored => None,
+        Level::Fast => Some(encoder.encode(block)),
+        Level::Better => Some(encoder.encode_better(block)),
+        Level::Best => Some(encoder.encode_best(block)),
+    };
+    let (kind, body) = match &packed {
+        Some(packed) if packed.len() < block.len() => (PACKED, &packed[..]),
+        _ => (STORED, block),
+    };
+    let len = u32::try_from(CRC_BYTES + body.len()).unwrap_or(u32::MAX).to_le_bytes();
+    out.extend_from_slice(&[kind, len[0], len[1], len[2]]);
+    out.extend_from_slice(&crc(block).to_le_bytes());
+    out.extend_from_slice(body);
+}
+
+/// What no stream may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Corrupt(&'static str);
+
+/// Takes chunks apart, wherever they are cut.
+#[derive(Debug, Default)]
+struct Reader {
+    has_begun: bool,
+    /// The beginning of a chunk that has not wholly arrived.
+    partial: Vec<u8>,
+    /// Bytes of a chunk to be passed over that are still to come.
+    skip_bytes: usize,
+}
+
+impl Reader {
+    /// Takes one chunk, or a part of it, and appends what it holds; false if nothing is left.
+    fn next(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<bool, Corrupt> {
+        let skipped = self.skip_bytes.min(bytes.len());
+        self.skip_bytes -= skipped;
+        *bytes = &bytes[skipped..];
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        if self.partial.is_empty()
+            && let Some(&[kind, a, b, c]) = bytes.first_chunk::<HEAD_BYTES>()
+        {
+            let (head, len) = (HEAD_BYTES, self.chunk_len(kind, [a, b, c])?);
+            if len > 0 && bytes.len() >= head + len {
+                let (chunk, rest) = bytes.split_at(head + len);
+                *bytes = rest;
+                self.on_chunk(kind, &chunk[head..], out)?;
+                return Ok(true);
+            }
+        }
+        self.gather(bytes, HEAD_BYTES);
+        let Some(&[kind, a, b, c]) = self.partial.first_chunk::<HEAD_BYTES>() else {
+            return Ok(false);
+        };
+        let len = self.chunk_len(kind, [a, b, c])?;
+        self.gather(bytes, HEAD_BYTES + len);
+        if self.partial.len() < HEAD_BYTES + len {
+            return Ok(false);
+        }
+        let chunk = std::mem::take(&mut self.partial);
+        self.on_chunk(kind, &chunk[HEAD_BYTES..], out)?;
+        Ok(true)
+    }
+
+    /// Moves bytes over until so many of the chunk are there.
+    fn gather(&mut self, bytes: &mut &[u8], len: usize) {
+        let missing = len.saturating_sub(self.partial.len()).min(bytes.len());
+        let (head, rest) = bytes.split_at(missing);
+        self.partial.extend_from_slice(head);
+        *bytes = rest;
+    }
+
+    /// How many bytes behind its head are to be gathered of a chunk.
+    fn chunk_len(&mut self, kind: u8, [a, b, c]: [u8; 3]) -> Result<usize, Corrupt> {
+        let len = u32::from_le_bytes([a, b, c, 0]) as usize;
+        match kind {
+            _ if !self.has_begun && kind != IDENTIFIES => Err(Corrupt("no identifier")),
+            PACKED | STORED if !(CRC_BYTES + 1..=CHUNK_BYTES_MAX).contains(&len) => {
+                Err(Corrupt("a chunk of an impossible length"))
+            }
+            PACKED | STORED => Ok(len),
+            IDENTIFIES if len == SNAPPY.len() => Ok(len),
+            IDENTIFIES => Err(Corrupt("no identifier")),
+            SKIPPABLE.. => {
+                self.skip_bytes = len;
+                Ok(0)
+            }
+            _ => Err(Corrupt("a chunk of an unknown kind")),
+        }
+    }
+
+    fn on_chunk(&mut self, kind: u8, body: &[u8], out: &mut Vec<u8>) -> Result<(), Corrupt> {
+        match kind {
+            IDENTIFIES if body == &IDENTIFIER[HEAD_BYTES..] || body == SNAPPY => {
+                self.has_begun = true;
+            }
+            IDENTIFIES => return Err(Corrupt("no identifier")),
+            PACKED | STORED => {
+                let Some((sum, body)) = body.split_first_chunk::<CRC_BYTES>() else {
+                    return Err(Corrupt("a chunk without a checksum"));
+                };
+                let start = out.len();
+                if kind == STORED {
+                    if body.len() > BLOCK_BYTES_MAX {
+                        return Err(Corrupt("a block that is too long"));
+                    }
+                    out.extend_from_slice(body);
+                } else {
+                    let corrupt = |_| Corrupt("a block that is not S2");
+                    let (len, _) = s2::decode_len(body).map_err(corrupt)?;
+                    if len > BLOCK_BYTES_MAX {
+                        return Err(Corrupt("a block that is too long"));
+                    }
+                    out.resize(start + len, 0);
+                    s2::decode_into(&mut out[start..], body).map_err(corrupt)?;
+                }
+                if crc(&out[start..]) != u32::from_le_bytes(*sum) {
+                    return Err(Corrupt("a wrong checksum"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Conn {
+    /// What follows the operation that was just handled is compressed.
+    pub(super) fn begins_packed(&self) -> bool {
+        self.packing.as_ref().is_some_and(|packing| packing.begins)
+    }
+
+    /// The next batch in chunks, and how many bytes of the outbox that is; `None` if there is
+    /// nothing to send or a batch is in flight.
+    pub(super) fn take_packed(
+        &mut self,
+        spares: &mut Spares,
+        packer: &mut Packer,
+    ) -> Option<(Vec<Piece>, usize)> {
+        let packing = self.packing.as_deref_mut()?;
+        if self.outbox.is_in_flight() {
+            return None;
+        }
+        let taken = self.outbox.take_up_to(BLOCK_BYTES, spares).unwrap_or_default();
+        let taken_bytes = taken.iter().map(|piece| piece.bytes().len()).sum();
+        if taken_bytes == 0 && packing.head.is_empty() {
+            return None;
+        }
+        let level = Level::of(&packing.mode, self.timing.rtt);
+        let piece = spares.own_piece(|out| {
+            out.append(&mut packing.head);
+            if taken_bytes > 0 {
+                packing.pack(packer.s2(), level, &taken, out);
+            }
+        });
+        let batch = self.outbox.start(spares, piece);
+        spares.keep_batch(taken);
+        Some((batch, taken_bytes))
+    }
+}
+
+impl Engine {
+    /// From here on, in both directions, a route is compressed; `head` is sent before that. What
+    /// of its input follows waits.
+    pub(super) fn begin_packing(&mut self, id: ConnId, mode: Compression, head: Vec<u8>) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let mut packing = Packing { head, begins: true, in_line: true, ..Packing::new(mode) };
+        // What is on its way is not compressed yet.
+        packing.in_flight.set(conn.outbox.pending_bytes() - conn.outbox.queued_bytes());
+        conn.packing = Some(Box::new(packing));
+        self.unpacking.push_back(id);
+        self.flush_if_wanted(id);
+    }
+
+    /// Handles what came for a compressed route, without its TLS.
+    pub(super) fn on_packed(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        let Some(packing) = conn.packing.as_deref_mut() else { return };
+        if packing.in_line {
+            packing.waiting.extend_from_slice(bytes);
+        } else {
+            self.unpack(id, bytes);
+        }
+    }
+
+    fn unpack(&mut self, id: ConnId, mut bytes: &[u8]) {
+        let mut clear = std::mem::take(&mut self.unframed);
+        let mut unpacked_bytes = 0;
+        let mut corrupt = None;
+        while let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) {
+            // What a peer says that is not decided about waits as it came: it may be a bomb.
+            let is_held = conn.claim.is_some();
+            if is_held || (unpacked_bytes > UNPACKED_BYTES_PER_TURN && !bytes.is_empty()) {
+                self.put_packed_aside(id, bytes, is_held);
+                break;
+            }
+            let Some(packing) = conn.packing.as_deref_mut() else { break };
+            let had_bytes = clear.len();
+            match packing.reader.next(&mut bytes, &mut clear) {
+                Ok(true) => unpacked_bytes += clear.len() - had_bytes,
+                Ok(false) => break,
+                Err(error) => {
+                    clear.truncate(had_bytes);
+                    corrupt = Some(error);
+                    break;
+                }
+            }
+            // INFO is the first that comes; who it is from is decided before there is more.
+            let is_decided = conn.route.as_ref().is_some_and(|route| route.is_registered());
+            if clear.len() >= CLEAR_BYTES_MAX || !is_decided {
+                self.on_plaintext(id, &clear);
+                clear.clear();
+            }
+        }
+        if !clear.is_empty() {
+            self.on_plaintext(id, &clear);
+            clear.clear();
+        }
+        // What a bomb has made of it is not kept.
+        clear.shrink_to(2 * CLEAR_BYTES_MAX);
+        self.unframed = clear;
+        if let Some(Corrupt(what)) = corrupt {
+            if let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) {
+                tracing::error!("{} - read error: {what} in the compressed stream", conn.label());
+            }
+            self.fail(id, None, Reason::ReadError);
+        }
+    }
+
+    /// The rest is handled when others had their turn, or the peer may stay.
+    fn put_packed_aside(&mut self, id: ConnId, bytes: &[u8], is_held: bool) {
+        let Some(packing) = self.conns.get_mut(id).and_then(|conn| conn.packing.as_deref_mut())
+        else {
+            return;
+        };
+        packing.waiting.extend_from_slice(bytes);
+        packing.in_line = true;
+        if !is_held {
+            self.unpacking.push_back(id);
+            self.brake(id, |brakes| brakes.in_line = true);
+        }
+    }
+
+    /// Goes on with what waits, in its turn.
+    pub(super) fn resume_unpacking(&mut self, id: ConnId) {
+        let packing = self.conns.get(id).and_then(|conn| conn.packing.as_ref());
+        if packing.is_some_and(|packing| packing.in_line) {
+            self.unpacking.push_back(id);
+        }
+    }
+
+    /// Goes on with a route whose turn it is.
+    pub(super) fn advance_packed(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(packing) = conn.packing.as_deref_mut() else { return };
+        (packing.begins, packing.in_line) = (false, false);
+        let bytes = std::mem::take(&mut packing.waiting);
+        self.release(id, |brakes| brakes.in_line = false);
+        self.unpack(id, &bytes);
+        let Some(packing) = self.conns.get_mut(id).and_then(|conn| conn.packing.as_deref_mut())
+        else {
+            return;
+        };
+        if !packing.in_line
+            && let Some(failed) = packing.ended.take()
+        {
+            self.on_ended(id, failed);
+        }
+    }
+
+    /// Whether the end of a route's stream has to wait for what came before it.
+    pub(super) fn packed_waits_for_end(&mut self, id: ConnId, failed: bool) -> bool {
+        let packing = self.conns.get_mut(id).and_then(|conn| conn.packing.as_deref_mut());
+        let Some(packing) = packing.filter(|packing| packing.in_line) else { return false };
+        packing.ended = Some(failed);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Options;
+    use crate::engine::{Identity, NewRoute, Peer, Settings, ShardId};
+
+    const LEVELS: [Level; 4] = [Level::Stored, Level::Fast, Level::Better, Level::Best];
+
+    fn packed(level: Level, batches: &[Vec<u8>]) -> Vec<u8> {
+        let mut packing = Packing::new(Compression::Fast);
+        let (mut encoder, mut out) = (s2::Encoder::new(), Vec::new());
+        for batch in batches {
+            packing.pack(&mut encoder, level, &[Piece::Own(batch.clone())], &mut out);
+        }
+        out
+    }
+
+    fn unpacked(wire: &[u8], piece: usize) -> Result<Vec<u8>, Corrupt> {
+        let (mut reader, mut out) = (Reader::default(), Vec::new());
+        for mut piece in wire.chunks(piece.max(1)) {
+            while reader.next(&mut piece, &mut out)? {}
+            assert!(piece.is_empty(), "all that has come is taken");
+        }
+        Ok(out)
+    }
+
+    /// Bytes with as little in common, or as much, as those of messages.
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        let repeated = (prop::collection::vec(any::<u8>(), 1..40), 1..5000usize)
+            .prop_map(|(part, times)| part.repeat(times));
+        prop_oneof![prop::collection::vec(any::<u8>(), 1..2000), repeated]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn what_is_packed_comes_out_wherever_it_is_cut(
+            batches in prop::collection::vec(bytes(), 1..4),
+            level in 0..4usize,
+            piece in prop_oneof![1..40usize, 1..100_000usize],
+        ) {
+            let wire = packed(LEVELS[level], &batches);
+            prop_assert!(unpacked(&wire, piece) == Ok(batches.concat()));
+        }
+
+        #[test]
+        fn a_stream_that_was_changed_is_an_error_or_ends_early(
+            batch in bytes(), at in any::<prop::sample::Index>(), bit in 0..8u8, level in 0..4usize,
+        ) {
+            let mut wire = packed(LEVELS[level], std::slice::from_ref(&batch));
+            let at = at.index(wire.len());
+            wire[at] ^= 1 << bit;
+            let out = unpacked(&wire, wire.len()).unwrap_or_default();
+            // A chunk that is passed over, or one that does not end, leaves the rest out.
+            prop_assert!(batch.starts_with(&out) || out.len() < batch.len());
+        }
+
+        #[test]
+        fn whatever_comes_makes_no_more_than_its_chunks_may(
+            noise in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let len = u32::try_from(noise.len() + CRC_BYTES).unwrap().to_le_bytes();
+            let head = [PACKED, len[0], len[1], len[2], 0, 0, 0, 0];
+            let wire = [&IDENTIFIER[..], &head, &noise].concat();
+            if let Ok(out) = unpacked(&wire, wire.len()) {
+                prop_assert!(out.len() <= BLOCK_BYTES_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_may_begin_anew_and_hold_what_is_passed_over() {
+        let one = packed(Level::Fast, &[b"hello".to_vec()]);
+        let skipped = [&[0xfe, 3, 0, 0][..], b"abc", &[0x99, 0, 0, 0]].concat();
+        let wire = [&one[..], &skipped, &one].concat();
+        for piece in 1..=wire.len() {
+            assert_eq!(unpacked(&wire, piece), Ok(b"hellohello".to_vec()), "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_stream_is_an_error() {
+        let long = [&IDENTIFIER[..], &[PACKED, 0xff, 0xff, 0xff]].concat();
+        let bomb = [&IDENTIFIER[..], &[PACKED, 9, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f, 0]];
+        for wire in [b"PING\r\n", &long[..], &bomb.concat(), b"\xff\x06\0\0s2StWo", b"\x01\0\0\0"] {
+            assert!(unpacked(wire, wire.len()).is_err(), "{wire:?}");
+        }
+        let mut wrong = packed(Level::Stored, &[b"hello".to_vec()]);
+        *wrong.last_mut().unwrap() ^= 1;
+        assert_eq!(unpacked(&wrong, 1), Err(Corrupt("a wrong checksum")));
+    }
+
+    /// Takes what the engine has to send.
+    fn take(engine: &mut Engine, id: ConnId) {
+        while let Some(batch) = engine.take_batch(id) {
+            let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+            engine.on_sent(id, bytes, Some(batch));
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_handled_bit_by_bit_and_not_at_all_before_the_peer_may_stay() {
+        let mut options = Options::default();
+        options.cluster.compression = Compression::Accept;
+        let settings = Settings::new(&options, &Identity::default(), usize::MAX);
+        let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+        engine.name_cluster("C", false);
+        let id = ConnId { slot: 0, generation: 0 };
+        let peer = Peer { cid: 7, ip: "".into(), port: 1 };
+        engine.open_route(id, peer, NewRoute { rid: 7, dialed: None, host: String::new() });
+        take(&mut engine, id);
+        let info = b"INFO {\"server_id\":\"P\",\"cluster\":\"C\",\"compression\":\"s2_fast\"}\r\n";
+        // 64 blocks of 4 MiB, in a few KiB each.
+        let block = b"+OK\r\n".repeat(BLOCK_BYTES_MAX / 5);
+        let mut bomb = packed(Level::Stored, &[info.to_vec()]);
+        for _ in 0..64 {
+            pack_block(&mut s2::Encoder::new(), Level::Fast, &block, &mut bomb);
+        }
+        engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+        engine.on_bytes(id, &[info, &bomb[..]].concat());
+        for _ in 0..10 {
+            engine.tick();
+            take(&mut engine, id);
+        }
+        let conn = engine.conns.get(id).expect("open");
+        assert!(conn.partial.len() + conn.packing.as_ref().unwrap().waiting.len() <= bomb.len());
+        engine.register_route(7);
+        let left = |engine: &Engine| {
+            let conn = engine.conns.get(id).filter(|conn| conn.is_open()).expect("open");
+            conn.packing.as_ref().unwrap().waiting.len()
+        };
+        let mut turns = 0;
+        while left(&engine) > 0 {
+            assert!(engine.next_deadline() == Some(engine.now), "it goes on at once");
+            let before = left(&engine);
+            engine.tick();
+            assert!(before - left(&engine) <= bomb.len() / 30, "one block or two in a turn");
+            turns += 1;
+        }
+        assert!(turns >= 32, "{turns} turns");
+        assert!(engine.unframed.capacity() <= 2 * CLEAR_BYTES_MAX, "nothing is kept of it");
+    }
+
+    #[test]
+    fn both_servers_come_to_the_same_conclusion() {
+        use Compression::{Accept, Auto, Best, Better, Fast, Off};
+        let modes = [Off, Accept, Fast, Better, Best, Auto(vec![10, 50, 100])];
+        for (own, other) in modes.iter().flat_map(|one| modes.iter().map(move |two| (one, two))) {
+            let (here, there) = (negotiate(own, other.name()), negotiate(other, own.name()));
+            assert_eq!(
+                here.clone().unwrap().is_some(),
+                there.unwrap().is_some(),
+                "{own:?} {other:?}"
+            );
+            let is_off = [own, other].contains(&&Off) || [own, other] == [&Accept, &Accept];
+            assert_eq!(here.unwrap().is_none(), is_off, "{own:?} {other:?}");
+        }
+        assert_eq!(negotiate(&Accept, "s2_auto"), Ok(Some(Fast)));
+        assert_eq!(negotiate(&Fast, ""), Ok(None));
+        assert_eq!(negotiate(&Fast, "bogus"), Err(()));
+    }
+
+    #[test]
+    fn the_longer_the_way_the_harder_is_tried() {
+        let level = |thresholds: &[u64], ms: u64| {
+            Level::of(&Compression::Auto(thresholds.to_vec()), ms * 1_000_000)
+        };
+        let all = [0, 10, 11, 50, 51, 100, 101].map(|ms| level(&[10, 50, 100], ms));
+        use Level::{Best, Better, Fast, Stored};
+        assert_eq!(all, [Stored, Stored, Fast, Fast, Better, Better, Best]);
+        assert_eq!(level(&[10, 50], 51), Fast);
+        assert_eq!(level(&[0, 50], 20), Fast);
+    }
+}

@@ -1,0 +1,603 @@
+//! Messages that are followed on their way: who publishes one with the header `Nats-Trace-Dest`
+//! is told on that subject what became of it, and with `Nats-Trace-Only` nobody gets it.
+//!
+//! Such a message is a run of its own. While it is delivered, [`Engine::trace`] holds what has
+//! happened to it so far, and deliveries go the slow ways of this module; any other run pays one
+//! look at a field that is empty. To other shards a [`Ticket`] goes along, and each of them
+//! reports to the shard that began. That one knows that all have done so by their credits: a
+//! ticket has a part of its sender's, and brings it back.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::interest::{Member, QueueTargets, Targets};
+use super::publish::{Run, Source, parse_run};
+use super::record::{Record, Report};
+use super::relay::RoutePick;
+use super::{AccountId, ConnId, Engine, ShardId};
+use crate::proto::{Publish, encode};
+use crate::subject;
+
+/// Steps of one message that are told; more are counted.
+const STEPS_MAX: usize = 4096;
+/// Steps that a shard notes in one turn, over all messages.
+const STEPS_PER_TURN_MAX: usize = 16 * 1024;
+/// Steps that are kept while other shards are waited for.
+const STEPS_WAITING_MAX: usize = 64 * 1024;
+/// Messages for which other shards are waited for; what comes beyond is not told.
+const WAITING_MAX: usize = 1024;
+
+/// All of a trace; halved for each shard that has a part in it.
+const CREDIT: u128 = 1 << 120;
+
+pub(super) const DEST: &[u8] = b"Nats-Trace-Dest:";
+const ONLY: &[u8] = b"Nats-Trace-Only:";
+const HOP: &[u8] = b"Nats-Trace-Hop:";
+const ORIGIN_ACCOUNT: &[u8] = b"Nats-Trace-Origin-Account:";
+/// What becomes of the destination where a message leaves those who may follow it.
+pub(super) const DISABLED: &[u8] = b"trace disabled";
+
+/// A peer with at least this protocol tells what becomes of a message.
+const PEER_PROTO_MIN: i32 = 3;
+
+/// What became of a message, as far as this server knows.
+#[derive(Debug)]
+pub struct MessageTrace {
+    /// Where that is to be published.
+    pub account: AccountId,
+    /// On which subject.
+    pub dest: Box<[u8]>,
+    /// The message's header block.
+    pub header: Box<[u8]>,
+    /// Bytes of the message.
+    pub message_bytes: usize,
+    /// Other servers that tell the rest.
+    pub hops: u32,
+    /// What happened, in order on each shard.
+    pub steps: Vec<Step>,
+    /// How much more.
+    pub left_out: u64,
+}
+
+/// One thing that happened to a message.
+#[derive(Debug)]
+pub struct Step {
+    /// When, in nanoseconds since the process began.
+    pub at_ns: u64,
+    /// Where.
+    pub shard: ShardId,
+    /// What.
+    pub event: StepEvent,
+}
+
+/// Someone at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Party {
+    /// A server, not a client.
+    pub is_server: bool,
+    /// The connection's number.
+    pub cid: u64,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+/// What can happen to a message.
+#[derive(Debug)]
+pub enum StepEvent {
+    /// It came in.
+    Ingress {
+        /// From whom.
+        from: Party,
+        /// In which account.
+        account: Arc<str>,
+        /// On which subject.
+        subject: Box<[u8]>,
+        /// Why it goes no further.
+        error: Option<Box<str>>,
+    },
+    /// A mapping renamed it.
+    Mapped {
+        /// What its subject is now.
+        to: Box<[u8]>,
+    },
+    /// It entered a service.
+    Service {
+        /// The account that answers.
+        account: Arc<str>,
+        /// Its subject before.
+        from: Box<[u8]>,
+        /// And now.
+        to: Box<[u8]>,
+    },
+    /// An account has it by a stream.
+    Stream {
+        /// That account.
+        account: Arc<str>,
+        /// Its subject there.
+        to: Box<[u8]>,
+    },
+    /// It went out.
+    Egress {
+        /// To whom.
+        to: Party,
+        /// In which account, if not in that where it came in.
+        account: Option<Arc<str>>,
+        /// For which subscription; of a server none is known.
+        filter: Option<Box<[u8]>>,
+        /// As a member of which queue group.
+        queue: Option<Box<[u8]>>,
+        /// What a server calls its part of the way.
+        hop: Option<u32>,
+        /// Why not.
+        error: Option<&'static str>,
+    },
+}
+
+impl MessageTrace {
+    /// What it costs to keep, in bytes.
+    pub fn cost_bytes(&self) -> usize {
+        size_of::<Self>() + self.header.len() + self.steps.len() * STEP_BYTES
+    }
+}
+
+/// About what a step costs with its texts, in bytes.
+pub(super) const STEP_BYTES: usize = 256;
+
+/// Goes along with a traced message to another shard.
+#[derive(Debug, Clone)]
+pub(super) struct Ticket {
+    /// Where it is reported to.
+    pub(super) origin: ShardId,
+    pub(super) id: u64,
+    pub(super) credit: u128,
+    /// Nobody gets the message.
+    pub(super) only: bool,
+    /// Where it came in.
+    pub(super) account: AccountId,
+}
+
+/// What is known of the message that is being delivered.
+#[derive(Debug)]
+pub(super) struct Trace {
+    pub(super) ticket: Ticket,
+    /// There where it came in.
+    began: Option<Box<MessageTrace>>,
+    steps: Vec<Step>,
+    left_out: u64,
+    hops: u32,
+}
+
+/// The traces of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Traces {
+    /// Those that other shards have a part in, with the credit that is still to come back.
+    waiting: HashMap<u64, (Box<MessageTrace>, u128)>,
+    /// Steps in them.
+    waiting_steps: usize,
+    ended: VecDeque<Box<MessageTrace>>,
+    next_id: u64,
+    /// Steps noted in this turn.
+    turn_steps: usize,
+}
+
+/// What a header block asks for.
+struct Wanted {
+    /// Empty if it was none.
+    dest: Box<[u8]>,
+    only: bool,
+}
+
+impl Traces {
+    pub(super) fn end_turn(&mut self) {
+        self.turn_steps = 0;
+    }
+}
+
+impl Engine {
+    /// What became of traced messages, until there is nothing more.
+    pub fn pop_message_trace(&mut self) -> Option<Box<MessageTrace>> {
+        self.traces.ended.pop_front()
+    }
+
+    /// Whether a run of a client or another server has messages that are traced.
+    pub(super) fn is_traced(&mut self, account: AccountId, run: &Run<'_>) -> bool {
+        let by_rule = self.accounts.at(account).trace_rule().is_some();
+        run.publishes().any(|publish| {
+            let header = publish.header_block();
+            memchr::memmem::find(header, DEST).is_some() || (by_rule && is_sampled(header))
+        })
+    }
+
+    /// Begins to trace a message of `from`; `false` if it is not to be traced.
+    pub(super) fn begin_trace(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        publish: &Publish<'_>,
+    ) -> bool {
+        let Some(Wanted { dest, only }) = self.wanted_trace(from, account, publish) else {
+            return false;
+        };
+        let id = self.traces.next_id;
+        self.traces.next_id += 1;
+        let ticket = Ticket { origin: self.shard, id, credit: CREDIT, only, account };
+        let began = MessageTrace {
+            account,
+            dest,
+            header: publish.header_block().into(),
+            message_bytes: publish.payload.len(),
+            hops: 0,
+            steps: Vec::new(),
+            left_out: 0,
+        };
+        self.trace = Some(Box::new(Trace::new(ticket, Some(Box::new(began)))));
+        let Some(conn) = self.conns.get(from) else { return true };
+        let from = conn.party();
+        let account = self.accounts.name(account);
+        let subject = publish.subject.into();
+        self.note(StepEvent::Ingress { from, account, subject, error: None });
+        true
+    }
+
+    /// Tells of a message that is not taken from its publisher, and why.
+    pub(super) fn trace_refused(&mut self, id: ConnId, publish: &Publish<'_>, reason: &str) {
+        let Some(account) = self.conns.get(id).map(|conn| conn.account) else { return };
+        let mut run = Run::default();
+        run.push(*publish, b"");
+        if !self.is_traced(account, &run) || !self.begin_trace(id, account, publish) {
+            return;
+        }
+        let steps = self.trace.as_mut().map(|trace| &mut trace.steps);
+        for step in steps.into_iter().flatten() {
+            if let StepEvent::Ingress { error, .. } = &mut step.event {
+                *error = Some(reason.into());
+            }
+        }
+        self.end_trace();
+    }
+
+    fn wanted_trace(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        publish: &Publish<'_>,
+    ) -> Option<Wanted> {
+        let header = publish.header_block();
+        let dest = value_of(header, DEST).unwrap_or_default();
+        if dest.is_empty() {
+            let rule = self.accounts.at(account).trace_rule().cloned()?;
+            let drawn = rule.sampling >= 100 || self.rng.u8(..100) < rule.sampling;
+            let dest = rule.dest.as_bytes().into();
+            return (is_sampled(header) && drawn).then_some(Wanted { dest, only: false });
+        }
+        if dest == DISABLED {
+            return None;
+        }
+        let only = value_of(header, ONLY).is_some_and(|value| {
+            [&b"true"[..], b"1", b"on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
+        });
+        let origin = value_of(header, ORIGIN_ACCOUNT).filter(|value| !value.is_empty());
+        let problem = if !subject::is_valid_publish(dest) {
+            let dest = encode::go_quoted(dest);
+            format!("Destination {dest} is not valid, won't be able to trace events")
+        } else if let Some(other) = origin {
+            let other = encode::go_quoted(other);
+            format!(
+                "Message tracing disabled because of header \"Nats-Trace-Origin-Account\" with \
+                 value={other}"
+            )
+        } else {
+            return Some(Wanted { dest: dest.into(), only });
+        };
+        tracing::error!("{} - {problem}", self.conns.get(from)?.label());
+        // Who wanted it to be traced alone did not want it to be delivered.
+        only.then(|| Wanted { dest: Box::default(), only })
+    }
+
+    /// The message has been delivered, as far as this shard is concerned.
+    pub(super) fn end_trace(&mut self) {
+        let Some(trace) = self.trace.take() else { return };
+        let Trace { ticket, began, steps, left_out, hops } = *trace;
+        let Some(mut began) = began else {
+            let Ticket { origin, id, credit, .. } = ticket;
+            let report = Report { id, credit, steps, left_out, hops };
+            self.push_record(origin, Record::Traced(Box::new(report)));
+            return;
+        };
+        (began.steps, began.left_out, began.hops) = (steps, left_out, hops);
+        let missing = CREDIT - ticket.credit;
+        if began.dest.is_empty() {
+            // There is nobody to tell.
+        } else if missing == 0 {
+            self.traces.ended.push_back(began);
+        } else if self.traces.waiting.len() < WAITING_MAX {
+            self.traces.waiting_steps += began.steps.len();
+            self.traces.waiting.insert(ticket.id, (began, missing));
+        }
+    }
+
+    /// Another shard has delivered its part of a traced message.
+    pub(super) fn on_traced(&mut self, report: Report) {
+        let Report { id, credit, mut steps, left_out, hops } = report;
+        let traces = &mut self.traces;
+        let Some((trace, missing)) = traces.waiting.get_mut(&id) else { return };
+        let room = STEPS_MAX.saturating_sub(trace.steps.len());
+        let room = room.min(STEPS_WAITING_MAX.saturating_sub(traces.waiting_steps));
+        trace.left_out += left_out + steps.len().saturating_sub(room) as u64;
+        steps.truncate(room);
+        traces.waiting_steps += steps.len();
+        trace.steps.append(&mut steps);
+        trace.hops += hops;
+        *missing = missing.saturating_sub(credit);
+        if *missing == 0
+            && let Some((trace, _)) = traces.waiting.remove(&id)
+        {
+            traces.waiting_steps -= trace.steps.len();
+            traces.ended.push_back(trace);
+        }
+    }
+
+    fn note(&mut self, event: StepEvent) {
+        let (at_ns, shard) = (self.now, self.shard);
+        let Some(trace) = &mut self.trace else { return };
+        if trace.steps.len() >= STEPS_MAX || self.traces.turn_steps >= STEPS_PER_TURN_MAX {
+            trace.left_out += 1;
+            return;
+        }
+        self.traces.turn_steps += 1;
+        trace.steps.push(Step { at_ns, shard, event });
+    }
+
+    pub(super) fn note_mapped(&mut self, to: &[u8]) {
+        self.note(StepEvent::Mapped { to: to.into() });
+    }
+
+    /// What another shard needs to trace its part of the message that is being delivered.
+    pub(super) fn ticket(&mut self) -> Option<Box<Ticket>> {
+        let trace = self.trace.as_mut()?;
+        let credit = trace.ticket.credit / 2;
+        trace.ticket.credit -= credit;
+        Some(Box::new(Ticket { credit, ..trace.ticket.clone() }))
+    }
+
+    /// Goes on with a trace that began on another shard.
+    pub(super) fn continue_trace(&mut self, ticket: Option<&Ticket>) {
+        self.trace = ticket.map(|ticket| Box::new(Trace::new(ticket.clone(), None)));
+    }
+
+    /// The message leaves for another account. Beyond it is traced only if that is `allowed`; else
+    /// the trace is returned for afterwards.
+    pub(super) fn trace_leaves(&mut self, event: StepEvent, allowed: bool) -> Option<Box<Trace>> {
+        self.note(event);
+        if allowed { None } else { self.trace.take() }
+    }
+
+    /// Delivers a traced message to plain subscriptions.
+    pub(super) fn trace_plain(&mut self, source: Source, one: &Run<'_>, targets: &Targets) -> bool {
+        let mut reached = false;
+        for group in &targets.groups {
+            for &member in &group.members {
+                reached |= self.trace_member(source, one, member, None);
+            }
+        }
+        reached
+    }
+
+    /// The same to one member of a queue group: a random one, or the next that can take it.
+    pub(super) fn trace_queue(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        group: &QueueTargets,
+    ) -> bool {
+        let count = group.local.len();
+        let first = self.rng.usize(..count.max(1));
+        (0..count).any(|at| {
+            let member = group.local[(first + at) % count];
+            self.trace_member(source, one, member, Some(&group.name))
+        })
+    }
+
+    fn trace_member(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        member: Member,
+        queue: Option<&[u8]>,
+    ) -> bool {
+        let Some(conn) = self.conns.at(member.conn) else { return false };
+        let sub = &self.subs[member.sub as usize];
+        let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
+        let permissions = conn.user.as_ref().and_then(|user| user.permissions.as_ref());
+        let error = if !conn.is_open() {
+            Some("Not delivered because client is closed")
+        } else if own && !source.echo {
+            Some("Not delivered because of no echo")
+        } else if permissions.is_some_and(|p| !p.may_receive(one.subject(), sub.queue())) {
+            Some("Not delivered because subscription denies this subject")
+        } else if sub.delivered >= sub.max {
+            Some("Not delivered because auto-unsubscribe exceeded")
+        } else {
+            None
+        };
+        let filter = Some(sub.subject().into());
+        let to = conn.party();
+        let is_elsewhere = self.trace.as_ref().is_some_and(|t| t.ticket.account != source.account);
+        let account = is_elsewhere.then(|| self.accounts.name(source.account));
+        let queue = queue.map(Into::into);
+        self.note(StepEvent::Egress { to, account, filter, queue, hop: None, error });
+        if error.is_some() || self.is_trace_only() {
+            return error.is_none();
+        }
+        if self.takes(source, one, member) == 0 {
+            return false;
+        }
+        let Some(conn) = self.conns.at_mut(member.conn) else { return false };
+        let headers = conn.connect.headers;
+        let sid = self.subs[member.sub as usize].sid();
+        conn.outbox.push(&mut self.spares, |out| one.render(1, sid, headers, out));
+        self.account_for(member, one, 1, headers);
+        true
+    }
+
+    /// Whether the message is not to be delivered.
+    pub(super) fn is_trace_only(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.ticket.only)
+    }
+
+    /// Sends a traced message over own routes, to each with the number of its part of the way.
+    pub(super) fn trace_routes(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        plain: &[u32],
+        groups: &[QueueTargets],
+        picks: &[RoutePick],
+    ) -> bool {
+        let mut slots: Vec<u32> = plain.to_vec();
+        for pick in picks {
+            if !slots.contains(&pick.route) {
+                slots.push(pick.route);
+            }
+        }
+        let mut reached = false;
+        for slot in slots {
+            let picks: Vec<RoutePick> =
+                picks.iter().filter(|pick| pick.route == slot).copied().collect();
+            let is_plain: &[u32] = if plain.contains(&slot) { &[slot] } else { &[] };
+            reached |= self.trace_route(source, one, slot, (is_plain, groups, picks));
+        }
+        reached
+    }
+
+    fn trace_route(
+        &mut self,
+        source: Source,
+        one: &Run<'_>,
+        slot: u32,
+        (plain, groups, picks): (&[u32], &[QueueTargets], Vec<RoutePick>),
+    ) -> bool {
+        let shards = u32::try_from(self.lanes.len()).unwrap_or(1);
+        let Some(conn) = self.conns.at(slot).filter(|conn| conn.is_open()) else { return false };
+        let Some(proto) = conn.route.as_ref().map(|route| route.peer_proto()) else { return false };
+        let Some(trace) = &mut self.trace else { return false };
+        let hop = trace.hops * shards + u32::from(self.shard.0) + 1;
+        trace.hops += 1;
+        let only = trace.ticket.only;
+        let error = match (proto >= PEER_PROTO_MIN, only) {
+            (true, _) => None,
+            (false, true) => Some("Not delivered because remote does not support message tracing"),
+            (false, false) => Some(
+                "Message delivered but remote does not support message tracing so no trace \
+                 event generated from there",
+            ),
+        };
+        let to = conn.party();
+        let hop = Some(hop);
+        self.note(StepEvent::Egress { to, account: None, filter: None, queue: None, hop, error });
+        if only && error.is_some() {
+            return false;
+        }
+        let mut wire = Vec::new();
+        for publish in one.publishes() {
+            let number = hop.map(|hop| hop.to_string()).unwrap_or_default();
+            let header = with_header(publish.header_block(), HOP, number.as_bytes());
+            let (subject, reply) = (publish.subject, publish.reply);
+            encode::publish_of(&mut wire, subject, reply, &header, publish.body());
+        }
+        let mut numbered = Run::default();
+        parse_run(&wire, &mut numbered);
+        // The trace is put aside: what follows is the usual way.
+        let trace = self.trace.take();
+        self.deliver_to_routes(source, &numbered, plain, groups, picks);
+        self.trace = trace;
+        true
+    }
+}
+
+impl Trace {
+    fn new(ticket: Ticket, began: Option<Box<MessageTrace>>) -> Self {
+        Self { ticket, began, steps: Vec::new(), left_out: 0, hops: 0 }
+    }
+
+    /// Where its steps are told.
+    pub(super) fn dest(&self) -> Option<(&[u8], AccountId)> {
+        self.began.as_ref().map(|began| (&*began.dest, began.account))
+    }
+}
+
+impl super::Conn {
+    fn party(&self) -> Party {
+        match &self.route {
+            Some(route) => {
+                let (cid, name) = route.peer_names();
+                Party { is_server: true, cid, name: name.into() }
+            }
+            None => Party {
+                is_server: false,
+                cid: self.peer.cid,
+                name: self.connect.name.as_str().into(),
+            },
+        }
+    }
+}
+
+/// The header block's lines, if it is one as nats-server reads it.
+fn lines(header: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = header.strip_prefix(b"NATS/1.0\r\n").filter(|lines| lines.ends_with(b"\r\n"));
+    let lines = lines.unwrap_or_default().split(|byte| *byte == b'\n');
+    lines.filter_map(|line| line.strip_suffix(b"\r")).filter(|line| !line.is_empty())
+}
+
+/// The first value of a header; `name` has its colon.
+fn value_of<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    lines(header).find_map(|line| line.strip_prefix(name)).map(<[u8]>::trim_ascii)
+}
+
+/// Names and values of a header block, each name once, in the order of names; empty values are
+/// left out.
+pub fn header_values(header: &[u8]) -> Vec<(&[u8], Vec<&[u8]>)> {
+    let mut all: std::collections::BTreeMap<&[u8], Vec<&[u8]>> = std::collections::BTreeMap::new();
+    for line in lines(header) {
+        let Some(colon) = memchr::memchr(b':', line).filter(|colon| *colon > 0) else { continue };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if !value.is_empty() {
+            all.entry(name).or_default().push(value);
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// Whether another system traces this message: `traceparent` with its flag for that.
+fn is_sampled(header: &[u8]) -> bool {
+    const NAME: &[u8] = b"traceparent:";
+    let parent = lines(header).find_map(|line| {
+        let (name, value) = line.split_at_checked(NAME.len())?;
+        name.eq_ignore_ascii_case(NAME).then_some(value.trim_ascii())
+    });
+    let mut fields = parent.unwrap_or_default().split(|byte| *byte == b'-');
+    let flags = fields.nth(3).filter(|flags| flags.len() == 2 && fields.next().is_none());
+    let flags = flags.and_then(|flags| std::str::from_utf8(flags).ok());
+    flags.and_then(|flags| u8::from_str_radix(flags, 16).ok()).is_some_and(|flags| flags & 1 == 1)
+}
+
+/// A header block in which `name`, with its colon, has this value alone, as the last of all.
+pub(super) fn with_header(header: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut new = Vec::with_capacity(header.len() + name.len() + value.len() + 16);
+    let lines = header.strip_suffix(b"\r\n\r\n").unwrap_or(b"NATS/1.0");
+    for line in lines.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let is_old = line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+        if !is_old {
+            new.extend_from_slice(line);
+            new.extend_from_slice(b"\r\n");
+        }
+    }
+    new.extend_from_slice(name);
+    new.push(b' ');
+    new.extend_from_slice(value);
+    new.extend_from_slice(b"\r\n\r\n");
+    new
+}

@@ -1,0 +1,376 @@
+//! The servers of a cluster: who dials whom, and the routes between them, which stall and break.
+//!
+//! Who is a member is decided by the real [`Members`]; dialling, and everything that the threads
+//! of a server say to one another, is played here, and takes as long as the schedule likes.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use shardcast::cluster::{Members, Plan, Step as Task};
+use shardcast::config::RouteUrl;
+use shardcast::engine::{ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId};
+use shardcast::shard::RouteOrder;
+
+use super::pipe::Pipe;
+use super::script::{Flavour, Rules};
+use super::shards::{Order, Shard, settings};
+use super::sockets::piece_of;
+use super::world::{NS_PER_MS, World, tell};
+
+/// What the kernels of both ends keep of a route that is not read.
+const ROUTE_BYTES_MAX: usize = 6_000;
+/// The same in a run with large payloads.
+const HEAVY_ROUTE_BYTES_MAX: usize = 1_000_000;
+
+/// What a server has besides its shards.
+pub(super) struct Server {
+    members: Members,
+    notices: VecDeque<RouteNotice>,
+    last_rid: u64,
+}
+
+/// One end of a route.
+pub(super) struct End {
+    pub(super) pipe: Pipe,
+    pub(super) server: usize,
+    rid: u64,
+    /// The other end.
+    other: usize,
+    since: u64,
+    /// The network has lost it.
+    is_reset: bool,
+    /// It has to go by order of the members.
+    is_dismissed: bool,
+}
+
+fn name(server: usize) -> String {
+    format!("server{server}")
+}
+
+fn identity(server: usize, lives: u32) -> Identity {
+    Identity {
+        // Its first characters name a server in subjects.
+        id: format!("N{server}L{lives}LONGENOUGH"),
+        name: name(server),
+        cluster: Some(ClusterIdentity {
+            name: "C".to_owned(),
+            port: 1,
+            urls: vec![format!("{}:2", name(server))],
+            ..ClusterIdentity::default()
+        }),
+        ..Identity::default()
+    }
+}
+
+/// The shards of a server that begins its life with this number.
+pub(super) fn shards(
+    server: usize,
+    lives: u32,
+    count: u8,
+    (flavour, is_cluster): (&Flavour, bool),
+    rng: &mut fastrand::Rng,
+) -> Vec<Shard> {
+    let identity = if is_cluster { identity(server, lives) } else { Identity::default() };
+    let settings = Rc::new(settings(flavour, Rules::default(), &identity));
+    let shard = |id| {
+        let settings = Rc::clone(&settings);
+        let mut engine = Engine::new(ShardId(id), usize::from(count), settings, rng.u64(..));
+        if is_cluster {
+            engine.name_cluster("C", false);
+        }
+        Shard::new(server, ShardId(id), engine, identity.clone())
+    };
+    (0..count).map(shard).collect()
+}
+
+impl Server {
+    /// A server that dials those in `dials`.
+    pub(super) fn new(server: usize, lives: u32, dials: &[usize], seed: u64) -> Self {
+        let url = |to: &usize| RouteUrl { host: name(*to), port: 1, login: None };
+        let plan = Plan {
+            id: identity(server, lives).id,
+            routes: dials.iter().map(url).collect(),
+            // Nobody is given up for an attempt that fails.
+            connect_retries: u32::MAX,
+            ..Plan::default()
+        };
+        Self { members: Members::new(plan, seed), notices: VecDeque::new(), last_rid: 0 }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.members.next_deadline()
+    }
+}
+
+impl World {
+    /// The thread of a server that decides about its members. False if it has nothing to do.
+    pub(super) fn decide(&mut self, server: usize, eager: bool) -> bool {
+        let count = if eager { usize::MAX } else { self.rng.usize(..4) };
+        let Some(Server { members, notices, .. }) = self.servers.get_mut(server) else {
+            return false;
+        };
+        members.set_now(self.now);
+        let mut moved = false;
+        for _ in 0..count {
+            let Some(notice) = notices.pop_front() else { break };
+            moved = true;
+            match notice {
+                RouteNotice::Greeted { rid, info, ip } => members.on_greeted(rid, *info, &ip),
+                RouteNotice::Heard { rid, info } => members.on_heard(rid, *info),
+                RouteNotice::Ended { rid, is_self } => members.on_ended(rid, is_self),
+                notice @ RouteNotice::Named { .. } => panic!("the cluster has a name: {notice:?}"),
+            }
+        }
+        while let Some(task) = self.servers[server].members.next_step() {
+            moved = true;
+            tell!(self, "server {server}: {task:?}");
+            self.carry_out_task(server, task, eager);
+        }
+        moved
+    }
+
+    fn carry_out_task(&mut self, server: usize, task: Task, eager: bool) {
+        let order = match task {
+            Task::Dial { target, url, .. } => return self.dial(server, target, &url, eager),
+            Task::Urls(urls) => {
+                for shard in self.shards_of(server) {
+                    self.shards[shard]
+                        .orders
+                        .push_back(Order::Route(RouteOrder::Urls(urls.clone())));
+                }
+                return;
+            }
+            Task::Register(rid) => (rid, RouteOrder::Register(rid)),
+            Task::Close(rid) => {
+                for end in self.ends.iter_mut().filter(|e| e.server == server && e.rid == rid) {
+                    end.is_dismissed = true;
+                }
+                (rid, RouteOrder::Close(rid))
+            }
+            Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
+        };
+        let shard = self.shard_of_route(server, order.0);
+        self.shards[shard].orders.push_back(Order::Route(order.1));
+    }
+
+    /// Routes go round the shards.
+    fn shard_of_route(&self, server: usize, rid: u64) -> usize {
+        let shards = self.shards_of(server);
+        let at = usize::try_from(rid % shards.len() as u64).unwrap_or(0);
+        shards.start + at
+    }
+
+    fn dial(&mut self, from: usize, target: u64, url: &RouteUrl, eager: bool) {
+        let to = (0..self.servers.len()).find(|to| name(*to) == url.host);
+        let Some(to) = to else { panic!("nobody listens at {url:?}") };
+        if !eager && self.rng.u32(..6) == 0 {
+            return self.servers[from].members.on_dialed(target, None);
+        }
+        let dialed = self.open_end(from, Some(None), 1);
+        let accepted = self.open_end(to, None, -1);
+        self.servers[from].members.on_dialed(target, Some(dialed));
+        self.servers[to].members.on_accepted(accepted);
+    }
+
+    /// Opens an end whose other end is so many places further on. Returns what it is called.
+    fn open_end(&mut self, server: usize, dialed: Option<Option<Login>>, other: isize) -> u64 {
+        self.servers[server].last_rid += 1;
+        let rid = self.servers[server].last_rid;
+        let shard = self.shard_of_route(server, rid);
+        let id = self.shards[shard].take_slot();
+        let peer = Peer { cid: rid, ip: "127.0.0.1".into(), port: 1 };
+        let engine = &mut self.shards[shard].engine;
+        engine.set_now(self.now);
+        engine.open_route(id, peer, NewRoute { rid, dialed });
+        tell!(self, "server {server} has route {rid} on shard {shard} as {id:?}");
+        self.ends.push(End {
+            pipe: Pipe::new(shard, id),
+            server,
+            rid,
+            other: self.ends.len().saturating_add_signed(other),
+            since: self.now,
+            is_reset: false,
+            is_dismissed: false,
+        });
+        self.drain_actions(shard);
+        rid
+    }
+
+    pub(super) fn take_notices(&mut self, shard: usize) {
+        let Shard { server, engine, .. } = &mut self.shards[shard];
+        while let Some(notice) = engine.pop_route_notice() {
+            self.servers[*server].notices.push_back(notice);
+        }
+    }
+
+    /// Moves bytes from one kernel to the other. False if there was nothing to do.
+    pub(super) fn move_route(&mut self, at: usize, all: bool) -> bool {
+        let is_heavy = self.flavour.heavy;
+        let bytes_max = if is_heavy { HEAVY_ROUTE_BYTES_MAX } else { ROUTE_BYTES_MAX };
+        let other_reads = self.ends[self.ends[at].other].pipe.is_open();
+        let End { pipe, is_reset, .. } = &mut self.ends[at];
+        if *is_reset || pipe.gone || pipe.batch.is_none() {
+            return false;
+        }
+        let mut left = if all { usize::MAX } else { self.rng.usize(1..2000) };
+        if is_heavy && !all {
+            left *= 200;
+        }
+        let took = pipe.take(left.min(bytes_max.saturating_sub(pipe.sent.len())));
+        if !other_reads {
+            pipe.sent.clear();
+        }
+        took
+    }
+
+    /// Tells the engine what has become of a route's output, and of the route.
+    pub(super) fn complete_route(&mut self, at: usize, eager: bool) -> bool {
+        if !eager && self.rng.bool() {
+            return false;
+        }
+        let End { pipe, is_reset, .. } = &mut self.ends[at];
+        self.shards[pipe.shard].complete(pipe, *is_reset)
+    }
+
+    /// Hands what has come over a route to the engine, in some pieces.
+    pub(super) fn hand_in_route(&mut self, at: usize, eager: bool) -> bool {
+        let mut moved = false;
+        let rounds = if eager { 16 } else { self.rng.u32(..4) };
+        for _ in 0..rounds {
+            let is_over = !self.ends[self.ends[at].other].pipe.is_open();
+            let End { pipe, other, is_reset, .. } = &mut self.ends[at];
+            let (other, shard, id) = (*other, pipe.shard, pipe.id);
+            if !pipe.hears() {
+                break;
+            }
+            let is_reset = *is_reset;
+            let rest = self.ends[other].pipe.sent.len();
+            if is_reset || (rest == 0 && is_over) {
+                self.ends[at].pipe.end_handed = true;
+                self.shards[shard].engine.on_ended(id, is_reset);
+                tell!(self, "end {at} of a route has ended");
+                return true;
+            }
+            if rest == 0 {
+                break;
+            }
+            let len = piece_of(rest, self.flavour.cuts, &mut self.rng);
+            let bytes: Vec<u8> = self.ends[other].pipe.sent.drain(..len).collect();
+            tell!(self, "end {at} of a route hears {}", super::wire::show(&bytes));
+            self.shards[shard].engine.on_bytes(id, &bytes);
+            moved = true;
+        }
+        moved
+    }
+
+    /// The server closes its end of a route.
+    pub(super) fn close_end(&mut self, at: usize, abort: bool) {
+        self.book.step += 1;
+        tell!(self, "end {at} of a route is closed, abort: {abort}");
+        let end = &self.ends[at];
+        let other = self.ends[end.other].server;
+        let deadline = self.flavour.write_deadline_ms * NS_PER_MS;
+        let late = end.pipe.batch.as_ref().is_some_and(|b| b.since + deadline <= self.now);
+        // A peer that does not answer is stale after two intervals, and one that says nothing.
+        let stale = self.now - end.since >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
+        let over = end.is_reset || end.pipe.end_handed || end.is_dismissed;
+        let is_narrow = self.flavour.pending_bytes_min() < 64 * 1024 * 1024;
+        assert!(
+            over || late || stale || is_narrow || self.is_leaving,
+            "end {at} of a route is closed for no reason"
+        );
+        let own = end.server;
+        self.book.part(own, other);
+        let pipe = &mut self.ends[at].pipe;
+        pipe.closing = true;
+        if abort {
+            let kept = self.rng.usize(..=pipe.sent.len());
+            pipe.sent.truncate(kept);
+        }
+    }
+
+    /// One of the ends that are open.
+    fn pick_end(&self, which: u8) -> Option<usize> {
+        let open = |at: &usize| self.ends[*at].pipe.is_open() && !self.ends[*at].is_reset;
+        let open: Vec<usize> = (0..self.ends.len()).filter(open).collect();
+        (!open.is_empty()).then(|| open[usize::from(which) % open.len()])
+    }
+
+    /// The network loses a route, and some of what is on its way.
+    pub(super) fn cut_route(&mut self, which: u8) {
+        let Some(at) = self.pick_end(which) else { return };
+        let other = self.ends[at].other;
+        tell!(self, "ends {at} and {other} of a route are lost");
+        self.book.step += 1;
+        self.book.part(self.ends[at].server, self.ends[other].server);
+        for end in [at, other] {
+            self.ends[end].is_reset = true;
+            self.ends[end].pipe.sent.clear();
+        }
+    }
+
+    /// One direction of a route takes nothing for now.
+    pub(super) fn stall_route(&mut self, which: u8) {
+        if let Some(at) = self.pick_end(which) {
+            tell!(self, "end {at} of a route stalls");
+            self.ends[at].pipe.stalled = true;
+        }
+    }
+
+    pub(super) fn unstall_routes(&mut self) {
+        for end in &mut self.ends {
+            end.pipe.stalled = false;
+        }
+    }
+
+    /// What is missing until every pair of servers has one route, in both their opinions.
+    pub(super) fn cluster_unrest(&self) -> Option<String> {
+        let mut ends = self.ends.iter().filter(|end| end.pipe.is_open());
+        if let Some(end) = ends.find(|end| !end.pipe.reading) {
+            return Some(format!("route {} of server {} is paused", end.rid, end.server));
+        }
+        for (server, Server { notices, .. }) in self.servers.iter().enumerate() {
+            if self.is_leaving {
+                break;
+            }
+            assert!(notices.is_empty(), "nobody has looked at {notices:?}");
+            let shards = &self.shards[self.shards_of(server)];
+            let routes = shards.iter().flat_map(|shard| shard.engine.routes(false));
+            let mut remotes: Vec<String> = routes.map(|route| route.remote_name).collect();
+            remotes.sort_unstable();
+            let others = (0..self.servers.len()).filter(|other| *other != server);
+            let wanted: Vec<String> = others.map(name).collect();
+            let open = self.ends.iter().filter(|e| e.server == server && !e.pipe.gone).count();
+            if remotes != wanted || open != wanted.len() {
+                return Some(format!("server {server} has {open} routes, to {remotes:?}"));
+            }
+        }
+        None
+    }
+
+    /// All servers end.
+    pub(super) fn leave_cluster(&mut self) {
+        self.is_leaving = true;
+        for shard in &mut self.shards {
+            shard.engine.shut_down();
+        }
+        for shard in 0..self.shards.len() {
+            self.drain_actions(shard);
+        }
+        for _ in 0..100 {
+            for at in 0..self.ends.len() {
+                self.move_route(at, true);
+            }
+            for shard in 0..self.shards.len() {
+                self.turn(shard, true);
+            }
+        }
+        assert!(self.ends.iter().all(|end| end.pipe.gone), "a route remains");
+        for (at, shard) in self.shards.iter().enumerate() {
+            assert_eq!(shard.engine.filters(), 0, "interest of peers remains on shard {at}");
+            assert_eq!(shard.engine.output_bytes(), 0, "output remains on shard {at}");
+        }
+    }
+}
+
+type Login = (String, shardcast::config::Secret);
