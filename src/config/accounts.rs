@@ -47,6 +47,14 @@ impl Seats {
         is_free
     }
 
+    /// Counts `count` here that were taken of another account's, or of an earlier one's.
+    pub fn take_over(&self, old: &Self, count: usize) {
+        if !Arc::ptr_eq(&self.0, &old.0) {
+            self.0.fetch_add(count, Ordering::SeqCst);
+            old.0.fetch_sub(count, Ordering::SeqCst);
+        }
+    }
+
     /// Gives one back that was taken.
     pub fn leave(&self) {
         self.0.fetch_sub(1, Ordering::SeqCst);

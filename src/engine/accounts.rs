@@ -177,6 +177,7 @@ impl Accounts {
         account.name = config.name.as_str().into();
         let name = Arc::clone(&account.name);
         account.mappings = mappings;
+        seats.take_over(&account.seats, account.conns);
         account.seats = seats;
         account.config = Some(config);
         self.by_name.insert(name, id);

@@ -56,14 +56,14 @@ impl Engine {
 
     /// What peers want of accounts of which `of` says so.
     fn wishes(&self, of: impl Fn(&str) -> bool) -> Vec<(ConnId, Box<[u8]>)> {
-        let is_of = |key: &&Box<[u8]>| {
+        let is_of = |key: &&[u8]| {
             let name = queue_names(key).next().unwrap_or_default();
             std::str::from_utf8(name).is_ok_and(&of) && self.accounts.find(name).is_some()
         };
         let of_route = |id: &ConnId| {
             let route = self.conns.get(*id).and_then(|conn| conn.route.as_ref());
-            let keys = route.into_iter().flat_map(|route| route.wishes().filter(is_of).cloned());
-            keys.map(|key| (*id, key)).collect::<Vec<_>>()
+            let keys = route.into_iter().flat_map(|route| route.wishes().filter(is_of));
+            keys.map(|key| (*id, key.into())).collect::<Vec<_>>()
         };
         self.cluster.routes.iter().flat_map(of_route).collect()
     }

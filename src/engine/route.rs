@@ -125,8 +125,8 @@ pub(super) struct Route {
 
 impl Route {
     /// Everything the peer wants: account, subject and queue group of each.
-    pub(super) fn wishes(&self) -> impl Iterator<Item = &Box<[u8]>> {
-        self.wishes.iter()
+    pub(super) fn wishes(&self) -> impl Iterator<Item = &[u8]> {
+        self.wishes.iter().map(|key| &**key)
     }
 
     /// Whether it is part of the cluster.
