@@ -205,7 +205,7 @@ fn a_bad_file_is_refused_with_the_place_in_the_check_and_at_start() {
     for (content, place) in [
         ("port: 1\n  nosuch: 1\n", ":2:3: unknown field \"nosuch\""),
         ("port: 4222\nmax_payload: { this is wrong", ":2:24: expected a new line"),
-        ("cluster { permissions {} }", ":1:11: permissions is not supported yet"),
+        ("proxies {}", ":1:1: proxies is not supported yet"),
     ] {
         let path = file(dir.path(), content);
         for args in [&["-t", "-c", &path][..], &["-c", &path][..]] {
@@ -304,6 +304,35 @@ fn the_pid_file_stays_and_the_ports_file_goes() {
     assert_eq!(server.end().0, Some(0));
     assert!(pid_file.exists());
     assert!(!ports_file.exists());
+}
+
+#[test]
+fn the_flags_with_which_the_clients_own_tests_start_a_server_start_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let config = file(dir.path(), "jetstream { store_dir: x }\nserver_tags: [a]\n");
+    // Routes that lead to nobody: to ports where nobody but this test could listen.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let route = format!("nats-route://{}", nobody.local_addr().unwrap());
+    for flags in [
+        format!(
+            "--store_dir {} -P {} --routes {route},{route} --cluster nats://127.0.0.1:-1 \
+             --cluster_name N -n NAME",
+            path("store"),
+            path("pid")
+        ),
+        format!("-config {config} -user u -pass p -DV"),
+        format!("-auth t -cluster nats://127.0.0.1:-1 -cluster_name N -routes {route}"),
+        "--user=u --pass=p".to_owned(),
+        format!("--cluster_listen nats://127.0.0.1:-1 --cluster_name N --config {config}"),
+        format!("--debug --server_name N --store_dir={}", path("other")),
+    ] {
+        let flags: Vec<&str> = flags.split_whitespace().collect();
+        let server = Server::start(&flags);
+        TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+        server.signal(Signal::TERM);
+        assert_eq!(server.end().0, Some(0), "{flags:?}");
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn replay(shards: u32, tier: &str) {
     }
     let output = Command::new("python3")
         .arg(replayer)
-        .args(["--spawn", &spawn, "--jobs", "4", "--timeout", "5"])
+        .args(["--spawn", &spawn, "--jobs", "2", "--timeout", "5"])
         .args(["--ports", &ports(shards, tier)])
         .args([corpus, own])
         .stdin(Stdio::null())

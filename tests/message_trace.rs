@@ -21,9 +21,15 @@ accounts {
     A {
         users: [
             {user: a, password: x}
-            {user: some, password: x, permissions: {publish: {deny: "no.>"}, subscribe: {deny: "deaf.x"}}}
+            {
+                user: some, password: x
+                permissions: {publish: {deny: "no.>"}, subscribe: {deny: "deaf.x"}}
+            }
         ]
-        exports: [{stream: "st.>"}, {stream: "st2.>"}, {service: "svc.>"}, {service: "asvc.>", allow_trace: true}]
+        exports: [
+            {stream: "st.>"}, {stream: "st2.>"}, {service: "svc.>"}
+            {service: "asvc.>", allow_trace: true}
+        ]
         mappings: {"m.a": "m.b", lost: [{dest: lost, weight: 0%}]}
     }
     B {
@@ -191,7 +197,9 @@ fn everything(broker: &Broker) -> Vec<(String, Vec<Value>, Vec<String>)> {
             }
         }
         got.extend(peers.values_mut().flat_map(Peer::sync));
-        let got = got.iter().map(|line| without_answers(line)).collect();
+        let mut got: Vec<String> = got.iter().map(|line| without_answers(line)).collect();
+        // In which order nats-server serves the subscriptions of one client is open.
+        got.sort();
         found.push((format!("{from} {subject} {reply} {headers:?}"), told, got));
     }
     found

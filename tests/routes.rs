@@ -208,7 +208,8 @@ async fn long_messages_arrive_whole_over_compressed_routes() {
 fn peer(broker: &mut Broker, login: &str) -> Wire {
     let mut wire = Wire::ungreeted_at(broker.route_port());
     let hello = format!(
-        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\"{login}}}\r\nINFO {{\"proto\":1,\"server_id\":\"PEER\",\
+        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\"{login}}}\r\nINFO {{\"proto\":1,\
+         \"server_id\":\"PEER\",\
          \"server_name\":\"peer\",\"headers\":true,\"cluster\":\"C\"}}\r\n"
     );
     wire.send(hello.as_bytes());
@@ -416,5 +417,54 @@ async fn a_reload_changes_the_certificates_of_routes_to_come() {
         second.wait_for_line("route handshake error");
         second.reload(&config("b", &to_first, &new_block, ""));
         check(&first, &second).await;
+    }
+}
+
+/// What a server says of where it is, in its first INFO.
+fn place(kind: Kind, block: &str) -> [serde_json::Value; 4] {
+    let mut broker = start(kind, &config("a", "", block, "client_advertise: \"c.example:1\""));
+    let port = broker.route_port();
+    let mut wire = Wire::ungreeted_at(port);
+    let info: serde_json::Value = serde_json::from_str(&wire.line()[5..]).expect("JSON");
+    let own = if info["port"] == port { "own".into() } else { info["port"].clone() };
+    let ip = info["ip"].to_string().replace(&format!(":{port}/"), ":own/");
+    [info["host"].clone(), own, ip.into(), info["connect_urls"].clone()]
+}
+
+#[test]
+fn others_are_told_what_is_advertised_as_by_the_original() {
+    if !has_original() {
+        return;
+    }
+    for block in [
+        "",
+        "advertise: \"1.2.3.4\"",
+        "advertise: \"host.example:99\"",
+        "advertise: \"[::1]:5\"",
+        "no_advertise: true",
+    ] {
+        assert_eq!(place(Ours(2), block), place(Original, block), "{block}");
+    }
+}
+
+#[test]
+fn who_advertises_nothing_tells_clients_of_nobody() {
+    for kind in [Some(Ours(2)), has_original().then_some(Original)].into_iter().flatten() {
+        for (block, told) in [("", true), ("no_advertise: true", false)] {
+            let mut broker = start(kind, &config("a", "", &format!("{ALONE}, {block}"), ""));
+            let mut wire = Wire::ungreeted_at(broker.route_port());
+            wire.send(
+                b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\nINFO {\"server_id\":\"P\",\
+                \"server_name\":\"p\",\"proto\":1,\"cluster\":\"C\",\
+                \"connect_urls\":[\"9.9.9.9:9\"]}\r\nPING\r\n",
+            );
+            line(&mut wire, &["PONG"]);
+            // A client that comes later is told; when it is told is the server's to say.
+            let mut greeting = Wire::ungreeted(&broker).line();
+            while told && !greeting.contains("9.9.9.9:9") {
+                greeting = Wire::ungreeted(&broker).line();
+            }
+            assert_eq!(greeting.contains("9.9.9.9:9"), told, "{kind:?}: {greeting}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! Many runs of the simulator, each decided by one number.
 //!
-//! `SIM_SEEDS=<n> cargo test --test sim` runs the first n seeds; `SIM_SECONDS=<n>` runs seeds that
-//! nobody has run yet for so long; `SEED=<n>` runs one and tells what happens; `SHRINK=<n>` makes a
-//! short script of one that fails.
+//! `SIM_SEEDS=<n> cargo test --test sim` runs n seeds, shared between the kinds of runs, each from
+//! the first on; `SIM_SECONDS=<n>` runs seeds that nobody has run yet for so long. With the name of
+//! one test `SEED=<n>` runs one and tells what happens; `SHRINK=<n>` makes a short script of one
+//! that fails.
 
 #[path = "sim/mod.rs"]
 mod sim;
@@ -13,9 +14,13 @@ use std::time::{Duration, Instant};
 use sim::Kind;
 
 /// Seeds that once failed, as long as the script and the schedule they stand for are the same.
-const REGRESSIONS: &[(Kind, &[u64])] = &[(Kind::Server, &[1516, 2083, 9636, 16040])];
+const REGRESSIONS: &[(Kind, &[u64])] = &[
+    (Kind::Server, &[1516, 2083, 9636, 16040]),
+    (Kind::Cluster, &[65, 289, 425, 661, 684, 1773, 2178, 2337]),
+    (Kind::Reloads, &[522, 1495]),
+];
 /// Seeds that run if nobody says how many.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 500;
 
 /// Says how to run a seed again if it panics.
 struct Culprit(&'static str, u64);
@@ -91,8 +96,16 @@ fn run_as_asked(kind: Kind) {
         run_for(kind, Duration::from_secs(seconds));
         return;
     }
-    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS) * share(kind) / 10;
     run_all(kind, |at| (at < seeds).then_some(at));
+}
+
+/// How many of ten seeds are for a kind of run: the others take longer.
+fn share(kind: Kind) -> u64 {
+    match kind {
+        Kind::Server => 6,
+        Kind::Cluster | Kind::Reloads => 2,
+    }
 }
 
 /// The test that is about a kind of run.

@@ -1,5 +1,5 @@
-//! Sequences of operations over several connections and shards: any bytes are a script for the
-//! simulator, which checks what the broker does with it against a single table.
+//! Sequences of operations over several connections, shards and servers: any bytes are a script
+//! for the simulator, which checks what the broker does with it against a single table.
 
 #![no_main]
 
@@ -8,4 +8,11 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../tests/sim/mod.rs"]
 mod sim;
 
-fuzz_target!(|bytes: &[u8]| sim::run_script(sim::Kind::Server, bytes));
+fuzz_target!(|bytes: &[u8]| {
+    let kind = match bytes.last().map_or(0, |last| last % 4) {
+        1 => sim::Kind::Cluster,
+        2 => sim::Kind::Reloads,
+        _ => sim::Kind::Server,
+    };
+    sim::run_script(kind, bytes);
+});

@@ -234,3 +234,62 @@ proptest! {
         }
     }
 }
+
+/// When a server that nobody reaches is dialled, in milliseconds, up to `max` times.
+fn attempts(plan: Plan, gossip: Option<RouteInfo>, max: usize) -> Vec<u64> {
+    let mut members = Members::new(plan, 1);
+    members.on_accepted(1);
+    members.on_greeted(1, info(7), "host");
+    if let Some(gossip) = gossip {
+        members.on_heard(1, gossip);
+    }
+    let (mut now, mut times) = (0, Vec::new());
+    loop {
+        members.set_now(now);
+        while let Some(step) = members.next_step() {
+            if let Step::Dial { target, .. } = step {
+                times.push(now / 1_000_000);
+                members.on_dialed(target, None);
+            }
+        }
+        match members.next_deadline().filter(|_| times.len() < max) {
+            Some(due) => now = now.max(due),
+            None => return times,
+        }
+    }
+}
+
+#[test]
+fn a_server_that_others_spoke_of_is_dialled_as_often_as_is_configured() {
+    for retries in [0, 1, 5] {
+        let plan = Plan { connect_retries: retries, ..plan(0, &[]) };
+        assert_eq!(attempts(plan, Some(info(1)), 20).len(), retries as usize + 1);
+    }
+}
+
+#[test]
+fn a_configured_server_is_dialled_for_ever_and_with_back_off_more_and_more_seldom() {
+    let gaps = |connect_backoff| {
+        let times = attempts(Plan { connect_backoff, ..plan(0, &[1]) }, None, 9);
+        // Up to a tenth of a second comes by chance.
+        times.windows(2).map(|pair| (pair[1] - pair[0]) / 1000).collect::<Vec<_>>()
+    };
+    assert_eq!(gaps(false), [1; 8]);
+    assert_eq!(gaps(true), [1, 2, 4, 8, 16, 30, 30, 30]);
+}
+
+#[test]
+fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
+    let mut members = Members::new(plan(0, &[]), 1);
+    members.on_accepted(1);
+    members.on_greeted(1, info(7), "host");
+    let urls = |members: &mut Members| {
+        let steps = std::iter::from_fn(|| members.next_step());
+        steps.filter_map(|step| if let Step::Urls(urls) = step { Some(urls) } else { None }).last()
+    };
+    assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
+    members.reload(Plan { no_advertise: true, ..plan(0, &[]) });
+    assert_eq!(urls(&mut members), Some(Vec::new()));
+    members.reload(plan(0, &[]));
+    assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
+}

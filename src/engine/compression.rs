@@ -289,7 +289,8 @@ impl Reader {
                     out.resize(start + len, 0);
                     s2::decode_into(&mut out[start..], body).map_err(corrupt)?;
                 }
-                if crc(&out[start..]) != u32::from_le_bytes(*sum) {
+                // A fuzzer would not get past it.
+                if !cfg!(fuzzing) && crc(&out[start..]) != u32::from_le_bytes(*sum) {
                     return Err(Corrupt("a wrong checksum"));
                 }
             }
@@ -568,11 +569,14 @@ mod tests {
         let peer = Peer { cid: 7, ip: "".into(), port: 1 };
         engine.open_route(id, peer, NewRoute { rid: 7, dialed: None, host: String::new() });
         take(&mut engine, id);
-        let info = b"INFO {\"server_id\":\"P\",\"cluster\":\"C\",\"compression\":\"s2_fast\"}\r\n";
-        // 64 blocks of 4 MiB, in a few KiB each.
-        let block = b"+OK\r\n".repeat(BLOCK_BYTES_MAX / 5);
+        let info = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cluster\":\"C\",\
+            \"compression\":\"s2_fast\"}\r\n";
+        // 16 blocks of 4 MiB, each of them a message for nobody.
+        let mut block = b"RMSG $G x 4194000\r\n".to_vec();
+        block.resize(block.len() + 4_194_000, b'x');
+        block.extend_from_slice(b"\r\n");
         let mut bomb = packed(Level::Stored, &[info.to_vec()]);
-        for _ in 0..64 {
+        for _ in 0..16 {
             pack_block(&mut s2::Encoder::new(), Level::Fast, &block, &mut bomb);
         }
         engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
@@ -591,12 +595,11 @@ mod tests {
         let mut turns = 0;
         while left(&engine) > 0 {
             assert!(engine.next_deadline() == Some(engine.now), "it goes on at once");
-            let before = left(&engine);
             engine.tick();
-            assert!(before - left(&engine) <= bomb.len() / 30, "one block or two in a turn");
             turns += 1;
         }
-        assert!(turns >= 32, "{turns} turns");
+        assert_eq!(engine.stats().routed.in_msgs, 16);
+        assert!(turns >= 15, "{turns} turns: one block in each");
         assert!(engine.unframed.capacity() <= 2 * CLEAR_BYTES_MAX, "nothing is kept of it");
     }
 

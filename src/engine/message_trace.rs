@@ -601,3 +601,64 @@ pub(super) fn with_header(header: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
     new.extend_from_slice(b"\r\n\r\n");
     new
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_counts_only_as_nats_server_reads_it() {
+        let dest = |header: &str| {
+            let header = header.as_bytes().to_vec();
+            value_of(&header, DEST).map(|value| String::from_utf8(value.to_vec()).unwrap())
+        };
+        for header in [
+            "NATS/1.0\r\nNats-Trace-Dest: a\r\n\r\n",
+            "NATS/1.0\r\nNats-Trace-Dest:a\r\n\r\n",
+            "NATS/1.0\r\nX: y\r\nNats-Trace-Dest:   a  \r\nNats-Trace-Dest: b\r\n\r\n",
+        ] {
+            assert_eq!(dest(header).as_deref(), Some("a"), "{header}");
+        }
+        for header in [
+            "",
+            "NATS/1.0\r\n\r\n",
+            "NATS/1.0 503\r\nNats-Trace-Dest: a\r\n\r\n",
+            "NATS/1.0\r\nnats-trace-dest: a\r\n\r\n",
+            "NATS/1.0\r\n Nats-Trace-Dest: a\r\n\r\n",
+            "NATS/1.0\r\nNats-Trace-Dest : a\r\n\r\n",
+            "NATS/1.0\r\nX-Nats-Trace-Dest: a\r\n\r\n",
+            "NATS/1.0\r\nNats-Trace-Dest: a",
+            "NATS/1.0\nNats-Trace-Dest: a\n\n",
+            "Nats-Trace-Dest: a\r\n\r\n",
+        ] {
+            assert_eq!(dest(header), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn values_are_gathered_by_name_and_empty_ones_left_out() {
+        let header = b"NATS/1.0\r\nB: 1\r\na: 2\r\nB:3 \r\nE: \r\nnone\r\n: x\r\n\r\n";
+        let found = header_values(header);
+        let expected: [(&[u8], Vec<&[u8]>); 2] = [(b"B", vec![b"1", b"3"]), (b"a", vec![b"2"])];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn another_systems_trace_counts_when_its_flag_says_so() {
+        let is = |value: &str| is_sampled(format!("NATS/1.0\r\n{value}\r\n\r\n").as_bytes());
+        assert!(is("traceparent: 00-a-b-01") && is("TraceParent:00-a-b-03"));
+        for value in ["traceparent: 00-a-b-00", "traceparent: 00-a-b", "traceparent: 00-a-b-1"] {
+            assert!(!is(value), "{value}");
+        }
+        assert!(!is("traceparent: 00-a-b-01-c") && !is("tracestate: 00-a-b-01"));
+    }
+
+    #[test]
+    fn a_header_is_set_in_place_of_all_of_its_name() {
+        let set =
+            |header: &str| String::from_utf8(with_header(header.as_bytes(), HOP, b"2")).unwrap();
+        assert_eq!(set(""), "NATS/1.0\r\nNats-Trace-Hop: 2\r\n\r\n");
+        let twice = "NATS/1.0\r\nNats-Trace-Hop: 1\r\nA: b\r\nnats-trace-hop: 7\r\n\r\n";
+        assert_eq!(set(twice), "NATS/1.0\r\nA: b\r\nNats-Trace-Hop: 2\r\n\r\n");
+    }
+}

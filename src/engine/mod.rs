@@ -1248,6 +1248,36 @@ mod tests {
     }
 
     #[test]
+    fn a_message_picked_for_two_groups_behind_another_shard_travels_once() {
+        let (mut engine, ids) = engine_with(&Options::default(), 2, 1);
+        for group in [b"q", b"w"] {
+            let record = InterestRecord {
+                account: AccountId::GLOBAL,
+                side: Side::Routes,
+                filter: b"a"[..].into(),
+                queue: Some(group[..].into()),
+                members: 1,
+            };
+            engine.on_record(ShardId(1), Record::Interest(Box::new(record)));
+        }
+        engine.on_bytes(ids[0], b"PUB a 1\r\nx\r\n");
+        engine.end_turn();
+        let Some(Record::Run(run)) = engine.pop_record(ShardId(1)) else { panic!("no run") };
+        assert_eq!(run.wire, b"PUB a 1\r\nx\r\n"[..]);
+        assert_eq!(run.picks.len(), 2);
+        assert!(run.picks.iter().all(|pick| pick.messages == [0]));
+    }
+
+    #[test]
+    fn a_connection_at_its_end_is_not_told_of_other_servers_behind_its_last_word() {
+        let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
+        engine.on_bytes(ids[0], b"CONNECT {\"protocol\":1}\r\nPING\r\nBOGUS\r\n");
+        engine.set_cluster_urls(vec!["other:4222".to_owned()]);
+        let heard = out(&mut engine, ids[0]);
+        assert!(heard.ends_with("-ERR 'Unknown Protocol Operation'\r\n"), "{heard}");
+    }
+
+    #[test]
     fn only_those_who_hold_memory_are_cut_for_it() {
         let settings = Settings::new(&Options::default(), &Identity::default(), 100_000);
         let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);

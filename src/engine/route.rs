@@ -22,7 +22,7 @@ use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
 use crate::cluster::names::{self, Agreement};
-use crate::config::Secret;
+use crate::config::{Compression, Secret};
 use crate::proto::ProtoError;
 use crate::proto::encode;
 use crate::proto::route::{
@@ -796,7 +796,9 @@ impl Engine {
                 self.send_changed_interest(id, &old.route);
                 self.drop_wishes(id);
             }
-            self.review_packing(id);
+            if old.route.compression != self.settings.route.compression {
+                self.review_packing(id);
+            }
             if has_new_info {
                 self.send_route_info(id);
             }
@@ -810,8 +812,9 @@ impl Engine {
         let theirs = conn.route.as_ref().and_then(|route| route.offered.as_deref());
         let agreed = compression::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
         match (agreed, conn.packing.as_deref_mut()) {
-            (None, None) => {}
             (Some(mode), Some(packing)) => packing.mode = mode,
+            // Who has dialled says "off" also where that was this server's wish.
+            (None, None) if *own == Compression::Off || !matches!(theirs, Some("off")) => {}
             _ => self.fail(id, None, Reason::ClientClosed),
         }
     }

@@ -342,7 +342,8 @@ impl Book {
     /// The engine has got an operation when these rules were in force.
     fn obey(&mut self, s: usize, op: usize, rules: Rules) {
         let session = &mut self.sessions[s];
-        if session.configs.iter().any(|(at, _)| *at == op) {
+        // The first CONNECT ends nothing.
+        if session.configs.iter().skip(1).any(|(at, _)| *at == op) {
             session.is_private = false;
         }
         if session.private_ops.contains(&op) {

@@ -147,6 +147,7 @@ impl World {
                 }
                 (rid, RouteOrder::Close(rid))
             }
+            Task::Remove(rid) => unreachable!("route {rid} is configured as ever"),
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };
         let shard = self.shard_of_route(server, order.0);
@@ -181,7 +182,7 @@ impl World {
         let peer = Peer { cid: rid, ip: "127.0.0.1".into(), port: 1 };
         let engine = &mut self.shards[shard].engine;
         engine.set_now(self.now);
-        engine.open_route(id, peer, NewRoute { rid, dialed });
+        engine.open_route(id, peer, NewRoute { rid, dialed, host: String::new() });
         tell!(self, "server {server} has route {rid} on shard {shard} as {id:?}");
         self.ends.push(End {
             pipe: Pipe::new(shard, id),
