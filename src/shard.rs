@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::net::SendFlags;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::cluster::Part;
 use crate::config;
 use crate::engine::{
     AccountFigures, AccountId, Action, ClosedConn, ConnEvent, ConnId, ConnSnapshot, Credentials,
@@ -160,8 +161,8 @@ pub enum ClientOrder {
 /// What a shard does about routes, its own or not.
 #[derive(Debug, Clone)]
 pub enum RouteOrder {
-    /// The peer of this route may stay.
-    Register(u64),
+    /// The peer of this route may stay, for what goes over this one of its connections.
+    Register(u64, Part),
     /// This route is not needed.
     Close(u64),
     /// This route is configured no more.
@@ -779,7 +780,7 @@ impl Shard {
 
     fn obey_about_routes(&mut self, order: RouteOrder) {
         match order {
-            RouteOrder::Register(rid) => self.engine.register_route(rid),
+            RouteOrder::Register(rid, part) => self.engine.register_route(rid, part),
             RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
             RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
+use shardcast::cluster::Part;
 use shardcast::config::Options;
 use shardcast::engine::{
     Action, ConnId, Engine, Identity, NewRoute, Peer, RouteNotice, Settings, ShardId,
@@ -20,17 +21,23 @@ const PLAIN_INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cl
     \"headers\":true}\r\n";
 
 // The first two bytes choose whether there is compression, whether the peer has said before who it
-// is, and the size of the pieces.
+// is, whether the route is for one account only, and the size of the pieces.
 fuzz_target!(|data: &[u8]| {
     let [choice, piece, stream @ ..] = data else { return };
     let (packed, greeted) = (choice & 1 == 0, choice & 2 == 0);
-    let whole = heard(stream, stream.len().max(1), packed, greeted);
-    let pieces = heard(stream, usize::from(*piece) + 1, packed, greeted);
+    let part = || if choice & 4 == 0 { Part::All } else { Part::Account("$G".into()) };
+    let whole = heard(stream, stream.len().max(1), (packed, greeted), part());
+    let pieces = heard(stream, usize::from(*piece) + 1, (packed, greeted), part());
     assert_eq!(whole, pieces, "in pieces of {}", usize::from(*piece) + 1);
 });
 
 /// How many messages went in, how much the peer wants, and whether the connection ends.
-fn heard(stream: &[u8], piece: usize, packed: bool, greeted: bool) -> (u64, usize, bool) {
+fn heard(
+    stream: &[u8],
+    piece: usize,
+    (packed, greeted): (bool, bool),
+    part: Part,
+) -> (u64, usize, bool) {
     let settings = Settings::new(&Options::default(), &Identity::default(), usize::MAX);
     let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
     engine.name_cluster("C", false);
@@ -39,37 +46,37 @@ fn heard(stream: &[u8], piece: usize, packed: bool, greeted: bool) -> (u64, usiz
     let mut closed = false;
     engine.on_bytes(ID, CONNECT);
     engine.on_bytes(ID, if packed { INFO } else { PLAIN_INFO });
-    turn(&mut engine, &mut closed);
+    turn(&mut engine, &part, &mut closed);
     if packed && greeted {
         let len = u8::try_from(INFO.len() + 4).expect("it is short");
         let head = [b"\xff\x06\0\0S2sTwO\x01", &[len, 0, 0, 0, 0, 0, 0][..]].concat();
         engine.on_bytes(ID, &[&head, INFO].concat());
-        turn(&mut engine, &mut closed);
+        turn(&mut engine, &part, &mut closed);
     }
     for piece in stream.chunks(piece) {
         if closed {
             break;
         }
         engine.on_bytes(ID, piece);
-        turn(&mut engine, &mut closed);
+        turn(&mut engine, &part, &mut closed);
     }
     let wishes = engine.routes(false).first().map_or(0, |route| route.subscriptions);
     let in_msgs = engine.stats().routed.in_msgs;
     let said = (in_msgs, if closed { 0 } else { wishes }, closed);
     if !closed {
         engine.on_ended(ID, false);
-        turn(&mut engine, &mut closed);
+        turn(&mut engine, &part, &mut closed);
         assert!(closed, "what has ended is closed");
     }
     assert_eq!(engine.output_bytes(), 0, "all memory came home");
     said
 }
 
-fn turn(engine: &mut Engine, closed: &mut bool) {
+fn turn(engine: &mut Engine, part: &Part, closed: &mut bool) {
     loop {
         while let Some(notice) = engine.pop_route_notice() {
             if let RouteNotice::Greeted { rid, .. } = notice {
-                engine.register_route(rid);
+                engine.register_route(rid, part.clone());
             }
         }
         engine.end_turn();

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod names;
+mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::config::{RouteUrl, Secret};
 use crate::proto::route::RouteInfo;
+pub use pool::{Part, Pooling};
 
 /// Servers that are dialled because others spoke of them, at one time.
 const GOSSIPED_MAX: usize = 256;
@@ -23,6 +25,9 @@ const REDIAL_NS: u64 = 1_000_000_000;
 const REDIAL_JITTER_NS: u64 = 100_000_000;
 /// With back-off, the longest time between two attempts.
 const REDIAL_NS_MAX: u64 = 30_000_000_000;
+
+/// A connection of a pool that the peer should make is waited for so many nanoseconds.
+const POOL_PATIENCE_NS: u64 = 3_000_000_000;
 
 /// Handshakes that end too early one after the other until a dialled server counts as failed.
 const BROKEN_MAX: u32 = 8;
@@ -42,6 +47,8 @@ pub struct Plan {
     pub connect_backoff: bool,
     /// Clients are told nothing of other servers.
     pub no_advertise: bool,
+    /// What goes over which of the connections to a member.
+    pub pooling: Pooling,
 }
 
 /// What is to be done.
@@ -56,8 +63,8 @@ pub enum Step {
         /// How often this was tried before without success.
         attempt: u32,
     },
-    /// The route's peer may stay.
-    Register(u64),
+    /// The route's peer may stay, for this part of what there is to tell.
+    Register(u64, Part),
     /// The route is not needed.
     Close(u64),
     /// The route's server is configured no more.
@@ -72,8 +79,7 @@ pub enum Step {
 #[derive(Debug)]
 struct Target {
     url: RouteUrl,
-    /// It is configured, and dialled for ever.
-    is_explicit: bool,
+    kind: Kind,
     state: State,
     /// Attempts without success since it was last connected.
     attempts: u32,
@@ -83,6 +89,17 @@ struct Target {
     server_id: Option<String>,
     /// What gossip said about passing it on (§9).
     gossip_mode: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It is configured, and dialled for ever.
+    Configured,
+    /// Others have spoken of it.
+    Gossiped,
+    /// A member to which connections are missing; there is one such target for each. They are
+    /// made one after the other, each when the peer has taken the one before.
+    Pool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -100,17 +117,26 @@ enum State {
 }
 
 /// A route, from when its socket is connected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Link {
     /// What it came of; none if it was accepted.
     target: Option<u64>,
+    is_dialed: bool,
     peer: Option<RouteInfo>,
+    /// What it is for, as soon as the peer is known.
+    part: Part,
     is_registered: bool,
     /// It is configured no more, and not to come back by itself.
     is_unwanted: bool,
 }
 
 impl Link {
+    fn new(target: Option<u64>) -> Self {
+        let (is_dialed, part) = (target.is_some(), Part::All);
+        let (is_registered, is_unwanted) = (false, false);
+        Self { target, is_dialed, peer: None, part, is_registered, is_unwanted }
+    }
+
     fn id(&self) -> &str {
         self.peer.as_ref().map_or("", |peer| &peer.server_id)
     }
@@ -146,7 +172,7 @@ impl Members {
             plan,
         };
         for url in members.plan.routes.clone() {
-            members.add_target(url, true, None, 0);
+            members.add_target(url, Kind::Configured, None, 0);
         }
         members
     }
@@ -154,6 +180,7 @@ impl Members {
     /// The time of everything that comes from now on. Targets whose time has come are dialled.
     pub fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);
+        self.drop_complete_pools();
         for (number, target) in &mut self.targets {
             if matches!(target.state, State::Waiting { until } if until <= self.now) {
                 target.state = State::Dialing;
@@ -188,13 +215,21 @@ impl Members {
     /// Another plan counts from now on. Routes that were configured and are no more end, and new
     /// ones are dialled.
     pub fn reload(&mut self, plan: Plan) {
-        let is_gone = |target: &Target| target.is_explicit && !plan.routes.contains(&target.url);
+        let is_gone =
+            |target: &Target| target.kind == Kind::Configured && !plan.routes.contains(&target.url);
         let gone: Vec<u64> =
             self.targets.iter().filter(|(_, t)| is_gone(t)).map(|(number, _)| *number).collect();
         for number in gone {
-            self.targets.remove(&number);
-            let links = self.links.iter_mut().filter(|(_, link)| link.target == Some(number));
-            for (rid, link) in links {
+            let Some(Target { server_id, .. }) = self.targets.remove(&number) else { continue };
+            let same =
+                |target: &Target| target.kind == Kind::Configured && target.server_id == server_id;
+            let is_last = server_id.is_some() && !self.targets.values().any(same);
+            let is_its = |link: &Link| {
+                let is_pooled =
+                    link.is_dialed && is_last && Some(link.id()) == server_id.as_deref();
+                link.target == Some(number) || is_pooled
+            };
+            for (rid, link) in self.links.iter_mut().filter(|(_, link)| is_its(link)) {
                 (link.target, link.is_unwanted) = (None, true);
                 self.steps.push_back(Step::Remove(*rid));
             }
@@ -202,7 +237,7 @@ impl Members {
         let old = std::mem::replace(&mut self.plan, plan);
         for url in self.plan.routes.clone() {
             if !old.routes.contains(&url) {
-                self.add_target(url, true, None, 0);
+                self.add_target(url, Kind::Configured, None, 0);
             }
         }
         self.review_urls();
@@ -213,7 +248,7 @@ impl Members {
         let Some(entry) = self.targets.get_mut(&target) else {
             // It was dialled, and is configured no more.
             if let Some(rid) = rid {
-                self.links.insert(rid, Link { is_unwanted: true, ..Link::default() });
+                self.links.insert(rid, Link { is_unwanted: true, ..Link::new(None) });
                 self.steps.push_back(Step::Remove(rid));
             }
             return;
@@ -221,8 +256,7 @@ impl Members {
         match rid {
             Some(rid) => {
                 entry.state = State::Linked;
-                let link = Link { target: Some(target), ..Link::default() };
-                self.links.insert(rid, link);
+                self.links.insert(rid, Link::new(Some(target)));
             }
             None => {
                 entry.attempts = entry.attempts.saturating_add(1);
@@ -233,7 +267,7 @@ impl Members {
 
     /// Another server has dialled.
     pub fn on_accepted(&mut self, rid: u64) {
-        self.links.insert(rid, Link::default());
+        self.links.insert(rid, Link::new(None));
     }
 
     /// Routes, registered or not.
@@ -243,28 +277,33 @@ impl Members {
 
     /// A peer, at the address `ip`, has said who it is: it may stay, or not.
     ///
-    /// Of two routes to a server that decides by itself neither is closed here: it closes the one
-    /// that it does not want, and only it knows which (§5). Two of our own keep what the one with
-    /// the smaller id has dialled.
+    /// Of two routes for the same to a server that decides by itself neither is closed here: it
+    /// closes the one that it does not want, and only it knows which (§5). Two of our own keep what
+    /// the one with the smaller id has dialled.
     pub fn on_greeted(&mut self, rid: u64, mut info: RouteInfo, ip: &str) {
         let id = info.server_id.clone();
         if info.ip.is_empty() {
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
             info.ip = format!("nats-route://{host}:{}/", info.port);
         }
-        let other = self.registered().find(|(_, link)| link.id() == id);
-        let other = other.map(|(rid, link)| (rid, link.target.is_some()));
-        let Some(link) = self.links.get_mut(&rid) else { return };
+        let Some(link) = self.links.get(&rid) else { return };
+        let is_dialed = link.is_dialed;
+        let part = match is_dialed {
+            true => self.missing(&id, info.route_pool_size),
+            false => Some(self.wanted_part(&info)),
+        };
+        let other = part.as_ref().and_then(|part| self.find_registered(&id, part));
+        let other = other.map(|(rid, link)| (rid, link.is_dialed));
         let is_shardcast = info.shardcast;
-        let is_dialed = link.target.is_some();
+        let Some(link) = self.links.get_mut(&rid) else { return };
         link.peer = Some(info);
         if let Some(target) = link.target.and_then(|target| self.targets.get_mut(&target)) {
             target.server_id = Some(id.clone());
         }
+        // If nothing is missing the peer does not even know of this one: nothing was said yet.
+        let Some(part) = part else { return self.steps.push_back(Step::Close(rid)) };
+        link.part = part;
         match other {
-            None => self.register(rid),
-            // Nothing was said yet: the peer does not even know.
-            Some(_) if is_dialed => self.steps.push_back(Step::Close(rid)),
             Some((other, other_is_dialed)) if is_shardcast => {
                 if other_is_dialed && id < self.plan.id {
                     // It takes the other's place when that one's interest is gone.
@@ -273,7 +312,99 @@ impl Members {
                     self.steps.push_back(Step::Close(rid));
                 }
             }
-            Some(_) => self.register(rid),
+            _ => self.register(rid),
+        }
+        if !is_dialed {
+            self.fill(&id, POOL_PATIENCE_NS);
+        }
+    }
+
+    /// The peer has taken a route as well.
+    pub fn on_confirmed(&mut self, rid: u64) {
+        let Some(link) = self.links.get_mut(&rid).filter(|link| link.is_dialed) else { return };
+        let id = link.id().to_owned();
+        let target = link.target.and_then(|target| self.targets.get_mut(&target));
+        if let Some(target) = target.filter(|target| target.kind == Kind::Pool) {
+            link.target = None;
+            (target.attempts, target.state) = (0, State::Waiting { until: self.now });
+        }
+        self.fill(&id, 0);
+        self.drop_complete_pools();
+    }
+
+    /// What who has dialled says that the connection is for.
+    fn wanted_part(&self, info: &RouteInfo) -> Part {
+        match u16::try_from(info.route_pool_idx) {
+            _ if !info.route_account.is_empty() => {
+                Part::Account(info.route_account.as_str().into())
+            }
+            Ok(index) if self.plan.pooling.size_with(info.route_pool_size) > 0 => Part::Pool(index),
+            _ => Part::All,
+        }
+    }
+
+    /// The next connection that is missing to a server with a pool of this size. Who was refused
+    /// the last one tries another first.
+    fn missing(&self, id: &str, pool_size: i32) -> Option<Part> {
+        let parts = self.plan.pooling.parts_with(pool_size);
+        let mut missing = parts.into_iter().filter(|part| self.find_registered(id, part).is_none());
+        let tried = self.pool_of(id).map_or(0, |(_, target)| target.attempts as usize);
+        let first = missing.next()?;
+        let rest: Vec<Part> = std::iter::once(first).chain(missing).collect();
+        rest.get(tried % rest.len()).cloned()
+    }
+
+    fn find_registered(&self, id: &str, part: &Part) -> Option<(u64, &Link)> {
+        self.registered().find(|(_, link)| link.id() == id && link.part == *part)
+    }
+
+    fn pool_of(&self, id: &str) -> Option<(u64, &Target)> {
+        let is_it =
+            |target: &Target| target.kind == Kind::Pool && target.server_id.as_deref() == Some(id);
+        self.targets.iter().find(|(_, target)| is_it(target)).map(|(number, t)| (*number, t))
+    }
+
+    /// Makes the connections to a member that are missing, after `delay_ns`.
+    fn fill(&mut self, id: &str, delay_ns: u64) {
+        let Some(url) = self.where_missing(id) else { return };
+        let pool = self.pool_of(id).map(|(number, _)| number);
+        let number = match pool {
+            Some(number) => number,
+            None => self.add_target(url, Kind::Pool, Some(id.to_owned()), 0),
+        };
+        let until = self.now + delay_ns;
+        if let Some(Target { state: State::Waiting { until: old }, .. }) =
+            self.targets.get_mut(&number)
+        {
+            *old = if pool.is_some() { until.min(*old) } else { until };
+        }
+    }
+
+    /// Where a member is reached, if connections to it are missing.
+    fn where_missing(&self, id: &str) -> Option<RouteUrl> {
+        let links = || self.registered().map(|(_, link)| link).filter(|link| link.id() == id);
+        let peer = links().next()?.peer.as_ref()?;
+        self.missing(id, peer.route_pool_size)?;
+        // Where it was reached before it is reached again.
+        let known = links().find_map(|link| self.targets.get(&link.target?));
+        known.map(|target| target.url.clone()).or_else(|| self.url_of(peer))
+    }
+
+    /// Forgets members to which no connection is missing any more, or none is there.
+    fn drop_complete_pools(&mut self) {
+        let waits = |target: &Target| {
+            target.kind == Kind::Pool && matches!(target.state, State::Waiting { .. })
+        };
+        let waiting = self.targets.iter().filter(|(_, target)| waits(target));
+        let is_complete = |target: &Target| {
+            let id = target.server_id.as_deref().unwrap_or_default();
+            let peer = self.registered().find(|(_, link)| link.id() == id);
+            let peer = peer.and_then(|(_, link)| link.peer.as_ref());
+            peer.is_none_or(|peer| self.missing(id, peer.route_pool_size).is_none())
+        };
+        let complete = waiting.filter(|(_, target)| is_complete(target)).map(|(number, _)| *number);
+        for number in complete.collect::<Vec<_>>() {
+            self.targets.remove(&number);
         }
     }
 
@@ -309,6 +440,9 @@ impl Members {
         {
             if is_self {
                 target.state = State::GivenUp;
+            } else if target.kind == Kind::Pool {
+                target.attempts = target.attempts.saturating_add(1);
+                self.retry(number);
             } else if is_connected {
                 target.state = State::Covered;
             } else {
@@ -318,13 +452,32 @@ impl Members {
                 self.retry(number);
             }
         }
-        if id.is_empty() || is_connected {
+        if id.is_empty() {
             return;
         }
-        let waiting = self.links.iter().find(|(_, other)| other.id() == id);
-        if let Some((&next, _)) = waiting {
+        let waits = |other: &&Link| other.id() == id && other.part == link.part;
+        if self.find_registered(id, &link.part).is_none()
+            && let Some((&next, _)) = self.links.iter().find(|(_, other)| waits(other))
+        {
             return self.register(next);
         }
+        if is_connected {
+            let left = self.registered().find(|(_, other)| other.id() == id);
+            if let Some(left) = left.map(|(rid, _)| rid).filter(|_| link.is_registered) {
+                // What it was being told may have gone with the connection.
+                self.remind(left, id);
+            }
+            if !link.is_registered
+                || self.pool_of(id).is_some_and(|(it, _)| link.target == Some(it))
+            {
+                return; // It was tried in vain, and is tried again later.
+            }
+            // Who has dialled dials again; if it does not, the other does.
+            let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
+            let delay_ns = if link.is_dialed { REDIAL_NS } else { POOL_PATIENCE_NS };
+            return self.fill(id, delay_ns + jitter);
+        }
+        self.drop_complete_pools();
         if !link.is_registered {
             return;
         }
@@ -364,22 +517,25 @@ impl Members {
         link.is_registered = true;
         let target = link.target;
         let Some(newcomer) = link.peer.clone() else { return };
-        self.steps.push_back(Step::Register(rid));
+        let part = link.part.clone();
+        self.steps.push_back(Step::Register(rid, part.clone()));
         let number = target;
         let target = number.and_then(|number| self.targets.get_mut(&number));
         let (solicited, is_explicit, heard_mode) = match target {
+            Some(target) if target.kind == Kind::Pool => (true, false, target.gossip_mode),
             Some(target) => {
                 (target.attempts, target.broken) = (0, 0);
-                (true, target.is_explicit, target.gossip_mode)
+                (true, target.kind == Kind::Configured, target.gossip_mode)
             }
             None => (false, false, 0),
         };
         let id = newcomer.server_id.clone();
-        let is_first = self.registered().filter(|(_, link)| link.id() == id).count() == 1;
+        let same = |link: &Link| link.id() == id && link.part.announced() == part.announced();
+        let is_first = self.registered().filter(|(_, link)| same(link)).count() == 1;
         // Who was spoken of is passed on only where that was asked for.
         let is_passed_on = !(solicited && !is_explicit && heard_mode != 2);
         if is_first && is_passed_on && newcomer.gossip_mode != 1 {
-            self.spread(&newcomer, solicited, is_explicit);
+            self.spread(&newcomer, &part, solicited, is_explicit);
         }
         if self.lost.remove(&id) {
             self.remind(rid, &id);
@@ -387,8 +543,9 @@ impl Members {
         self.review_urls();
     }
 
-    /// Tells every other peer of a newcomer, once.
-    fn spread(&mut self, newcomer: &RouteInfo, solicited: bool, is_explicit: bool) {
+    /// Tells every other peer of a newcomer, once; and once more of each account for which it has a
+    /// connection of its own (§9).
+    fn spread(&mut self, newcomer: &RouteInfo, part: &Part, solicited: bool, is_explicit: bool) {
         let mut told: Vec<String> = vec![newcomer.server_id.clone()];
         let mut steps = Vec::new();
         for (rid, link) in self.registered() {
@@ -396,30 +553,33 @@ impl Members {
                 continue;
             }
             told.push(link.id().to_owned());
+            if part.announced().is_some() && link.part == Part::All {
+                continue;
+            }
             let target = link.target.and_then(|target| self.targets.get(&target));
-            let to_explicit = target.is_some_and(|target| target.is_explicit);
+            let to_explicit = target.is_some_and(|target| target.kind == Kind::Configured);
             let gossip_mode = match () {
                 () if is_explicit || (to_explicit && !solicited) => 2,
                 () if !solicited => 1,
                 () => 0,
             };
-            let info = RouteInfo { gossip_mode, ldm: false, shardcast: false, ..newcomer.clone() };
-            steps.push(Step::Gossip(rid, Box::new(info)));
+            steps.push(Step::Gossip(rid, Box::new(spoken_of(newcomer, part, gossip_mode))));
         }
         self.steps.extend(steps);
     }
 
     /// Tells a peer that was lost of all others. It passes on whom it did not know.
     fn remind(&mut self, rid: u64, id: &str) {
-        let mut told = vec![id];
+        let mut told = Vec::new();
         let mut steps = Vec::new();
         for link in self.registered().map(|(_, link)| link) {
-            if let Some(peer) = link.peer.as_ref().filter(|peer| !told.contains(&&*peer.server_id))
-            {
-                told.push(&peer.server_id);
-                let info =
-                    RouteInfo { gossip_mode: 2, ldm: false, shardcast: false, ..peer.clone() };
-                steps.push(Step::Gossip(rid, Box::new(info)));
+            let Some(peer) = link.peer.as_ref().filter(|peer| peer.server_id != id) else {
+                continue;
+            };
+            let what = (&peer.server_id, link.part.announced());
+            if !told.contains(&what) {
+                told.push(what);
+                steps.push(Step::Gossip(rid, Box::new(spoken_of(peer, &link.part, 2))));
             }
         }
         self.steps.extend(steps);
@@ -440,52 +600,75 @@ impl Members {
         }
     }
 
-    fn dial_implicit(&mut self, info: &RouteInfo) {
-        let implicit = self.targets.values().filter(|target| !target.is_explicit).count();
-        if implicit >= GOSSIPED_MAX {
-            return;
-        }
-        let parsed = RouteUrl::parse(&info.ip).ok().or_else(|| {
+    /// Where a server is reached that has said, or of which was said, this.
+    fn url_of(&self, info: &RouteInfo) -> Option<RouteUrl> {
+        let mut url = RouteUrl::parse(&info.ip).ok().or_else(|| {
             let port = u16::try_from(info.port).ok().filter(|port| *port > 0)?;
             (!info.host.is_empty()).then(|| RouteUrl { host: info.host.clone(), port, login: None })
-        });
-        let Some(mut url) = parsed else { return };
+        })?;
+        url.login = if info.auth_required { self.plan.login.clone() } else { None };
+        Some(url)
+    }
+
+    fn dial_implicit(&mut self, info: &RouteInfo) {
+        let is_gossiped = |target: &&Target| target.kind == Kind::Gossiped;
+        if self.targets.values().filter(is_gossiped).count() >= GOSSIPED_MAX {
+            return;
+        }
+        let Some(url) = self.url_of(info) else { return };
         let at = (&url.host, url.port);
         if self.targets.values().any(|target| (&target.url.host, target.url.port) == at) {
             return;
         }
-        url.login = if info.auth_required { self.plan.login.clone() } else { None };
-        self.add_target(url, false, Some(info.server_id.clone()), info.gossip_mode);
+        let id = Some(info.server_id.clone());
+        self.add_target(url, Kind::Gossiped, id, info.gossip_mode);
     }
 
     fn add_target(
         &mut self,
         url: RouteUrl,
-        is_explicit: bool,
+        kind: Kind,
         server_id: Option<String>,
         gossip_mode: u8,
-    ) {
+    ) -> u64 {
         // Two servers that hear of each other at once had better not dial at once.
+        let is_configured = kind == Kind::Configured;
         let until =
-            if is_explicit { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
+            if is_configured { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
         let state = State::Waiting { until };
         let (attempts, broken) = (0, 0);
-        let target = Target { url, is_explicit, state, attempts, broken, server_id, gossip_mode };
-        self.targets.insert(self.next_target, target);
+        let target = Target { url, kind, state, attempts, broken, server_id, gossip_mode };
+        let number = self.next_target;
+        self.targets.insert(number, target);
         self.next_target += 1;
+        number
     }
 
     /// Puts off the next attempt, or gives the target up.
     fn retry(&mut self, number: u64) {
         let Some(target) = self.targets.get_mut(&number) else { return };
-        if !target.is_explicit && target.attempts > self.plan.connect_retries {
+        let is_gossiped = target.kind == Kind::Gossiped;
+        if is_gossiped && target.attempts > self.plan.connect_retries {
             self.targets.remove(&number);
             return;
         }
         let doubled = target.attempts.saturating_sub(1).min(5);
-        let backoff = if self.plan.connect_backoff { REDIAL_NS << doubled } else { REDIAL_NS };
+        let is_slower = self.plan.connect_backoff || target.kind == Kind::Pool;
+        let backoff = if is_slower { REDIAL_NS << doubled } else { REDIAL_NS };
         let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
         let until = self.now + backoff.min(REDIAL_NS_MAX) + jitter;
         target.state = State::Waiting { until };
+    }
+}
+
+/// What is said of a member to others: of its connection for one account, if that is meant.
+fn spoken_of(member: &RouteInfo, part: &Part, gossip_mode: u8) -> RouteInfo {
+    RouteInfo {
+        gossip_mode,
+        ldm: false,
+        shardcast: false,
+        route_pool_idx: 0,
+        route_account: part.announced().unwrap_or_default().to_owned(),
+        ..member.clone()
     }
 }

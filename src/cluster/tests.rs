@@ -12,8 +12,8 @@ const SECOND: u64 = 1_000_000_000;
 /// A connection: both ends as (server, rid), who dialled first.
 struct Conn {
     ends: [(usize, u64); 2],
-    /// Which ends have registered it.
-    registered: [bool; 2],
+    /// For what each end has registered it.
+    registered: [Option<Part>; 2],
     is_open: bool,
     /// On its way to each end, in order.
     news: [VecDeque<News>; 2],
@@ -22,12 +22,14 @@ struct Conn {
 #[derive(Clone)]
 enum News {
     Greeting(RouteInfo),
+    Confirmed,
     Heard(RouteInfo),
     End { is_self: bool },
 }
 
 struct World {
     servers: Vec<Members>,
+    pooling: Pooling,
     urls: Vec<Vec<String>>,
     conns: Vec<Conn>,
     by_end: BTreeMap<(usize, u64), usize>,
@@ -52,23 +54,26 @@ fn info(server: usize) -> RouteInfo {
     }
 }
 
-fn plan(server: usize, to: &[usize]) -> Plan {
+fn plan(server: usize, to: &[usize], pooling: &Pooling) -> Plan {
     let url = |to: &usize| RouteUrl { host: format!("host{to}"), port: 1, login: None };
-    Plan { id: id(server), routes: to.iter().map(url).collect(), ..Plan::default() }
+    let (id, routes) = (id(server), to.iter().map(url).collect());
+    Plan { id, routes, pooling: pooling.clone(), ..Plan::default() }
 }
 
 impl World {
     /// Gives a server other routes.
     fn reload(&mut self, server: usize, to: &[usize]) {
-        self.servers[server].reload(plan(server, to));
+        let plan = plan(server, to, &self.pooling);
+        self.servers[server].reload(plan);
         self.steps(server);
     }
 
-    fn new(routes: &[Vec<usize>], seed: u64) -> Self {
-        let servers = routes.iter().enumerate().map(|(server, to)| plan(server, to));
+    fn new(routes: &[Vec<usize>], pooling: &Pooling, seed: u64) -> Self {
+        let servers = routes.iter().enumerate().map(|(server, to)| plan(server, to, pooling));
         let servers: Vec<Members> =
             servers.zip(seed..).map(|(plan, seed)| Members::new(plan, seed)).collect();
         Self {
+            pooling: pooling.clone(),
             urls: vec![Vec::new(); servers.len()],
             servers,
             conns: Vec::new(),
@@ -84,6 +89,18 @@ impl World {
         self.next_rid
     }
 
+    /// What a server says of itself over a connection for `part`.
+    fn info(&self, server: usize, part: Option<&Part>) -> RouteInfo {
+        let mut info = info(server);
+        info.route_pool_size = self.pooling.size().into();
+        match part {
+            Some(Part::Pool(index)) => info.route_pool_idx = (*index).into(),
+            Some(Part::Account(name)) => info.route_account = (**name).into(),
+            Some(Part::All) | None => {}
+        }
+        info
+    }
+
     /// Lets a server do what it wants to.
     fn steps(&mut self, server: usize) {
         self.servers[server].set_now(self.now);
@@ -96,7 +113,7 @@ impl World {
                     let is_self = to == server;
                     news[0].push_back(match is_self {
                         true => News::End { is_self },
-                        false => News::Greeting(info(to)),
+                        false => News::Greeting(self.info(to, None)),
                     });
                     if is_self {
                         news[1].push_back(News::End { is_self: false });
@@ -104,18 +121,21 @@ impl World {
                     self.by_end.insert((server, own), self.conns.len());
                     self.by_end.insert((to, other), self.conns.len());
                     let ends = [(server, own), (to, other)];
-                    let registered = [false; 2];
+                    let registered = [None, None];
                     self.conns.push(Conn { ends, registered, is_open: !is_self, news });
                     self.servers[server].on_dialed(target, Some(own));
                     self.servers[to].on_accepted(other);
                 }
-                Step::Register(rid) => {
+                Step::Register(rid, part) => {
+                    let greeting = self.info(server, Some(&part));
                     let (conn, side) = self.conn(server, rid);
                     if conn.is_open {
-                        conn.registered[side] = true;
-                        if side == 0 {
-                            conn.news[1].push_back(News::Greeting(info(server)));
-                        }
+                        conn.registered[side] = Some(part);
+                        // A peer takes what it is not known to, and says so.
+                        conn.news[1 - side].push_back(match side {
+                            0 => News::Greeting(greeting),
+                            _ => News::Confirmed,
+                        });
                     }
                 }
                 Step::Close(rid) | Step::Remove(rid) => {
@@ -163,15 +183,18 @@ impl World {
         match conn.news[side].pop_front().expect("it is not empty") {
             News::Greeting(info) if is_open => members.on_greeted(rid, info, "host"),
             News::Heard(info) if is_open => members.on_heard(rid, info),
+            News::Confirmed if is_open => members.on_confirmed(rid),
             News::End { is_self } => members.on_ended(rid, is_self),
-            News::Greeting(_) | News::Heard(_) => {}
+            News::Greeting(_) | News::Heard(_) | News::Confirmed => {}
         }
         self.steps(server);
     }
 
-    /// Servers that have exactly one route to each other one, the same at both ends.
+    /// Whether each two servers have exactly one connection for each part of what there is to tell,
+    /// for the same at both ends.
     fn is_mesh(&self) -> bool {
         let count = self.servers.len();
+        let wanted = self.pooling.parts_with(self.pooling.size().into());
         let pairs = (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
         let mut pairs = pairs.collect::<Vec<_>>().into_iter();
         pairs.all(|(a, b)| {
@@ -179,21 +202,29 @@ impl World {
                 let ends = [conn.ends[0].0, conn.ends[1].0];
                 conn.is_open && (ends == [a, b] || ends == [b, a])
             });
-            let between: Vec<_> = between.collect();
-            between.len() == 1 && between[0].registered == [true; 2]
+            let mut found: Vec<_> = between.map(|conn| conn.registered.clone()).collect();
+            found.sort();
+            found
+                == wanted
+                    .iter()
+                    .map(|part| [Some(part.clone()), Some(part.clone())])
+                    .collect::<Vec<_>>()
         })
     }
 }
 
 proptest! {
     #[test]
-    fn whatever_is_configured_connected_servers_become_a_mesh_with_one_route_for_each_pair(
+    fn whatever_is_configured_connected_servers_become_a_mesh(
         seed in any::<u64>(),
         more in prop::collection::vec((0..5usize, 0..5usize), 0..8),
         losses in 0..6u32,
         reloads in 0..4u32,
         count in 2..6usize,
+        pool_size in 0..4u16,
+        account in any::<bool>(),
     ) {
+        let pooling = Pooling::of(pool_size, if account { &["$SYS"] } else { &[] });
         // Each server but the first knows an earlier one; some know others, or themselves.
         let mut routes: Vec<Vec<usize>> = vec![Vec::new(); count];
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -203,7 +234,7 @@ proptest! {
         for (from, to) in more {
             routes[from % count].push(to % count);
         }
-        let mut world = World::new(&routes, seed);
+        let mut world = World::new(&routes, &pooling, seed);
         (0..count).for_each(|server| world.steps(server));
         for _ in 0..losses {
             (0..rng.usize(..60)).for_each(|_| world.go_on());
@@ -262,7 +293,7 @@ fn attempts(plan: Plan, gossip: Option<RouteInfo>, max: usize) -> Vec<u64> {
 #[test]
 fn a_server_that_others_spoke_of_is_dialled_as_often_as_is_configured() {
     for retries in [0, 1, 5] {
-        let plan = Plan { connect_retries: retries, ..plan(0, &[]) };
+        let plan = Plan { connect_retries: retries, ..plan(0, &[], &Pooling::default()) };
         assert_eq!(attempts(plan, Some(info(1)), 20).len(), retries as usize + 1);
     }
 }
@@ -270,7 +301,8 @@ fn a_server_that_others_spoke_of_is_dialled_as_often_as_is_configured() {
 #[test]
 fn a_configured_server_is_dialled_for_ever_and_with_back_off_more_and_more_seldom() {
     let gaps = |connect_backoff| {
-        let times = attempts(Plan { connect_backoff, ..plan(0, &[1]) }, None, 9);
+        let times =
+            attempts(Plan { connect_backoff, ..plan(0, &[1], &Pooling::default()) }, None, 9);
         // Up to a tenth of a second comes by chance.
         times.windows(2).map(|pair| (pair[1] - pair[0]) / 1000).collect::<Vec<_>>()
     };
@@ -280,7 +312,7 @@ fn a_configured_server_is_dialled_for_ever_and_with_back_off_more_and_more_seldo
 
 #[test]
 fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
-    let mut members = Members::new(plan(0, &[]), 1);
+    let mut members = Members::new(plan(0, &[], &Pooling::default()), 1);
     members.on_accepted(1);
     members.on_greeted(1, info(7), "host");
     let urls = |members: &mut Members| {
@@ -288,8 +320,8 @@ fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
         steps.filter_map(|step| if let Step::Urls(urls) = step { Some(urls) } else { None }).last()
     };
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
-    members.reload(Plan { no_advertise: true, ..plan(0, &[]) });
+    members.reload(Plan { no_advertise: true, ..plan(0, &[], &Pooling::default()) });
     assert_eq!(urls(&mut members), Some(Vec::new()));
-    members.reload(plan(0, &[]));
+    members.reload(plan(0, &[], &Pooling::default()));
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
 }

@@ -39,6 +39,10 @@ pub struct Cluster {
     pub ping_interval_ms: u64,
     /// PINGs without an answer before a route counts as stale (2).
     pub ping_max: u32,
+    /// Connections to each other member, over which accounts are spread (3); 0 is one for all.
+    pub pool_size: u16,
+    /// Accounts with a connection of their own to each other member, besides the system account.
+    pub accounts: Vec<String>,
     /// `publish`: what of the interest here others are told; `subscribe`: what of theirs is taken
     /// (none: everything).
     pub permissions: Option<Permissions>,
@@ -64,6 +68,8 @@ impl Default for Cluster {
             connect_backoff: false,
             ping_interval_ms: PING_INTERVAL_MS_MAX,
             ping_max: 2,
+            pool_size: POOL_SIZE,
+            accounts: Vec::new(),
             permissions: None,
             tls: None,
             compression: Compression::default(),
@@ -71,6 +77,10 @@ impl Default for Cluster {
     }
 }
 
+/// Connections to each other member if nothing is said.
+const POOL_SIZE: u16 = 3;
+/// Connections to one other member, at most: no peer can have this server dial more.
+pub const POOL_SIZE_MAX: u16 = 64;
 /// The longest time between two PINGs on a route.
 const PING_INTERVAL_MS_MAX: u64 = 30_000;
 /// Where routes are listened for if nothing is said.
@@ -199,14 +209,32 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
             Ok(())
         }),
     ),
-    // One connection carries all accounts, which every member agrees to.
-    Key(&["pool_size"], Set(|_, v| v.integer().map(drop))),
+    Key(&["pool_size"], Set(pool_size)),
     Key(&["compression"], Set(compression)),
-    Key(&["accounts"], Ignore(&missing::ANY)),
+    Key(&["accounts"], Set(|c, v| v.texts().map(|all| c.accounts = names(all)))),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
     Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
     Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
 ];
+
+fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+    cluster.pool_size = match v.integer()? {
+        0 => POOL_SIZE,
+        ..0 => 0,
+        size => match u16::try_from(size) {
+            Ok(size) if size <= POOL_SIZE_MAX => size,
+            _ => {
+                let reason = format!("a pool has at most {POOL_SIZE_MAX} connections; write fewer");
+                return Err(v.error(reason));
+            }
+        },
+    };
+    Ok(())
+}
+
+fn names(texts: Vec<(String, &super::file::Value)>) -> Vec<String> {
+    texts.into_iter().map(|(name, _)| name).collect()
+}
 
 /// Whether and how a server compresses what it sends to others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -333,6 +361,11 @@ pub(super) fn check(options: &Options) -> Result<(), StartError> {
     let cluster = &options.cluster;
     if let Some(name) = cluster.name.as_ref().filter(|name| name.contains(' ')) {
         let reason = format!("cluster name \"{name}\" cannot contain spaces");
+        return Err(StartError::new(reason));
+    }
+    if cluster.pool_size == 0 && !cluster.accounts.is_empty() {
+        let reason = "cluster accounts have routes of their own beside a pool, and a negative \
+                      pool_size means none: leave one of the two out";
         return Err(StartError::new(reason));
     }
     if cluster.port.is_none() && !cluster.routes.is_empty() {

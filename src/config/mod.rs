@@ -34,7 +34,7 @@ use args::Args;
 pub use auth::{
     Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
 };
-pub use cluster::{Cluster, Compression, RouteUrl};
+pub use cluster::{Cluster, Compression, POOL_SIZE_MAX, RouteUrl};
 pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
 pub use overflow::{OverflowKind, OverflowRule};

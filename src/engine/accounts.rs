@@ -15,6 +15,8 @@ use crate::subject::Table;
 
 /// What JetStream is asked by.
 const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
+/// Who asks: that is for the server to know that it is connected to.
+const OWN_USER: &str = "$SYS.REQ.USER.INFO";
 /// What can be asked of a server in the system account, ping or one by its id.
 const SERVER_PAGES: [&str; 15] = [
     "ACCOUNTZ",
@@ -43,8 +45,6 @@ const ACCOUNT_REQUESTS: [(&str, &str); 3] = [
     ("$SYS.REQ.ACCOUNT.PING.STATZ", "STATZ"),
     ("$SYS.REQ.SERVER.PING.CONNZ", "CONNZ"),
 ];
-/// What everybody may ask the server that has the connection.
-const USER_REQUEST: &[u8] = b"$SYS.REQ.USER.INFO";
 
 /// An account: a world of subjects of its own. All shards give it the same number, and it keeps
 /// it while the process lives.
@@ -250,10 +250,12 @@ impl Accounts {
                     tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
                 }
                 let table = &mut tables[id.index()];
-                table.entry(USER_REQUEST).push(Rc::new(Outlet::Server { by_all: false }));
+                table
+                    .entry(OWN_USER.as_bytes())
+                    .push(Rc::new(Outlet::Server { of_cluster: false }));
                 if system == id {
                     for filter in system_requests(server_id, self.claims_requests) {
-                        let outlet = Outlet::Server { by_all: true };
+                        let outlet = Outlet::Server { of_cluster: true };
                         table.entry(filter.as_bytes()).push(Rc::new(outlet));
                     }
                 } else {
@@ -289,6 +291,10 @@ impl Accounts {
     /// The name of an account; empty if it is not configured.
     pub(super) fn name(&self, id: AccountId) -> Arc<str> {
         self.all.get(id.index()).map_or_else(|| "".into(), |account| Arc::clone(&account.name))
+    }
+
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = AccountId> + use<> {
+        (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {

@@ -587,7 +587,7 @@ mod tests {
         }
         let conn = engine.conns.get(id).expect("open");
         assert!(conn.partial.len() + conn.packing.as_ref().unwrap().waiting.len() <= bomb.len());
-        engine.register_route(7);
+        engine.register_route(7, crate::cluster::Part::All);
         let left = |engine: &Engine| {
             let conn = engine.conns.get(id).filter(|conn| conn.is_open()).expect("open");
             conn.packing.as_ref().unwrap().waiting.len()

@@ -75,8 +75,8 @@ pub(super) enum Outlet {
     },
     /// To the server itself.
     Server {
-        /// Each server of the cluster is asked, wherever the request was made.
-        by_all: bool,
+        /// Other servers may ask, too: each answers for itself.
+        of_cluster: bool,
     },
 }
 
@@ -116,9 +116,9 @@ impl Outlet {
         })
     }
 
-    /// Whether other servers are to send what is published to it.
-    pub(super) fn is_for_routes(&self) -> bool {
-        matches!(self, Self::Stream { .. } | Self::Server { by_all: true })
+    /// Whether other servers have to send what is published there.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self, Self::Stream { .. } | Self::Server { of_cluster: true })
     }
 }
 
@@ -321,10 +321,12 @@ impl Engine {
     fn deliver_through(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
         match &*exit.outlet {
             // A request enters a service where it was made.
-            Outlet::Service { .. } | Outlet::Server { by_all: false } if source.routed => false,
+            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => false,
             Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
             Outlet::Service { .. } => self.deliver_request(source, run, exit),
-            Outlet::Server { by_all } => self.ask_server(source, run, &exit.subject, *by_all),
+            Outlet::Server { of_cluster } => {
+                self.ask_server(source, run, &exit.subject, *of_cluster)
+            }
         }
     }
 
@@ -332,7 +334,7 @@ impl Engine {
     /// does a message that is only to be traced.
     fn trace_abroad(&mut self, source: Source, one: &Run<'_>, exit: &Exit) -> bool {
         let (event, allowed) = match &*exit.outlet {
-            Outlet::Service { .. } | Outlet::Server { by_all: false } if source.routed => {
+            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {
                 return false;
             }
             Outlet::Stream { to, trace, .. } => {
@@ -346,9 +348,9 @@ impl Engine {
                 let (account, to) = (self.accounts.name(*to), exit.subject.clone());
                 (StepEvent::Service { account, from: one.subject().into(), to }, *trace)
             }
-            Outlet::Server { by_all } => {
+            Outlet::Server { of_cluster } => {
                 return !self.is_trace_only()
-                    && self.ask_server(source, one, &exit.subject, *by_all);
+                    && self.ask_server(source, one, &exit.subject, *of_cluster);
             }
         };
         let aside = self.trace_leaves(event, allowed);
@@ -514,13 +516,19 @@ impl Engine {
         self.stage(shard, Record::Run(Box::new(record)));
     }
 
-    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8], by_all: bool) -> bool {
+    fn ask_server(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        subject: &[u8],
+        of_cluster: bool,
+    ) -> bool {
         let conn = self.conns.get(source.publisher.conn);
         let user = conn.and_then(|conn| conn.user.as_ref()).and_then(|user| user.name.clone());
         let account_name = self.accounts.name(source.account);
         for publish in run.publishes() {
             // What all servers are told need not be answered.
-            let Some(reply) = publish.reply.or(by_all.then_some(b"")) else { continue };
+            let Some(reply) = publish.reply.or(of_cluster.then_some(b"")) else { continue };
             if self.server_requests.len() < SERVER_REQUESTS_MAX {
                 self.server_requests.push_back(ServerRequest {
                     account: source.account,

@@ -19,7 +19,7 @@ use thin_vec::ThinVec;
 use super::imports::{Exit, Outlet, answering_shard};
 use super::overflow::{Overflow, Policy};
 use super::{ShardId, ShardSet};
-use crate::subject::{Table, first_token, is_literal};
+use crate::subject::{Scan, Table, first_token, is_literal};
 
 /// Index of a subscription on its shard.
 pub(super) type SubKey = u32;
@@ -546,13 +546,6 @@ impl Interest {
         announce
     }
 
-    /// Whether other accounts import what is published to this very filter, or every server of the
-    /// cluster is to have it.
-    pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {
-        let outlets = self.outlets.get(filter);
-        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_for_routes()))
-    }
-
     /// The filters of which that is so.
     pub(super) fn outlets_for_routes(&self) -> impl Iterator<Item = &[u8]> {
         self.outlets.iter().map(|(filter, _)| filter).filter(|filter| self.has_outlet(filter))
@@ -563,20 +556,36 @@ impl Interest {
         self.table.get(filter).is_some_and(|filter| filter.has_clients())
     }
 
-    /// Everything that clients of this server want, as other servers are told; also what other
-    /// accounts import.
-    pub(super) fn of_clients(&self, mut show: impl FnMut(&[u8], Option<(&[u8], u32)>)) {
-        for (filter, _) in self.outlets.iter().filter(|(filter, _)| self.has_outlet(filter)) {
-            show(filter, None);
-        }
-        for (subject, filter) in self.table.iter() {
+    /// Whether other accounts import what is published to this very filter, or the server answers
+    /// it.
+    pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {
+        let outlets = self.outlets.get(filter);
+        outlets.is_some_and(|all| all.iter().any(|outlet| outlet.is_told()))
+    }
+
+    /// What other accounts import and the server answers, as other servers are told; there are as
+    /// many as are configured.
+    pub(super) fn of_imports(&self, mut show: impl FnMut(&[u8])) {
+        let filters = self.outlets.iter().map(|(filter, _)| filter);
+        filters.filter(|filter| self.has_outlet(filter)).for_each(&mut show);
+    }
+
+    /// What clients of this server want, as other servers are told, besides that: a piece of it,
+    /// as [`Table::scan`] has it.
+    pub(super) fn of_clients(
+        &self,
+        at: &mut Scan,
+        places: &mut usize,
+        mut show: impl FnMut(&[u8], Option<(&[u8], u32)>),
+    ) -> bool {
+        self.table.scan(at, places, |subject, filter| {
             if filter.has_clients() && !self.has_outlet(subject) {
                 show(subject, None);
             }
             for queue in filter.queues.iter().filter(|queue| queue.clients() > 0) {
                 show(subject, Some((&queue.name, queue.clients())));
             }
-        }
+        })
     }
 
     /// Says where else messages go.

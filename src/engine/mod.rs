@@ -35,13 +35,14 @@ mod route;
 mod secure;
 mod settings;
 mod snapshot;
+mod telling;
 mod timers;
 mod tokens;
 mod trace;
 mod transport;
 mod websocket;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use ahash::RandomState;
@@ -299,7 +300,7 @@ pub struct Engine {
     held: Vec<ConnId>,
     waits: HashMap<u64, Wait, RandomState>,
     waiting: HashMap<Publisher, u64, RandomState>,
-    wait_deadlines: VecDeque<(u64, u64)>,
+    wait_deadlines: BTreeSet<(u64, u64)>,
     next_wait: u64,
     lame_duck: Option<LameDuck>,
     /// Connections whose TLS handshake can go on.
@@ -308,6 +309,8 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// Connections whose compressed data waits until others had their turn.
     unpacking: VecDeque<ConnId>,
+    /// New peers that are being told what clients want.
+    tellings: VecDeque<telling::Telling>,
     packer: Packer,
     /// Memory for what is taken out of frames.
     unframed: Vec<u8>,
@@ -375,12 +378,13 @@ impl Engine {
             waits: HashMap::with_hasher(hasher.clone()),
             waiting: HashMap::with_hasher(hasher.clone()),
             hasher,
-            wait_deadlines: VecDeque::new(),
+            wait_deadlines: BTreeSet::new(),
             next_wait: 0,
             lame_duck: None,
             handshakes: VecDeque::new(),
             plaintext: Vec::new(),
             unpacking: VecDeque::new(),
+            tellings: VecDeque::new(),
             packer: Packer::default(),
             unframed: Vec::new(),
             proofs: VecDeque::new(),
@@ -586,16 +590,18 @@ impl Engine {
         }
         self.advance_handshakes();
         self.advance_unpacking();
+        self.advance_tellings();
         self.end_overdue_waits();
         self.send_one_away();
     }
 
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
-        if !self.handshakes.is_empty() || !self.unpacking.is_empty() {
+        let has_line = !self.handshakes.is_empty() || !self.unpacking.is_empty();
+        if has_line || !self.tellings.is_empty() {
             return Some(self.now);
         }
-        let wait = self.wait_deadlines.front().map(|(deadline, _)| *deadline);
+        let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
         let duck = self.lame_duck.filter(|_| self.open_conns > 0).map(|duck| duck.next_close);
         [self.timers.next(), wait, duck].into_iter().flatten().min()
     }

@@ -4,8 +4,9 @@
 //!   are not read from until it has drained; nothing is lost.
 //! * A *barrier* asks another shard to say when it has consumed everything up to here.
 //! * A *wait* pauses a publisher while most of those who get its messages are behind. It ends
-//!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case: who is still behind then
-//!   is slow, and waited for no more until it has caught up. So one slow subscriber stalls nobody.
+//!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case, for a route, which carries
+//!   everybody's messages, after [`ROUTE_WAIT_NS_MAX`]: who is still behind then is slow, and waited
+//!   for no more until it has caught up. So one slow subscriber stalls nobody.
 //! * A *pace* is what a connection may send in a second, where that is configured: who has sent
 //!   more is read from when its time has come.
 
@@ -14,7 +15,7 @@
 use std::collections::VecDeque;
 
 use super::interest::Member;
-use super::publish::Backlog;
+use super::publish::{Backlog, Source};
 use super::record::{Publisher, Record};
 use super::{Action, ConnId, Engine, ShardId};
 
@@ -22,6 +23,8 @@ use super::{Action, ConnId, Engine, ShardId};
 const LANE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a publisher waits for subscribers that are behind, in nanoseconds.
 const WAIT_NS_MAX: u64 = 1_000_000_000;
+/// The same for another server.
+const ROUTE_WAIT_NS_MAX: u64 = 10_000_000;
 /// A subscriber counts as behind when more than this is pending for it, in bytes, however few
 /// share the messages; …
 const BACKLOG_BYTES_MAX: usize = 1024 * 1024;
@@ -205,10 +208,10 @@ impl Engine {
         }
     }
 
-    /// Pauses `publisher` until half of those of `members` that are behind have caught up.
+    /// Pauses a publisher until half of those of `members` that are behind have caught up.
     pub(super) fn wait_for<'m>(
         &mut self,
-        publisher: Publisher,
+        Source { publisher, routed, .. }: Source,
         members: impl Iterator<Item = &'m Member>,
         level_bytes: usize,
     ) {
@@ -238,7 +241,8 @@ impl Engine {
         let (left, enough) = (behind.len(), behind.len() / 2);
         self.waits.insert(key, Wait { publisher, behind, left, enough });
         self.waiting.insert(publisher, key);
-        self.wait_deadlines.push_back((self.now.saturating_add(WAIT_NS_MAX), key));
+        let wait_ns = if routed { ROUTE_WAIT_NS_MAX } else { WAIT_NS_MAX };
+        self.wait_deadlines.insert((self.now.saturating_add(wait_ns), key));
         if publisher.shard == self.shard {
             self.pause_for(publisher.conn, self.shard);
         } else {
@@ -263,9 +267,9 @@ impl Engine {
     }
 
     pub(super) fn end_overdue_waits(&mut self) {
-        while let Some(&(deadline, key)) = self.wait_deadlines.front() {
+        while let Some(&(deadline, key)) = self.wait_deadlines.first() {
             let Some(wait) = self.waits.get(&key) else {
-                self.wait_deadlines.pop_front();
+                self.wait_deadlines.pop_first();
                 continue;
             };
             if deadline > self.now {
@@ -382,7 +386,8 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::engine::{Peer, Settings};
+    use crate::engine::publish::{Run, parse_run};
+    use crate::engine::{AccountId, Peer, Settings};
 
     const OTHER: ShardId = ShardId(1);
 
@@ -552,11 +557,25 @@ mod tests {
 
     /// Publishes 600 kB, and says whether the publisher is paused or goes on, if either.
     fn publish_much(engine: &mut Engine, publisher: ConnId) -> Option<bool> {
+        turn(engine, publisher, &much());
+        paused(engine, publisher)
+    }
+
+    /// The same as if another server had sent it.
+    fn route_much(engine: &mut Engine, route: ConnId) -> Option<bool> {
+        let wire = much();
+        let mut run = Run::default();
+        parse_run(&wire, &mut run);
+        engine.publish_routed(route, AccountId::GLOBAL, b"", &run);
+        engine.end_turn();
+        paused(engine, route)
+    }
+
+    fn much() -> Vec<u8> {
         let mut wire = b"PUB a 600000\r\n".to_vec();
         wire.resize(wire.len() + 600_000, b'x');
         wire.extend_from_slice(b"\r\n");
-        turn(engine, publisher, &wire);
-        paused(engine, publisher)
+        wire
     }
 
     fn paused(engine: &mut Engine, publisher: ConnId) -> Option<bool> {
@@ -659,6 +678,29 @@ mod tests {
         engine.tick();
         assert_eq!(paused(&mut engine, ids[0]), Some(false), "it goes on after a second");
         assert_eq!(publish_much(&mut engine, ids[0]), None, "and does not wait again");
+    }
+
+    #[test]
+    fn a_route_waits_for_a_slow_subscriber_ten_milliseconds_once() {
+        let (mut engine, ids) = fan_out(2, usize::MAX);
+        route_much(&mut engine, ids[0]);
+        assert_eq!(route_much(&mut engine, ids[0]), Some(true));
+        engine.set_now(ROUTE_WAIT_NS_MAX);
+        engine.tick();
+        assert_eq!(paused(&mut engine, ids[0]), Some(false));
+        assert_eq!(route_much(&mut engine, ids[0]), None, "what it brings for others goes on");
+    }
+
+    #[test]
+    fn a_route_that_waits_beside_a_client_goes_on_before_it() {
+        let (mut engine, ids) = fan_out(3, usize::MAX);
+        publish_much(&mut engine, ids[0]);
+        assert_eq!(publish_much(&mut engine, ids[0]), Some(true));
+        assert_eq!(route_much(&mut engine, ids[1]), Some(true));
+        engine.set_now(ROUTE_WAIT_NS_MAX);
+        engine.tick();
+        assert_eq!(paused(&mut engine, ids[1]), Some(false));
+        assert_eq!(engine.braked_conns(), 1, "the client waits on");
     }
 
     #[test]

@@ -38,12 +38,23 @@ pub(super) struct Message<'a> {
     wire: &'a [u8],
     /// It was sent by another server's JetStream: see [`route::delivered`].
     is_stored: bool,
+    /// It came over a route for one account, and does not name it.
+    is_unnamed: bool,
 }
 
 impl<'a> Message<'a> {
     /// The message as its receivers see it.
     fn shown(&self) -> Publish<'a> {
         if self.is_stored { route::delivered(&self.publish) } else { self.publish }
+    }
+
+    /// Appends it in a form that can be read without knowing where it came from.
+    fn write(&self, wire: &mut Vec<u8>) {
+        if self.is_unnamed {
+            route::msg(wire, b"-", &self.publish, &[], true);
+        } else {
+            wire.extend_from_slice(self.wire);
+        }
     }
 }
 
@@ -110,16 +121,22 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
-        self.add(Message { publish, wire, is_stored: false });
+        self.add(Message { publish, wire, is_stored: false, is_unnamed: false });
     }
 
     /// The same for what another server has sent.
-    pub(super) fn push_routed(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
-        self.add(Message { publish, wire, is_stored: route::is_stored(&publish) });
+    pub(super) fn push_routed(
+        &mut self,
+        publish: Publish<'a>,
+        wire: &'a [u8],
+        accounts: route::Accounts,
+    ) {
+        let is_unnamed = accounts == route::Accounts::Unnamed;
+        self.add(Message { publish, wire, is_stored: route::is_stored(&publish), is_unnamed });
     }
 
     fn add(&mut self, message: Message<'a>) {
-        let Message { publish, wire, is_stored } = message;
+        let Message { publish, wire, is_stored, .. } = message;
         self.has_stored |= is_stored;
         self.wire_bytes += wire.len();
         self.payload_bytes += publish.payload.len();
@@ -197,9 +214,10 @@ impl<'a> Run<'a> {
         self.messages[..count].iter().map(bytes_of).sum()
     }
 
+    /// The run as it travels to other shards.
     pub(super) fn concat(&self) -> Bytes {
         let mut wire = Vec::with_capacity(self.wire_bytes);
-        self.messages.iter().for_each(|message| wire.extend_from_slice(message.wire));
+        self.messages.iter().for_each(|message| message.write(&mut wire));
         Bytes::from(wire)
     }
 
@@ -241,9 +259,9 @@ pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
     // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
     if matches!(wire, [b'R' | b'r', ..] | [_, b'M' | b'm', ..]) {
         while let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) =
-            route::parse(rest, usize::MAX)
+            route::parse(rest, usize::MAX, route::Accounts::Named)
         {
-            run.push_routed(publish, &rest[..used]);
+            run.push_routed(publish, &rest[..used], route::Accounts::Named);
             rest = &rest[used..];
         }
     }
@@ -510,7 +528,7 @@ impl Engine {
         }
         if backlog.behind * 2 > backlog.members {
             let members = targets.groups.iter().flat_map(|group| &group.members);
-            self.wait_for(source.publisher, members, backlog.level_bytes);
+            self.wait_for(source, members, backlog.level_bytes);
         }
         reached
     }
@@ -722,7 +740,7 @@ impl Engine {
             let mut backlog = Backlog { level_bytes, ..Backlog::default() };
             self.observe(member, &mut backlog);
             if backlog.behind > 0 {
-                self.wait_for(source.publisher, [&member].into_iter(), level_bytes);
+                self.wait_for(source, [&member].into_iter(), level_bytes);
             }
             return true;
         }
@@ -814,7 +832,7 @@ impl Engine {
                 sent.dedup();
             }
             let mut wire = Vec::new();
-            sent.iter().for_each(|at| wire.extend_from_slice(run.messages[*at as usize].wire));
+            sent.iter().for_each(|at| run.messages[*at as usize].write(&mut wire));
             for at in picks.iter_mut().flat_map(|pick| &mut pick.messages) {
                 *at = index(sent.binary_search(at).unwrap_or_default());
             }

@@ -13,6 +13,10 @@ use crate::segment::Segment;
 /// A run of less than this is copied to each of several routes; beyond, it is shared.
 const COPY_RUN_BYTES_MAX: usize = 1024;
 
+/// A run as it is rendered for several routes: without headers or with; with the name of its
+/// account, or without.
+type Shared = [[Option<Segment>; 2]; 2];
+
 /// A message of a run, from 0, that goes over a route to a member of a queue group.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RoutePick {
@@ -63,7 +67,7 @@ impl Engine {
         let account = self.accounts.name(source.account);
         let account = account.as_bytes();
         picks.sort_by_key(|pick| (pick.route, pick.at));
-        let mut shared: [Option<Segment>; 2] = [None, None];
+        let mut shared = Shared::default();
         let mut backlog =
             Backlog { level_bytes: self.backlog_level_bytes(1), ..Backlog::default() };
         let mut members: SmallVec<[Member; 4]> = SmallVec::new();
@@ -80,9 +84,13 @@ impl Engine {
                 members.push(member);
             }
         }
-        shared.into_iter().flatten().for_each(|segment| self.spares.keep_segment(segment));
+        shared
+            .into_iter()
+            .flatten()
+            .flatten()
+            .for_each(|segment| self.spares.keep_segment(segment));
         if backlog.behind * 2 > backlog.members {
-            self.wait_for(source.publisher, members.iter(), backlog.level_bytes);
+            self.wait_for(source, members.iter(), backlog.level_bytes);
         }
         true
     }
@@ -95,17 +103,19 @@ impl Engine {
         slot: u32,
         (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
         is_shared: bool,
-        shared: &mut [Option<Segment>; 2],
+        shared: &mut Shared,
     ) -> bool {
         let Some(conn) = self.conns.at_mut(slot).filter(|conn| conn.is_open()) else {
             return false;
         };
         let Some(route) = &conn.route else { return false };
         let (headers, spares) = (route.headers, &mut self.spares);
+        let account = if route.is_dedicated() { b"" } else { account };
         let (mut count, mut bytes) = (run.len(), run.payload_bytes());
         let whole = |out: &mut Vec<u8>| render(run, account, headers, out);
         if is_shared {
-            let segment = shared[usize::from(headers)].get_or_insert_with(|| spares.segment(whole));
+            let shared = &mut shared[usize::from(headers)][usize::from(route.is_dedicated())];
+            let segment = shared.get_or_insert_with(|| spares.segment(whole));
             if run.wire_bytes() < COPY_RUN_BYTES_MAX {
                 conn.outbox.push(spares, |out| out.extend_from_slice(segment));
             } else {

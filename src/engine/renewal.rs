@@ -9,7 +9,6 @@ use std::sync::Arc;
 use super::accounts::AccountId;
 use super::imports::answers_filter;
 use super::{ConnId, Engine};
-use crate::proto::route::queue_names;
 
 /// How accounts were before they changed.
 pub(super) struct Before {
@@ -30,10 +29,8 @@ impl Engine {
 
     /// Takes up what peers have wanted of accounts that came, and tells them what has changed here.
     pub(super) fn after_accounts_changed(&mut self, before: &Before) {
-        for (route, key) in self.wishes(|name| !before.names.contains(name)) {
-            // How many members a group has is said again when that changes.
-            self.set_wish_of_key(route, &key, 1);
-        }
+        // How many members a group has is said again when that changes.
+        self.set_wishes(|name| !before.names.contains(name), 1);
         let wanted = self.wanted_of_routes();
         let old: HashSet<_> = before.wanted.iter().collect();
         let new: HashSet<_> = wanted.iter().collect();
@@ -49,23 +46,27 @@ impl Engine {
 
     /// Gives up what peers want of accounts that are about to go, for `goes` says so.
     pub(super) fn forget_wishes(&mut self, goes: impl Fn(&str) -> bool) {
-        for (route, key) in self.wishes(goes) {
-            self.set_wish_of_key(route, &key, 0);
-        }
+        self.set_wishes(goes, 0);
     }
 
-    /// What peers want of accounts of which `of` says so.
-    fn wishes(&self, of: impl Fn(&str) -> bool) -> Vec<(ConnId, Box<[u8]>)> {
-        let is_of = |key: &&[u8]| {
-            let name = queue_names(key).next().unwrap_or_default();
-            std::str::from_utf8(name).is_ok_and(&of) && self.accounts.find(name).is_some()
-        };
-        let of_route = |id: &ConnId| {
+    /// Sets how many members count of what peers want of accounts of which `of` says so.
+    fn set_wishes(&mut self, of: impl Fn(&str) -> bool, members: u32) {
+        type Wanted = (ConnId, AccountId, Vec<u8>, Option<Vec<u8>>);
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for id in &self.cluster.routes {
             let route = self.conns.get(*id).and_then(|conn| conn.route.as_ref());
-            let keys = route.into_iter().flat_map(|route| route.wishes().filter(is_of));
-            keys.map(|key| (*id, key.into())).collect::<Vec<_>>()
-        };
-        self.cluster.routes.iter().flat_map(of_route).collect()
+            for (wish, name) in route.into_iter().flat_map(|route| route.wishes()) {
+                if std::str::from_utf8(name).is_ok_and(&of)
+                    && let Some(account) = self.accounts.find(name)
+                {
+                    let queue = wish.queue.map(<[u8]>::to_vec);
+                    wanted.push((*id, account, wish.subject.to_vec(), queue));
+                }
+            }
+        }
+        for (id, account, subject, queue) in wanted {
+            self.set_wish(id, account, &subject, queue.as_deref(), members);
+        }
     }
 
     /// What this server wants of others for accounts that import, and for requests to itself.

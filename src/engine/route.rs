@@ -14,20 +14,18 @@ use std::rc::Rc;
 
 use super::compression;
 use super::conn::{Claim, Conn, User};
-use super::imports::answers_filter;
 use super::interest::Side;
 use super::proof::Proof;
 use super::publish::Run;
 use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
+use crate::cluster::Part;
 use crate::cluster::names::{self, Agreement};
 use crate::config::{Compression, Secret};
 use crate::proto::ProtoError;
 use crate::proto::encode;
-use crate::proto::route::{
-    self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish, queue_names,
-};
+use crate::proto::route::{self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish};
 use crate::subject;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
@@ -63,6 +61,11 @@ pub enum RouteNotice {
         info: Box<RouteInfo>,
         /// Its address, without the port.
         ip: Box<str>,
+    },
+    /// A registered peer has answered: it has taken the route, too.
+    Confirmed {
+        /// Which route.
+        rid: u64,
     },
     /// A registered peer has said something more: of itself, or of another server.
     Heard {
@@ -111,6 +114,12 @@ pub(super) struct Route {
     /// The credentials of a peer that has dialled, where there have to be some.
     login: Option<(String, Secret)>,
     stage: Stage,
+    /// What it is for; known from its registration on.
+    pub(super) part: Part,
+    /// What accounts' numbers in the pool follow from.
+    pub(super) modulus: u16,
+    /// The peer has answered a PING.
+    is_confirmed: bool,
     /// What the peer has first said of compression.
     offered: Option<String>,
     /// The peer takes HMSG.
@@ -124,9 +133,13 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Everything the peer wants: account, subject and queue group of each.
-    pub(super) fn wishes(&self) -> impl Iterator<Item = &[u8]> {
-        self.wishes.iter().map(|key| &**key)
+    /// Everything the peer wants, each with the account that it is about.
+    pub(super) fn wishes(&self) -> impl Iterator<Item = (Wish<'_>, &[u8])> {
+        let wishes = self.wishes.iter().filter_map(|key| wire::wish(key, self.accounts()));
+        wishes.map(|wish| match &self.part {
+            Part::Account(name) => (wish, name.as_bytes()),
+            _ => (wish, wish.account),
+        })
     }
 
     /// Whether it is part of the cluster.
@@ -137,6 +150,15 @@ impl Route {
     /// Whether the peer has said who it is.
     pub(super) fn is_greeted(&self) -> bool {
         !self.peer.server_id.is_empty()
+    }
+
+    /// Whether it is for one account only, which is not named on it.
+    pub(super) fn is_dedicated(&self) -> bool {
+        matches!(self.part, Part::Account(_))
+    }
+
+    fn accounts(&self) -> wire::Accounts {
+        if self.is_dedicated() { wire::Accounts::Unnamed } else { wire::Accounts::Named }
     }
 
     /// What of the protocol the peer knows.
@@ -190,6 +212,8 @@ pub struct RouteSnapshot {
     pub compression: &'static str,
     /// How many filters the peer wants.
     pub subscriptions: usize,
+    /// The one account that it is for; no wish names it.
+    pub account: Option<Box<str>>,
     /// What they are, if they were asked for: account, subject and queue group.
     pub wishes: Vec<Box<[u8]>>,
 }
@@ -203,6 +227,9 @@ impl Engine {
         let route = Route {
             rid,
             stage: if is_dialed { Stage::Info } else { Stage::Connect },
+            part: Part::All,
+            modulus: 0,
+            is_confirmed: false,
             dialed,
             login: None,
             offered: None,
@@ -270,18 +297,25 @@ impl Engine {
         self.inform_clients();
     }
 
-    /// The peer of a route may stay.
-    pub fn register_route(&mut self, rid: u64) {
+    /// The peer of a route may stay, and gets what goes over `part` of its connections.
+    pub fn register_route(&mut self, rid: u64, part: Part) {
         let Some(id) = self.find_route(rid) else { return };
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        let (Some(route), Some(_)) = (&mut conn.route, conn.claim.take()) else { return };
-        let rest = std::mem::take(&mut conn.partial);
-        conn.need_bytes = 0;
+        let Some(route) = &mut conn.route else { return };
+        if route.stage != Stage::Info || conn.claim.is_none() {
+            return;
+        }
         route.stage = Stage::Registered;
+        let is_awaited = route.dialed.is_some() && part != Part::All;
+        route.part = part;
+        let (theirs, is_shardcast) = (route.peer.route_pool_size, route.peer.shardcast);
+        route.modulus = self.settings.route.pooling.modulus(theirs, is_shardcast);
         conn.timing.auth_due = NEVER;
         let jitter = self.rng.u64(..=FIRST_PING_NS / 5);
         let first_ping_ns = FIRST_PING_NS.min(self.settings.route.ping_interval_ns);
-        conn.timing.ping_due = self.now.saturating_add(first_ping_ns).saturating_add(jitter);
+        // The next connection of a pool is made when the peer is known to have taken this one.
+        let first_ping_ns = if is_awaited { 0 } else { first_ping_ns.saturating_add(jitter) };
+        conn.timing.ping_due = self.now.saturating_add(first_ping_ns);
         tracing::info!(
             "{} - Registering remote route {:?}",
             conn.label(),
@@ -294,9 +328,19 @@ impl Engine {
             }
             self.send_route_info(id);
         }
-        self.send_all_interest(id);
         self.cluster.routes.push(id);
         self.rearm(id);
+        self.start_telling(id);
+    }
+
+    /// A registered peer has been told everything, and may speak.
+    pub(super) fn hear_route(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        if conn.claim.take().is_none() {
+            return; // It was heard before.
+        }
+        conn.need_bytes = 0;
+        let rest = std::mem::take(&mut conn.partial);
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
         self.resume_unpacking(id);
@@ -348,6 +392,10 @@ impl Engine {
                     (None, Some(_)) => "off",
                 },
                 subscriptions: route.wishes.len(),
+                account: match &route.part {
+                    Part::Account(name) => Some(name.clone()),
+                    _ => None,
+                },
                 wishes: route.wishes.iter().take(shown).cloned().collect(),
             })
         };
@@ -372,16 +420,18 @@ impl Engine {
         let payload_bytes_max = self.settings.limits.payload_bytes_max.max(PAYLOAD_BYTES_MAX);
         let mut at = 0;
         let mut need_bytes = 0;
+        let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else { return 0 };
+        let accounts = route.accounts();
         // What the messages of a run have in common besides their subject.
         let mut head: (&[u8], &[u8]) = (b"", b"");
         while at < bytes.len() {
-            match wire::parse(&bytes[at..], payload_bytes_max) {
+            match wire::parse(&bytes[at..], payload_bytes_max, accounts) {
                 Ok(RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }) => {
                     if head != (account, queues) || !run.continues_with(&publish) {
                         self.flush_routed(id, head, run);
                         head = (account, queues);
                     }
-                    run.push_routed(publish, &bytes[at..at + used]);
+                    run.push_routed(publish, &bytes[at..at + used], accounts);
                     at += used;
                 }
                 Ok(RouteParsed::Op { op, used }) => {
@@ -421,14 +471,18 @@ impl Engine {
         }
         if self.stage_of(id) == Stage::Connect {
             self.refuse_route(id, "Authorization Violation");
-        } else if let Some(account) = self.account_of(account) {
+        } else if let Some(account) = self.account_of(id, account) {
             self.publish_routed(id, account, queues, run);
         }
         run.clear();
     }
 
-    fn account_of(&self, name: &[u8]) -> Option<AccountId> {
-        self.accounts.find(name)
+    /// The account that a peer speaks of, by its name or without one.
+    fn account_of(&self, id: ConnId, name: &[u8]) -> Option<AccountId> {
+        match &self.conns.get(id)?.route.as_ref()?.part {
+            Part::Account(name) => self.accounts.find(name.as_bytes()),
+            _ => self.accounts.find(name),
+        }
     }
 
     fn stage_of(&self, id: ConnId) -> Stage {
@@ -467,13 +521,24 @@ impl Engine {
             }
             RouteOp::Info(json) => self.on_route_info(id, json),
             RouteOp::Ping => self.confirm(id, encode::pong),
-            RouteOp::Pong => self.on_pong(id),
+            RouteOp::Pong => self.on_route_pong(id),
             RouteOp::Interest(wish, members) => self.on_wish(id, &wish, members),
             RouteOp::NoInterest(wish) => self.on_wish_end(id, &wish),
             RouteOp::Nothing => {}
             RouteOp::Message { .. } => unreachable!("messages are gathered into runs"),
         }
         self.settle_deliveries();
+    }
+
+    fn on_route_pong(&mut self, id: ConnId) {
+        self.on_pong(id);
+        let route = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut());
+        if let Some(route) = route
+            && route.stage == Stage::Registered
+            && !std::mem::replace(&mut route.is_confirmed, true)
+        {
+            self.cluster.notices.push_back(RouteNotice::Confirmed { rid: route.rid });
+        }
     }
 
     fn on_route_connect(&mut self, id: ConnId, json: &[u8]) {
@@ -563,7 +628,7 @@ impl Engine {
             self.cluster.notices.push_back(RouteNotice::Heard { rid, info: Box::new(info) });
             if was != is {
                 // What it did not take before it may take now; twice the same makes no difference.
-                self.send_all_interest(id);
+                self.start_telling(id);
             }
             return;
         }
@@ -582,9 +647,8 @@ impl Engine {
             "Wrong Port"
         } else if info.server_id.is_empty() {
             "Protocol Violation"
-        } else if !info.route_account.is_empty() {
-            // A route for one account alone; the others carry it as well.
-            "Route Refused"
+        } else if let Some(error) = (!is_dialed).then(|| self.misplaced(&info)).flatten() {
+            return self.refuse_route(id, &error);
         } else if !is_dialed && info.server_name == own.server_name {
             tracing::error!("{label} - Remote server has a duplicate name: {:?}", info.server_name);
             "Duplicate Server Name"
@@ -615,6 +679,32 @@ impl Engine {
         self.hold_route(id);
         let info = Box::new(info);
         self.cluster.notices.push_back(RouteNotice::Greeted { rid, info, ip });
+    }
+
+    /// What is wrong with the place that who dials wants among the connections.
+    fn misplaced(&self, info: &RouteInfo) -> Option<String> {
+        let pooling = &self.settings.route.pooling;
+        let (account, index) = (&info.route_account, info.route_pool_idx);
+        let size = pooling.size_with(info.route_pool_size);
+        if !account.is_empty() {
+            if size > 0 && pooling.is_dedicated(account) {
+                return None;
+            }
+            let name = encode::go_quoted(account.as_bytes());
+            return Some(match (pooling.size(), self.accounts.find(account.as_bytes())) {
+                (0, _) => format!("{NO_DEDICATED} for account {name} between those servers"),
+                (_, None) => format!("Unable to lookup account {name}: account missing"),
+                (_, Some(_)) => format!("No route for account {name}"),
+            });
+        }
+        match u16::try_from(index) {
+            Ok(0) => None,
+            _ if size == 0 => {
+                Some(format!("Route pool index should not be set but is set to {index}"))
+            }
+            Ok(at) if at < size => None,
+            _ => Some(format!("Invalid route pool index: {index} - pool size is {size}")),
+        }
     }
 
     /// Compresses the route from here on, if its peer and this server want that: who it is is
@@ -648,7 +738,7 @@ impl Engine {
 
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
         // Of an account that is not known yet, it counts once that is.
-        let account = self.account_of(wish.account);
+        let account = self.account_of(id, wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
@@ -677,7 +767,7 @@ impl Engine {
     }
 
     fn on_wish_end(&mut self, id: ConnId, wish: &Wish<'_>) {
-        let account = self.account_of(wish.account);
+        let account = self.account_of(id, wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
         if route.wishes.remove(wish.key) {
@@ -688,7 +778,7 @@ impl Engine {
         }
     }
 
-    fn set_wish(
+    pub(super) fn set_wish(
         &mut self,
         id: ConnId,
         account: AccountId,
@@ -712,74 +802,13 @@ impl Engine {
             self.cluster.notices.push_back(RouteNotice::Ended { rid, is_self: false });
         }
         self.cluster.routes.retain(|route| *route != id);
+        let accounts = route.accounts();
         for key in wishes {
-            self.set_wish_of_key(id, &key, 0);
-        }
-    }
-
-    /// What a peer wants is this now, by the way it is written among its wishes.
-    pub(super) fn set_wish_of_key(&mut self, id: ConnId, key: &[u8], members: u32) {
-        let mut words = queue_names(key);
-        let (Some(account), Some(subject)) = (words.next(), words.next()) else { return };
-        if let Some(account) = self.account_of(account) {
-            self.set_wish(id, account, subject, words.next(), members);
-        }
-    }
-
-    /// Tells all peers what clients of this server want of a filter.
-    pub(super) fn tell_routes(
-        &mut self,
-        account: AccountId,
-        (subject, queue): (&[u8], Option<&[u8]>),
-        members: u32,
-    ) {
-        if self.cluster.routes.is_empty() {
-            return;
-        }
-        let name = self.accounts.name(account);
-        let name = name.as_bytes();
-        let interest = &self.accounts.at(account).interest;
-        if name.is_empty() || (members == 0 && queue.is_none() && interest.has_outlet(subject)) {
-            return; // Not configured, or still wanted by another account.
-        }
-        if !self.settings.route.tells(subject) {
-            return;
-        }
-        for at in 0..self.cluster.routes.len() {
-            let id = self.cluster.routes[at];
-            self.reply(id, |out| match members {
-                0 => wire::no_interest(out, name, subject, queue),
-                _ => wire::interest(out, name, subject, queue.map(|queue| (queue, members))),
-            });
-        }
-    }
-
-    /// Tells a new peer everything that clients of this server want.
-    fn send_all_interest(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let (spares, mut bytes) = (&mut self.spares, 0);
-        let permissions = &self.settings.route;
-        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
-            let name = account.name.as_bytes();
-            let answers = answers_filter(&self.settings.node);
-            if account.answers && permissions.tells(&answers) {
-                bytes += conn.outbox.push(spares, |out| {
-                    wire::interest(out, name, &answers, None);
-                });
+            let Some(wish) = wire::wish(&key, accounts) else { continue };
+            if let Some(account) = self.account_of(id, wish.account) {
+                self.set_wish(id, account, wish.subject, wish.queue, 0);
             }
-            account.interest.of_clients(|subject, queue| {
-                if permissions.tells(subject) {
-                    bytes += conn.outbox.push(spares, |out| {
-                        wire::interest(out, name, subject, queue);
-                    });
-                }
-            });
         }
-        if let Some(route) = &mut conn.route {
-            // It may be more than a peer may otherwise have pending.
-            route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);
-        }
-        self.flush_soon(id);
     }
 
     /// Puts new settings in force for the routes there are.
@@ -793,7 +822,7 @@ impl Engine {
                 continue;
             }
             if was_changed(&old.route, &self.settings.route) {
-                self.send_changed_interest(id, &old.route);
+                self.tell_changed(id, &old.route);
                 self.drop_wishes(id);
             }
             if old.route.compression != self.settings.route.compression {
@@ -833,42 +862,19 @@ impl Engine {
         })
     }
 
-    /// Tells a peer what it may be told now and might not before, and the other way round.
-    fn send_changed_interest(&mut self, id: ConnId, old: &RouteSettings) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let (spares, new) = (&mut self.spares, &self.settings.route);
-        for account in self.accounts.iter().filter(|account| !account.name.is_empty()) {
-            let name = account.name.as_bytes();
-            account.interest.of_clients(|subject, queue| {
-                match (old.tells(subject), new.tells(subject)) {
-                    (false, true) => {
-                        conn.outbox.push(spares, |out| wire::interest(out, name, subject, queue));
-                    }
-                    (true, false) => {
-                        let queue = queue.map(|(queue, _)| queue);
-                        conn.outbox
-                            .push(spares, |out| wire::no_interest(out, name, subject, queue));
-                    }
-                    _ => {}
-                }
-            });
-        }
-        self.flush_soon(id);
-    }
-
     /// Forgets what a peer wants and is not taken any more.
     fn drop_wishes(&mut self, id: ConnId) {
         let Some(route) = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut()) else {
             return;
         };
-        let settings = &self.settings.route;
-        let is_over = |key: &[u8]| queue_names(key).nth(1).is_some_and(|s| !settings.takes(s));
+        let (settings, accounts) = (&self.settings.route, route.accounts());
+        let is_over = |key: &[u8]| {
+            wire::wish(key, accounts).is_some_and(|wish| !settings.takes(wish.subject))
+        };
         let over: Vec<Box<[u8]>> =
             route.wishes.iter().filter(|key| is_over(key)).cloned().collect();
         for key in over {
-            let mut words = queue_names(&key);
-            if let (Some(account), Some(subject)) = (words.next(), words.next()) {
-                let wish = Wish { key: &key, account, subject, queue: words.next() };
+            if let Some(wish) = wire::wish(&key, accounts) {
                 self.on_wish_end(id, &wish);
             }
         }
@@ -900,6 +906,7 @@ impl Engine {
         self.flush_soon(id);
     }
 
+    /// What this server says of itself over any route.
     fn route_info(&self) -> RouteInfo {
         let mut info = self.settings.route.info.clone();
         info.cluster = self.cluster.name.clone().unwrap_or_default();
@@ -909,9 +916,16 @@ impl Engine {
     }
 
     fn send_route_info(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
         let mut info = self.route_info();
-        if let Some(packing) = self.conns.get(id).and_then(|conn| conn.packing.as_ref()) {
+        if let Some(packing) = &conn.packing {
             info.compression = packing.mode.name().to_owned();
+        }
+        // Who dials chooses what the connection is for.
+        match conn.route.as_ref().filter(|route| route.dialed.is_some()).map(|r| &r.part) {
+            Some(Part::Pool(index)) => info.route_pool_idx = (*index).into(),
+            Some(Part::Account(name)) => info.route_account = (**name).into(),
+            Some(Part::All) | None => {}
         }
         self.reply(id, |out| wire::info(out, &info));
     }
@@ -923,7 +937,7 @@ fn was_changed(old: &RouteSettings, new: &RouteSettings) -> bool {
 
 impl RouteSettings {
     /// Whether peers are told of interest in a subject.
-    fn tells(&self, subject: &[u8]) -> bool {
+    pub(super) fn tells(&self, subject: &[u8]) -> bool {
         self.permissions.as_ref().is_none_or(|permissions| permissions.may_publish(subject))
     }
 

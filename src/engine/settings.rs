@@ -18,6 +18,7 @@ use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
+use crate::cluster::Pooling;
 use crate::config::trust::Trust;
 use crate::config::{
     self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
@@ -56,6 +57,8 @@ pub struct ClusterIdentity {
     pub port: u16,
     /// `host:port` where its clients may connect.
     pub urls: Vec<String>,
+    /// What goes over which of the connections to a member; a reload does not change it.
+    pub pooling: Pooling,
 }
 
 /// What an engine has to know of the cluster's configuration.
@@ -63,6 +66,7 @@ pub struct ClusterIdentity {
 pub(super) struct RouteSettings {
     /// What this server says of itself, but for the cluster's name.
     pub(super) info: RouteInfo,
+    pub(super) pooling: Pooling,
     pub(super) user: Option<String>,
     pub(super) pass: Option<Secret>,
     pub(super) auth_timeout_ns: u64,
@@ -618,6 +622,8 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
             ip = format!("nats-route://{shown}:{port}/");
         }
     }
+    let pooling = identity.cluster.as_ref().map(|cluster| cluster.pooling.clone());
+    let pooling = pooling.unwrap_or_default();
     let info = RouteInfo {
         server_id: identity.id.clone(),
         server_name: identity.name.clone(),
@@ -633,6 +639,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         tls_verify: cluster.tls.is_some(),
         max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
         connect_urls: urls(options, identity),
+        route_pool_size: i32::from(pooling.size()),
         shardcast: true,
         compression: cluster.compression.name().to_owned(),
         import: cluster.permissions.as_ref().and_then(|p| permitted(&p.publish)),
@@ -641,6 +648,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
     };
     RouteSettings {
         info,
+        pooling,
         user: cluster.user.clone(),
         pass: cluster.user.as_ref().map(|_| cluster.password.clone()),
         auth_timeout_ns: cluster.timeout_ms.saturating_mul(NS_PER_MS),

@@ -32,7 +32,7 @@ pub enum RouteOp<'a> {
     NoInterest(Wish<'a>),
     /// RMSG or HMSG.
     Message {
-        /// The account's name.
+        /// The account's name; empty where it goes without saying.
         account: &'a [u8],
         /// The names of the queue groups that are to be served, with blanks between them.
         queues: &'a [u8],
@@ -46,9 +46,9 @@ pub enum RouteOp<'a> {
 /// What RS+ and RS- speak of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish<'a> {
-    /// `<account> <subject> [<queue>]` as it was written: equal texts are equal wishes.
+    /// `[<account>] <subject> [<queue>]` as it was written: equal texts are equal wishes.
     pub key: &'a [u8],
-    /// The account's name.
+    /// The account's name; empty where it goes without saying.
     pub account: &'a [u8],
     /// The filter, unchecked.
     pub subject: &'a [u8],
@@ -81,12 +81,25 @@ const INFO: &[u8] = b"INFO";
 /// What is read otherwise than from clients, likely ones first.
 const NAMES: [&[u8]; 5] = [RMSG, HMSG, RS_PLUS, RS_MINUS, INFO];
 
+/// Whether the operations of a connection name the account that they are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accounts {
+    /// Each does.
+    Named,
+    /// The connection is for one account only (§6).
+    Unnamed,
+}
+
 /// Reads the first operation of `input`. No message may be larger than `payload_bytes_max`.
 ///
 /// # Errors
 ///
 /// Whenever a peer breaks the rules of §2; nothing can be read behind it.
-pub fn parse(input: &[u8], payload_bytes_max: usize) -> Result<RouteParsed<'_>, ProtoError> {
+pub fn parse(
+    input: &[u8],
+    payload_bytes_max: usize,
+    accounts: Accounts,
+) -> Result<RouteParsed<'_>, ProtoError> {
     let limits =
         Limits { control_line_bytes_max: CONTROL_LINE_BYTES_MAX, payload_bytes_max, headers: true };
     let starts_with =
@@ -99,10 +112,10 @@ pub fn parse(input: &[u8], payload_bytes_max: usize) -> Result<RouteParsed<'_>, 
         return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
     };
     let op = match name {
-        RS_PLUS => parse_interest(line.args)?,
-        RS_MINUS => parse_no_interest(line.args)?,
+        RS_PLUS => parse_interest(line.args, accounts)?,
+        RS_MINUS => parse_no_interest(line.args, accounts)?,
         INFO => RouteOp::Info(trim(line.args)),
-        _ => return parse_message(input, &line, name == HMSG, &limits),
+        _ => return parse_message(input, &line, (name == HMSG, accounts), &limits),
     };
     Ok(RouteParsed::Op { op, used: line.used })
 }
@@ -133,12 +146,15 @@ fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>,
 
 type Words<'a> = SmallVec<[&'a [u8]; 8]>;
 
-fn words(args: &[u8]) -> Words<'_> {
-    args.split(parse::is_blank).filter(|word| !word.is_empty()).collect()
+/// The arguments one by one, an account always first.
+fn words(args: &[u8], accounts: Accounts) -> Words<'_> {
+    let unnamed = (accounts == Accounts::Unnamed).then_some(&args[..0]);
+    let words = args.split(parse::is_blank).filter(|word| !word.is_empty());
+    unnamed.into_iter().chain(words).collect()
 }
 
-fn parse_interest(args: &[u8]) -> Result<RouteOp<'_>, ProtoError> {
-    match *words(args).as_slice() {
+fn parse_interest(args: &[u8], accounts: Accounts) -> Result<RouteOp<'_>, ProtoError> {
+    match *words(args, accounts).as_slice() {
         [account, subject] => {
             Ok(RouteOp::Interest(Wish { key: args, account, subject, queue: None }, None))
         }
@@ -154,8 +170,8 @@ fn parse_interest(args: &[u8]) -> Result<RouteOp<'_>, ProtoError> {
     }
 }
 
-fn parse_no_interest(args: &[u8]) -> Result<RouteOp<'_>, ProtoError> {
-    let (account, subject, queue) = match *words(args).as_slice() {
+fn parse_no_interest(args: &[u8], accounts: Accounts) -> Result<RouteOp<'_>, ProtoError> {
+    let (account, subject, queue) = match *words(args, accounts).as_slice() {
         [account, subject] => (account, subject, None),
         [account, subject, queue] => (account, subject, Some(queue)),
         _ => return Err(bad_arguments("processRemoteUnsub Parse Error", args)),
@@ -166,11 +182,11 @@ fn parse_no_interest(args: &[u8]) -> Result<RouteOp<'_>, ProtoError> {
 fn parse_message<'a>(
     input: &'a [u8],
     line: &Line<'a>,
-    has_header: bool,
+    (has_header, accounts): (bool, Accounts),
     limits: &Limits,
 ) -> Result<RouteParsed<'a>, ProtoError> {
     let bad = |problem| bad_arguments(problem, line.args);
-    let words = words(line.args);
+    let words = words(line.args, accounts);
     let sizes = if has_header { 2 } else { 1 };
     if words.len() < 2 + sizes {
         return Err(bad("processRoutedMsgArgs Parse Error"));
@@ -198,8 +214,10 @@ fn parse_message<'a>(
     }
     let publish = Publish { subject, reply, header, size_text, payload: b"", tail: None };
     let is_plain = groups.is_empty() && header.is_some() == has_header;
-    let is_passed_on = is_plain && parse::is_canonical(line, &words);
-    let tail_start = is_passed_on.then(|| account.len() + 1 + subject.len() + 1);
+    let named = usize::from(accounts == Accounts::Unnamed);
+    let is_passed_on = is_plain && parse::is_canonical(line, &words[named..]);
+    let before = account.len() + blank(account).len();
+    let tail_start = is_passed_on.then(|| before + subject.len() + 1);
     let queues = match groups {
         [] => &[][..],
         [first, ..] => {
@@ -245,14 +263,28 @@ pub fn delivered<'a>(message: &Publish<'a>) -> Publish<'a> {
     }
 }
 
+/// Takes [`Wish::key`] apart.
+pub fn wish(key: &[u8], accounts: Accounts) -> Option<Wish<'_>> {
+    match parse_no_interest(key, accounts) {
+        Ok(RouteOp::NoInterest(wish)) => Some(wish),
+        _ => None,
+    }
+}
+
 /// The names in [`RouteOp::Message::queues`].
 pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
     queues.split(parse::is_blank).filter(|name| !name.is_empty())
 }
 
-/// Appends RS+; with a queue group also how many members it has here.
+/// What separates an account from what follows it: nothing where it is not named.
+fn blank(account: &[u8]) -> &'static [u8] {
+    if account.is_empty() { b"" } else { b" " }
+}
+
+/// Appends RS+; with a queue group also how many members it has here. An account without a name is
+/// not written, here and in the following.
 pub fn interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option<(&[u8], u32)>) {
-    append(out, &[b"RS+ ", account, b" ", subject]);
+    append(out, &[b"RS+ ", account, blank(account), subject]);
     if let Some((queue, members)) = queue {
         let mut number = itoa::Buffer::new();
         append(out, &[b" ", queue, b" ", number.format(members).as_bytes()]);
@@ -262,7 +294,7 @@ pub fn interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option
 
 /// Appends RS-.
 pub fn no_interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option<&[u8]>) {
-    append(out, &[b"RS- ", account, b" ", subject]);
+    append(out, &[b"RS- ", account, blank(account), subject]);
     if let Some(queue) = queue {
         append(out, &[b" ", queue]);
     }
@@ -286,7 +318,7 @@ fn json(value: &impl Serialize) -> String {
 /// Appends what comes before [`Publish::tail`] of a message for no queue group.
 pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, account: &[u8], subject: &[u8]) {
     let name: &[u8] = if headers { b"HMSG " } else { b"RMSG " };
-    append(out, &[name, account, b" ", subject, b" "]);
+    append(out, &[name, account, blank(account), subject, b" "]);
 }
 
 /// Appends a whole RMSG or HMSG for a peer that has headers, or has not; `queues` are the groups
@@ -386,6 +418,9 @@ pub struct RouteInfo {
     /// Routes between two servers; absent without pooling.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_size: i32,
+    /// Which of them this is; only who dials says so.
+    #[serde(skip_serializing_if = "is_default")]
+    pub route_pool_idx: i32,
     /// Whether and how it compresses (§7).
     #[serde(skip_serializing_if = "is_default")]
     pub compression: String,
@@ -470,7 +505,7 @@ mod tests {
     fn ops(wire: &[u8], cut: usize) -> Vec<String> {
         let (mut ops, mut at, mut end, mut need) = (Vec::new(), 0, cut, 0);
         loop {
-            match parse(&wire[at..end], 1000) {
+            match parse(&wire[at..end], 1000, Accounts::Named) {
                 Ok(RouteParsed::Op { op, used }) => {
                     ops.push(format!("{op:?}"));
                     at += used;
@@ -505,7 +540,9 @@ mod tests {
             b"HMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
             b"HMSG $G a + r g1 g2 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
         ] {
-            let Ok(RouteParsed::Op { op, used }) = parse(wire, 1000) else { panic!("{wire:?}") };
+            let Ok(RouteParsed::Op { op, used }) = parse(wire, 1000, Accounts::Named) else {
+                panic!("{wire:?}")
+            };
             let RouteOp::Message { account, queues, publish } = op else { panic!("{op:?}") };
             assert_eq!(used, wire.len());
             let queues: Vec<_> = queue_names(queues).collect();
@@ -513,6 +550,35 @@ mod tests {
             msg(&mut out, account, &publish, &queues, true);
             assert_eq!(out, wire);
         }
+    }
+
+    #[test]
+    fn where_the_account_goes_without_saying_it_is_neither_read_nor_written() {
+        for wire in [
+            &b"RMSG a 2\r\nhi\r\n"[..],
+            b"RMSG a r 2\r\nhi\r\n",
+            b"RMSG a | g1 g2 2\r\nhi\r\n",
+            b"HMSG a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+        ] {
+            let parsed = parse(wire, 1000, Accounts::Unnamed);
+            let Ok(RouteParsed::Op { op, used }) = parsed else { panic!("{parsed:?}") };
+            let RouteOp::Message { account, queues, publish } = op else { panic!("{op:?}") };
+            assert_eq!((used, account, publish.subject), (wire.len(), &b""[..], &b"a"[..]));
+            let queues: Vec<_> = queue_names(queues).collect();
+            let mut out = Vec::new();
+            msg(&mut out, account, &publish, &queues, true);
+            assert_eq!(out, wire);
+        }
+        let (mut out, wish) = (Vec::new(), &b"RS+ a q 3\r\n"[..]);
+        let parsed = parse(wish, 1000, Accounts::Unnamed);
+        let Ok(RouteParsed::Op { op, .. }) = parsed else { panic!("{parsed:?}") };
+        let RouteOp::Interest(Wish { account, subject, queue, key }, members) = op else {
+            panic!("{op:?}")
+        };
+        assert_eq!((key, members), (&b"a q"[..], Some(3)));
+        interest(&mut out, account, subject, queue.zip(members));
+        assert_eq!(out, wish);
+        assert!(parse(b"RS+ A a q 3\r\n", 1000, Accounts::Unnamed).is_err());
     }
 
     #[test]
@@ -543,7 +609,8 @@ mod tests {
     #[test]
     fn a_peer_without_headers_gets_the_body_alone() {
         let wire = b"HMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n";
-        let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) = parse(wire, 1000)
+        let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) =
+            parse(wire, 1000, Accounts::Named)
         else {
             panic!("it is a message")
         };
@@ -569,15 +636,19 @@ mod tests {
             b"PUB a 1\r\nx\r\n",
             b"-ERR 'x'\r\n",
         ] {
-            assert!(parse(wire, 1000).is_err(), "{}", String::from_utf8_lossy(wire));
+            assert!(
+                parse(wire, 1000, Accounts::Named).is_err(),
+                "{}",
+                String::from_utf8_lossy(wire)
+            );
         }
         let long = [b"RS+ $G ".to_vec(), vec![b'a'; CONTROL_LINE_BYTES_MAX]].concat();
-        assert_eq!(parse(&long, 1000), Err(ProtoError::ControlLineTooLong));
+        assert_eq!(parse(&long, 1000, Accounts::Named), Err(ProtoError::ControlLineTooLong));
     }
 
     #[test]
     fn a_weight_is_no_part_of_what_a_wish_is_known_by() {
-        let wish = |wire: &'static [u8]| match parse(wire, 0) {
+        let wish = |wire: &'static [u8]| match parse(wire, 0, Accounts::Named) {
             Ok(RouteParsed::Op { op: RouteOp::Interest(wish, weight), .. }) => (wish.key, weight),
             other => panic!("{other:?}"),
         };

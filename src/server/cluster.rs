@@ -18,7 +18,7 @@ use tracing::{debug, error, info};
 use super::listen::host_port;
 use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
-use crate::cluster::{Members, Plan, Step};
+use crate::cluster::{Members, Plan, Pooling, Step};
 use crate::config::{Options, RouteUrl, StartError};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
@@ -71,6 +71,7 @@ pub(super) fn identify(
         host: options.cluster.host.clone(),
         port: address.port(),
         urls: client_urls(options, client_port),
+        pooling: Pooling::new(options),
     }))
 }
 
@@ -111,10 +112,11 @@ impl Cluster {
         let (accepted_to, accepted) = bounded(ACCEPTED_MAX);
         let (dialed_to, dialed) = unbounded();
         let side = Side {
-            members: Members::new(plan(&identity.id, options), fastrand::u64(..)),
+            members: Members::new(plan(&identity.id, &own.pooling, options), fastrand::u64(..)),
             addresses,
             started,
             id: identity.id.clone(),
+            pooling: own.pooling.clone(),
             cluster: own.name.clone(),
             name: first_name(&options.cluster.routes),
             last_rid: 0,
@@ -136,7 +138,7 @@ impl Cluster {
 }
 
 /// What its members have to know.
-fn plan(id: &str, options: &Options) -> Plan {
+fn plan(id: &str, pooling: &Pooling, options: &Options) -> Plan {
     let cluster = &options.cluster;
     Plan {
         id: id.to_owned(),
@@ -145,6 +147,7 @@ fn plan(id: &str, options: &Options) -> Plan {
         connect_retries: cluster.connect_retries,
         connect_backoff: cluster.connect_backoff,
         no_advertise: cluster.no_advertise,
+        pooling: pooling.clone(),
     }
 }
 
@@ -198,6 +201,7 @@ struct Side {
     addresses: Vec<Address>,
     started: Instant,
     id: String,
+    pooling: Pooling,
     /// The cluster's name.
     cluster: String,
     /// The first host of the configured routes that is a name.
@@ -246,7 +250,7 @@ impl Side {
 
     fn reload(&mut self, options: &Options) {
         self.name = first_name(&options.cluster.routes);
-        self.members.reload(plan(&self.id, options));
+        self.members.reload(plan(&self.id, &self.pooling, options));
         if let Some(name) = options.cluster.name.clone().filter(|name| *name != self.cluster) {
             info!("Cluster name updated to {name}");
             self.cluster.clone_from(&name);
@@ -262,6 +266,7 @@ impl Side {
     fn on_notice(&mut self, notice: RouteNotice) {
         match notice {
             RouteNotice::Greeted { rid, info, ip } => self.members.on_greeted(rid, *info, &ip),
+            RouteNotice::Confirmed { rid } => self.members.on_confirmed(rid),
             RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
             RouteNotice::Ended { rid, is_self } => self.members.on_ended(rid, is_self),
             RouteNotice::Named { rid, name, is_dynamic } => {
@@ -342,7 +347,7 @@ impl Side {
     fn carry_out(&mut self, step: Step) {
         let order = |rid, order| self.shard_of(rid).send(Control::Route(order));
         match step {
-            Step::Register(rid) => order(rid, RouteOrder::Register(rid)),
+            Step::Register(rid, part) => order(rid, RouteOrder::Register(rid, part)),
             Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
             Step::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
             Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),

@@ -35,6 +35,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 use tracing::{error, info, warn};
 
+use crate::cluster::Pooling;
 use crate::config::args::{self, Args, Command};
 use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
@@ -93,6 +94,8 @@ pub struct ClusterIdentity {
     pub port: u16,
     /// `host:port` where clients may connect.
     pub urls: Vec<String>,
+    /// What goes over which of the connections to a member.
+    pub pooling: Pooling,
 }
 
 /// Where something listens.
@@ -117,6 +120,7 @@ impl Identity {
             is_dynamic: cluster.is_dynamic,
             port: cluster.port,
             urls: cluster.urls.clone(),
+            pooling: cluster.pooling.clone(),
         });
         let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
         let websocket =

@@ -34,6 +34,9 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     keep("http", &old.http, &mut new.http, &mut kept);
     keep("cluster host", &old.cluster.host, &mut new.cluster.host, &mut kept);
     keep("cluster port", &old.cluster.port, &mut new.cluster.port, &mut kept);
+    let (was, is) = (&old.cluster, &mut new.cluster);
+    keep("cluster pool_size", &was.pool_size, &mut is.pool_size, &mut kept);
+    keep("cluster accounts", &was.accounts, &mut is.accounts, &mut kept);
     keep("http_base_path", &old.http_base_path, &mut new.http_base_path, &mut kept);
     let (was, is) = (&old.runtime, &mut new.runtime);
     keep("shards", &was.shards, &mut is.shards, &mut kept);

@@ -12,7 +12,7 @@ pub mod transform;
 
 use memchr::{memchr, memchr_iter};
 
-pub use table::Table;
+pub use table::{Scan, Table};
 pub use transform::{Transform, TransformError};
 
 /// Whether SUB may name this filter: no token is empty, and nothing follows a token `>`.

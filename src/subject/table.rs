@@ -25,6 +25,22 @@ pub struct Table<V> {
     literals: HashTable<Box<Stored<V>>>,
     /// The other ones.
     wild: Tree<V>,
+    /// How often the literals may have changed places.
+    layout: u64,
+}
+
+/// How far [`Table::scan`] has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scan {
+    literal: usize,
+    layout: u64,
+    /// How often it has begun again.
+    factor: u32,
+    node: usize,
+}
+
+impl Scan {
+    const FACTOR_MAX: u32 = 24;
 }
 
 impl<V> Default for Table<V> {
@@ -53,7 +69,7 @@ impl<V> Table<V> {
 
     fn with_hasher(hasher: RandomState) -> Self {
         let wild = Tree { nodes: Vec::new(), free: Vec::new(), len: 0, hasher };
-        Self { literals: HashTable::new(), wild }
+        Self { literals: HashTable::new(), wild, layout: 0 }
     }
 
     /// The number of filters.
@@ -73,6 +89,9 @@ impl<V> Table<V> {
     {
         if !is_keyed(filter) {
             return self.wild.entry(filter);
+        }
+        if self.literals.len() == self.literals.capacity() {
+            self.layout += 1;
         }
         let hasher = &self.wild.hasher;
         let hash = hasher.hash_one(filter);
@@ -110,6 +129,7 @@ impl<V> Table<V> {
         let found = self.literals.find_entry(hash, |stored| *stored.filter == *filter).ok()?;
         let (stored, _) = found.remove();
         if is_sparse(self.literals.len(), self.literals.capacity()) {
+            self.layout += 1;
             let kept = self.literals.len() * 2;
             self.literals.shrink_to(kept, |stored| hasher.hash_one(&*stored.filter));
         }
@@ -139,6 +159,45 @@ impl<V> Table<V> {
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &V)> {
         let literals = self.literals.iter().map(|stored| (&*stored.filter, &stored.value));
         literals.chain(self.wild.iter())
+    }
+
+    /// Visits filters from where an earlier call has come to, looking at no more than `places`
+    /// places, which are used up. Returns whether it has come to the end.
+    ///
+    /// The table may change between two calls: what is there all the time is visited, perhaps
+    /// more than once; what comes or goes meanwhile may be or not. Whenever a change has moved
+    /// what was visited, it begins again, and from then on looks at twice as many places for one:
+    /// so it comes to an end however often that happens.
+    pub fn scan(
+        &self,
+        at: &mut Scan,
+        places: &mut usize,
+        mut visit: impl FnMut(&[u8], &V),
+    ) -> bool {
+        if at.layout != self.layout {
+            at.factor = if at.literal == 0 { at.factor } else { at.factor.saturating_add(1) };
+            (at.layout, at.literal) = (self.layout, 0);
+        }
+        let factor = 1 << at.factor.min(Scan::FACTOR_MAX);
+        let (buckets, nodes) = (self.literals.num_buckets(), self.wild.nodes.len());
+        while at.literal < buckets && *places > 0 {
+            *places -= 1;
+            for place in at.literal..buckets.min(at.literal + factor) {
+                if let Some(stored) = self.literals.get_bucket(place) {
+                    visit(&stored.filter, &stored.value);
+                }
+            }
+            at.literal += factor;
+        }
+        while at.node < nodes && *places > 0 {
+            *places -= 1;
+            let node = &self.wild.nodes[at.node];
+            for stored in node.exact.iter().chain(&node.rest) {
+                visit(&stored.filter, &stored.value);
+            }
+            at.node += 1;
+        }
+        at.literal >= buckets && at.node >= nodes
     }
 }
 
@@ -412,6 +471,46 @@ mod tests {
         table.for_each_match(subject.as_bytes(), |filter| found.push(filter.as_str()));
         found.sort_unstable();
         found
+    }
+
+    proptest! {
+        #[test]
+        fn a_scan_visits_all_that_stays_whatever_comes_and_goes_meanwhile(
+            kept in 1..200usize,
+            changes in prop::collection::vec((any::<bool>(), 0..3000usize), 0..4000),
+            places_max in 1..40usize,
+        ) {
+            let name = |kind: &str, at: usize| match at % 3 {
+                0 => format!("{kind}.{at}.*"),
+                _ => format!("{kind}.{at}"),
+            };
+            let mut table = Table::<()>::with_seed(1);
+            (0..kept).for_each(|at| *table.entry(name("kept", at).as_bytes()) = ());
+            let mut seen = std::collections::BTreeSet::new();
+            let (mut scan, mut changes, mut calls) = (Scan::default(), changes.into_iter(), 0);
+            loop {
+                let (mut places, mut visits) = (places_max, 0);
+                let is_over = table.scan(&mut scan, &mut places, |filter, ()| {
+                    seen.insert(filter.to_vec());
+                    visits += 1;
+                });
+                let used = places_max - places;
+                prop_assert!(visits <= 2 * used << scan.factor, "{visits} at {used} places");
+                if is_over {
+                    break;
+                }
+                calls += 1;
+                prop_assert!(calls < 20_000, "it comes to an end");
+                for (comes, at) in changes.by_ref().take(50) {
+                    let name = name("passing", at);
+                    match comes {
+                        true => *table.entry(name.as_bytes()) = (),
+                        false => drop(table.remove(name.as_bytes())),
+                    }
+                }
+            }
+            prop_assert!((0..kept).all(|at| seen.contains(name("kept", at).as_bytes())));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, HeaderMap, RequestErrorKind};
 use futures::StreamExt;
 
+use super::http::json;
 use super::peers::{ask_until_answered, next, within};
 use super::{Broker, is_nats_server};
 
@@ -13,8 +14,10 @@ use super::{Broker, is_nats_server};
 pub(crate) enum Kind {
     Ours(u32),
     Original,
+    /// As Debian 12 has it: without pools.
+    Old,
 }
-pub(crate) use Kind::{Original, Ours};
+pub(crate) use Kind::{Old, Original, Ours};
 
 /// A member of cluster `C` that dials the members in `seeds`.
 pub(crate) fn member(kind: Kind, name: &str, seeds: &mut [&mut Broker], more: &str) -> Broker {
@@ -39,6 +42,7 @@ pub(crate) fn start(kind: Kind, config: &str) -> Broker {
     match kind {
         Ours(shards) => Broker::with_config(shards, config),
         Original => Broker::original(config),
+        Old => Broker::of_program(&super::old_original().expect("it was looked for"), config),
     }
 }
 
@@ -55,9 +59,36 @@ pub(crate) fn pairs() -> Vec<[Kind; 2]> {
 pub(crate) fn has_original() -> bool {
     let found = !is_nats_server() && super::has_original();
     if !found {
-        std::io::Write::write_all(&mut std::io::stderr(), b"skipped: no nats-server\n").ok();
+        say("skipped: no nats-server\n");
     }
     found
+}
+
+/// The nats-servers that are here; says so if one is not.
+pub(crate) fn originals() -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    if has_original() {
+        kinds.push(Original);
+        match super::old_original() {
+            Some(_) => kinds.push(Old),
+            None => say("skipped: SHARDCAST_NATS_SERVER_2_9 names no nats-server 2.9\n"),
+        }
+    }
+    kinds
+}
+
+fn say(line: &str) {
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).ok();
+}
+
+/// How many routes a member has to each other one.
+pub(crate) fn routes_to_each(broker: &Broker) -> Vec<usize> {
+    let routes = json(broker, "/routez")["routes"].as_array().cloned().unwrap_or_default();
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for route in routes {
+        *counts.entry(route["remote_id"].to_string()).or_default() += 1;
+    }
+    counts.into_values().collect()
 }
 
 pub(crate) async fn client(broker: &Broker) -> Client {

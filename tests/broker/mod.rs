@@ -67,6 +67,11 @@ impl Broker {
         Self::confined(ORIGINAL.to_owned(), 1, config, Confines::default())
     }
 
+    /// The same of another program.
+    pub(crate) fn of_program(program: &str, config: &str) -> Self {
+        Self::confined(program.to_owned(), 1, config, Confines::default())
+    }
+
     /// The same with no more than this many open files.
     pub(crate) fn with_few_files(shards: u32, config: &str, files_max: u32) -> Self {
         let confines = Confines { files_max: Some(files_max), ..Confines::default() };
@@ -286,6 +291,14 @@ pub(crate) fn has_original() -> bool {
     let found = Command::new(ORIGINAL).arg("--version").output().is_ok();
     assert!(found || std::env::var_os("CI").is_none(), "{ORIGINAL} is not on the path");
     found
+}
+
+/// A nats-server 2.9, if the environment names one; where everything must hold it has to.
+pub(crate) fn old_original() -> Option<String> {
+    let named = std::env::var("SHARDCAST_NATS_SERVER_2_9").ok();
+    let is_there = named.is_some() || std::env::var_os("CI").is_none();
+    assert!(is_there, "SHARDCAST_NATS_SERVER_2_9 names no nats-server 2.9");
+    named
 }
 
 /// The program under test.

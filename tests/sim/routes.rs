@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use shardcast::cluster::{Members, Plan, Step as Task};
-use shardcast::config::RouteUrl;
+use shardcast::cluster::{Members, Plan, Pooling, Step as Task};
+use shardcast::config::{Options, RouteUrl};
 use shardcast::engine::{ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId};
 use shardcast::shard::RouteOrder;
 
@@ -47,7 +47,13 @@ fn name(server: usize) -> String {
     format!("server{server}")
 }
 
-fn identity(server: usize, lives: u32) -> Identity {
+fn pooling(flavour: &Flavour) -> Pooling {
+    let mut options = Options::default();
+    options.cluster.pool_size = flavour.pool_size;
+    Pooling::new(&options)
+}
+
+fn identity(server: usize, lives: u32, flavour: &Flavour) -> Identity {
     Identity {
         // Its first characters name a server in subjects.
         id: format!("N{server}L{lives}LONGENOUGH"),
@@ -56,6 +62,7 @@ fn identity(server: usize, lives: u32) -> Identity {
             name: "C".to_owned(),
             port: 1,
             urls: vec![format!("{}:2", name(server))],
+            pooling: pooling(flavour),
             ..ClusterIdentity::default()
         }),
         ..Identity::default()
@@ -70,7 +77,7 @@ pub(super) fn shards(
     (flavour, is_cluster): (&Flavour, bool),
     rng: &mut fastrand::Rng,
 ) -> Vec<Shard> {
-    let identity = if is_cluster { identity(server, lives) } else { Identity::default() };
+    let identity = if is_cluster { identity(server, lives, flavour) } else { Identity::default() };
     let settings = Rc::new(settings(flavour, Rules::default(), &identity));
     let shard = |id| {
         let settings = Rc::clone(&settings);
@@ -85,10 +92,17 @@ pub(super) fn shards(
 
 impl Server {
     /// A server that dials those in `dials`.
-    pub(super) fn new(server: usize, lives: u32, dials: &[usize], seed: u64) -> Self {
+    pub(super) fn new(
+        server: usize,
+        lives: u32,
+        dials: &[usize],
+        flavour: &Flavour,
+        seed: u64,
+    ) -> Self {
         let url = |to: &usize| RouteUrl { host: name(*to), port: 1, login: None };
         let plan = Plan {
-            id: identity(server, lives).id,
+            id: identity(server, lives, flavour).id,
+            pooling: pooling(flavour),
             routes: dials.iter().map(url).collect(),
             // Nobody is given up for an attempt that fails.
             connect_retries: u32::MAX,
@@ -116,6 +130,7 @@ impl World {
             moved = true;
             match notice {
                 RouteNotice::Greeted { rid, info, ip } => members.on_greeted(rid, *info, &ip),
+                RouteNotice::Confirmed { rid } => members.on_confirmed(rid),
                 RouteNotice::Heard { rid, info } => members.on_heard(rid, *info),
                 RouteNotice::Ended { rid, is_self } => members.on_ended(rid, is_self),
                 notice @ RouteNotice::Named { .. } => panic!("the cluster has a name: {notice:?}"),
@@ -140,14 +155,14 @@ impl World {
                 }
                 return;
             }
-            Task::Register(rid) => (rid, RouteOrder::Register(rid)),
+            Task::Register(rid, part) => (rid, RouteOrder::Register(rid, part)),
             Task::Close(rid) => {
                 for end in self.ends.iter_mut().filter(|e| e.server == server && e.rid == rid) {
                     end.is_dismissed = true;
                 }
                 (rid, RouteOrder::Close(rid))
             }
-            Task::Remove(rid) => unreachable!("route {rid} is configured as ever"),
+            Task::Remove(rid) => (rid, RouteOrder::Remove(rid)),
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };
         let shard = self.shard_of_route(server, order.0);
@@ -182,7 +197,7 @@ impl World {
         let peer = Peer { cid: rid, ip: "127.0.0.1".into(), port: 1 };
         let engine = &mut self.shards[shard].engine;
         engine.set_now(self.now);
-        engine.open_route(id, peer, NewRoute { rid, dialed, host: String::new() });
+        engine.open_route(id, peer, NewRoute { rid, dialed, host: "".into() });
         tell!(self, "server {server} has route {rid} on shard {shard} as {id:?}");
         self.ends.push(End {
             pipe: Pipe::new(shard, id),
@@ -324,8 +339,10 @@ impl World {
         }
     }
 
-    /// What is missing until every pair of servers has one route, in both their opinions.
+    /// What is missing until every pair of servers has its routes, in both their opinions.
     pub(super) fn cluster_unrest(&self) -> Option<String> {
+        let pool = pooling(&self.flavour);
+        let routes_of_pair = pool.parts_with(pool.size().into()).len();
         let mut ends = self.ends.iter().filter(|end| end.pipe.is_open());
         if let Some(end) = ends.find(|end| !end.pipe.reading) {
             return Some(format!("route {} of server {} is paused", end.rid, end.server));
@@ -340,7 +357,8 @@ impl World {
             let mut remotes: Vec<String> = routes.map(|route| route.remote_name).collect();
             remotes.sort_unstable();
             let others = (0..self.servers.len()).filter(|other| *other != server);
-            let wanted: Vec<String> = others.map(name).collect();
+            let wanted = others.flat_map(|other| vec![name(other); routes_of_pair]);
+            let wanted: Vec<String> = wanted.collect();
             let open = self.ends.iter().filter(|e| e.server == server && !e.pipe.gone).count();
             if remotes != wanted || open != wanted.len() {
                 return Some(format!("server {server} has {open} routes, to {remotes:?}"));

@@ -170,6 +170,8 @@ pub(crate) struct Flavour {
     pub(crate) pending_bytes_max: usize,
     pub(crate) write_deadline_ms: u64,
     pub(crate) ping_interval_ms: u64,
+    /// Routes between each two servers; 0: one, without a pool.
+    pub(crate) pool_size: u16,
 }
 
 impl Flavour {
@@ -282,6 +284,7 @@ fn flavour(first: u8, second: u8) -> Flavour {
         },
         write_deadline_ms: if (second / 8).is_multiple_of(4) { 500 } else { 10_000 },
         ping_interval_ms: if (second / 32).is_multiple_of(4) { 1_000 } else { 120_000 },
+        pool_size: u16::from(second % 4),
     }
 }
 

@@ -86,8 +86,9 @@ impl World {
             let how = (&plan.flavour, is_cluster);
             all.extend(routes::shards(server, 0, plan.shards, how, &mut rng));
         }
-        let member =
-            |(server, dials): (usize, &Vec<usize>)| Server::new(server, 0, dials, rng.u64(..));
+        let member = |(server, dials): (usize, &Vec<usize>)| {
+            Server::new(server, 0, dials, &plan.flavour, rng.u64(..))
+        };
         let servers = plan.servers.iter().enumerate().filter(|_| is_cluster).map(member).collect();
         let clients = plan.phases.first().map_or(0, Vec::len);
         let client = || Client { socket: None, ops: VecDeque::new(), waits_for_pong: false };

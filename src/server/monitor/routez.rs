@@ -42,6 +42,8 @@ struct Route {
     subscriptions_list: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list_detail: Vec<Sub>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<Box<str>>,
     compression: &'static str,
 }
 
@@ -76,7 +78,8 @@ fn shown(state: &State, route: RouteSnapshot, detail: Detail, now: DateTime<Utc>
     let zero = state.reporter.started_at();
     let (start, last) =
         (text::after(zero, route.opened_ns), text::after(zero, route.last_active_ns));
-    let subs: Vec<Sub> = route.wishes.iter().map(|wish| sub(wish, route.rid)).collect();
+    let account = route.account.as_deref();
+    let subs = route.wishes.iter().map(|wish| sub(account, wish, route.rid)).collect::<Vec<_>>();
     let configured = &state.options.cluster.routes;
     let (list, details) = match detail {
         Detail::All => (Vec::new(), subs),
@@ -103,14 +106,16 @@ fn shown(state: &State, route: RouteSnapshot, detail: Detail, now: DateTime<Utc>
         subscriptions: route.subscriptions,
         subscriptions_list: list,
         subscriptions_list_detail: details,
+        account: route.account,
         compression: route.compression,
     }
 }
 
-/// Takes apart what a peer has written: account, subject and perhaps a queue group.
-fn sub(wish: &[u8], cid: u64) -> Sub {
+/// Takes apart what a peer has written: account, unless the route is for that one, subject and
+/// perhaps a queue group.
+fn sub(account: Option<&str>, wish: &[u8], cid: u64) -> Sub {
     let text = String::from_utf8_lossy(wish);
-    let mut words = text.split_whitespace().map(str::to_owned);
+    let mut words = account.into_iter().chain(text.split_whitespace()).map(str::to_owned);
     Sub {
         account: words.next().unwrap_or_default(),
         subject: words.next().unwrap_or_default(),

@@ -124,6 +124,8 @@ struct Cluster<'a> {
     tls_required: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     tls_verify: bool,
+    #[serde(skip_serializing_if = "is_none")]
+    pool_size: u16,
 }
 
 impl<'a> Cluster<'a> {
@@ -144,12 +146,13 @@ impl<'a> Cluster<'a> {
             tls_timeout: tls_timeout.as_secs_f64(),
             tls_required: options.tls.is_some(),
             tls_verify: options.tls.is_some(),
+            pool_size: identity.pooling.size(),
         }
     }
 }
 
-fn is_none(port: &u16) -> bool {
-    *port == 0
+fn is_none(number: &u16) -> bool {
+    *number == 0
 }
 
 fn is_no_time(seconds: &f64) -> bool {

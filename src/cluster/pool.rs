@@ -1,0 +1,174 @@
+//! How what two servers have to tell each other is divided over several connections (§6).
+//!
+//! Accounts go round the connections of a pool, by a hash of their names that all servers know;
+//! some have a connection of their own. An account is told of, and written to, on one connection
+//! only, so what one client does stays in order.
+
+#![forbid(unsafe_code)]
+
+use crate::config::{Options, POOL_SIZE_MAX};
+
+/// Which accounts a connection between two servers carries.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// All: one of the two has no pool.
+    All,
+    /// Those of this number in the pool.
+    Pool(u16),
+    /// This one, which no line on it names.
+    Account(Box<str>),
+}
+
+impl Part {
+    /// The account that others are told of when such a connection is made; for the rest they are
+    /// told of the server.
+    pub(super) fn announced(&self) -> Option<&str> {
+        match self {
+            Self::Account(name) => Some(name),
+            Self::All | Self::Pool(_) => None,
+        }
+    }
+}
+
+/// What a server has configured of this.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pooling {
+    /// Connections of a pool; 0 if there is none.
+    size: u16,
+    /// Accounts with a connection of their own.
+    accounts: Vec<Box<str>>,
+}
+
+impl Pooling {
+    /// As the options say. The system account has a connection of its own wherever there is a
+    /// pool.
+    pub fn new(options: &Options) -> Self {
+        let size = options.cluster.pool_size;
+        if size == 0 {
+            return Self::default();
+        }
+        let named = options.cluster.accounts.iter().chain(&options.accounts.system);
+        let mut accounts: Vec<Box<str>> = named.map(|name| name.as_str().into()).collect();
+        accounts.sort_unstable();
+        accounts.dedup();
+        Self { size, accounts }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(size: u16, accounts: &[&str]) -> Self {
+        let accounts = accounts.iter().map(|name| (*name).into()).filter(|_| size > 0);
+        Self { size, accounts: accounts.collect() }
+    }
+
+    /// Connections of a pool; 0 if there is none.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Whether the account has a connection of its own.
+    pub fn is_dedicated(&self, account: &str) -> bool {
+        self.accounts.iter().any(|dedicated| **dedicated == *account)
+    }
+
+    /// How many connections the pool with a peer has that says `theirs`; 0 if there is none.
+    pub fn size_with(&self, theirs: i32) -> u16 {
+        match u16::try_from(theirs) {
+            Ok(0) => 0,
+            Ok(_) if self.size == 0 => 0,
+            Ok(theirs) => self.size.max(theirs).min(POOL_SIZE_MAX),
+            // Negative is none; more than there can be is as many as there can be.
+            Err(_) if theirs < 0 || self.size == 0 => 0,
+            Err(_) => POOL_SIZE_MAX,
+        }
+    }
+
+    /// The connections there have to be to such a peer.
+    pub fn parts_with(&self, theirs: i32) -> Vec<Part> {
+        match self.size_with(theirs) {
+            0 => vec![Part::All],
+            size => {
+                let own = self.accounts.iter().cloned().map(Part::Account);
+                (0..size).map(Part::Pool).chain(own).collect()
+            }
+        }
+    }
+
+    /// The size from which accounts' numbers in the pool with a peer follow, if it says `theirs`
+    /// of its own.
+    ///
+    /// A nats-server goes by its own size, whatever the peer's is, and takes everything on any
+    /// connection (§6). To go by that, too, keeps an account on one connection in both directions:
+    /// so a request never overtakes the interest in its answer.
+    pub fn modulus(&self, theirs: i32, is_shardcast: bool) -> u16 {
+        match u16::try_from(theirs) {
+            Ok(theirs) if !is_shardcast && theirs <= POOL_SIZE_MAX => theirs,
+            _ => self.size_with(theirs),
+        }
+    }
+
+    /// Whether a peer is told of an account, and of everything in it, on `part`.
+    pub fn is_on(&self, account: &str, part: &Part, modulus: u16) -> bool {
+        match part {
+            Part::All => true,
+            Part::Pool(at) => !self.is_dedicated(account) && index(account, modulus) == *at,
+            Part::Account(name) => **name == *account,
+        }
+    }
+}
+
+fn index(account: &str, modulus: u16) -> u16 {
+    let number = fnv1a(account.as_bytes()) % u32::from(modulus.max(1));
+    u16::try_from(number).unwrap_or(0)
+}
+
+fn fnv1a(bytes: &[u8]) -> u32 {
+    let step = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    bytes.iter().fold(0x811c_9dc5, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCOUNTS: [&str; 6] = ["$G", "$SYS", "A", "B", "C", "P"];
+
+    fn pooling(size: u16) -> Pooling {
+        Pooling::of(size, &["$SYS", "P"])
+    }
+
+    #[test]
+    fn accounts_have_the_numbers_that_nats_server_gives_them() {
+        assert_eq!(fnv1a(b"$G"), 0x7abc_619c);
+        for (account, size, index) in
+            [("$G", 3, 2), ("$G", 1, 0), ("$G", 2, 0), ("A", 3, 0), ("B", 2, 1), ("B", 3, 0)]
+        {
+            assert_eq!(super::index(account, size), index, "{account} of {size}");
+        }
+    }
+
+    #[test]
+    fn both_ends_put_an_account_on_the_same_connection() {
+        for (one, other) in [(1, 3), (3, 5), (4, 4), (64, 2)] {
+            let [here, there] = [one, other].map(pooling);
+            let ours = [here.modulus(other.into(), true), there.modulus(one.into(), true)];
+            assert_eq!(ours[0], ours[1]);
+            // A nats-server's numbers follow from its own size.
+            assert_eq!(here.modulus(other.into(), false), other);
+        }
+    }
+
+    #[test]
+    fn every_account_is_on_exactly_one_connection_whatever_the_peer_has() {
+        for (own, theirs) in [(0, 3), (3, 0), (3, -1), (1, 1), (3, 5), (5, 3), (3, i32::MAX)] {
+            let pooling = pooling(own);
+            let parts = pooling.parts_with(theirs);
+            assert!(parts.len() <= usize::from(POOL_SIZE_MAX) + 2);
+            let modulus = [true, false].map(|is_ours| pooling.modulus(theirs, is_ours));
+            for (modulus, account) in modulus.into_iter().flat_map(|m| ACCOUNTS.map(|a| (m, a))) {
+                let is_on = |part: &&Part| pooling.is_on(account, part, modulus);
+                let on = parts.iter().filter(is_on).count();
+                assert_eq!(on, 1, "{account} with {own} and {theirs}");
+            }
+        }
+    }
+}

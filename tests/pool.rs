@@ -1,0 +1,236 @@
+//! Pools of routes: accounts spread over several connections, alone and with nats-server.
+
+mod broker;
+
+use async_nats::{Client, ConnectOptions};
+use broker::Broker;
+use broker::http::json;
+use broker::members::{
+    Kind, Old, Original, Ours, config, has_original, meet, originals, routes, routes_to_each, start,
+};
+use broker::peers::{next, within};
+use broker::wire::Wire;
+
+/// Accounts `A0` … `A7` with a user each, called the same.
+const ACCOUNTS: usize = 8;
+
+fn accounts() -> String {
+    let account = |at| format!("A{at} {{ users: [{{user: A{at}, password: A{at}}}] }}");
+    let all: Vec<String> = (0..ACCOUNTS).map(account).collect();
+    format!("accounts {{ {} }}", all.join("\n"))
+}
+
+/// A member of a cluster whose block also says `cluster`.
+fn member_with(kind: Kind, name: &str, seeds: &mut [&mut Broker], cluster: &str) -> Broker {
+    start(kind, &config(name, &routes("127.0.0.1", seeds), cluster, &accounts()))
+}
+
+async fn user(broker: &Broker, name: &str) -> Client {
+    let options = ConnectOptions::with_user_and_password(name.to_owned(), name.to_owned());
+    let options = options.retry_on_initial_connect();
+    within(options.connect(broker.url())).await.expect("it accepts")
+}
+
+/// What each account publishes at `from` arrives in it alone at `to`, in order.
+async fn check_accounts(from: &Broker, to: &Broker) {
+    const MESSAGES: usize = 100;
+    let mut heard = Vec::new();
+    let mut publishers = Vec::new();
+    for at in 0..ACCOUNTS {
+        let name = format!("A{at}");
+        let (publisher, subscriber) = (user(from, &name).await, user(to, &name).await);
+        heard.push((subscriber.subscribe("x.*").await.expect("connected"), subscriber.clone()));
+        meet(&subscriber, &publisher).await;
+        publishers.push(publisher);
+    }
+    for number in 0..MESSAGES {
+        for (at, publisher) in publishers.iter().enumerate() {
+            let payload = format!("A{at} {number}");
+            publisher.publish("x.y", payload.into()).await.expect("connected");
+        }
+    }
+    for (at, (heard, _)) in heard.iter_mut().enumerate() {
+        for number in 0..MESSAGES {
+            assert_eq!(next(heard).await.payload, format!("A{at} {number}").as_bytes());
+        }
+    }
+}
+
+/// By account, if the route is for one only, what came over each route to the one other member.
+fn received(broker: &Broker) -> Vec<(Option<String>, u64)> {
+    let routes = json(broker, "/routez")["routes"].as_array().cloned().unwrap_or_default();
+    let shown = |route: &serde_json::Value| {
+        (route["account"].as_str().map(str::to_owned), route["in_msgs"].as_u64().unwrap_or(0))
+    };
+    routes.iter().map(shown).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_are_spread_over_a_pool_and_some_have_a_route_of_their_own() {
+    let mut pairs = vec![[Ours(2), Ours(4)]];
+    if has_original() {
+        pairs.extend([[Ours(3), Original], [Original, Ours(2)]]);
+    }
+    for kinds in pairs {
+        let dedicated = "accounts: [A6, A7]";
+        let mut first = member_with(kinds[0], "a", &mut [], dedicated);
+        let second = member_with(kinds[1], "b", &mut [&mut first], dedicated);
+        check_accounts(&first, &second).await;
+        check_accounts(&second, &first).await;
+        for broker in [&first, &second] {
+            let received = received(broker);
+            let own = received.iter().filter_map(|(account, _)| account.as_deref());
+            let mut own: Vec<_> = own.collect();
+            own.sort_unstable();
+            assert_eq!(own, ["$SYS", "A6", "A7"], "{kinds:?}");
+            let shared: Vec<u64> =
+                received.iter().filter(|(account, _)| account.is_none()).map(|(_, n)| *n).collect();
+            assert_eq!(shared.len(), 3, "{kinds:?}");
+            // A0 to A5 go to all three of them.
+            assert!(shared.iter().all(|msgs| *msgs >= 100), "{kinds:?}: {received:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_with_pools_of_different_sizes_or_none_are_one_system() {
+    let mut pairs = vec![([Ours(2), Ours(2)], [1, 4]), ([Ours(2), Ours(2)], [-1, 3])];
+    if has_original() {
+        pairs.extend([
+            ([Ours(2), Original], [5, 3]),
+            ([Original, Ours(2)], [5, 1]),
+            ([Ours(2), Original], [-1, 3]),
+            ([Original, Ours(2)], [-1, 3]),
+        ]);
+    }
+    for kind in originals().into_iter().filter(|kind| *kind == Old) {
+        pairs.extend([([Ours(2), kind], [3, 0]), ([kind, Ours(2)], [0, 3])]);
+    }
+    for (kinds, sizes) in pairs {
+        let [one, other] = sizes.map(|size| match size {
+            0 => String::new(),
+            size => format!("pool_size: {size}"),
+        });
+        let mut first = member_with(kinds[0], "a", &mut [], &one);
+        let second = member_with(kinds[1], "b", &mut [&mut first], &other);
+        check_accounts(&first, &second).await;
+        check_accounts(&second, &first).await;
+        let wanted = match sizes {
+            [one, other] if one < 1 || other < 1 => 1,
+            [one, other] => usize::try_from(one.max(other)).expect("positive") + 1,
+        };
+        for broker in [&first, &second] {
+            assert_eq!(routes_to_each(broker), [wanted], "{kinds:?} {sizes:?}");
+        }
+    }
+}
+
+/// A connection for routes of a peer of the test's own that has a pool, or a route for `account`.
+fn pooled_peer(broker: &mut Broker, index: i32, account: &str) -> Wire {
+    let mut wire = Wire::at(broker.route_port());
+    let hello = format!(
+        "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\",\"echo\":false}}\r\nINFO \
+         {{\"server_id\":\"PEER\",\"server_name\":\"PEER\",\"headers\":true,\"cluster\":\"C\",\
+         \"route_pool_size\":3,\"route_pool_idx\":{index},\"route_account\":\"{account}\"}}\r\n"
+    );
+    wire.send(hello.as_bytes());
+    wire
+}
+
+/// The next line that is no PING and not about the server itself.
+fn told(wire: &mut Wire) -> String {
+    loop {
+        let line = wire.line();
+        if line != "PING" && !line.contains("$SYS") && !line.contains(" _R_") {
+            return line;
+        }
+    }
+}
+
+#[test]
+fn a_peer_with_a_pool_is_told_of_an_account_on_one_of_its_connections() {
+    let mut kinds = vec![Ours(1), Ours(2)];
+    if has_original() {
+        kinds.push(Original);
+    }
+    for kind in kinds {
+        let mut broker = member_with(kind, "a", &mut [], "accounts: [A7]");
+        let mut pool = [0, 1, 2].map(|index| pooled_peer(&mut broker, index, ""));
+        let mut own = pooled_peer(&mut broker, 0, "A7");
+        for wire in pool.iter_mut().chain([&mut own]) {
+            wire.send(b"PING\r\n");
+            while told(wire) != "PONG" {}
+        }
+        let client = |at: usize| {
+            let (mut wire, name) = (Wire::ungreeted(&broker), format!("A{at}"));
+            assert!(wire.line().starts_with("INFO "));
+            let login = format!("\"user\":\"{name}\",\"pass\":\"{name}\"");
+            wire.send(format!("CONNECT {{\"verbose\":false,{login}}}\r\n").as_bytes());
+            wire
+        };
+        let mut clients: Vec<Wire> = (0..ACCOUNTS).map(client).collect();
+        for client in &mut clients {
+            client.send(b"SUB s 1\r\nSUB s q 2\r\n");
+            client.sync();
+        }
+        let mut heard = Vec::new();
+        for wire in &mut pool {
+            wire.send(b"PING\r\n");
+            let mut lines = Vec::new();
+            loop {
+                let line = told(wire);
+                if line == "PONG" {
+                    break;
+                }
+                lines.push(line);
+            }
+            lines.sort();
+            heard.push(lines);
+        }
+        // By FNV-1a, 32 bits, of the name modulo three.
+        let wanted = [&["A0", "A3", "A5"][..], &["A2", "A4"], &["A1", "A6"]].map(|names| {
+            let lines = |name: &&str| [format!("RS+ {name} s"), format!("RS+ {name} s q 1")];
+            names.iter().flat_map(lines).collect::<Vec<_>>()
+        });
+        assert_eq!(heard, wanted, "{kind:?}");
+        assert_eq!(told(&mut own), "RS+ s", "{kind:?}");
+        assert_eq!(told(&mut own), "RS+ s q 1", "{kind:?}");
+
+        // What has no name on the wire reaches the account, on every shard, and what is published
+        // there comes back the same way.
+        own.send(b"RMSG s | q 1\r\nx\r\nRS+ back\r\nPING\r\n");
+        assert_eq!(told(&mut own), "PONG");
+        let both = [(); 4].map(|()| clients[7].line()).join(" ");
+        assert!(both.contains("MSG s 1 1 x") && both.contains("MSG s 2 1 x"), "{kind:?}: {both}");
+        clients[7].send(b"PUB back reply 2\r\nhi\r\n");
+        assert_eq!((told(&mut own), own.line()), ("RMSG back reply 2".into(), "hi".into()));
+        clients[6].send(b"PUB back 2\r\nno\r\nPING\r\n");
+        clients[6].expect(b"PONG\r\n");
+        // With the connection goes what was wanted over it, and only that.
+        own.send(b"RS- back\r\nPING\r\n");
+        assert_eq!(told(&mut own), "PONG");
+        drop(own);
+        pool[1].send(b"RMSG A7 s 1\r\ny\r\n");
+        clients[7].expect(b"MSG s 1 1\r\ny\r\n");
+    }
+}
+
+#[test]
+fn a_peer_that_asks_for_a_place_in_the_pool_that_is_not_there_is_told_so() {
+    let mut kinds = vec![Ours(2)];
+    if has_original() {
+        kinds.push(Original);
+    }
+    for kind in kinds {
+        let mut broker = member_with(kind, "a", &mut [], "accounts: [A7]");
+        for (index, account, error) in [
+            (3, "", "-ERR 'Invalid route pool index: 3 - pool size is 3'"),
+            (0, "A1", "-ERR 'No route for account \"A1\"'"),
+            (0, "NOPE", "-ERR 'Unable to lookup account \"NOPE\": account missing'"),
+        ] {
+            let mut wire = pooled_peer(&mut broker, index, account);
+            assert_eq!(told(&mut wire), error, "{kind:?}");
+            wire.expect_end();
+        }
+    }
+}
