@@ -62,6 +62,8 @@ fn all_scenarios() -> Vec<Scenario> {
         fanout(1, 128, Sids::Equal, 2),
         fanout(100, 128, Sids::Equal, 2),
         Scenario::Headers { payload_bytes },
+        Scenario::Permitted { subscribers: 1, payload_bytes },
+        Scenario::Permitted { subscribers: 100, payload_bytes },
         Scenario::Queue { members: 4, payload_bytes },
         Scenario::Requests { subjects: 4, payload_bytes: 16 },
         Scenario::Subjects { count, payload_bytes, wildcard: false },

@@ -231,6 +231,7 @@ fn the_rest(criterion: &mut Criterion<ThreadTime>) {
     let count = 100_000;
     for scenario in [
         Scenario::Headers { payload_bytes },
+        Scenario::Permitted { subscribers: 100, payload_bytes },
         Scenario::Queue { members: 4, payload_bytes },
         Scenario::Requests { subjects: 4, payload_bytes: 16 },
         Scenario::Subjects { count, payload_bytes, wildcard: false },

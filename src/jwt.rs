@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod hours;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -14,6 +16,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+pub use hours::{Hours, stay_until};
 
 /// Longer tokens are not looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 1024 * 1024;
@@ -270,6 +274,20 @@ impl Body for Activation {
     const SUBJECTS: &'static [char] = &['A'];
 }
 
+/// Leave to forget accounts.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Deletion {
+    /// The public keys of the accounts.
+    pub accounts: Vec<String>,
+}
+
+impl Body for Deletion {
+    const KIND: &'static str = "generic";
+    const ISSUERS: &'static [char] = &['O'];
+    const SUBJECTS: &'static [char] = &['O'];
+}
+
 /// Somebody who may connect.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
@@ -280,7 +298,10 @@ pub struct User {
     /// Networks it may come from, as `address/bits` (empty: any).
     pub src: Vec<String>,
     /// When it may be here (empty: ever).
-    pub times: Vec<serde_json::Value>,
+    pub times: Vec<Hours>,
+    /// Whose clock `times` are by, as `Europe/Berlin` (empty or `Local`: the server's).
+    #[serde(rename = "times_location")]
+    pub location: String,
     /// Subscriptions; negative is without limit.
     pub subs: i64,
     /// Bytes of a message; negative is without limit.
@@ -306,10 +327,12 @@ impl Body for User {
 impl User {
     /// Whether it says nothing of what the user may do, as a scoped key wants it.
     pub fn is_empty(&self) -> bool {
-        let Self { permissions, src, times, subs, payload, data, bearer_token, .. } = self;
+        let Self { permissions, src, times, location, .. } = self;
+        let Self { subs, payload, data, bearer_token, .. } = self;
         *permissions == Permissions::default()
             && src.is_empty()
             && times.is_empty()
+            && location.is_empty()
             && [subs, payload, data].iter().all(|limit| **limit == 0)
             && !bearer_token
             && self.allowed_connection_types.is_empty()

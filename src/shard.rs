@@ -70,10 +70,21 @@ pub enum Control {
     Route(RouteOrder),
     /// The options have changed.
     Reload(Arc<config::Options>),
+    /// Do this to a client; say whether there is one with this number.
+    Client {
+        /// Its number.
+        cid: u64,
+        /// What to do.
+        order: ClientOrder,
+        /// Where the answer goes.
+        to: Sender<bool>,
+    },
     /// There are too many connections: close those with numbers up to this.
     Shed {
         /// The highest number that is closed.
         cid_max: u64,
+        /// Only those of this account.
+        account: Option<AccountId>,
     },
     /// Accept no more; send clients away, the first after `grace`, all within `spread` after it.
     LameDuck {
@@ -90,15 +101,10 @@ pub enum Control {
         account: AccountId,
         /// On this subject.
         subject: Box<[u8]>,
+        /// Answered there; empty: nowhere.
+        reply: Box<[u8]>,
         /// Saying this.
-        payload: Box<str>,
-    },
-    /// An account is there, or is different: it is in force with what follows.
-    Account {
-        /// Which.
-        id: AccountId,
-        /// What it is like.
-        account: Arc<config::Account>,
+        payload: Box<[u8]>,
     },
     /// What a client has shown of itself was checked.
     Proven {
@@ -141,6 +147,15 @@ pub enum Control {
         /// Where it goes.
         to: Sender<Page<ClosedConn>>,
     },
+}
+
+/// What the system account may have done to one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientOrder {
+    /// Close it.
+    Kick,
+    /// Tell it that the server would rather have it elsewhere.
+    LameDuck,
 }
 
 /// What a shard does about routes, its own or not.
@@ -668,17 +683,23 @@ impl Shard {
                     self.engine.reload(Rc::new(settings));
                     self.options = options;
                 }
-                Control::Shed { cid_max } => self.engine.shed(cid_max),
+                Control::Client { cid, order, to } => {
+                    let done = match order {
+                        ClientOrder::Kick => self.engine.kick(cid),
+                        ClientOrder::LameDuck => self.engine.advise_to_leave(cid),
+                    };
+                    let _ = to.try_send(done);
+                }
+                Control::Shed { cid_max, account } => self.engine.shed(cid_max, account),
                 Control::LameDuck { grace, spread } => {
                     self.stop_listening();
                     let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
                     self.engine.start_lame_duck(ns(grace), ns(spread));
                     self.draining = true;
                 }
-                Control::Publish { account, subject, payload } => {
-                    self.engine.publish_own(account, &subject, payload.as_bytes());
+                Control::Publish { account, subject, reply, payload } => {
+                    self.engine.publish_own(account, &subject, &reply, &payload);
                 }
-                Control::Account { id, account } => self.engine.set_account(id, &account),
                 Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
                 Control::Stop => {
                     self.stop_listening();

@@ -150,6 +150,8 @@ async fn the_system_account_is_told_that_the_server_sends_its_clients_away() {
     for broker in brokers() {
         let sys = connect(&broker, "sys").await;
         let mut events = subscribe(&sys, "$SYS.SERVER.*.LAMEDUCK").await;
+        // What is answered behind the subscription says that it is in force.
+        ask(&sys, "$SYS.REQ.USER.INFO", "").await;
         broker.signal(rustix::process::Signal::USR2);
         let (_, told) = event(&mut events, ".LAMEDUCK").await;
         assert_eq!(told["name"], "one");
@@ -256,5 +258,26 @@ async fn an_account_that_a_reload_takes_away_takes_its_clients_with_it() {
         while within(ends.next()).await.unwrap() != Event::Disconnected {}
         shop.publish("offers.tea", "still here".into()).await.unwrap();
         assert_eq!(next(&mut heard).await.payload, "still here");
+    }
+}
+
+#[tokio::test]
+async fn as_many_connections_as_an_account_may_have_come_in_at_one_instant_and_no_more() {
+    const MAX: usize = 3;
+    let limits = format!("limits {{ max_connections: {MAX} }}");
+    let config = format!("accounts {{ A {{\n users [{{user: a, password: p}}]\n {limits} }} }}");
+    let ours = shard_counts().iter().map(|shards| Broker::with_config(*shards, &config));
+    let original = has_original().then(|| Broker::original(&config));
+    for broker in ours.chain(original) {
+        let connect = || {
+            let options = ConnectOptions::with_user_and_password("a".to_owned(), "p".to_owned());
+            options.connect(broker.url())
+        };
+        let came = futures::future::join_all((0..24).map(|_| connect())).await;
+        let came: Vec<_> = came.into_iter().filter_map(Result::ok).collect();
+        assert_eq!(came.len(), MAX);
+        // Whoever goes leaves a seat.
+        drop(came);
+        while connect().await.is_err() {}
     }
 }

@@ -278,7 +278,11 @@ fn a_chain_of_trust_with_a_weak_link_does_not_start() {
         ("operator: eyJ.a.b\nresolver: MEMORY\n".to_owned(), "operator: it is not"),
         ("trusted_keys: ABC\n".to_owned(), "a trusted key is the public key"),
         ("resolver: MEMORY\n".to_owned(), "a resolver needs an operator"),
-        (good.replace("MEMORY", "\"URL(http://localhost)\""), "no other is supported"),
+        (good.replace("MEMORY", "\"URL(http://localhost)\""), "are not fetched over HTTP"),
+        (good.replace("MEMORY", "{ type: cache, dir: d }"), "use type full"),
+        (good.replace("MEMORY", "{ type: full, dir: d, ttl: 1h }"), "leave ttl out"),
+        (good.replace("MEMORY", "{ type: full, dir: d, hard_delete: true }"), "allow_delete"),
+        (format!("{good}resolver_pinned_accounts: [A]\n"), "a pinned account is its public key"),
     ];
     for (config, reason) in refusals {
         let dir = tempfile::tempdir().expect("a scratch directory");

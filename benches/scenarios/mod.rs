@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use shardcast::config::Options;
+use shardcast::config::{Options, Permissions, SubjectEntry, SubjectList, User};
 use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardId};
 use shardcast::mesh::{LANE_RECORDS_MAX, Mesh};
 
@@ -42,6 +42,8 @@ pub(crate) enum Scenario {
     },
     /// As above, with a header and one subscriber.
     Headers { payload_bytes: usize },
+    /// One publisher and one subject again, and everybody has permissions.
+    Permitted { subscribers: usize, payload_bytes: usize },
     /// A request at a time: each message has a reply subject, and no two in a row one subject.
     Requests { subjects: usize, payload_bytes: usize },
     /// One queue group on one subject.
@@ -62,6 +64,9 @@ impl Scenario {
                 format!("1to{subscribers}-{payload_bytes}{sids}{shards}")
             }
             Self::Headers { payload_bytes } => format!("headers-{payload_bytes}"),
+            Self::Permitted { subscribers, payload_bytes } => {
+                format!("1to{subscribers}-{payload_bytes}-permissions")
+            }
             Self::Requests { subjects, payload_bytes } => {
                 format!("requests{subjects}-{payload_bytes}")
             }
@@ -83,7 +88,9 @@ impl Scenario {
         let stream = self.stream();
         let lines = |name: &[u8]| stream.windows(name.len()).filter(|text| *text == name).count();
         let elements = match self {
-            Self::Fanout { subscribers, .. } => lines(b"PUB ") * subscribers,
+            Self::Fanout { subscribers, .. } | Self::Permitted { subscribers, .. } => {
+                lines(b"PUB ") * subscribers
+            }
             Self::Churn { .. } => lines(b"SUB "),
             _ => lines(b"PUB "),
         };
@@ -97,6 +104,28 @@ impl Scenario {
         }
     }
 
+    fn options(&self) -> Options {
+        let mut options = Options::default();
+        if let Self::Permitted { .. } = self {
+            let list = |allow: &[&str], deny: &[&str]| {
+                let entries = |texts: &[&str]| {
+                    let entry = |text: &&str| SubjectEntry { subject: (*text).into(), queue: None };
+                    texts.iter().map(entry).collect()
+                };
+                SubjectList { allow: entries(allow), deny: entries(deny) }
+            };
+            let permissions = Permissions {
+                publish: list(&["bench.>", "other.*"], &["bench.secret.>"]),
+                subscribe: list(&["bench.>", "_INBOX.>"], &["bench.secret.>"]),
+                allow_responses: None,
+            };
+            let user = User { permissions: Some(permissions), ..User::named("anybody") };
+            options.auth.users.push(user);
+            options.auth.no_auth_user = Some("anybody".to_owned());
+        }
+        options
+    }
+
     /// What each subscriber sends before anything is published.
     fn subscriptions(&self) -> Vec<Vec<u8>> {
         let text = |text: String| text.into_bytes();
@@ -106,6 +135,9 @@ impl Scenario {
                 .map(|sid| text(format!("SUB bench.fan.out {sid}\r\n")))
                 .collect(),
             Self::Headers { .. } => vec![b"SUB bench.fan.out 1\r\n".to_vec()],
+            Self::Permitted { subscribers, .. } => {
+                vec![b"SUB bench.fan.out 1\r\n".to_vec(); subscribers]
+            }
             Self::Requests { .. } => vec![b"SUB bench.request.* 1\r\n".to_vec()],
             Self::Queue { members, .. } => {
                 vec![b"SUB bench.fan.out workers 1\r\n".to_vec(); members]
@@ -145,9 +177,9 @@ impl Scenario {
 
     fn operation(&self, number: usize) -> Vec<u8> {
         match *self {
-            Self::Fanout { payload_bytes, .. } | Self::Queue { payload_bytes, .. } => {
-                publish("bench.fan.out", payload_bytes)
-            }
+            Self::Fanout { payload_bytes, .. }
+            | Self::Permitted { payload_bytes, .. }
+            | Self::Queue { payload_bytes, .. } => publish("bench.fan.out", payload_bytes),
             Self::Headers { payload_bytes } => publish_with_header(payload_bytes),
             Self::Requests { subjects, payload_bytes } => {
                 let service = number % subjects;
@@ -199,8 +231,8 @@ impl World {
     /// Everybody is connected and subscribed, and the stream has been through once.
     pub(crate) fn new(scenario: &Scenario) -> Self {
         let shards = scenario.shards();
-        let settings =
-            Rc::new(Settings::new(&Options::default(), &Identity::default(), usize::MAX));
+        let options = scenario.options();
+        let settings = Rc::new(Settings::new(&options, &Identity::default(), usize::MAX));
         let engine = |shard| Engine::new(ShardId(shard), shards.into(), Rc::clone(&settings), 1);
         let stream = scenario.stream();
         let mut world = Self {

@@ -469,6 +469,9 @@ pub(crate) struct RttArgs {
     /// Connections that publish as fast as they can meanwhile, to a subject that nobody hears
     #[arg(long, default_value_t = 0)]
     flood: usize,
+    /// Connections that come all at once meanwhile, go when all are ready, and come again
+    #[arg(long, default_value_t = 0)]
+    storm: usize,
     /// Requests per second of all connections together [default: as soon as the reply is there]
     #[arg(long)]
     rate: Option<f64>,
@@ -489,6 +492,7 @@ impl Measures for RttArgs {
             requesters: self.requesters,
             responders: self.responders,
             flooders: self.flood,
+            stormers: self.storm,
             payload_bytes: self.payload,
             rate: self.rate,
             warmup: self.warmup,

@@ -91,7 +91,7 @@ const LIMITS: [&str; 29] = [
     "1,000,000 subscriptions: subs",
 ];
 
-const SMOKE: [&str; 15] = [
+const SMOKE: [&str; 16] = [
     "1→2 128 B: throughput --subs 2 --verify --warmup 100ms --duration 300ms",
     "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify \
      --warmup 100ms --duration 300ms",
@@ -112,6 +112,7 @@ const SMOKE: [&str; 15] = [
     "across shards: throughput --subs 2 --idle-between --shards 2 --verify \
      --warmup 100ms --duration 300ms",
     "beside a flood: rtt --flood 1 --rate 200 --warmup 100ms --duration 300ms",
+    "beside a storm: rtt --storm 20 --rate 200 --warmup 100ms --duration 500ms",
     "1→2 beside 2 stalled: throughput --subs 2 --stalled 2 --verify --warmup 100ms \
      --duration 300ms",
     "round trips: rtt --warmup 100ms --duration 300ms",

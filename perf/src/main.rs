@@ -1,6 +1,7 @@
 //! `shardcast-perf`: latency and load for any NATS server.
 #![forbid(unsafe_code)]
 
+mod beside;
 mod ceiling;
 mod cli;
 mod client;

@@ -1,5 +1,6 @@
 //! Measurements that need no load: round trips, connection storms, idle connections.
 
+use crate::beside;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
@@ -14,11 +15,11 @@ use serde::Serialize;
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often progress is shown and the end looked for.
-const LOOK_NS: u64 = 20_000_000;
+pub(crate) const LOOK_NS: u64 = 20_000_000;
 /// A reply that takes longer is missing.
 const REPLY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -72,6 +73,8 @@ pub(crate) struct RoundTrips {
     pub(crate) responders: usize,
     /// Connections that publish as fast as they can meanwhile, to a subject that nobody hears.
     pub(crate) flooders: usize,
+    /// Connections that come and go all at once meanwhile, over and over.
+    pub(crate) stormers: usize,
     /// Payload of request and reply, in bytes.
     pub(crate) payload_bytes: usize,
     /// Requests a second of all together; none: the next one as soon as the reply is there.
@@ -94,6 +97,8 @@ pub(crate) struct RttReport {
     rtt_us: Option<Quantiles>,
     server: Option<Usage>,
     generator: Usage,
+    /// How often all connections of the storm have come.
+    storms: u64,
     /// Replies that never came.
     pub(crate) missing: u64,
     /// Whether the user ended it early.
@@ -136,54 +141,27 @@ pub(crate) fn rtt(
     if plan.requesters == 0 {
         return Err(Fault::new("nobody asks", "give --requesters at least 1"));
     }
-    let over = AtomicBool::new(false);
+    raise_file_limit(
+        (plan.stormers + plan.requesters + plan.responders + plan.flooders) as u64 + 64,
+    )?;
+    let (over, storms) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let flood = || with_ring(plan.flooders, flood(site.target, plan, &over));
+        let flood = || with_ring(plan.flooders, beside::flood(site.target, plan, &over));
         let flooding = (plan.flooders > 0).then(|| scope.spawn(flood));
+        let come = || {
+            let storm = beside::storms(site.target, plan.stormers, &over, &storms);
+            with_ring(plan.stormers, storm)
+        };
+        let storming = (plan.stormers > 0).then(|| scope.spawn(come));
         let asked = with_ring(plan.requesters + plan.responders, rtt_on_ring(site, plan, progress));
         over.store(true, Ordering::Relaxed);
-        let flooded = flooding.and_then(|thread| thread.join().ok()).unwrap_or(Ok(()));
-        asked.and_then(|seen| flooded.map(|()| seen))
+        for thread in [flooding, storming].into_iter().flatten() {
+            thread.join().unwrap_or(Ok(()))?;
+        }
+        let (mut report, times) = asked?;
+        report.storms = storms.load(Ordering::Relaxed);
+        Ok((report, times))
     })
-}
-
-/// What a flooding connection writes at once, in bytes.
-const FLOOD_BYTES: usize = 64 * 1024;
-
-/// Publishes on all flooding connections until it is `over`.
-async fn flood(target: &Target, plan: &RoundTrips, over: &AtomicBool) -> Outcome<()> {
-    let publish = format!(
-        "PUB perf.flood {0}\r\n{1}\r\n",
-        plan.payload_bytes,
-        "x".repeat(plan.payload_bytes)
-    );
-    let batch = publish.repeat((FLOOD_BYTES / publish.len()).max(1)).into_bytes();
-    let mut conns = Vec::new();
-    for number in 0..plan.flooders {
-        conns.push(Conn::open(target, number).await?.0);
-    }
-    let mut tasks = Vec::new();
-    for conn in &conns {
-        let (conn, mut batch) = (conn.clone(), batch.clone());
-        tasks.push(tokio_uring::spawn(async move {
-            // It ends when its connection is shut down.
-            while let Ok(written) = conn.write(batch).await {
-                batch = written;
-            }
-        }));
-        let conn = conns[tasks.len() - 1].clone();
-        drop(tokio_uring::spawn(async move { respond(&conn).await }));
-    }
-    let mut ticker = Ticker::new()?;
-    while !over.load(Ordering::Relaxed) {
-        ticker.wait_ns(LOOK_NS).await?;
-    }
-    conns.iter().for_each(Conn::shut_down);
-    for task in tasks {
-        // It was aborted if there is an error, which is an end as well.
-        let _ = task.await;
-    }
-    Ok(())
 }
 
 async fn rtt_on_ring(
@@ -248,6 +226,7 @@ async fn rtt_on_ring(
         rtt_us: Quantiles::of(&times),
         server: used(after.0, before.0),
         generator: after.1.since(before.1),
+        storms: 0,
         missing,
         interrupted: site.stopped(),
     };
@@ -277,7 +256,7 @@ fn inbox_subject(asker: usize) -> String {
 }
 
 /// Sends each request's payload size back.
-async fn respond(conn: &Conn) -> Outcome<()> {
+pub(crate) async fn respond(conn: &Conn) -> Outcome<()> {
     let (mut inbox, mut scanner) = (Inbox::new(256 << 10), Scanner::new(0));
     loop {
         conn.fill(&mut inbox).await?;
@@ -365,8 +344,10 @@ impl RttReport {
 
     /// Why the figures must not be used; empty when they may.
     pub(crate) fn invalid(&self) -> Vec<String> {
-        let fault = format!("{} replies are missing", self.missing);
-        (self.missing > 0).then_some(fault).into_iter().collect()
+        let missing = (self.missing > 0).then(|| format!("{} replies are missing", self.missing));
+        let stormless = (self.plan.stormers > 0 && self.storms == 0)
+            .then(|| "the storm's connections have not come once: give --duration more".to_owned());
+        missing.into_iter().chain(stormless).collect()
     }
 
     /// A few lines for people.
@@ -376,6 +357,10 @@ impl RttReport {
         let _ = writeln!(out, "replies    {}/s", human(self.replies_per_s));
         if let Some(q) = self.rtt_us {
             let _ = writeln!(out, "{}", quantiles_text("round trip", &q));
+        }
+        if self.plan.stormers > 0 {
+            let (storms, conns) = (self.storms, self.plan.stormers);
+            let _ = writeln!(out, "beside     {storms} times {conns} connections at once");
         }
         push_usage(&mut out, self.server, self.generator);
         for fault in self.invalid() {

@@ -2,6 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::auth::{Permissions, User};
 use super::bind::{permissions, users};
 use super::field::Action::{Ignore, Set};
@@ -23,13 +27,51 @@ pub struct Accounts {
     pub list: Vec<Account>,
     /// The one in which the server tells of itself and is asked (`$SYS`; none if switched off).
     pub system: Option<String>,
-    /// Every name that was ever in use since the process began, by number.
-    names: Vec<String>,
+    /// Every name that was ever in use since the process began.
+    numbers: HashMap<String, (u32, Seats)>,
+}
+
+/// How many connections of an account are open, counted by all shards together: so that no two of
+/// them give the last seat away.
+#[derive(Debug, Clone, Default)]
+pub struct Seats(Arc<AtomicUsize>);
+
+impl Seats {
+    /// Takes one, unless `max` are taken.
+    pub fn take(&self, max: Option<usize>) -> bool {
+        let before = self.0.fetch_add(1, Ordering::SeqCst);
+        let is_free = max.is_none_or(|max| before < max);
+        if !is_free {
+            self.leave();
+        }
+        is_free
+    }
+
+    /// Counts `count` here that were taken of another account's, or of an earlier one's.
+    pub fn take_over(&self, old: &Self, count: usize) {
+        if !Arc::ptr_eq(&self.0, &old.0) {
+            self.0.fetch_add(count, Ordering::SeqCst);
+            old.0.fetch_sub(count, Ordering::SeqCst);
+        }
+    }
+
+    /// Gives one back that was taken.
+    pub fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A count is nothing that was configured.
+impl PartialEq for Seats {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl Default for Accounts {
     fn default() -> Self {
-        let mut accounts = Self { list: Vec::new(), system: Some(SYSTEM.into()), names: vec![] };
+        let (list, numbers) = (Vec::new(), HashMap::new());
+        let mut accounts = Self { list, system: Some(SYSTEM.into()), numbers };
         accounts.add(Account::named(GLOBAL));
         accounts.add(Account::named(SYSTEM));
         accounts
@@ -39,13 +81,19 @@ impl Default for Accounts {
 impl Accounts {
     /// Adds an account, or puts it in the place of the one with its name.
     pub fn add(&mut self, account: Account) {
-        if !self.names.contains(&account.name) {
-            self.names.push(account.name.clone());
+        let is_known = self.numbers.contains_key(&account.name);
+        if !is_known {
+            self.number_anew(account.name.clone());
         }
-        match self.list.iter_mut().find(|other| other.name == account.name) {
+        match self.list.iter_mut().find(|other| is_known && other.name == account.name) {
             Some(other) => *other = account,
             None => self.list.push(account),
         }
+    }
+
+    fn number_anew(&mut self, name: String) {
+        let number = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+        self.numbers.insert(name, (number, Seats::default()));
     }
 
     /// `$G`.
@@ -60,16 +108,23 @@ impl Accounts {
 
     /// The number of the account of that name, also of one that is no more.
     pub fn number(&self, name: &str) -> Option<u32> {
-        let at = self.names.iter().position(|other| other == name)?;
-        u32::try_from(at).ok()
+        self.numbers.get(name).map(|(number, _)| *number)
+    }
+
+    /// The connections of the account of that name.
+    pub fn seats(&self, name: &str) -> Seats {
+        self.numbers.get(name).map(|(_, seats)| seats.clone()).unwrap_or_default()
     }
 
     /// Gives every name the number that it has in `old`; numbers of accounts that are no more are
     /// not used again.
     pub fn keep_numbers(&mut self, old: &Self) {
-        let new = std::mem::replace(&mut self.names, old.names.clone());
-        let unknown = new.into_iter().filter(|name| !old.names.contains(name));
-        self.names.extend(unknown);
+        self.numbers.clone_from(&old.numbers);
+        for name in self.list.iter().map(|account| account.name.clone()).collect::<Vec<_>>() {
+            if !self.numbers.contains_key(&name) {
+                self.number_anew(name);
+            }
+        }
     }
 }
 

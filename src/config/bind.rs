@@ -279,7 +279,7 @@ const AUTH: &[Key<Options>] = &[
     Key(&["root_operator", "root_operators"], Set(trust::operators)),
     Key(&["resolver", "account_resolver", "accounts_resolver"], Set(trust::resolver)),
     Key(&["resolver_preload"], Set(trust::preload)),
-    Key(&["resolver_pinned_accounts"], Refuse(&missing::ANY)),
+    Key(&["resolver_pinned_accounts"], Set(trust::pinned)),
     Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
     Key(
         &["mappings", "maps"],

@@ -29,7 +29,7 @@ use sha2::{Digest, Sha256};
 
 use crate::uring::Tier;
 pub use accounts::TraceRule;
-pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Shared};
+pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Seats, Shared};
 use args::Args;
 pub use auth::{
     Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,

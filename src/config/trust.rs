@@ -10,12 +10,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chrono_tz::Tz;
+
 use super::accounts::{self, Account, AccountLimits, Export, Import, Response, Shared};
 use super::auth::{Permissions, Responses, SubjectEntry, SubjectList};
-use super::field::Action::{Ignore, Set};
+use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
-use super::{Options, StartError, missing};
+use super::{Options, StartError};
 use crate::jwt::{self, Claims};
 use crate::subject::is_valid_filter;
 
@@ -26,15 +28,100 @@ pub struct Trust {
     pub keys: Vec<String>,
     /// The accounts by their public keys.
     pub accounts: BTreeMap<String, Arc<Claims<jwt::Account>>>,
+    /// Where tokens of accounts are kept, and are put that come later (none: in memory).
+    pub directory: Option<Directory>,
+    /// The only accounts besides the system account whose users may come (empty: all).
+    pub pinned: Vec<String>,
+    /// Whose clock the hours of users are by that name no other.
+    pub zone: Tz,
     /// As it is written, until all is read.
     operators: Vec<String>,
     is_resolved: bool,
-    directory: Option<PathBuf>,
-    preload: Vec<(String, String)>,
+    /// The tokens in the file, by account.
+    pub preloaded: Vec<(String, String)>,
+}
+
+/// Where the tokens of accounts are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// The directory; one file for each account.
+    pub path: PathBuf,
+    /// Accounts may be deleted (false).
+    pub allow_delete: bool,
+    /// The file of an account that is deleted goes, instead of getting another name (false).
+    pub hard_delete: bool,
+    /// How often other servers are asked what they have, in milliseconds (60 000).
+    pub interval_ms: u64,
+    /// As many accounts as there may be (1 000 000 000 by nats-server, 100 000 here).
+    pub accounts_max: usize,
 }
 
 /// Accounts that a directory may hold.
 const ACCOUNTS_MAX: usize = 100_000;
+const INTERVAL_MS: u64 = 60_000;
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            allow_delete: false,
+            hard_delete: false,
+            interval_ms: INTERVAL_MS,
+            accounts_max: ACCOUNTS_MAX,
+        }
+    }
+}
+
+impl Trust {
+    /// The subjects on which the system account asks about tokens; `<server>` stands for the id of
+    /// this server.
+    pub fn requests(&self) -> &'static [&'static str] {
+        match self.directory {
+            None => &["$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE", "$SYS.ACCOUNT.*.CLAIMS.UPDATE"],
+            Some(_) => &[
+                "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE",
+                "$SYS.ACCOUNT.*.CLAIMS.UPDATE",
+                "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
+                "$SYS.REQ.CLAIMS.UPDATE",
+                "$SYS.REQ.CLAIMS.LIST",
+                "$SYS.REQ.CLAIMS.DELETE",
+                "$SYS.REQ.CLAIMS.PACK",
+                "$SYS._INBOX.<server>.CLAIMS",
+            ],
+        }
+    }
+
+    /// What a token says of an account, if somebody vouches for it who may.
+    ///
+    /// # Errors
+    ///
+    /// Why not, for people.
+    pub fn read(&self, text: &str) -> Result<Claims<jwt::Account>, String> {
+        let claims: Claims<jwt::Account> =
+            jwt::decode_signed(text).map_err(|error| format!("{error}; push it anew"))?;
+        if !self.keys.contains(&claims.issuer) {
+            return Err("none of the operator's keys has signed it; push it anew".to_owned());
+        }
+        Ok(claims)
+    }
+}
+
+/// The options with other tokens of some accounts; without a token, an account is gone.
+pub fn update(old: &Options, changes: Vec<(String, Option<Arc<Claims<jwt::Account>>>)>) -> Options {
+    let mut options = old.clone();
+    let Some(trust) = &mut options.trust else { return options };
+    for (key, claims) in changes {
+        match claims {
+            Some(claims) => drop(trust.accounts.insert(key, claims)),
+            None => drop(trust.accounts.remove(&key)),
+        }
+    }
+    let trust = trust.clone();
+    options.warnings.clear();
+    options.accounts.list.retain(|account| !jwt::is_key(&account.name, &['A']));
+    share(&trust, &mut options);
+    options
+}
 
 pub(super) fn operators(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     for (text, value) in v.texts()? {
@@ -73,7 +160,18 @@ pub(super) fn preload(options: &mut Options, v: &mut Field<'_>) -> Result<(), St
             return Err(entry.position.error(reason));
         }
         let trust = options.trust.get_or_insert_default();
-        trust.preload.push((entry.key.clone(), token.clone()));
+        trust.preloaded.push((entry.key.clone(), token.clone()));
+    }
+    Ok(())
+}
+
+pub(super) fn pinned(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    for (key, value) in v.texts()? {
+        if !jwt::is_key(&key, &['A']) {
+            let reason = "a pinned account is its public key: 56 characters, first an A";
+            return Err(value.position.error(reason));
+        }
+        options.trust.get_or_insert_default().pinned.push(key);
     }
     Ok(())
 }
@@ -81,35 +179,69 @@ pub(super) fn preload(options: &mut Options, v: &mut Field<'_>) -> Result<(), St
 #[derive(Default)]
 struct Resolver {
     kind: String,
-    directory: Option<PathBuf>,
+    directory: Directory,
+    has_ttl: bool,
 }
 
 const RESOLVER: &[Key<Resolver>] = &[
     Key(&["type"], Set(|r, v| v.text().map(|kind| r.kind = kind.to_ascii_lowercase()))),
-    Key(&["dir"], Set(|r, v| v.text().map(|dir| r.directory = Some(dir.into())))),
-    Key(&["allow_delete", "hard_delete", "interval", "limit"], Ignore(&missing::ANY)),
-    Key(&["timeout", "ttl"], Ignore(&missing::ANY)),
+    Key(&["dir"], Set(|r, v| v.text().map(|dir| r.directory.path = dir.into()))),
+    Key(&["allow_delete"], Set(|r, v| v.boolean().map(|yes| r.directory.allow_delete = yes))),
+    Key(&["hard_delete"], Set(|r, v| v.boolean().map(|yes| r.directory.hard_delete = yes))),
+    Key(&["interval"], Set(|r, v| v.duration_ms().map(|ms| r.directory.interval_ms = ms))),
+    Key(&["limit"], Set(|r, v| v.limit().map(|max| r.directory.accounts_max = at_most(max)))),
+    Key(&["ttl"], Set(|r, v| v.duration_ms().map(|_| r.has_ttl = true))),
+    // Nobody is asked for one token: what others have is fetched as a whole.
+    Key(&["timeout"], Set(|_, v| v.duration_ms().map(drop))),
 ];
+
+/// A limit of accounts; nobody, and 0, are as many as can be.
+fn at_most(limit: Option<usize>) -> usize {
+    limit.filter(|max| *max > 0).map_or(ACCOUNTS_MAX, |max| max.min(ACCOUNTS_MAX))
+}
+
+const KINDS: &str = "resolver is MEMORY or { type: full, dir: … }";
 
 pub(super) fn resolver(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     let trust = options.trust.get_or_insert_default();
     trust.is_resolved = true;
     if let Kind::Text(text) = &v.value.kind {
-        return match text.to_ascii_uppercase().as_str() {
+        let kind = text.to_ascii_uppercase();
+        return match kind.as_str() {
             "MEMORY" | "MEM" => Ok(()),
-            _ => {
-                Err(v.error("resolver is MEMORY or { type: full, dir: … }; no other is supported"))
-            }
+            _ if kind.starts_with("URL") => Err(v.error(format!(
+                "accounts are not fetched over HTTP: {KINDS}; fetch the tokens into its dir, \
+                 one file <account>.jwt each, or push them there with `nsc push`"
+            ))),
+            _ => Err(v.error(KINDS)),
         };
     }
     let mut resolver = Resolver::default();
     bind_map(&[RESOLVER], v.map()?, &mut resolver, v.warnings)?;
-    match (resolver.kind.as_str(), resolver.directory) {
-        ("mem" | "memory", _) => {}
-        ("full", Some(directory)) => trust.directory = Some(directory),
-        ("full", None) => return Err(v.error("a resolver of type full needs a dir")),
-        _ => return Err(v.error("the type of a resolver is MEMORY or full; no other is supported")),
+    let Resolver { kind, directory, has_ttl } = resolver;
+    match kind.as_str() {
+        "mem" | "memory" => return Ok(()),
+        "full" => {}
+        "cache" => {
+            let reason = "a resolver of type cache is not supported: use type full, which gets \
+                          all accounts of the cluster's other servers";
+            return Err(v.error(reason));
+        }
+        _ => return Err(v.error(KINDS)),
     }
+    if directory.path.as_os_str().is_empty() {
+        return Err(v.error("a resolver of type full needs a dir"));
+    }
+    if has_ttl {
+        return Err(v.error("a resolver of type full keeps all accounts: leave ttl out"));
+    }
+    if directory.hard_delete && !directory.allow_delete {
+        return Err(v.error("hard_delete is nothing without allow_delete: set both or none"));
+    }
+    if directory.interval_ms == 0 {
+        return Err(v.error("interval is at least 1ms"));
+    }
+    trust.directory = Some(directory);
     Ok(())
 }
 
@@ -142,38 +274,56 @@ pub(super) fn settle(options: &mut Options) -> Result<(), StartError> {
     if options.accounts.list.len() > accounts::Accounts::default().list.len() {
         return refuse("with an operator accounts come by tokens; leave accounts out");
     }
-    let mut tokens = std::mem::take(&mut trust.preload);
-    if let Some(directory) = &trust.directory {
-        // What was preloaded is older than what the directory has.
-        tokens.extend(stored(directory)?);
-    }
-    for (key, text) in tokens {
-        match account(&trust, &key, &text) {
-            Ok(claims) => drop(trust.accounts.insert(key, Arc::new(claims))),
+    for (key, text) in std::mem::take(&mut trust.preloaded) {
+        let claims = trust.read(&text).and_then(|claims| match claims.subject == key {
+            true => Ok(claims),
+            false => Err(format!("its token is about {}", claims.subject)),
+        });
+        match claims {
+            Ok(claims) => drop(trust.accounts.insert(key.clone(), Arc::new(claims))),
             Err(reason) => return Err(StartError::new(format!("account {key}: {reason}"))),
         }
+        trust.preloaded.push((key, text));
     }
+    if let Some(directory) = &trust.directory {
+        // What was preloaded is older than what the directory has.
+        for (key, text) in stored(&directory.path)? {
+            match trust.read(&text) {
+                Ok(claims) if claims.subject == key => {
+                    trust.accounts.insert(key, Arc::new(claims));
+                }
+                // It came from somebody else, who is not to keep the server from starting.
+                Ok(claims) => options.warnings.push(format!(
+                    "account {key}: its token is about {}; it is left out",
+                    claims.subject
+                )),
+                Err(reason) => options
+                    .warnings
+                    .push(format!("account {key}: {reason}; until then it is left out")),
+            }
+        }
+    }
+    if !trust.pinned.is_empty() {
+        trust.pinned.extend(options.accounts.system.clone());
+    }
+    let zone = iana_time_zone::get_timezone().ok();
+    trust.zone = zone.and_then(|name| name.parse().ok()).unwrap_or_default();
     share(&trust, options);
     options.trust = Some(trust);
     Ok(())
 }
 
-fn account(trust: &Trust, key: &str, text: &str) -> Result<Claims<jwt::Account>, String> {
-    let claims: Claims<jwt::Account> =
-        jwt::decode_signed(text).map_err(|error| format!("{error}; push it anew"))?;
-    if claims.subject != key {
-        return Err(format!("its token is about {}", claims.subject));
-    }
-    if !trust.keys.contains(&claims.issuer) {
-        return Err("none of the operator's keys has signed it; push it anew".to_owned());
-    }
-    Ok(claims)
-}
-
 /// The tokens in a directory, one file for each account, named by its key.
-fn stored(directory: &Path) -> Result<Vec<(String, String)>, StartError> {
+///
+/// # Errors
+///
+/// If the directory cannot be made, or read.
+pub fn stored(directory: &Path) -> Result<Vec<(String, String)>, StartError> {
     let unusable = |path: &Path, error: std::io::Error| {
-        StartError::new(format!("resolver: cannot read {}: {error}", path.display()))
+        StartError::new(format!(
+            "resolver: cannot read {}: {error}; see who may, or use another dir",
+            path.display()
+        ))
     };
     std::fs::create_dir_all(directory).map_err(|error| unusable(directory, error))?;
     let mut tokens = Vec::new();

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ShardId;
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
@@ -19,15 +18,17 @@ const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
 /// Who asks: that is for the server to know that it is connected to.
 const OWN_USER: &str = "$SYS.REQ.USER.INFO";
 /// What can be asked of a server in the system account, ping or one by its id.
-const SERVER_PAGES: [&str; 13] = [
+const SERVER_PAGES: [&str; 15] = [
     "ACCOUNTZ",
     "CONNZ",
+    "EXPVARZ",
     "GATEWAYZ",
     "HEALTHZ",
     "IDZ",
     "IPQUEUESZ",
     "JSZ",
     "LEAFZ",
+    "PROFILEZ",
     "RAFTZ",
     "ROUTEZ",
     "STATSZ",
@@ -36,12 +37,13 @@ const SERVER_PAGES: [&str; 13] = [
 ];
 /// What can be asked there of an account.
 const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
-/// What every other account may ask.
-const ACCOUNT_REQUESTS: &[&str] = &[
-    OWN_USER,
-    "$SYS.REQ.ACCOUNT.PING.CONNZ",
-    "$SYS.REQ.ACCOUNT.PING.STATZ",
-    "$SYS.REQ.SERVER.PING.CONNZ",
+/// What a server does when it is asked there by its id.
+const SERVER_ORDERS: [&str; 3] = ["KICK", "LDM", "RELOAD"];
+/// What every other account may ask about itself, and what it is about there.
+const ACCOUNT_REQUESTS: [(&str, &str); 3] = [
+    ("$SYS.REQ.ACCOUNT.PING.CONNZ", "CONNZ"),
+    ("$SYS.REQ.ACCOUNT.PING.STATZ", "STATZ"),
+    ("$SYS.REQ.SERVER.PING.CONNZ", "CONNZ"),
 ];
 
 /// An account: a world of subjects of its own. All shards give it the same number, and it keeps
@@ -78,8 +80,8 @@ pub(super) struct Account {
     pub(super) answers: bool,
     /// Connections logged in here that are open.
     pub(super) conns: usize,
-    /// The same of other shards, as they have told, if their number is limited.
-    elsewhere: Vec<usize>,
+    /// Those of all shards.
+    seats: config::Seats,
     /// Those that were closed as slow consumers.
     pub(super) slow_consumers: u64,
     /// What went through its connections.
@@ -96,18 +98,17 @@ impl Account {
         self.config.as_ref().and_then(|config| config.trace_rule.as_ref())
     }
 
-    /// Whether it has as many connections as it may. Shards that let somebody in at the same
-    /// instant do not know of one another yet: it may come to have one more for each of them.
-    pub(super) fn is_full(&self) -> bool {
-        let all = self.conns + self.elsewhere.iter().sum::<usize>();
-        self.limits().connections_max.is_some_and(|max| all >= max)
+    /// Counts one more connection, unless there are as many as there may be.
+    pub(super) fn enter(&mut self) -> bool {
+        let is_in = self.seats.take(self.limits().connections_max);
+        self.conns += usize::from(is_in);
+        is_in
     }
 
-    pub(super) fn set_elsewhere(&mut self, shard: ShardId, conns: usize) {
-        if self.elsewhere.len() <= shard.index() {
-            self.elsewhere.resize(shard.index() + 1, 0);
-        }
-        self.elsewhere[shard.index()] = conns;
+    /// Counts a connection no more.
+    pub(super) fn leave(&mut self) {
+        self.conns -= 1;
+        self.seats.leave();
     }
 }
 
@@ -115,8 +116,12 @@ impl Account {
 #[derive(Debug)]
 pub(super) struct Accounts {
     all: Vec<Account>,
+    /// Those that are configured.
+    by_name: HashMap<Arc<str>, AccountId>,
     /// The one in which the server tells of itself and is asked.
     pub(super) system: Option<AccountId>,
+    /// What it is asked there of accounts that come by tokens.
+    pub(super) claims_requests: &'static [&'static str],
     /// The cluster that this server is in. There may be servers with JetStream in it; who asks
     /// it does so in the system account.
     cluster: Option<String>,
@@ -126,7 +131,8 @@ pub(super) struct Accounts {
 impl Accounts {
     /// `seed` keys the hashes of subjects.
     pub(super) fn new(seed: u64) -> Self {
-        Self { all: Vec::new(), system: None, cluster: None, seed }
+        let (all, by_name) = (Vec::new(), HashMap::new());
+        Self { all, by_name, system: None, claims_requests: &[], cluster: None, seed }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -150,7 +156,7 @@ impl Accounts {
                 interest: Interest::new(seed),
                 answers: false,
                 conns: 0,
-                elsewhere: Vec::new(),
+                seats: config::Seats::default(),
                 slow_consumers: 0,
                 traffic: Traffic::default(),
             });
@@ -160,12 +166,21 @@ impl Accounts {
     /// Says what an account is like.
     ///
     /// What it exports and imports is in force with the next [`Self::link`].
-    pub(super) fn configure(&mut self, id: AccountId, config: Rc<config::Account>) {
+    pub(super) fn configure(
+        &mut self,
+        id: AccountId,
+        config: Rc<config::Account>,
+        seats: config::Seats,
+    ) {
         let mappings = Mappings::new(&config.mappings, self.cluster.as_deref());
         let account = self.at(id);
         account.name = config.name.as_str().into();
+        let name = Arc::clone(&account.name);
         account.mappings = mappings;
+        seats.take_over(&account.seats, account.conns);
+        account.seats = seats;
         account.config = Some(config);
+        self.by_name.insert(name, id);
     }
 
     /// The server is in this cluster now.
@@ -185,6 +200,7 @@ impl Accounts {
 
     /// Nothing is configured any more.
     pub(super) fn retire(&mut self) {
+        self.by_name.clear();
         for account in &mut self.all {
             account.name = "".into();
             account.config = None;
@@ -233,14 +249,21 @@ impl Accounts {
                     let outlet = Outlet::jetstream(system);
                     tables[id.index()].entry(JETSTREAM_REQUESTS).extend(outlet.map(Rc::new));
                 }
-                let filters = match system == id {
-                    true => system_requests(server_id),
-                    false => ACCOUNT_REQUESTS.iter().map(ToString::to_string).collect(),
-                };
-                for filter in filters {
-                    let of_cluster = system == id && filter != OWN_USER;
-                    let outlet = Rc::new(Outlet::Server { of_cluster });
-                    tables[id.index()].entry(filter.as_bytes()).push(outlet);
+                let table = &mut tables[id.index()];
+                table
+                    .entry(OWN_USER.as_bytes())
+                    .push(Rc::new(Outlet::Server { of_cluster: false }));
+                if system == id {
+                    for filter in system_requests(server_id, self.claims_requests) {
+                        let outlet = Outlet::Server { of_cluster: true };
+                        table.entry(filter.as_bytes()).push(Rc::new(outlet));
+                    }
+                } else {
+                    for (asked, page) in ACCOUNT_REQUESTS {
+                        let about = format!("$SYS.REQ.ACCOUNT.{}.{page}", account.name);
+                        let outlet = Outlet::own_account(system, asked, &about);
+                        table.entry(asked.as_bytes()).extend(outlet.map(Rc::new));
+                    }
                 }
             }
         }
@@ -257,10 +280,12 @@ impl Accounts {
 
     /// The account that is called that now.
     pub(super) fn find(&self, name: &[u8]) -> Option<AccountId> {
-        let named = |account: &&Account| account.name.as_bytes() == name;
-        let accounts = (0..).map(AccountId).zip(&self.all);
-        let mut named = accounts.filter(|(_, account)| !name.is_empty() && named(account));
-        named.next().map(|(id, _)| id)
+        self.by_name.get(std::str::from_utf8(name).ok()?).copied()
+    }
+
+    /// All accounts with their numbers.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (AccountId, &Account)> {
+        (0..).map(AccountId).zip(&self.all)
     }
 
     /// The name of an account; empty if it is not configured.
@@ -277,8 +302,13 @@ impl Accounts {
     }
 }
 
-fn system_requests(server_id: &str) -> Vec<String> {
-    let mut filters = vec!["$SYS.REQ.SERVER.PING".to_owned(), OWN_USER.to_owned()];
+/// What is asked in the system account; `claims` are those about accounts that come by tokens.
+fn system_requests(server_id: &str, claims: &[&str]) -> Vec<String> {
+    let mut filters: Vec<String> =
+        claims.iter().map(|filter| filter.replace("<server>", server_id)).collect();
+    let others = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.NSUBS", "$SYS.DEBUG.SUBSCRIBERS"];
+    filters.extend(others.map(str::to_owned));
+    filters.extend(SERVER_ORDERS.map(|order| format!("$SYS.REQ.SERVER.{server_id}.{order}")));
     for page in SERVER_PAGES {
         filters.push(format!("$SYS.REQ.SERVER.PING.{page}"));
         filters.push(format!("$SYS.REQ.SERVER.{server_id}.{page}"));

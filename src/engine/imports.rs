@@ -26,7 +26,7 @@ use super::message_trace::{DEST, DISABLED, StepEvent, with_header};
 use super::publish::{Run, Source, parse_run};
 use super::record::{Record, RunRecord};
 use super::{Conn, ConnId, Engine, ShardId, ShardSet};
-use crate::config::{self, Response};
+use crate::config::Response;
 use crate::proto::encode;
 use crate::subject::Transform;
 
@@ -104,6 +104,18 @@ impl Outlet {
         }
     }
 
+    /// Requests about an account, which every server answers for its own part of it.
+    pub(super) fn own_account(system: AccountId, from: &str, to: &str) -> Option<Self> {
+        Some(Self::Service {
+            to: system,
+            transform: Transform::new(from.as_bytes(), to.as_bytes()).ok()?,
+            response: Response::Stream,
+            threshold_ns: ANSWER_BACK_NS,
+            share: false,
+            trace: false,
+        })
+    }
+
     /// Whether other servers have to send what is published there.
     pub(super) fn is_told(&self) -> bool {
         matches!(self, Self::Stream { .. } | Self::Server { of_cluster: true })
@@ -141,7 +153,7 @@ pub struct ServerRequest {
     pub account: AccountId,
     /// What it asks.
     pub subject: Box<[u8]>,
-    /// Where the answer goes.
+    /// Where the answer goes; empty: nowhere.
     pub reply: Box<[u8]>,
     /// Its payload, without headers.
     pub payload: Box<[u8]>,
@@ -312,7 +324,9 @@ impl Engine {
             Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => false,
             Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
             Outlet::Service { .. } => self.deliver_request(source, run, exit),
-            Outlet::Server { .. } => self.ask_server(source, run, &exit.subject),
+            Outlet::Server { of_cluster } => {
+                self.ask_server(source, run, &exit.subject, *of_cluster)
+            }
         }
     }
 
@@ -334,8 +348,9 @@ impl Engine {
                 let (account, to) = (self.accounts.name(*to), exit.subject.clone());
                 (StepEvent::Service { account, from: one.subject().into(), to }, *trace)
             }
-            Outlet::Server { .. } => {
-                return !self.is_trace_only() && self.ask_server(source, one, &exit.subject);
+            Outlet::Server { of_cluster } => {
+                return !self.is_trace_only()
+                    && self.ask_server(source, one, &exit.subject, *of_cluster);
             }
         };
         let aside = self.trace_leaves(event, allowed);
@@ -501,12 +516,19 @@ impl Engine {
         self.stage(shard, Record::Run(Box::new(record)));
     }
 
-    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8]) -> bool {
+    fn ask_server(
+        &mut self,
+        source: Source,
+        run: &Run<'_>,
+        subject: &[u8],
+        of_cluster: bool,
+    ) -> bool {
         let conn = self.conns.get(source.publisher.conn);
         let user = conn.and_then(|conn| conn.user.as_ref()).and_then(|user| user.name.clone());
         let account_name = self.accounts.name(source.account);
         for publish in run.publishes() {
-            let Some(reply) = publish.reply else { continue };
+            // What all servers are told need not be answered.
+            let Some(reply) = publish.reply.or(of_cluster.then_some(b"")) else { continue };
             if self.server_requests.len() < SERVER_REQUESTS_MAX {
                 self.server_requests.push_back(ServerRequest {
                     account: source.account,
@@ -535,6 +557,7 @@ impl Engine {
             info.rtt = Some(conn.timing.rtt);
             if share {
                 let user = conn.user.as_ref().and_then(|user| user.name.as_deref());
+                info.start = Some(self.settings.wall_clock(conn.timing.opened));
                 let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
                 info.host = Some(&conn.peer.ip);
                 info.id = Some(conn.peer.cid);
@@ -551,16 +574,17 @@ impl Engine {
         serde_json::to_vec(&info).unwrap_or_default()
     }
 
-    /// Puts an account in force that comes at run time, or changes one.
-    pub fn set_account(&mut self, id: AccountId, account: &config::Account) {
-        self.accounts.configure(id, Rc::new(account.clone()));
-        self.accounts.link(self.settings.server_id());
-    }
-
-    /// Publishes a message of the server itself in an account.
-    pub fn publish_own(&mut self, account: AccountId, subject: &[u8], payload: &[u8]) {
+    /// Publishes a message of the server itself in an account; an empty `reply` is none.
+    pub fn publish_own(
+        &mut self,
+        account: AccountId,
+        subject: &[u8],
+        reply: &[u8],
+        payload: &[u8],
+    ) {
+        let reply = Some(reply).filter(|reply| !reply.is_empty());
         let mut wire = Vec::new();
-        encode::publish_of(&mut wire, subject, None, b"", payload);
+        encode::publish_of(&mut wire, subject, reply, b"", payload);
         let mut run = Run::default();
         parse_run(&wire, &mut run);
         let nobody = ConnId { slot: u32::MAX, generation: u32::MAX };
@@ -574,6 +598,9 @@ impl Engine {
 /// Who asks, in the order in which nats-server says it.
 #[derive(Debug, Default, Serialize)]
 struct RequestInfo<'a> {
+    /// When the requester was connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

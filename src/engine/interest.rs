@@ -546,6 +546,16 @@ impl Interest {
         announce
     }
 
+    /// The filters of which that is so.
+    pub(super) fn outlets_for_routes(&self) -> impl Iterator<Item = &[u8]> {
+        self.outlets.iter().map(|(filter, _)| filter).filter(|filter| self.has_outlet(filter))
+    }
+
+    /// Whether clients of this server want this very filter.
+    pub(super) fn is_wanted_by_clients(&self, filter: &[u8]) -> bool {
+        self.table.get(filter).is_some_and(|filter| filter.has_clients())
+    }
+
     /// Whether other accounts import what is published to this very filter, or the server answers
     /// it.
     pub(super) fn has_outlet(&self, filter: &[u8]) -> bool {

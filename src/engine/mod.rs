@@ -30,6 +30,7 @@ mod proof;
 mod publish;
 mod record;
 mod relay;
+mod renewal;
 mod route;
 mod secure;
 mod settings;
@@ -629,9 +630,6 @@ impl Engine {
                     self.tell_routes(account, (&filter, queue.as_deref()), members);
                 }
             }
-            Record::Seats { account, conns } => {
-                self.accounts.at(account).set_elsewhere(from, conns);
-            }
             Record::Barrier { epoch } => self.push_record(from, Record::Settled { epoch }),
             Record::Settled { epoch } => self.on_settled(from, epoch),
             Record::Pause { conn } => self.pause_for(conn, from),
@@ -882,9 +880,12 @@ impl Engine {
     }
 
     fn send_info(&mut self, id: ConnId, after_connect: bool) {
+        self.send_info_of(id, after_connect, self.lame_duck.is_some());
+    }
+
+    fn send_info_of(&mut self, id: ConnId, after_connect: bool, lame_duck: bool) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.informed = true;
-        let lame_duck = self.lame_duck.is_some();
         let account = conn.account_name();
         let account = after_connect.then_some(&*account);
         let to = (&conn.peer, conn.transport);
@@ -979,22 +980,7 @@ impl Engine {
     fn leave_account(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if std::mem::take(&mut conn.seated) {
-            let account = self.accounts.at(conn.account);
-            account.conns -= 1;
-            let id = conn.account;
-            self.announce_seats(id);
-        }
-    }
-
-    /// Tells the other shards how many connections an account has here, if that has a limit.
-    fn announce_seats(&mut self, account: AccountId) {
-        let here = self.accounts.at(account);
-        if here.limits().connections_max.is_none() {
-            return;
-        }
-        let conns = here.conns;
-        for shard in self.others() {
-            self.push_record(shard, Record::Seats { account, conns });
+            self.accounts.at(conn.account).leave();
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::rc::Rc;
 
+use super::accounts::AccountId;
 use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
@@ -346,16 +347,19 @@ impl Engine {
         if conn.seated {
             return true;
         }
-        if self.accounts.at(account).is_full() {
-            tracing::error!("{} - maximum account active connections exceeded", conn.label());
-            let reason = Reason::Protocol("Maximum Account Connections Exceeded");
-            self.fail(id, Some("maximum account active connections exceeded"), reason);
+        if !self.accounts.at(account).enter() {
+            self.refuse_account_seat(id);
             return false;
         }
         conn.seated = true;
-        self.accounts.at(account).conns += 1;
-        self.announce_seats(account);
         true
+    }
+
+    fn refuse_account_seat(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(id) else { return };
+        tracing::error!("{} - maximum account active connections exceeded", conn.label());
+        let reason = Reason::Protocol("Maximum Account Connections Exceeded");
+        self.fail(id, Some("maximum account active connections exceeded"), reason);
     }
 
     fn refuse_login(&mut self, id: ConnId) {
@@ -602,10 +606,14 @@ impl Engine {
     /// permitted ends, who is owed more than `max_pending` now is slow. New deadlines count from
     /// here on. As in nats-server, clients are not told: a new INFO is for those who come.
     pub fn reload(&mut self, settings: Rc<Settings>) {
+        let before = self.before_accounts_change();
+        if before.is_some() {
+            self.forget_wishes(|name| !settings.has_account(name));
+        }
         let old = std::mem::replace(&mut self.settings, settings);
         self.settings.configure(&mut self.accounts);
-        for account in self.accounts.ids() {
-            self.announce_seats(account);
+        if let Some(before) = &before {
+            self.after_accounts_changed(before);
         }
         self.conns.iter_mut().for_each(|conn| conn.outbox.keep_all());
         for id in self.conns.client_ids() {
@@ -619,9 +627,11 @@ impl Engine {
     /// Whether a connection may stay under the new settings, and as whom.
     fn review_user(&mut self, id: ConnId, old: &Settings) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        if conn.claim.is_some() {
-            // What is being checked is of the old configuration.
-            self.refuse_login(id);
+        if let Some(claim) = &conn.claim {
+            if !self.settings.claims_hold(&claim.user, old) {
+                // What is being checked is of the old configuration.
+                self.refuse_login(id);
+            }
             return;
         }
         let Some(user) = &conn.user else {
@@ -670,15 +680,52 @@ impl Engine {
         self.rearm(id);
     }
 
-    /// Closes the connections with numbers up to `cid_max`: there are too many.
-    pub fn shed(&mut self, cid_max: u64) {
+    /// Closes the connections with numbers up to `cid_max`, of one account or of all: there are too
+    /// many.
+    pub fn shed(&mut self, cid_max: u64, account: Option<AccountId>) {
         for id in self.conns.client_ids() {
             let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else { continue };
-            if conn.peer.cid <= cid_max {
-                tracing::error!("{} - maximum connections exceeded", conn.label());
-                self.refuse_seat(id);
+            if conn.peer.cid > cid_max {
+                continue;
+            }
+            match account {
+                None => {
+                    tracing::error!("{} - maximum connections exceeded", conn.label());
+                    self.refuse_seat(id);
+                }
+                Some(account) if conn.seated && conn.account == account => {
+                    self.refuse_account_seat(id);
+                }
+                Some(_) => {}
             }
         }
+    }
+
+    /// Closes the connection with this number; `false` if there is none.
+    pub fn kick(&mut self, cid: u64) -> bool {
+        let id = self.find_client(cid);
+        if let Some(id) = id {
+            self.fail(id, None, Reason::Protocol("Kicked"));
+        }
+        id.is_some()
+    }
+
+    /// Tells the client with this number to look for another server; `false` if there is none.
+    pub fn advise_to_leave(&mut self, cid: u64) -> bool {
+        let id = self.find_client(cid);
+        if let Some(id) = id
+            && self.conns.get(id).is_some_and(|conn| conn.connect.protocol >= 1)
+        {
+            self.send_info_of(id, false, true);
+        }
+        id.is_some()
+    }
+
+    fn find_client(&self, cid: u64) -> Option<ConnId> {
+        let has_it = |id: &ConnId| {
+            self.conns.get(*id).is_some_and(|conn| conn.is_open() && conn.peer.cid == cid)
+        };
+        self.conns.client_ids().into_iter().find(has_it)
     }
 
     fn end_unpermitted(&mut self, id: ConnId) {

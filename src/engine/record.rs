@@ -17,13 +17,6 @@ pub enum Record {
     Traced(Box<Report>),
     /// My interest in a filter is now this.
     Interest(Box<InterestRecord>),
-    /// So many connections an account has here, if it may not have any number.
-    Seats {
-        /// Which.
-        account: AccountId,
-        /// Those that are logged in.
-        conns: usize,
-    },
     /// Answer `Settled` when you have consumed everything up to here.
     Barrier {
         /// The sender's count of turns that staged something.

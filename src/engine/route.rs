@@ -133,6 +133,15 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// Everything the peer wants, each with the account that it is about.
+    pub(super) fn wishes(&self) -> impl Iterator<Item = (Wish<'_>, &[u8])> {
+        let wishes = self.wishes.iter().filter_map(|key| wire::wish(key, self.accounts()));
+        wishes.map(|wish| match &self.part {
+            Part::Account(name) => (wish, name.as_bytes()),
+            _ => (wish, wish.account),
+        })
+    }
+
     /// Whether it is part of the cluster.
     pub(super) fn is_registered(&self) -> bool {
         self.stage == Stage::Registered
@@ -728,7 +737,8 @@ impl Engine {
     }
 
     fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
-        let Some(account) = self.account_of(id, wish.account) else { return };
+        // Of an account that is not known yet, it counts once that is.
+        let account = self.account_of(id, wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
@@ -751,20 +761,24 @@ impl Engine {
                 return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
             }
         }
-        self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
+        if let Some(account) = account {
+            self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
+        }
     }
 
     fn on_wish_end(&mut self, id: ConnId, wish: &Wish<'_>) {
-        let Some(account) = self.account_of(id, wish.account) else { return };
+        let account = self.account_of(id, wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
         if route.wishes.remove(wish.key) {
             route.wishes_bytes -= wish.key.len() + size_of::<Box<[u8]>>();
-            self.set_wish(id, account, wish.subject, wish.queue, 0);
+            if let Some(account) = account {
+                self.set_wish(id, account, wish.subject, wish.queue, 0);
+            }
         }
     }
 
-    fn set_wish(
+    pub(super) fn set_wish(
         &mut self,
         id: ConnId,
         account: AccountId,

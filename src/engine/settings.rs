@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta};
 
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Conn, Peer, User};
@@ -17,6 +19,7 @@ use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
 use crate::cluster::Pooling;
+use crate::config::trust::Trust;
 use crate::config::{
     self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
     Secret, Tls, WebSocketOptions,
@@ -114,6 +117,8 @@ pub struct Settings {
     /// Names the server in subjects: a part of its id.
     pub(super) node: String,
     pub(super) route: RouteSettings,
+    /// The zero of the engine's time, in milliseconds since 1970.
+    epoch_ms: u64,
     nonces: NonceKey,
     /// Some users have nkeys.
     has_nkeys: bool,
@@ -123,9 +128,13 @@ pub struct Settings {
     /// Users come by tokens.
     trusted: Option<Trusted>,
     /// The configured accounts.
-    accounts: Vec<(AccountId, Rc<config::Account>)>,
+    accounts: Vec<(AccountId, Rc<config::Account>, config::Seats)>,
+    /// Their names.
+    names: HashSet<String>,
     /// The one that the server tells of itself in.
     system: Option<AccountId>,
+    /// What may be asked there of accounts that come by tokens.
+    claims_requests: &'static [&'static str],
     info: Info,
 }
 
@@ -200,6 +209,7 @@ impl Settings {
                 None => "0".to_owned(),
             },
             route: route_settings(options, identity),
+            epoch_ms: identity.epoch_ms,
             nonces: identity.nonces.clone(),
             has_nkeys: auth.users.iter().any(|user| user.has_nkey),
             proxy_protocol: options.proxy_protocol,
@@ -224,9 +234,15 @@ impl Settings {
                 .accounts
                 .list
                 .iter()
-                .map(|account| (account_id(options, &account.name), Rc::new(account.clone())))
+                .map(|account| {
+                    let name = &account.name;
+                    let seats = options.accounts.seats(name);
+                    (account_id(options, name), Rc::new(account.clone()), seats)
+                })
                 .collect(),
+            names: options.accounts.list.iter().map(|account| account.name.clone()).collect(),
             system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
+            claims_requests: options.trust.as_ref().map(Trust::requests).unwrap_or_default(),
             info: info(options, identity),
         }
     }
@@ -234,14 +250,27 @@ impl Settings {
     /// Puts in force what is configured of accounts; the others are nobody's any more.
     pub(super) fn configure(&self, accounts: &mut Accounts) {
         accounts.retire();
-        for (id, account) in &self.accounts {
-            accounts.configure(*id, Rc::clone(account));
+        for (id, account, seats) in &self.accounts {
+            accounts.configure(*id, Rc::clone(account), seats.clone());
             let rules = account.overflow.iter().chain(&self.overflow);
             let account = accounts.at(*id);
             account.interest.set_overflow(Overflow::new(rules, self.limits.pending_bytes_max));
         }
         accounts.system = self.system;
+        accounts.claims_requests = self.claims_requests;
         accounts.link(&self.info.server_id);
+    }
+
+    /// Whether there is an account of that name.
+    pub(super) fn has_account(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// An instant of the engine's time as people write it.
+    pub(super) fn wall_clock(&self, at_ns: u64) -> String {
+        let epoch = i64::try_from(self.epoch_ms).ok().and_then(DateTime::from_timestamp_millis);
+        let at = i64::try_from(at_ns).map(TimeDelta::nanoseconds).unwrap_or_default();
+        (epoch.unwrap_or_default() + at).to_rfc3339_opts(SecondsFormat::Nanos, true)
     }
 
     /// The server's id.
@@ -417,9 +446,18 @@ impl Settings {
         }
     }
 
+    /// Whether what `user` is to prove under `old` is as good now.
+    pub(super) fn claims_hold(&self, user: &User, old: &Self) -> bool {
+        let both = self.trusted.as_ref().zip(old.trusted.as_ref());
+        both.is_some_and(|(now, old)| now.says_the_same_of(&user.account_name, old))
+    }
+
     /// What has become of a user of `old`, who came by `conn`.
-    pub(super) fn standing(&self, user: &User, conn: &Conn, old: &Self, now: u64) -> Standing {
+    pub(super) fn standing(&self, user: &Rc<User>, conn: &Conn, old: &Self, now: u64) -> Standing {
         if let Some(trusted) = &self.trusted {
+            if self.claims_hold(user, old) {
+                return Standing::Stays(Rc::clone(user));
+            }
             // Its signatures have held before, and it shows the same token.
             return match trusted.identify(
                 (&conn.peer, conn.transport),

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use chrono_tz::Tz;
+
 use super::accounts::AccountId;
 use super::conn::{Peer, User};
 use super::permissions::Permissions;
@@ -23,6 +25,10 @@ const NS_PER_S: i128 = 1_000_000_000;
 #[derive(Debug)]
 pub(super) struct Trusted {
     accounts: HashMap<String, (AccountId, Arc<Claims<jwt::Account>>)>,
+    /// The only ones of them whose users may come (none: all may).
+    pinned: Vec<String>,
+    /// The server's own.
+    zone: Tz,
     /// The zero of the engine's time, in nanoseconds since 1970.
     epoch_ns: i128,
 }
@@ -70,7 +76,19 @@ impl Trusted {
             let id = AccountId::new(options.accounts.number(key)?);
             Some((key.clone(), (id, Arc::clone(claims))))
         });
-        Some(Self { accounts: accounts.collect(), epoch_ns: i128::from(epoch_ms) * 1_000_000 })
+        Some(Self {
+            accounts: accounts.collect(),
+            pinned: trust.pinned.clone(),
+            zone: trust.zone,
+            epoch_ns: i128::from(epoch_ms) * 1_000_000,
+        })
+    }
+
+    /// Whether the users of an account are the same as in `old`, without looking at each.
+    pub(super) fn says_the_same_of(&self, account: &str, old: &Self) -> bool {
+        let (now, before) = (self.accounts.get(account), old.accounts.get(account));
+        let same = now.zip(before).is_some_and(|(now, before)| Arc::ptr_eq(&now.1, &before.1));
+        same && self.pinned == old.pinned
     }
 
     /// Who the client is if the proof holds.
@@ -92,6 +110,9 @@ impl Trusted {
         };
         let (account_id, account) =
             self.accounts.get(name).ok_or(because("the account is not known"))?;
+        if !self.pinned.is_empty() && !self.pinned.iter().any(|pinned| pinned == name) {
+            return Err(because("the account is none of resolver_pinned_accounts"));
+        }
         let body = &account.body;
         let wall = i64::try_from((self.epoch_ns + i128::from(now)) / NS_PER_S).unwrap_or(i64::MAX);
         if !account.is_in_time(wall) {
@@ -110,6 +131,11 @@ impl Trusted {
         if let Some(refusal) = objection(claims, body, limits, (peer, transport), wall) {
             return Err(refusal);
         }
+        let mut expires = self.engine_time(claims.expires);
+        if !limits.times.is_empty() {
+            let end = self.stay_until(limits, wall)?;
+            expires = expires.min(self.engine_time(end));
+        }
         let filled = match signer {
             Some(SigningKey::Scoped { .. }) => fill_all(&limits.permissions, claims, account),
             _ => Some(limits.permissions.clone()),
@@ -125,7 +151,7 @@ impl Trusted {
         let pass = Pass {
             subscriptions_max: limit(limits.subs),
             payload_bytes_max: limit(limits.payload),
-            expires: self.engine_time(claims.expires),
+            expires,
             account_expires: self.engine_time(account.expires),
         };
         let own = (!limits.bearer_token).then(|| Proof::Signature {
@@ -144,6 +170,18 @@ impl Trusted {
             pass: Some(pass),
         };
         Ok((user, Proof::Token { token: token.signature, own: own.map(Box::new) }))
+    }
+
+    /// When the hours end at which the user may be here.
+    fn stay_until(&self, limits: &jwt::User, wall: i64) -> Result<i64, Refusal> {
+        let zone = match limits.location.as_str() {
+            "" | "Local" => self.zone,
+            name => name
+                .parse()
+                .map_err(|_| Refusal::Because("the time zone of the token is not known"))?,
+        };
+        let until = jwt::stay_until(&limits.times, zone, wall);
+        until.ok_or(Refusal::Because("the token is not for this hour of the day"))
     }
 
     fn engine_time(&self, unix_s: i64) -> u64 {
@@ -176,8 +214,6 @@ fn objection(
         "the token is not for connections of this type"
     } else if !jwt::comes_from(&limits.src, &peer.ip) {
         "the token is not for this address"
-    } else if !limits.times.is_empty() {
-        "tokens with hours of the day are not supported"
     } else {
         return None;
     };

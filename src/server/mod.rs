@@ -29,7 +29,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use nkeys::KeyPair;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
@@ -41,6 +41,7 @@ use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
 use crate::engine;
 use crate::host::{Topology, Tree};
+use crate::jwt::{self, Claims};
 use crate::shard::{Door, Listener, Outcome};
 use cluster::Cluster;
 use files::PortsFile;
@@ -142,6 +143,14 @@ struct Running<'a> {
     ports_file: Option<PortsFile>,
 }
 
+/// What the system account has the control thread do.
+enum Order {
+    /// Read the configuration again, and say how it went.
+    Reload(Sender<Result<(), StartError>>),
+    /// Go by other tokens of these accounts, none where one is gone; say when it is so.
+    Accounts(Vec<(String, Option<Arc<Claims<jwt::Account>>>)>, Sender<()>),
+}
+
 /// Does what the command line asks for.
 pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
     let program = argv.next().unwrap_or_default();
@@ -241,7 +250,9 @@ fn serve(
         files::write_pid(path)?;
     }
     let monitor = start_monitor(http_listener, &identity, &options, &shards)?;
-    let system = System::start(shards.news(), &identity, &options, shards.reporter())?;
+    let (orders_to, orders) = unbounded();
+    let reporter = shards.reporter();
+    let system = System::start(shards.news(), &identity, &options, reporter, orders_to)?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let cluster = Cluster::start(cluster_listener, &identity, &options, &shards)?;
@@ -260,7 +271,9 @@ fn serve(
         cluster: cluster.as_ref(),
         ports_file,
     };
-    let ended = running.control(&signals);
+    let ended = running.control(&signals, &orders);
+    // Whoever waits for an order to be carried out waits no more.
+    drop(orders);
     info!("Initiating Shutdown...");
     let ports_file = running.ports_file.take();
     drop(monitor);
@@ -405,7 +418,11 @@ fn log_remarks(options: &Options) {
 
 impl Running<'_> {
     /// Waits for what ends the server.
-    fn control(&mut self, signals: &Receiver<Request>) -> Result<(), StartError> {
+    fn control(
+        &mut self,
+        signals: &Receiver<Request>,
+        orders: &Receiver<Order>,
+    ) -> Result<(), StartError> {
         let mut is_lame_duck = false;
         let gone = "all shards have stopped; see the log above";
         loop {
@@ -416,6 +433,12 @@ impl Running<'_> {
                     Ok(Outcome::Failed(reason)) => return Err(StartError::new(reason)),
                     Err(_) => return Err(StartError::new(gone)),
                 },
+                recv(orders) -> order => {
+                    if let Ok(order) = order {
+                        self.obey(order);
+                    }
+                    continue;
+                }
             };
             info!("Trapped \"{}\" signal", request.signal_name());
             match request {
@@ -474,19 +497,7 @@ impl Running<'_> {
         if let Some(ports_file) = ports_file {
             self.ports_file = ports_file;
         }
-        let options = Arc::new(options);
-        let closed = self.shards.reload(&options);
-        if let Some(monitor) = self.monitor {
-            monitor.note(Change::Options(Arc::clone(&options)));
-        }
-        self.system.note(Change::Options(Arc::clone(&options)));
-        if let Some(cluster) = self.cluster {
-            cluster.reload(&options);
-        }
-        self.options = options;
-        if closed > 0 {
-            info!("Closed {closed} connections to fall within max_connections");
-        }
+        self.put_in_force(options);
         for change in changes {
             info!("Reloaded: {change}");
         }
@@ -501,6 +512,46 @@ impl Running<'_> {
             None => info!("Reloaded server configuration"),
         }
         Ok(())
+    }
+
+    /// Shards, monitoring and system account go by these options from now on.
+    fn put_in_force(&mut self, options: Options) {
+        let options = Arc::new(options);
+        let closed = self.shards.reload(&options);
+        if let Some(monitor) = self.monitor {
+            monitor.note(Change::Options(Arc::clone(&options)));
+        }
+        self.system.note(Change::Options(Arc::clone(&options)));
+        if let Some(cluster) = self.cluster {
+            cluster.reload(&options);
+        }
+        self.options = options;
+        if closed > 0 {
+            info!("Closed {closed} connections to fall within max_connections");
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        // Whoever waits may have given up.
+        match order {
+            Order::Reload(to) => {
+                let _ = to.send(self.reload());
+            }
+            Order::Accounts(changes, done) => {
+                for (account, claims) in &changes {
+                    match claims {
+                        Some(_) => info!("Account {account}: its token has changed"),
+                        None => info!("Account {account}: it is deleted"),
+                    }
+                }
+                let known = self.options.warnings.clone();
+                self.put_in_force(config::trust::update(&self.options, changes));
+                for warning in self.options.warnings.iter().filter(|text| !known.contains(text)) {
+                    warn!("{warning}");
+                }
+                let _ = done.send(());
+            }
+        }
     }
 
     /// The ports file if it is somewhere else now; within, none if there is to be none.

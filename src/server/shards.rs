@@ -14,14 +14,14 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::{place, proofs};
 use crate::config::{Options, StartError};
 use crate::engine::{
-    self, AccountFigures, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot, SHARDS_MAX,
-    ShardId, SubSnapshot,
+    self, AccountFigures, AccountId, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot,
+    SHARDS_MAX, ShardId, SubSnapshot,
 };
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
-    Address, Check, Control, Figures, Listener, NEWS_MAX, News, Outcome, Parts, Report, Seats,
-    Shard,
+    Address, Check, ClientOrder, Control, Figures, Listener, NEWS_MAX, News, Outcome, Parts,
+    Report, Seats, Shard,
 };
 use crate::uring::{self, Bell, Reactor, Tier};
 
@@ -170,15 +170,32 @@ impl Shards {
     }
 
     /// New options for all shards. Returns how many connections are closed because there are more
-    /// than `max_connections` now: the oldest, as in nats-server.
+    /// than `max_connections` now, or an account has more than it may: the oldest, as in
+    /// nats-server.
     pub fn reload(&self, options: &Arc<Options>) -> usize {
         self.tell(|| Control::Reload(Arc::clone(options)));
         // Which are left is known once the shards have done that, and no more than those come.
-        let mut cids: Vec<u64> = self.reporter().conns().iter().map(|conn| conn.cid).collect();
-        let excess = cids.len().saturating_sub(options.limits.connections_max);
+        let conns = self.reporter().conns();
+        let mut by_account: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+        for conn in &conns {
+            by_account.entry(&conn.account).or_default().push(conn.cid);
+        }
+        let all = conns.iter().map(|conn| conn.cid).collect();
+        let mut closed = self.shed(all, options.limits.connections_max, None);
+        for (name, cids) in by_account {
+            let max = options.accounts.get(name).and_then(|account| account.limits.connections_max);
+            if let (Some(max), Some(number)) = (max, options.accounts.number(name)) {
+                closed += self.shed(cids, max, Some(AccountId::new(number)));
+            }
+        }
+        closed
+    }
+
+    fn shed(&self, mut cids: Vec<u64>, max: usize, account: Option<AccountId>) -> usize {
+        let excess = cids.len().saturating_sub(max);
         if excess > 0 {
             cids.sort_unstable();
-            self.tell(|| Control::Shed { cid_max: cids[excess - 1] });
+            self.tell(|| Control::Shed { cid_max: cids[excess - 1], account });
         }
         excess
     }
@@ -237,6 +254,11 @@ impl Reporter {
         if let Some(address) = self.addresses.first() {
             address.send(control);
         }
+    }
+
+    /// Has something done to a client; `false` if no shard has one with this number.
+    pub fn order(&self, cid: u64, order: ClientOrder) -> bool {
+        self.ask_all(|to| Control::Client { cid, order, to }).contains(&true)
     }
 
     /// How things are on each shard, as far as they answer in time.

@@ -6,22 +6,30 @@
 
 #![forbid(unsafe_code)]
 
+mod claims;
+mod requests;
+mod store;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender, never, select, tick};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Identity;
+use super::Order;
 use super::monitor::{Change, Documents};
 use super::shards::Reporter;
 use super::trace;
-use crate::config::{self, Options, StartError};
-use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, ServerRequest};
+use crate::config::{Options, StartError};
+use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, Traffic};
 use crate::shard::{Control, News};
+use requests::Reply;
+use store::Store;
 
 /// How often the server says how it is.
 const STATSZ_INTERVAL: Duration = Duration::from_secs(10);
@@ -41,6 +49,10 @@ struct Worker {
     reporter: Reporter,
     documents: Documents,
     changes: Receiver<Change>,
+    /// What the control thread is to do.
+    orders: Sender<Order>,
+    /// The tokens of accounts, if they are in a directory.
+    store: Option<Store>,
     /// What the server has told so far.
     seq: u64,
 }
@@ -51,6 +63,8 @@ struct ServerInfo<'a> {
     name: &'a str,
     host: &'a str,
     id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
     ver: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     tags: &'a [String],
@@ -84,14 +98,6 @@ struct ClientInfo<'a> {
     client_type: &'static str,
 }
 
-/// What a request asks for, or why there is no answer to it.
-enum Reply {
-    Data(Value),
-    Error(u16, String),
-    /// Not of this server.
-    None,
-}
-
 impl System {
     /// Takes over the other end of what shards send to `notes`.
     pub(super) fn start(
@@ -99,7 +105,9 @@ impl System {
         identity: &Arc<Identity>,
         options: &Arc<Options>,
         reporter: Reporter,
+        orders: Sender<Order>,
     ) -> Result<Self, StartError> {
+        let store = options.trust.as_ref().map(Store::open).transpose()?.flatten();
         let (changes, changed) = crossbeam_channel::unbounded();
         let documents = Documents::new(identity, options, reporter.clone());
         let worker = Worker {
@@ -108,6 +116,8 @@ impl System {
             reporter,
             documents,
             changes: changed,
+            orders,
+            store,
             seq: 0,
         };
         let thread = std::thread::Builder::new().name("system".to_owned());
@@ -135,21 +145,29 @@ impl System {
 
 impl Worker {
     fn run(mut self, news: &Receiver<News>) {
-        let ticks = crossbeam_channel::tick(STATSZ_INTERVAL);
+        let ticks = tick(STATSZ_INTERVAL);
+        let mut pack_ticks = self.pack_ticks();
         loop {
-            if ticks.try_recv().is_ok() {
-                self.tell_statsz();
-            }
-            let next = news.recv_timeout(STATSZ_INTERVAL);
-            while let Ok(change) = self.changes.try_recv() {
-                self.on_change(change);
+            let next = select! {
+                recv(news) -> next => next,
+                recv(ticks) -> _ => {
+                    self.tell_statsz();
+                    continue;
+                }
+                recv(pack_ticks) -> _ => {
+                    self.ask_for_packs();
+                    continue;
+                }
+            };
+            if self.take_changes() {
+                pack_ticks = self.pack_ticks();
             }
             match next {
                 Ok(News::Event(event)) => self.on_event(&event),
                 Ok(News::Request(request)) => self.on_request(&request),
                 Ok(News::Trace(trace)) => self.on_trace(&trace),
-                Ok(News::Change) | Err(RecvTimeoutError::Timeout) => {}
-                Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(News::Change) => {}
+                Ok(News::Stop) | Err(_) => break,
             }
         }
         let subject = format!("$SYS.SERVER.{}.SHUTDOWN", self.identity.id);
@@ -157,8 +175,26 @@ impl Worker {
         self.tell(&subject, &info);
     }
 
+    /// When the other servers are asked what tokens they have; at first as soon as they may be
+    /// there.
+    fn pack_ticks(&self) -> Receiver<Instant> {
+        let interval = self.store.as_ref().map(|store| store.directory().interval_ms);
+        interval.map_or_else(never, |ms| tick(Duration::from_millis(ms)))
+    }
+
+    /// Takes over what has changed; whether the options have.
+    fn take_changes(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(change) = self.changes.try_recv() {
+            any |= matches!(change, Change::Options(_));
+            self.on_change(change);
+        }
+        any
+    }
+
     fn on_change(&mut self, change: Change) {
         if let Change::Options(options) = &change {
+            self.reopen_store(options);
             self.options = Arc::clone(options);
         }
         let is_lame_duck = matches!(change, Change::LameDuck);
@@ -167,6 +203,18 @@ impl Worker {
             let subject = format!("$SYS.SERVER.{}.LAMEDUCK", self.identity.id);
             let info = json!(self.server());
             self.tell(&subject, &info);
+        }
+    }
+
+    /// Goes on with the directory of the new options, if it is another.
+    fn reopen_store(&mut self, options: &Options) {
+        let directory = options.trust.as_ref().and_then(|trust| trust.directory.as_ref());
+        if self.store.as_ref().map(Store::directory) != directory {
+            let store = options.trust.as_ref().map(Store::open).transpose();
+            self.store = store.map(Option::flatten).unwrap_or_else(|error| {
+                tracing::error!("{error}");
+                None
+            });
         }
     }
 
@@ -187,7 +235,8 @@ impl Worker {
         self.reporter.tell_one(Control::Publish {
             account,
             subject: subject.into(),
-            payload: text.into(),
+            reply: Box::default(),
+            payload: text.into_bytes().into(),
         });
     }
 
@@ -197,6 +246,7 @@ impl Worker {
             name: &self.identity.name,
             host: &self.identity.host,
             id: &self.identity.id,
+            cluster: self.identity.cluster.as_ref().map(|cluster| cluster.name.as_str()),
             ver: crate::NATS_VERSION,
             tags: &self.options.server_tags,
             jetstream: false,
@@ -303,249 +353,43 @@ impl Worker {
             Reply::Data(varz) => varz,
             _ => Value::Null,
         };
-        let sent = json!({"msgs": varz["out_msgs"], "bytes": varz["out_bytes"]});
-        let received = json!({"msgs": varz["in_msgs"], "bytes": varz["in_bytes"]});
+        let routes = self.reporter.routes(false);
+        let routed = routes.iter().fold(Traffic::default(), |mut all, route| {
+            all.add(&route.traffic);
+            all
+        });
+        let of = |key: &str, routed: u64| varz[key].as_u64().unwrap_or(0).saturating_sub(routed);
+        let flow = |msgs: u64, bytes: u64| json!({"msgs": msgs, "bytes": bytes});
+        let Traffic { in_msgs, in_bytes, out_msgs, out_bytes, .. } = routed;
         let mut statsz = serde_json::Map::new();
         for key in ["start", "mem", "cores", "cpu", "connections", "total_connections"] {
             statsz.insert(key.into(), varz[key].clone());
         }
         statsz.insert("active_accounts".into(), active.into());
         statsz.insert("subscriptions".into(), varz["subscriptions"].clone());
-        statsz.insert("sent".into(), sent.clone());
-        statsz.insert("sent_to_clients".into(), sent);
-        statsz.insert("received".into(), received.clone());
-        statsz.insert("received_from_clients".into(), received);
+        statsz.insert("sent".into(), flow(of("out_msgs", 0), of("out_bytes", 0)));
+        let to_clients = flow(of("out_msgs", out_msgs), of("out_bytes", out_bytes));
+        statsz.insert("sent_to_clients".into(), to_clients);
+        statsz.insert("received".into(), flow(of("in_msgs", 0), of("in_bytes", 0)));
+        let from_clients = flow(of("in_msgs", in_msgs), of("in_bytes", in_bytes));
+        statsz.insert("received_from_clients".into(), from_clients);
         statsz.insert("slow_consumers".into(), varz["slow_consumers"].clone());
+        let servers: BTreeSet<&str> = routes.iter().map(|route| &*route.remote_id).collect();
+        if !routes.is_empty() {
+            let routes = routes.iter().map(|route| {
+                let Traffic { in_msgs, in_bytes, out_msgs, out_bytes, .. } = route.traffic;
+                json!({
+                    "rid": route.rid,
+                    "name": route.remote_name,
+                    "sent": {"msgs": out_msgs, "bytes": out_bytes},
+                    "received": {"msgs": in_msgs, "bytes": in_bytes},
+                    "pending": route.pending_bytes,
+                })
+            });
+            statsz.insert("routes".into(), routes.collect());
+        }
+        statsz.insert("active_servers".into(), (servers.len() + 1).into());
         statsz.insert("gomaxprocs".into(), varz["gomaxprocs"].clone());
-        statsz.insert("active_servers".into(), 1.into());
         json!({"server": self.server(), "statsz": statsz})
     }
-
-    fn on_request(&mut self, request: &ServerRequest) {
-        let subject = String::from_utf8_lossy(&request.subject).into_owned();
-        let tokens: Vec<&str> = subject.split('.').skip(2).collect();
-        let own_name = request.account_name.to_string();
-        let is_system = self.options.accounts.system.as_deref() == Some(&*own_name);
-        let filter = match parameters(&request.payload) {
-            Ok(filter) => filter,
-            Err(error) => return self.answer(request, Reply::Error(400, error)),
-        };
-        let reply = match *tokens {
-            ["USER", "INFO"] => Reply::Data(self.user_info(request)),
-            ["SERVER", "PING", "CONNZ"] | ["ACCOUNT", "PING", "CONNZ"] if !is_system => {
-                self.account_page(&own_name, "CONNZ", &filter)
-            }
-            ["ACCOUNT", "PING", "STATZ"] if !is_system => {
-                self.account_page(&own_name, "STATZ", &filter)
-            }
-            _ if !is_system || !self.is_meant(&filter) => return,
-            ["SERVER", "PING"] | ["SERVER", _, "STATSZ"] => {
-                let statsz = self.statsz();
-                return self.publish(request.account, &request.reply, statsz.to_string());
-            }
-            ["SERVER", _, "IDZ"] => {
-                let Identity { name, host, id, .. } = &*self.identity;
-                let idz = json!({"name": name, "host": host, "id": id});
-                return self.publish(request.account, &request.reply, idz.to_string());
-            }
-            ["SERVER", _, kind] => self.server_page(kind, &filter),
-            ["ACCOUNT", "PING", kind] => self.server_page(kind, &filter),
-            ["ACCOUNT", account, "CONNS"] => {
-                let conns = self.account_conns(account);
-                return self.publish(request.account, &request.reply, conns.to_string());
-            }
-            ["ACCOUNT", account, kind] => self.account_page(account, kind, &filter),
-            _ => Reply::None,
-        };
-        self.answer(request, reply);
-    }
-
-    fn answer(&mut self, request: &ServerRequest, reply: Reply) {
-        let server = self.server();
-        let document = match reply {
-            Reply::Data(data) => json!({"server": server, "data": data}),
-            Reply::Error(code, description) => {
-                let error = json!({"code": code, "description": description});
-                json!({"server": server, "error": error})
-            }
-            Reply::None => return,
-        };
-        self.publish(request.account, &request.reply, document.to_string());
-    }
-
-    /// Whether a request is for this server, by what it says of those it is for.
-    fn is_meant(&self, filter: &Value) -> bool {
-        let is_exact = filter["exact_match"].as_bool().unwrap_or(false);
-        let fits = |wanted: &Value, given: &str| match wanted.as_str() {
-            None | Some("") => true,
-            Some(wanted) if is_exact => wanted == given,
-            Some(wanted) => given.contains(wanted),
-        };
-        let tags = filter["tags"].as_array().map_or(&[][..], Vec::as_slice);
-        let has = |tag: &Value| self.options.server_tags.iter().any(|own| tag == own);
-        fits(&filter["server_name"], &self.identity.name)
-            && fits(&filter["host"], &self.identity.host)
-            && fits(&filter["cluster"], "")
-            && fits(&filter["domain"], "")
-            && tags.iter().all(has)
-    }
-
-    fn server_page(&mut self, kind: &str, filter: &Value) -> Reply {
-        match kind {
-            "RAFTZ" => Reply::Data(json!({})),
-            "HEALTHZ" => {
-                let (status, body) = self.documents.page("/healthz", "");
-                let mut health: Value = serde_json::from_slice(&body).unwrap_or_default();
-                health["status_code"] = status.into();
-                Reply::Data(health)
-            }
-            "STATZ" => {
-                let unused = filter["include_unused"].as_bool().unwrap_or(false);
-                self.page("/accstatz", &[("unused", unused.to_string())])
-            }
-            "VARZ" | "CONNZ" | "SUBSZ" | "ACCOUNTZ" | "ROUTEZ" | "GATEWAYZ" | "LEAFZ" | "JSZ"
-            | "IPQUEUESZ" => {
-                self.page(&format!("/{}", kind.to_ascii_lowercase()), &query_of(filter))
-            }
-            _ => Reply::None,
-        }
-    }
-
-    /// A page about one account.
-    fn account_page(&mut self, account: &str, kind: &str, filter: &Value) -> Reply {
-        if self.options.accounts.get(account).is_none() {
-            return Reply::Error(500, format!("Account {account} does not exist"));
-        }
-        let mut query = query_of(filter);
-        query.retain(|(key, _)| *key != "acc");
-        query.push(("acc", account.to_owned()));
-        match kind {
-            "CONNZ" => self.page("/connz", &query),
-            "SUBSZ" => {
-                query.retain(|(key, _)| *key != "subs");
-                query.push(("subs", "true".to_owned()));
-                self.page("/subsz", &query)
-            }
-            "LEAFZ" => self.page("/leafz", &query),
-            "JSZ" => Reply::Error(500, "jetstream not enabled".to_owned()),
-            "INFO" => match self.page("/accountz", &query) {
-                Reply::Data(mut found) => Reply::Data(found["account_detail"].take()),
-                other => other,
-            },
-            "STATZ" => match self.page("/accstatz", &[("unused", "true".to_owned())]) {
-                Reply::Data(mut statz) => {
-                    if let Some(all) = statz["account_statz"].as_array_mut() {
-                        all.retain(|one| one["acc"] == account);
-                    }
-                    Reply::Data(statz)
-                }
-                other => other,
-            },
-            _ => Reply::None,
-        }
-    }
-
-    fn page(&mut self, path: &str, query: &[(&str, String)]) -> Reply {
-        let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-        let (status, body) = self.documents.page(path, &query);
-        if status != 200 {
-            return Reply::Error(500, String::from_utf8_lossy(&body).into_owned());
-        }
-        serde_json::from_slice(&body).map_or(Reply::None, Reply::Data)
-    }
-
-    /// Who asks, and what that user may do.
-    fn user_info(&self, request: &ServerRequest) -> Value {
-        let account = &*request.account_name;
-        let mut info = json!({"user": request.user, "account": account, "account_name": account});
-        let mut users = self.options.auth.users.iter();
-        let user = users.find(|user| Some(user.name.as_str()) == request.user.as_deref());
-        let defaults = self.options.auth.default_permissions.as_ref();
-        let defaults = defaults.filter(|_| account == config::accounts::GLOBAL);
-        let own = user.and_then(|user| user.permissions.as_ref());
-        if let Some(permissions) = own.or(defaults.filter(|_| user.is_some())) {
-            info["permissions"] = permissions_of(permissions);
-        }
-        info
-    }
-}
-
-fn permissions_of(permissions: &config::Permissions) -> Value {
-    let list = |list: &config::SubjectList| {
-        let mut shown = serde_json::Map::new();
-        for (key, entries) in [("allow", &list.allow), ("deny", &list.deny)] {
-            let entry = |entry: &config::SubjectEntry| match &entry.queue {
-                Some(queue) => format!("{} {queue}", entry.subject),
-                None => entry.subject.clone(),
-            };
-            if !entries.is_empty() {
-                let entries: Vec<String> = entries.iter().map(entry).collect();
-                shown.insert(key.to_owned(), entries.into());
-            }
-        }
-        shown
-    };
-    let mut shown = serde_json::Map::new();
-    for (key, subjects) in
-        [("publish", &permissions.publish), ("subscribe", &permissions.subscribe)]
-    {
-        shown.insert(key.to_owned(), list(subjects).into());
-    }
-    if let Some(responses) = &permissions.allow_responses {
-        let ttl = responses.expires_ms.saturating_mul(1_000_000);
-        shown.insert("responses".into(), json!({"max": responses.max, "ttl": ttl}));
-    }
-    Value::Object(shown)
-}
-
-/// What a request says about the answer that it wants.
-fn parameters(payload: &[u8]) -> Result<Value, String> {
-    if payload.is_empty() {
-        return Ok(json!({}));
-    }
-    match serde_json::from_slice(payload) {
-        Ok(given @ Value::Object(_)) => Ok(given),
-        Ok(_) => Err("the options of a request are a JSON object".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The same as the monitoring's pages take it.
-fn query_of(parameters: &Value) -> Vec<(&'static str, String)> {
-    /// A request's key, and the page's.
-    const KEYS: [(&str, &str); 14] = [
-        ("sort", "sort"),
-        ("auth", "auth"),
-        ("subscriptions", "subs"),
-        ("offset", "offset"),
-        ("limit", "limit"),
-        ("cid", "cid"),
-        ("user", "user"),
-        ("acc", "acc"),
-        ("account", "acc"),
-        ("filter_subject", "filter_subject"),
-        ("mqtt_client", "mqtt_client"),
-        ("test", "test"),
-        ("state", "state"),
-        ("include_unused", "unused"),
-    ];
-    let mut query = Vec::new();
-    for (given, name) in KEYS {
-        let text = match (&parameters[given], name) {
-            (Value::Null, _) => continue,
-            (Value::Number(state), "state") => match state.as_u64() {
-                Some(1) => "closed".to_owned(),
-                Some(2) => "all".to_owned(),
-                _ => "open".to_owned(),
-            },
-            (Value::String(text), _) => text.clone(),
-            (value, _) => value.to_string(),
-        };
-        query.push((name, text));
-    }
-    if parameters["subscriptions_detail"] == true {
-        query.retain(|(name, _)| *name != "subs");
-        query.push(("subs", "detail".to_owned()));
-    }
-    query
 }

@@ -136,6 +136,11 @@ impl Broker {
         self.child.wait().expect("a killed process can be waited for");
     }
 
+    /// Whether this is nats-server.
+    pub(crate) fn is_original(&self) -> bool {
+        self.program.contains(ORIGINAL)
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -158,9 +163,14 @@ impl Broker {
         kill_process(pid, signal).expect("the server runs");
     }
 
+    /// Writes another text into the server's configuration file, and does not tell it.
+    pub(crate) fn rewrite(&self, config: &str) {
+        std::fs::write(&self.args[1], config).expect("the configuration is written");
+    }
+
     /// Gives a server that has a configuration file another one.
     pub(crate) fn reconfigure(&self, config: &str) {
-        std::fs::write(&self.args[1], config).expect("the configuration is written");
+        self.rewrite(config);
         self.signal(Signal::HUP);
     }
 

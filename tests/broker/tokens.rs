@@ -57,12 +57,45 @@ impl World {
         world
     }
 
-    /// Signs an account, in place of an earlier token about it.
-    pub(crate) fn account(&mut self, key: &KeyPair, nats: Value) -> String {
+    /// The same operator and system account, and no others yet.
+    pub(crate) fn clone_of_keys(&self) -> Self {
+        let same =
+            |key: &KeyPair| KeyPair::from_seed(&key.seed().expect("a seed")).expect("its own");
+        let (operator, system) = (same(&self.operator), same(&self.system));
+        let key = system.public_key();
+        let accounts = self.accounts.iter().filter(|(other, _)| *other == key).cloned().collect();
+        Self { operator, system, accounts }
+    }
+
+    pub(crate) fn operator_key(&self) -> &KeyPair {
+        &self.operator
+    }
+
+    /// The public key of the system account.
+    pub(crate) fn system_key(&self) -> String {
+        self.system.public_key()
+    }
+
+    /// What a user of the system account is given.
+    pub(crate) fn system_credentials(&self) -> String {
+        credentials(&self.system, unlimited(), json!({}))
+    }
+
+    /// A token about an account that is not kept.
+    pub(crate) fn signed(&self, key: &KeyPair) -> String {
+        self.sign(key, json!({}))
+    }
+
+    fn sign(&self, key: &KeyPair, nats: Value) -> String {
         let mut all = json!({"limits": {"subs": -1, "data": -1, "payload": -1, "imports": -1,
             "exports": -1, "wildcards": true, "conn": -1, "leaf": -1}});
         merge(&mut all, nats);
-        let text = token(&self.operator, &key.public_key(), "account", all, json!({}));
+        token(&self.operator, &key.public_key(), "account", all, json!({}))
+    }
+
+    /// Signs an account, in place of an earlier token about it.
+    pub(crate) fn account(&mut self, key: &KeyPair, nats: Value) -> String {
+        let text = self.sign(key, nats);
         self.accounts.retain(|(other, _)| *other != key.public_key());
         self.accounts.push((key.public_key(), text.clone()));
         text
@@ -84,6 +117,19 @@ impl World {
             text += &format!("  {key}: {token}\n");
         }
         text + "}\n"
+    }
+
+    /// A configuration whose accounts are pushed into `directory`; `more` is for the resolver.
+    pub(crate) fn pushed(&self, directory: &std::path::Path, more: &str) -> String {
+        let (key, directory) = (self.system.public_key(), directory.display());
+        let preloaded = self.accounts.iter().map(|(key, token)| format!("  {key}: {token}\n"));
+        format!(
+            "operator: {}\nsystem_account: {key}\n\
+             resolver {{\n type: full\n dir: '{directory}'\n {more}\n}}\n\
+             resolver_preload {{\n{}}}\n",
+            self.operator(),
+            preloaded.collect::<String>()
+        )
     }
 
     /// A configuration whose accounts are in files of `directory`, which are written.

@@ -1,0 +1,352 @@
+//! What is asked in the system account: how the server is, by the monitoring's documents, and that
+//! it do something.
+
+#![forbid(unsafe_code)]
+
+use crossbeam_channel::bounded;
+use serde_json::{Value, json};
+
+use super::{Order, Worker};
+use crate::config;
+use crate::engine::ServerRequest;
+use crate::server::Identity;
+use crate::shard::ClientOrder;
+use crate::subject;
+
+/// What a request asks for, or why there is no answer to it.
+pub(super) enum Reply {
+    Data(Value),
+    Error(u16, String),
+    /// There is no such page, and why.
+    NoPage(String),
+    /// It is done.
+    Done,
+    /// Not of this server.
+    None,
+}
+
+impl Worker {
+    pub(super) fn on_request(&mut self, request: &ServerRequest) {
+        let subject = String::from_utf8_lossy(&request.subject).into_owned();
+        if self.on_claims(request, &subject) {
+            return;
+        }
+        let tokens: Vec<&str> = subject.split('.').skip(2).collect();
+        let own_name = request.account_name.to_string();
+        let is_system = self.options.accounts.system.as_deref() == Some(&*own_name);
+        if subject == "$SYS.DEBUG.SUBSCRIBERS" {
+            let words = String::from_utf8_lossy(&request.payload).into_owned();
+            let mut words = words.split_ascii_whitespace();
+            let count = self.subscribers(&own_name, words.next(), words.next());
+            return self.reply(request, count.to_string());
+        }
+        let filter = match parameters(&request.payload) {
+            Ok(filter) => filter,
+            Err(error) => return self.answer(request, Reply::Error(400, error)),
+        };
+        let reply = match *tokens {
+            ["USER", "INFO"] => Reply::Data(self.user_info(request)),
+            _ if !is_system => return,
+            ["SERVER", _, "IDZ"] => {
+                let Identity { name, host, id, .. } = &*self.identity;
+                let idz = json!({"name": name, "host": host, "id": id});
+                return self.reply(request, idz.to_string());
+            }
+            ["SERVER", _, order @ ("KICK" | "LDM")] => self.order(order, &filter),
+            ["SERVER", _, "RELOAD"] => self.reload(),
+            ["ACCOUNT", "NSUBS"] => {
+                let count = self.count_subs(&filter);
+                return self.reply(request, count.to_string());
+            }
+            _ if !self.is_meant(&filter) => return,
+            ["SERVER", "PING"] | ["SERVER", _, "STATSZ"] => {
+                let statsz = self.statsz();
+                return self.reply(request, statsz.to_string());
+            }
+            ["SERVER", _, kind] => self.server_page(kind, &filter),
+            ["ACCOUNT", "PING", kind @ ("CONNZ" | "STATZ" | "SUBSZ" | "LEAFZ" | "JSZ")] => {
+                self.server_page(kind, &filter)
+            }
+            ["ACCOUNT", account, "CONNS"] => {
+                if self.options.accounts.get(account).is_none() {
+                    return;
+                }
+                let conns = self.account_conns(account);
+                return self.reply(request, conns.to_string());
+            }
+            ["ACCOUNT", account, kind] => self.account_page(account, kind, &filter),
+            _ => Reply::None,
+        };
+        self.answer(request, reply);
+    }
+
+    fn answer(&mut self, request: &ServerRequest, reply: Reply) {
+        let server = self.server();
+        let document = match reply {
+            Reply::Data(data) => json!({"server": server, "data": data}),
+            Reply::Error(code, description) => {
+                let error = json!({"code": code, "description": description});
+                json!({"server": server, "error": error})
+            }
+            Reply::NoPage(description) => {
+                let error = json!({"code": 500, "description": description});
+                json!({"server": server, "data": null, "error": error})
+            }
+            Reply::Done => json!({"server": server}),
+            Reply::None => return,
+        };
+        self.reply(request, document.to_string());
+    }
+
+    /// Whether a request is for this server, by what it says of those it is for.
+    fn is_meant(&self, filter: &Value) -> bool {
+        let is_exact = filter["exact_match"].as_bool().unwrap_or(false);
+        let fits = |wanted: &Value, given: &str| match wanted.as_str() {
+            None | Some("") => true,
+            Some(wanted) if is_exact => wanted == given,
+            Some(wanted) => given.contains(wanted),
+        };
+        let tags = filter["tags"].as_array().map_or(&[][..], Vec::as_slice);
+        let has = |tag: &Value| {
+            let tag = tag.as_str().unwrap_or_default();
+            self.options.server_tags.iter().any(|own| own.eq_ignore_ascii_case(tag))
+        };
+        let cluster = self.identity.cluster.as_ref().map_or("", |cluster| &cluster.name);
+        fits(&filter["server_name"], &self.identity.name)
+            && fits(&filter["host"], &self.identity.host)
+            && fits(&filter["cluster"], cluster)
+            && fits(&filter["domain"], "")
+            && tags.iter().all(has)
+    }
+
+    /// Does something about one client.
+    fn order(&self, order: &str, parameters: &Value) -> Reply {
+        let (order, unknown) = match order {
+            "KICK" => (ClientOrder::Kick, "no such client or leafnode id"),
+            _ => (ClientOrder::LameDuck, "no such client id"),
+        };
+        let cid = parameters["cid"].as_u64().unwrap_or(0);
+        match self.reporter.order(cid, order) {
+            true => Reply::Done,
+            false => Reply::Error(500, unknown.to_owned()),
+        }
+    }
+
+    /// Has the configuration read again, as by SIGHUP.
+    fn reload(&mut self) -> Reply {
+        let (to, outcome) = bounded(1);
+        let sent = self.orders.send(Order::Reload(to));
+        let outcome = sent.ok().and_then(|()| outcome.recv().ok());
+        self.take_changes();
+        match outcome {
+            Some(Ok(())) => Reply::Done,
+            Some(Err(error)) => Reply::Error(500, error.to_string()),
+            None => Reply::None,
+        }
+    }
+
+    /// How many subscriptions of clients here get messages on a subject.
+    fn count_subs(&self, parameters: &Value) -> usize {
+        use base64::Engine as _;
+        let text = |key: &str| parameters[key].as_str();
+        let queue = text("queue").map(|queue| {
+            let queue = base64::engine::general_purpose::STANDARD.decode(queue);
+            String::from_utf8(queue.unwrap_or_default()).unwrap_or_default()
+        });
+        self.subscribers(text("acc").unwrap_or_default(), text("subject"), queue.as_deref())
+    }
+
+    fn subscribers(&self, account: &str, subject: Option<&str>, queue: Option<&str>) -> usize {
+        let Some(wanted) = subject.filter(|wanted| subject::is_valid_filter(wanted.as_bytes()))
+        else {
+            return 0;
+        };
+        let mut count = 0;
+        self.reporter.subs(|sub| {
+            let is_in_queue = queue.is_none() || sub.queue.as_deref() == queue;
+            let is_wanted = *sub.account == *account
+                && is_in_queue
+                && subject::matches(sub.subject.as_bytes(), wanted.as_bytes());
+            count += usize::from(is_wanted);
+        });
+        count
+    }
+
+    fn server_page(&mut self, kind: &str, filter: &Value) -> Reply {
+        match kind {
+            "RAFTZ" => Reply::Data(json!({})),
+            "PROFILEZ" => Reply::Data(json!({"profile": null, "error": profile_error(filter)})),
+            "EXPVARZ" => match self.page("/varz", &[]) {
+                // Of what Go's runtime shows, what means something here.
+                Reply::Data(varz) => Reply::Data(json!({
+                    "cmdline": [self.identity.program],
+                    "memstats": {"Sys": varz["mem"]},
+                })),
+                other => other,
+            },
+            "HEALTHZ" => {
+                let (status, body) = self.documents.page("/healthz", "");
+                let mut health: Value = serde_json::from_slice(&body).unwrap_or_default();
+                health["status_code"] = status.into();
+                Reply::Data(health)
+            }
+            "STATZ" => {
+                let unused = filter["include_unused"].as_bool().unwrap_or(false);
+                self.page("/accstatz", &[("unused", unused.to_string())])
+            }
+            "VARZ" | "CONNZ" | "SUBSZ" | "ACCOUNTZ" | "ROUTEZ" | "GATEWAYZ" | "LEAFZ" | "JSZ"
+            | "IPQUEUESZ" => {
+                self.page(&format!("/{}", kind.to_ascii_lowercase()), &query_of(filter))
+            }
+            _ => Reply::None,
+        }
+    }
+
+    /// A page about one account.
+    fn account_page(&mut self, account: &str, kind: &str, filter: &Value) -> Reply {
+        if self.options.accounts.get(account).is_none() {
+            return Reply::NoPage(format!("Account {account} does not exist"));
+        }
+        let mut query = query_of(filter);
+        query.retain(|(key, _)| *key != "acc");
+        query.push(("acc", account.to_owned()));
+        match kind {
+            "CONNZ" => self.page("/connz", &query),
+            "SUBSZ" => {
+                query.retain(|(key, _)| *key != "subs");
+                query.push(("subs", "true".to_owned()));
+                self.page("/subsz", &query)
+            }
+            "LEAFZ" => self.page("/leafz", &query),
+            "JSZ" => Reply::NoPage("jetstream not enabled".to_owned()),
+            "INFO" => match self.page("/accountz", &query) {
+                Reply::Data(mut found) => Reply::Data(found["account_detail"].take()),
+                other => other,
+            },
+            "STATZ" => match self.page("/accstatz", &[("unused", "true".to_owned())]) {
+                Reply::Data(mut statz) => {
+                    if let Some(all) = statz["account_statz"].as_array_mut() {
+                        all.retain(|one| one["acc"] == account);
+                    }
+                    Reply::Data(statz)
+                }
+                other => other,
+            },
+            _ => Reply::None,
+        }
+    }
+
+    pub(super) fn page(&mut self, path: &str, query: &[(&str, String)]) -> Reply {
+        let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
+        let (status, body) = self.documents.page(path, &query);
+        if status != 200 {
+            return Reply::NoPage(String::from_utf8_lossy(&body).into_owned());
+        }
+        serde_json::from_slice(&body).map_or(Reply::None, Reply::Data)
+    }
+
+    /// Who asks, and what that user may do.
+    fn user_info(&self, request: &ServerRequest) -> Value {
+        let account = &*request.account_name;
+        let mut info = json!({"user": request.user, "account": account, "account_name": account});
+        let mut users = self.options.auth.users.iter();
+        let user = users.find(|user| Some(user.name.as_str()) == request.user.as_deref());
+        let defaults = self.options.auth.default_permissions.as_ref();
+        let defaults = defaults.filter(|_| account == config::accounts::GLOBAL);
+        let own = user.and_then(|user| user.permissions.as_ref());
+        if let Some(permissions) = own.or(defaults.filter(|_| user.is_some())) {
+            info["permissions"] = permissions_of(permissions);
+        }
+        info
+    }
+}
+
+/// Profiles are Go's; why there is none.
+fn profile_error(parameters: &Value) -> String {
+    match parameters["name"].as_str() {
+        None | Some("") => "Profile name not specified".to_owned(),
+        Some(name) => {
+            format!("Profile {name:?} not found; run `perf record -p PID` where the server is")
+        }
+    }
+}
+
+fn permissions_of(permissions: &config::Permissions) -> Value {
+    let list = |list: &config::SubjectList| {
+        let mut shown = serde_json::Map::new();
+        for (key, entries) in [("allow", &list.allow), ("deny", &list.deny)] {
+            let entry = |entry: &config::SubjectEntry| match &entry.queue {
+                Some(queue) => format!("{} {queue}", entry.subject),
+                None => entry.subject.clone(),
+            };
+            if !entries.is_empty() {
+                let entries: Vec<String> = entries.iter().map(entry).collect();
+                shown.insert(key.to_owned(), entries.into());
+            }
+        }
+        shown
+    };
+    let mut shown = serde_json::Map::new();
+    for (key, subjects) in
+        [("publish", &permissions.publish), ("subscribe", &permissions.subscribe)]
+    {
+        shown.insert(key.to_owned(), list(subjects).into());
+    }
+    if let Some(responses) = &permissions.allow_responses {
+        let ttl = responses.expires_ms.saturating_mul(1_000_000);
+        shown.insert("responses".into(), json!({"max": responses.max, "ttl": ttl}));
+    }
+    Value::Object(shown)
+}
+
+/// What a request says about the answer that it wants.
+fn parameters(payload: &[u8]) -> Result<Value, String> {
+    if payload.is_empty() {
+        return Ok(json!({}));
+    }
+    match serde_json::from_slice(payload) {
+        Ok(given @ Value::Object(_)) => Ok(given),
+        Ok(_) => Err("the options of a request are a JSON object".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The same as the monitoring's pages take it.
+fn query_of(parameters: &Value) -> Vec<(&'static str, String)> {
+    /// A request's key, and the page's.
+    const KEYS: [(&str, &str); 14] = [
+        ("sort", "sort"),
+        ("auth", "auth"),
+        ("subscriptions", "subs"),
+        ("offset", "offset"),
+        ("limit", "limit"),
+        ("cid", "cid"),
+        ("user", "user"),
+        ("acc", "acc"),
+        ("account", "acc"),
+        ("filter_subject", "filter_subject"),
+        ("mqtt_client", "mqtt_client"),
+        ("test", "test"),
+        ("state", "state"),
+        ("include_unused", "unused"),
+    ];
+    let mut query = Vec::new();
+    for (given, name) in KEYS {
+        let text = match (&parameters[given], name) {
+            (Value::Null, _) => continue,
+            (Value::Number(state), "state") => match state.as_u64() {
+                Some(1) => "closed".to_owned(),
+                Some(2) => "all".to_owned(),
+                _ => "open".to_owned(),
+            },
+            (Value::String(text), _) => text.clone(),
+            (value, _) => value.to_string(),
+        };
+        query.push((name, text));
+    }
+    if parameters["subscriptions_detail"] == true {
+        query.retain(|(name, _)| *name != "subs");
+        query.push(("subs", "detail".to_owned()));
+    }
+    query
+}
