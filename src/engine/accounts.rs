@@ -37,6 +37,8 @@ const SERVER_PAGES: [&str; 15] = [
 ];
 /// What can be asked there of an account.
 const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
+/// How many subscribers there are.
+const DEBUG_SUBSCRIBERS: &str = "$SYS.DEBUG.SUBSCRIBERS";
 /// What a server does when it is asked there by its id.
 const SERVER_ORDERS: [&str; 3] = ["KICK", "LDM", "RELOAD"];
 /// What every other account may ask about itself, and what it is about there.
@@ -255,7 +257,9 @@ impl Accounts {
                     .push(Rc::new(Outlet::Server { of_cluster: false }));
                 if system == id {
                     for filter in system_requests(server_id, self.claims_requests) {
-                        let outlet = Outlet::Server { of_cluster: true };
+                        // It counts what is here.
+                        let of_cluster = filter != DEBUG_SUBSCRIBERS;
+                        let outlet = Outlet::Server { of_cluster };
                         table.entry(filter.as_bytes()).push(Rc::new(outlet));
                     }
                 } else {
@@ -306,7 +310,7 @@ impl Accounts {
 fn system_requests(server_id: &str, claims: &[&str]) -> Vec<String> {
     let mut filters: Vec<String> =
         claims.iter().map(|filter| filter.replace("<server>", server_id)).collect();
-    let others = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.NSUBS", "$SYS.DEBUG.SUBSCRIBERS"];
+    let others = ["$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.NSUBS", DEBUG_SUBSCRIBERS];
     filters.extend(others.map(str::to_owned));
     filters.extend(SERVER_ORDERS.map(|order| format!("$SYS.REQ.SERVER.{server_id}.{order}")));
     for page in SERVER_PAGES {
