@@ -2,7 +2,8 @@
 //!
 //! The corpus and `replay.py` live beside the repository in `../shared/conformance`; our own
 //! transcripts, in the same format, in `tests/transcripts`. Without Python or the corpus the tests
-//! say so and pass, except under `CI`, where nothing may be left out unseen.
+//! say so and pass, except under `CI`, where nothing may be left out unseen. Each number of shards
+//! is tried on one tier; CI tries all of them on all tiers (`-- --ignored`).
 
 mod broker;
 
@@ -17,16 +18,19 @@ fn every_transcript_replays_with_one_shard_on_the_base_tier() {
 }
 
 #[test]
+#[ignore = "CI has the time for all of them"]
 fn every_transcript_replays_with_two_shards_on_the_base_tier() {
     replay(2, "base");
 }
 
 #[test]
+#[ignore = "CI has the time for all of them"]
 fn every_transcript_replays_with_four_shards_on_the_base_tier() {
     replay(4, "base");
 }
 
 #[test]
+#[ignore = "CI has the time for all of them"]
 fn every_transcript_replays_with_one_shard_on_the_rings_tier() {
     replay(1, "rings");
 }
@@ -37,16 +41,19 @@ fn every_transcript_replays_with_two_shards_on_the_rings_tier() {
 }
 
 #[test]
+#[ignore = "CI has the time for all of them"]
 fn every_transcript_replays_with_four_shards_on_the_rings_tier() {
     replay(4, "rings");
 }
 
 #[test]
+#[ignore = "CI has the time for all of them"]
 fn every_transcript_replays_with_one_shard_on_the_taskrun_tier() {
     replay(1, "taskrun");
 }
 
 #[test]
+#[ignore = "CI has the time for all of them"]
 fn every_transcript_replays_with_two_shards_on_the_taskrun_tier() {
     replay(2, "taskrun");
 }

@@ -8,7 +8,7 @@ use super::accounts::AccountId;
 use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
-use super::publish::Run;
+use super::run::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
 use super::{ConnId, Engine, Reason};

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use super::Engine;
 use super::interest::Targets;
-use super::publish::{Run, Source};
+use super::publish::Source;
+use super::run::Run;
 use crate::config;
 pub(super) use crate::config::OverflowKind as Kind;
 use crate::proto::encode;

@@ -386,7 +386,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::engine::publish::{Run, parse_run};
+    use crate::engine::run::{Run, parse_run};
     use crate::engine::{AccountId, Peer, Settings};
 
     const OTHER: ShardId = ShardId(1);

@@ -5,7 +5,8 @@
 use smallvec::SmallVec;
 
 use super::interest::{Member, QueueTargets};
-use super::publish::{Backlog, Run, Source};
+use super::publish::{Backlog, Source};
+use super::run::Run;
 use super::{Action, Engine};
 use crate::proto::route;
 use crate::segment::Segment;

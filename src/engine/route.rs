@@ -8,25 +8,26 @@
 
 #![forbid(unsafe_code)]
 
+mod review;
+mod wishes;
+
 use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::compression;
 use super::conn::{Claim, Conn, User};
-use super::interest::Side;
 use super::proof::Proof;
-use super::publish::Run;
+use super::run::Run;
 use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
 use crate::cluster::Part;
 use crate::cluster::names::{self, Agreement};
-use crate::config::{Compression, Secret};
+use crate::config::Secret;
 use crate::proto::ProtoError;
 use crate::proto::encode;
 use crate::proto::route::{self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish};
-use crate::subject;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
 const FIRST_PING_NS: u64 = 1_000_000_000;
@@ -736,150 +737,6 @@ impl Engine {
         true
     }
 
-    fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
-        // Of an account that is not known yet, it counts once that is.
-        let account = self.account_of(id, wish.account);
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        if !subject::is_valid_filter(wish.subject) {
-            let subject = encode::go_quoted(wish.subject);
-            tracing::error!("{} - Invalid subscription to {subject}", conn.label());
-            return;
-        }
-        if !self.settings.route.takes(wish.subject) {
-            return;
-        }
-        let Some(route) = &mut conn.route else { return };
-        let is_known = route.wishes.contains(wish.key);
-        if is_known && members.is_none() {
-            return;
-        }
-        if !is_known {
-            route.wishes_bytes += wish.key.len() + size_of::<Box<[u8]>>();
-            route.wishes.insert(wish.key.into());
-            if route.wishes_bytes > self.settings.memory_bytes_max {
-                tracing::error!("{} - more interest than memory", conn.label());
-                return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
-            }
-        }
-        if let Some(account) = account {
-            self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
-        }
-    }
-
-    fn on_wish_end(&mut self, id: ConnId, wish: &Wish<'_>) {
-        let account = self.account_of(id, wish.account);
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let Some(route) = &mut conn.route else { return };
-        if route.wishes.remove(wish.key) {
-            route.wishes_bytes -= wish.key.len() + size_of::<Box<[u8]>>();
-            if let Some(account) = account {
-                self.set_wish(id, account, wish.subject, wish.queue, 0);
-            }
-        }
-    }
-
-    pub(super) fn set_wish(
-        &mut self,
-        id: ConnId,
-        account: AccountId,
-        subject: &[u8],
-        queue: Option<&[u8]>,
-        members: u32,
-    ) {
-        let interest = &mut self.accounts.at(account).interest;
-        if let Some(all) = interest.set_route(id.slot, subject, queue, members) {
-            self.announce(id, account, Side::Routes, (subject, queue), all);
-        }
-    }
-
-    /// Takes a route out of every table.
-    pub(super) fn leave_route(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let Some(route) = &mut conn.route else { return };
-        conn.claim = None;
-        let (rid, wishes) = (route.rid, std::mem::take(&mut route.wishes));
-        if std::mem::replace(&mut route.stage, Stage::Ended) != Stage::Ended {
-            self.cluster.notices.push_back(RouteNotice::Ended { rid, is_self: false });
-        }
-        self.cluster.routes.retain(|route| *route != id);
-        let accounts = route.accounts();
-        for key in wishes {
-            let Some(wish) = wire::wish(&key, accounts) else { continue };
-            if let Some(account) = self.account_of(id, wish.account) {
-                self.set_wish(id, account, wish.subject, wish.queue, 0);
-            }
-        }
-    }
-
-    /// Puts new settings in force for the routes there are.
-    pub(super) fn review_routes(&mut self, old: &super::Settings) {
-        let (was, is) = (&old.route, &self.settings.route);
-        let has_new_login = was.user != is.user || was.pass != is.pass;
-        let has_new_info = was.info != is.info;
-        for id in self.cluster.routes.clone() {
-            if has_new_login && !self.may_still(id) {
-                self.refuse_route(id, "Authorization Violation");
-                continue;
-            }
-            if was_changed(&old.route, &self.settings.route) {
-                self.tell_changed(id, &old.route);
-                self.drop_wishes(id);
-            }
-            if old.route.compression != self.settings.route.compression {
-                self.review_packing(id);
-            }
-            if has_new_info {
-                self.send_route_info(id);
-            }
-        }
-    }
-
-    /// Compresses otherwise; a route that is to be compressed, or not to be any more, begins anew.
-    fn review_packing(&mut self, id: ConnId) {
-        let own = &self.settings.route.compression;
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let theirs = conn.route.as_ref().and_then(|route| route.offered.as_deref());
-        let agreed = compression::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
-        match (agreed, conn.packing.as_deref_mut()) {
-            (Some(mode), Some(packing)) => packing.mode = mode,
-            // Who has dialled says "off" also where that was this server's wish.
-            (None, None) if *own == Compression::Off || !matches!(theirs, Some("off")) => {}
-            _ => self.fail(id, None, Reason::ClientClosed),
-        }
-    }
-
-    /// Whether a peer that has dialled knows the credentials that count now.
-    fn may_still(&self, id: ConnId) -> bool {
-        let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
-        let Some(route) = route.filter(|route| route.dialed.is_none()) else { return true };
-        let (Some(user), Some(secret)) = (&self.settings.route.user, &self.settings.route.pass)
-        else {
-            return true;
-        };
-        // A hash takes too long to be compared here; whoever knows its password comes again.
-        route.login.as_ref().is_some_and(|(name, given)| {
-            name == user && !secret.is_bcrypt() && secret.matches(given.revealed())
-        })
-    }
-
-    /// Forgets what a peer wants and is not taken any more.
-    fn drop_wishes(&mut self, id: ConnId) {
-        let Some(route) = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut()) else {
-            return;
-        };
-        let (settings, accounts) = (&self.settings.route, route.accounts());
-        let is_over = |key: &[u8]| {
-            wire::wish(key, accounts).is_some_and(|wish| !settings.takes(wish.subject))
-        };
-        let over: Vec<Box<[u8]>> =
-            route.wishes.iter().filter(|key| is_over(key)).cloned().collect();
-        for key in over {
-            if let Some(wish) = wire::wish(&key, accounts) {
-                self.on_wish_end(id, &wish);
-            }
-        }
-    }
-
     fn route_connect(&self, login: Option<(String, Secret)>) -> RouteConnect {
         let (user, pass) = match login {
             Some((user, pass)) => (user, pass.revealed().to_owned()),
@@ -929,10 +786,6 @@ impl Engine {
         }
         self.reply(id, |out| wire::info(out, &info));
     }
-}
-
-fn was_changed(old: &RouteSettings, new: &RouteSettings) -> bool {
-    (&old.info.import, &old.info.export) != (&new.info.import, &new.info.export)
 }
 
 impl RouteSettings {

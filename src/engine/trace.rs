@@ -4,7 +4,7 @@
 
 use super::conn::Conn;
 use super::mapping::Mapped;
-use super::publish::Run;
+use super::run::Run;
 use crate::config::LogOptions;
 use crate::proto::{Op, Publish, encode};
 

@@ -1,0 +1,246 @@
+//! How connections and subscriptions end, one by one or with the server.
+
+#![forbid(unsafe_code)]
+
+use super::conn::{Conn, FLUSH_NS, Phase};
+use super::interest::{Side, SubKey};
+use super::{AccountId, Action, ConnId, Engine, InterestRecord, Record};
+use crate::proto::encode;
+
+/// Why a connection ends, as monitoring names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The client closed it.
+    ClientClosed,
+    /// What was read or its absence broke the protocol; the text is the field's own.
+    Protocol(&'static str),
+    /// More was pending than `max_pending`.
+    SlowConsumerPending,
+    /// A write took longer than `write_deadline`.
+    SlowConsumerDeadline,
+    /// Writing failed.
+    WriteError,
+    /// Reading failed.
+    ReadError,
+    /// The server ends or sends its clients away.
+    ServerShutdown,
+}
+
+impl Reason {
+    /// Its name in the log and in monitoring.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::ClientClosed => "Client Closed",
+            Self::Protocol(text) => text,
+            Self::SlowConsumerPending => "Slow Consumer (Pending Bytes)",
+            Self::SlowConsumerDeadline => "Slow Consumer (Write Deadline)",
+            Self::WriteError => "Write Error",
+            Self::ReadError => "Read Error",
+            Self::ServerShutdown => "Server Shutdown",
+        }
+    }
+}
+
+/// How the last clients are sent away.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LameDuck {
+    pub(super) next_close: u64,
+    pub(super) interval: u64,
+}
+
+impl Engine {
+    /// The server is about to end: everybody gets what is queued, then the end of the stream.
+    pub fn shut_down(&mut self) {
+        // Other shards may be gone before they answer: a barrier promises nothing any more.
+        self.settled_epoch = u64::MAX;
+        self.settle();
+        for id in self.conns.ids() {
+            self.fail(id, None, Reason::ServerShutdown);
+        }
+    }
+
+    /// The server takes no more connections and will send these away: clients that can be told
+    /// are told now; from `first_close_ns` on they are closed one by one within `spread_ns`.
+    pub fn start_lame_duck(&mut self, first_close_ns: u64, spread_ns: u64) {
+        const INTERVAL_NS_MAX: u64 = 1_000_000_000;
+        let interval = spread_ns / (self.open_conns as u64).max(1);
+        let next_close = self.now.saturating_add(first_close_ns);
+        let interval = interval.min(INTERVAL_NS_MAX);
+        self.lame_duck = Some(LameDuck { next_close, interval });
+        self.inform_clients();
+        self.announce_lame_duck();
+    }
+
+    /// Closes the next connection of a lame duck.
+    pub(super) fn send_one_away(&mut self) {
+        let Some(duck) = &mut self.lame_duck else { return };
+        if duck.next_close > self.now {
+            return;
+        }
+        duck.next_close = self.now.saturating_add(duck.interval);
+        let client = |conn: &&Conn| conn.is_open() && conn.route.is_none();
+        let client = self.conns.iter().find(client).map(|conn| conn.id);
+        if let Some(id) = client {
+            self.fail(id, None, Reason::ServerShutdown);
+        }
+    }
+
+    /// Ends a connection: its error, if any, and all that is queued is sent within
+    /// [`FLUSH_NS`], or the write deadline when the server sends it away; nothing more is read.
+    pub(super) fn fail(&mut self, id: ConnId, error: Option<&str>, reason: Reason) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if !conn.is_open() {
+            return;
+        }
+        let patience = match reason {
+            Reason::ServerShutdown => self.settings.write_deadline_ns,
+            _ => FLUSH_NS,
+        };
+        let until = self.now.saturating_add(patience);
+        conn.phase = Phase::Flushing { until };
+        conn.review();
+        conn.partial = Vec::new();
+        if conn.is_understood() {
+            conn.log_end(reason);
+        }
+        if let Some(websocket) = &mut conn.websocket {
+            websocket.end(reason);
+        }
+        if let Some(error) = error.filter(|_| conn.is_understood()) {
+            self.reply(id, |out| encode::err(out, error));
+        }
+        self.remember(id, reason);
+        self.leave(id);
+        self.actions.push_back(Action::Pause(id));
+        self.rearm(id);
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.outbox.is_empty() {
+            conn.say_goodbye();
+        }
+        if conn.is_drained() {
+            self.close(id, false);
+        } else if !conn.dirty {
+            conn.dirty = true;
+            self.actions.push_back(Action::Flush(id));
+        }
+    }
+
+    /// Ends a connection at once; what is queued is dropped.
+    pub(super) fn abort(&mut self, id: ConnId, reason: Reason) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.phase == Phase::Closed {
+            return;
+        }
+        if matches!(reason, Reason::SlowConsumerPending | Reason::SlowConsumerDeadline) {
+            self.stats.slow_consumers += 1;
+            self.accounts.at(conn.account).slow_consumers += 1;
+        }
+        if conn.is_open() {
+            conn.log_end(reason);
+            self.remember(id, reason);
+        }
+        self.close(id, true);
+        self.leave(id);
+    }
+
+    pub(super) fn close(&mut self, id: ConnId, abort: bool) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.phase == Phase::Closed {
+            return;
+        }
+        conn.phase = Phase::Closed;
+        conn.review();
+        conn.outbox.clear(&mut self.spares);
+        self.open_conns -= usize::from(conn.route.is_none());
+        self.actions.push_back(Action::Close { conn: id, abort });
+    }
+
+    /// Takes the connection out of every table.
+    pub(super) fn leave(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let keys: Vec<SubKey> = conn.subs.drain().collect();
+        conn.checks = None;
+        for key in keys {
+            self.retract(key);
+        }
+        self.leave_route(id);
+        self.leave_account(id);
+        self.relieve(id, 0);
+    }
+
+    /// Counts a connection as one of its account no more.
+    pub(super) fn leave_account(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if std::mem::take(&mut conn.seated) {
+            self.accounts.at(conn.account).leave();
+        }
+    }
+
+    /// Removes a subscription that its connection no longer knows.
+    pub(super) fn retract(&mut self, key: SubKey) {
+        let Some(conn) = self.conns.at(self.subs[key as usize].conn) else { return };
+        let (id, account) = (conn.id, conn.account);
+        let interest = &mut self.accounts.at(account).interest;
+        let (sub, change) = interest.remove(key, &mut self.subs);
+        let what = (sub.subject(), sub.queue());
+        if let Some(members) = change.announce {
+            self.announce(id, account, Side::Clients, what, members);
+        }
+        if let Some(members) = change.tell {
+            self.tell_routes(account, what, members);
+        }
+    }
+
+    pub(super) fn announce(
+        &mut self,
+        id: ConnId,
+        account: AccountId,
+        side: Side,
+        (filter, queue): (&[u8], Option<&[u8]>),
+        members: u32,
+    ) {
+        for shard in self.others() {
+            let record = InterestRecord {
+                account,
+                side,
+                filter: filter.into(),
+                queue: queue.map(Into::into),
+                members,
+            };
+            self.push_record(shard, Record::Interest(Box::new(record)));
+            self.announced_epoch = self.epoch;
+            self.mark_staged(id, shard);
+        }
+    }
+
+    /// Ends subscriptions that reached their maximum and connections that went over a limit while
+    /// a run was delivered: not before, because its targets name them.
+    pub(super) fn settle_deliveries(&mut self) {
+        while let Some(key) = self.ended.pop() {
+            self.end_subscription(key);
+        }
+        while let Some(id) = self.doomed.pop() {
+            let Some(conn) = self.conns.get(id) else { continue };
+            if conn.phase == Phase::Closed {
+                continue;
+            }
+            tracing::info!(
+                "{} - Slow Consumer Detected: MaxPending of {} Exceeded",
+                conn.label(),
+                conn.pending_bytes_max(&self.settings.limits)
+            );
+            self.abort(id, Reason::SlowConsumerPending);
+        }
+    }
+
+    pub(super) fn end_subscription(&mut self, key: SubKey) {
+        let Some(sub) = self.subs.get(key as usize) else { return };
+        let hash = self.hasher.hash_one(sub.sid());
+        if let Some(conn) = self.conns.at_mut(sub.conn)
+            && let Ok(entry) = conn.subs.find_entry(hash, |other| *other == key)
+        {
+            entry.remove();
+            self.retract(key);
+        }
+    }
+}

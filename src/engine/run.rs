@@ -1,0 +1,256 @@
+//! A run: a row of consecutive publishes of one connection to one subject.
+
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::mapping::Mapped;
+use crate::proto::route::{self, RouteOp, RouteParsed};
+use crate::proto::{self, Op, Parsed, Publish, encode};
+
+/// A run is handled at this many wire bytes even if more of its kind follow: what it renders
+/// to should stay in the second-level cache.
+pub(super) const RUN_BYTES_MAX: usize = 128 * 1024;
+
+/// One publish of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Message<'a> {
+    pub(super) publish: Publish<'a>,
+    /// The whole operation as the client sent it.
+    pub(super) wire: &'a [u8],
+    /// It was sent by another server's JetStream: see [`route::delivered`].
+    pub(super) is_stored: bool,
+    /// It came over a route for one account, and does not name it.
+    pub(super) is_unnamed: bool,
+}
+
+impl<'a> Message<'a> {
+    /// The message as its receivers see it.
+    pub(super) fn shown(&self) -> Publish<'a> {
+        if self.is_stored { route::delivered(&self.publish) } else { self.publish }
+    }
+
+    /// Appends it in a form that can be read without knowing where it came from.
+    pub(super) fn write(&self, wire: &mut Vec<u8>) {
+        if self.is_unnamed {
+            route::msg(wire, b"-", &self.publish, &[], true);
+        } else {
+            wire.extend_from_slice(self.wire);
+        }
+    }
+}
+
+/// Consecutive publishes of one connection to one subject.
+#[derive(Debug, Default)]
+pub(super) struct Run<'a> {
+    pub(super) messages: Vec<Message<'a>>,
+    pub(super) wire_bytes: usize,
+    pub(super) payload_bytes: usize,
+    pub(super) header_bytes: usize,
+    pub(super) payload_bytes_max: usize,
+    pub(super) has_reply: bool,
+    pub(super) has_stored: bool,
+    /// What it was published to, if a mapping has renamed it.
+    pub(super) original: Option<&'a [u8]>,
+    /// What a mapping has made of the subject; it outlives [`Self::clear`].
+    pub(super) mapped: Option<Mapped>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Whether `publish` continues this run.
+    pub(super) fn continues_with(&self, publish: &Publish<'_>) -> bool {
+        self.wire_bytes < RUN_BYTES_MAX
+            && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+            && self.mapped.as_ref().is_none_or(|mapped| mapped.is_certain)
+    }
+
+    /// The same for a publish whose mapping is drawn anew each time, and was.
+    pub(super) fn resumes_with(&self, publish: &Publish<'_>, mapped: Option<&Mapped>) -> bool {
+        mapped.is_some()
+            && self.mapped.as_ref() == mapped
+            && self.wire_bytes < RUN_BYTES_MAX
+            && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+    }
+
+    /// What follows is mapped to this.
+    pub(super) fn map(&mut self, mapped: Option<Mapped>) {
+        self.mapped = mapped;
+    }
+
+    pub(super) fn mapped(&self) -> Option<&Mapped> {
+        self.mapped.as_ref()
+    }
+
+    /// The same run as if it had been published to `subject`; what goes to other shards is written
+    /// to `wire`.
+    pub(super) fn renamed<'b>(&'b self, subject: &'b [u8], wire: &'b mut Vec<u8>) -> Run<'b> {
+        let write = |message: &Message<'_>| {
+            encode::publish_again(wire, &Publish { subject, ..message.publish });
+            wire.len()
+        };
+        let ends: Vec<usize> = self.messages.iter().map(write).collect();
+        let mut run = Run { original: Some(self.subject()), ..Run::default() };
+        let mut start = 0;
+        for (message, end) in self.messages.iter().zip(ends) {
+            run.push(Publish { subject, ..message.publish }, &wire[start..end]);
+            start = end;
+        }
+        run
+    }
+
+    pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
+        self.add(Message { publish, wire, is_stored: false, is_unnamed: false });
+    }
+
+    /// The same for what another server has sent.
+    pub(super) fn push_routed(
+        &mut self,
+        publish: Publish<'a>,
+        wire: &'a [u8],
+        accounts: route::Accounts,
+    ) {
+        let is_unnamed = accounts == route::Accounts::Unnamed;
+        self.add(Message { publish, wire, is_stored: route::is_stored(&publish), is_unnamed });
+    }
+
+    pub(super) fn add(&mut self, message: Message<'a>) {
+        let Message { publish, wire, is_stored, .. } = message;
+        self.has_stored |= is_stored;
+        self.wire_bytes += wire.len();
+        self.payload_bytes += publish.payload.len();
+        self.header_bytes += publish.header.map_or(0, |header| header.len);
+        self.payload_bytes_max = self.payload_bytes_max.max(publish.payload.len());
+        self.has_reply |= publish.reply.is_some();
+        self.messages.push(message);
+    }
+
+    pub(super) fn clear(&mut self) {
+        let (messages, mapped) = (std::mem::take(&mut self.messages), self.mapped.take());
+        *self = Self { messages, mapped, ..Self::default() };
+        self.messages.clear();
+    }
+
+    /// An empty run that uses the memory of an older one.
+    pub(super) fn reusing(spare: Run<'_>) -> Self {
+        let mut messages = spare.messages;
+        messages.clear();
+        // Only the lifetime changes: the standard library collects in place.
+        let messages = messages.into_iter().map(|_| unreachable!("it is empty")).collect();
+        Self { messages, ..Self::default() }
+    }
+
+    /// Makes it a run of one message of another run.
+    pub(super) fn only_one_of(&mut self, run: &Run<'a>, at: usize) -> &Self {
+        self.only(&run.messages[at])
+    }
+
+    /// At least what it renders to for subscriptions with `sid`, in bytes.
+    pub(super) fn delivered_bytes_max(&self, sid: &[u8]) -> usize {
+        self.wire_bytes + self.len() * (sid.len() + 1)
+    }
+
+    /// Makes it a run of one message.
+    pub(super) fn only(&mut self, message: &Message<'a>) -> &Self {
+        self.clear();
+        self.add(*message);
+        self
+    }
+
+    pub(super) fn has_headers(&self) -> bool {
+        self.header_bytes > 0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub(super) fn wire_bytes(&self) -> usize {
+        self.wire_bytes
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
+    pub(super) fn publishes(&self) -> impl Iterator<Item = &Publish<'a>> {
+        self.messages.iter().map(|message| &message.publish)
+    }
+
+    pub(super) fn subject(&self) -> &'a [u8] {
+        self.messages.first().map_or(b"", |message| message.publish.subject)
+    }
+
+    /// Payload bytes of the first `count` messages as a receiver with or without headers gets them.
+    pub(super) fn delivered_bytes(&self, count: usize, headers: bool) -> usize {
+        if count == self.len() {
+            return self.payload_bytes - if headers { 0 } else { self.header_bytes };
+        }
+        let bytes_of = |message: &Message<'_>| {
+            let header = message.publish.header.map_or(0, |header| header.len);
+            message.publish.payload.len() - if headers { 0 } else { header }
+        };
+        self.messages[..count].iter().map(bytes_of).sum()
+    }
+
+    /// The run as it travels to other shards.
+    pub(super) fn concat(&self) -> Bytes {
+        let mut wire = Vec::with_capacity(self.wire_bytes);
+        self.messages.iter().for_each(|message| message.write(&mut wire));
+        Bytes::from(wire)
+    }
+
+    /// Renders the first `count` messages for subscriptions with `sid`.
+    pub(super) fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
+        if let [message] = &self.messages[..count] {
+            encode::msg(out, &message.shown(), sid, headers);
+            return;
+        }
+        out.reserve(self.wire_bytes + count * (sid.len() + 4));
+        if self.has_stored {
+            let shown = self.messages[..count].iter().map(Message::shown);
+            return shown.for_each(|publish| encode::msg(out, &publish, sid, headers));
+        }
+        let start = out.len();
+        encode::msg_prefix(out, false, self.subject(), sid);
+        let prefix: SmallVec<[u8; 96]> = SmallVec::from_slice(&out[start..]);
+        out.truncate(start);
+        for message in &self.messages[..count] {
+            match (&message.publish.header, message.publish.tail) {
+                (None, Some(tail)) => {
+                    out.extend_from_slice(&prefix);
+                    out.extend_from_slice(tail);
+                }
+                _ => encode::msg(out, &message.publish, sid, headers),
+            }
+        }
+    }
+}
+
+/// Takes the publishes in `wire`, which were read before or written by this server, into a run.
+pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
+    let limits = proto::Limits {
+        control_line_bytes_max: usize::MAX,
+        payload_bytes_max: usize::MAX,
+        headers: true,
+    };
+    let mut rest = wire;
+    // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
+    if matches!(wire, [b'R' | b'r', ..] | [_, b'M' | b'm', ..]) {
+        while let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) =
+            route::parse(rest, usize::MAX, route::Accounts::Named)
+        {
+            run.push_routed(publish, &rest[..used], route::Accounts::Named);
+            rest = &rest[used..];
+        }
+    }
+    while let Ok(Parsed::Op { op: Op::Pub(publish), used }) = proto::parse(rest, &limits) {
+        run.push(publish, &rest[..used]);
+        rest = &rest[used..];
+    }
+    assert!(rest.is_empty(), "only whole publishes travel");
+}

@@ -1,0 +1,261 @@
+//! The engine as a whole.
+
+#![forbid(unsafe_code)]
+
+use super::interest::Side;
+use super::*;
+use crate::config::Options;
+use crate::config::{Account, Destination, Mapping};
+
+#[test]
+fn a_server_that_ends_leaves_slow_readers_the_time_that_a_write_may_take() {
+    let settings = Settings::new(&Options::default(), &Identity::default(), usize::MAX);
+    let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+    let id = ConnId { slot: 0, generation: 0 };
+    engine.open(id, Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 }, true);
+    let batch = engine.take_batch(id).expect("the greeting is queued");
+    let bytes: usize = batch.iter().map(|piece| piece.bytes().len()).sum();
+    engine.shut_down();
+    let at = |engine: &mut Engine, ms: u64| {
+        engine.set_now(ms * 1_000_000);
+        engine.tick();
+        let closed = |action| matches!(action, Action::Close { .. });
+        std::iter::from_fn(|| engine.next_action()).any(closed)
+    };
+    assert!(!at(&mut engine, 5000), "what is queued is still being taken");
+    engine.on_sent(id, bytes, Some(batch));
+    assert!(at(&mut engine, 5001), "everything is taken");
+}
+
+fn engine_with(options: &Options, shards: usize, conns: u32) -> (Engine, Vec<ConnId>) {
+    let settings = Settings::new(options, &Identity::default(), usize::MAX);
+    let mut engine = Engine::new(ShardId(0), shards, Rc::new(settings), 1);
+    let ids: Vec<_> = (0..conns).map(|slot| ConnId { slot, generation: 0 }).collect();
+    for id in &ids {
+        engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+        engine.on_bytes(
+            *id,
+            b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n",
+        );
+        out(&mut engine, *id);
+    }
+    (engine, ids)
+}
+
+fn out(engine: &mut Engine, id: ConnId) -> String {
+    let mut all = Vec::new();
+    while let Some(batch) = engine.take_batch(id) {
+        let bytes: Vec<u8> = batch.iter().flat_map(|p| p.bytes()).copied().collect();
+        engine.on_sent(id, bytes.len(), Some(batch));
+        all.extend(bytes);
+    }
+    String::from_utf8(all).unwrap()
+}
+
+#[test]
+fn an_error_follows_what_was_published_before_it_wherever_tcp_cuts() {
+    let run = |cut: bool| {
+        let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
+        engine.on_bytes(ids[0], b"SUB a 1\r\n");
+        let (one, two) = (&b"PUB a 1\r\nx\r\n"[..], &b"PUB a _R_.r 1\r\ny\r\n"[..]);
+        if cut {
+            engine.on_bytes(ids[0], one);
+            engine.on_bytes(ids[0], two);
+        } else {
+            engine.on_bytes(ids[0], &[one, two].concat());
+        }
+        engine.end_turn();
+        out(&mut engine, ids[0])
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn an_active_client_is_not_stale() {
+    let options = Options { ping_interval_ms: 1000, ping_max: 1, ..Options::default() };
+    let (mut engine, ids) = engine_with(&options, 1, 1);
+    let mut text = String::new();
+    for ms in (0..5000u64).step_by(100) {
+        engine.set_now(ms * 1_000_000);
+        engine.on_bytes(ids[0], b"PUB a 0\r\n\r\n");
+        engine.tick();
+        engine.end_turn();
+        text += &out(&mut engine, ids[0]);
+    }
+    assert!(!text.contains("Stale"), "{text}");
+}
+
+#[test]
+fn one_byte_of_an_operation_holds_little_memory() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 3);
+    engine.on_bytes(ids[0], b"SUB a 1\r\n");
+    let mut wire = b"PUB a 900000\r\n".to_vec();
+    wire.extend(vec![b'x'; 900_000]);
+    wire.extend(b"\r\n");
+    engine.on_bytes(ids[1], &wire);
+    out(&mut engine, ids[0]);
+    engine.on_bytes(ids[2], b"P");
+    let cap = engine.conns.get(ids[2]).unwrap().partial.capacity();
+    assert!(cap < 65536, "{cap}");
+}
+
+#[test]
+fn a_mapping_for_a_cluster_holds_once_the_server_is_in_it() {
+    let mut options = Options::default();
+    let destination = |subject: &str, cluster: Option<&str>| Destination {
+        subject: subject.to_owned(),
+        weight: 100,
+        cluster: cluster.map(str::to_owned),
+    };
+    let destinations = vec![destination("x", Some("X")), destination("y", None)];
+    let mappings = vec![Mapping { source: "a".to_owned(), destinations }];
+    options.accounts.add(Account { mappings, ..Account::named("$G") });
+    let (mut engine, ids) = engine_with(&options, 1, 2);
+    engine.on_bytes(ids[0], b"SUB > 1\r\n");
+    out(&mut engine, ids[0]);
+    let became = |engine: &mut Engine| {
+        engine.on_bytes(ids[1], b"PUB a 0\r\n\r\n");
+        out(engine, ids[0])
+    };
+    assert_eq!(became(&mut engine), "MSG y 1 0\r\n\r\n");
+    engine.name_cluster("X", false);
+    assert_eq!(became(&mut engine), "MSG x 1 0\r\n\r\n");
+}
+
+#[test]
+fn what_a_steady_load_leaves_for_reuse_does_not_grow() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 2);
+    engine.on_bytes(ids[0], b"SUB a 1\r\n");
+    let mut kept = [0, 0];
+    for kept in &mut kept {
+        for _ in 0..1000 {
+            engine.on_bytes(ids[1], b"PUB a 5\r\nhello\r\nPUB a");
+            engine.on_bytes(ids[1], b" 5\r\nhello\r\n");
+            out(&mut engine, ids[0]);
+        }
+        *kept = engine.spares.kept_bytes();
+    }
+    assert_eq!(kept[0], kept[1]);
+}
+
+#[test]
+fn confirmations_held_for_one_epoch_are_one_piece() {
+    let (mut engine, ids) = engine_with(&Options::default(), 2, 1);
+    let record = InterestRecord {
+        account: AccountId::GLOBAL,
+        side: Side::Clients,
+        filter: b"a"[..].into(),
+        queue: None,
+        members: 1,
+    };
+    engine.on_record(ShardId(1), Record::Interest(Box::new(record)));
+    engine.on_bytes(ids[0], b"CONNECT {\"verbose\":true}\r\n");
+    let mut wire = Vec::new();
+    for _ in 0..10_000 {
+        wire.extend(b"PUB a 0\r\n\r\n");
+    }
+    engine.on_bytes(ids[0], &wire);
+    engine.end_turn();
+    let mut epoch = None;
+    while let Some(record) = engine.pop_record(ShardId(1)) {
+        if let Record::Barrier { epoch: e } = record {
+            epoch = Some(e);
+        }
+    }
+    engine.on_record(ShardId(1), Record::Settled { epoch: epoch.unwrap() });
+    let mut batches = 0;
+    let mut pieces = 0;
+    let mut cap = 0;
+    let mut bytes = 0;
+    while let Some(batch) = engine.take_batch(ids[0]) {
+        batches += 1;
+        pieces += batch.len();
+        for p in &batch {
+            if let Piece::Own(v) = p {
+                cap += v.capacity();
+                bytes += v.len();
+            }
+        }
+        let n = batch.iter().map(|p| p.bytes().len()).sum();
+        engine.on_sent(ids[0], n, Some(batch));
+    }
+    assert!(batches <= 2, "{batches} batches, {pieces} pieces, {bytes} bytes, {cap} capacity");
+}
+
+#[test]
+fn a_message_picked_for_two_groups_behind_another_shard_travels_once() {
+    let (mut engine, ids) = engine_with(&Options::default(), 2, 1);
+    for group in [b"q", b"w"] {
+        let record = InterestRecord {
+            account: AccountId::GLOBAL,
+            side: Side::Routes,
+            filter: b"a"[..].into(),
+            queue: Some(group[..].into()),
+            members: 1,
+        };
+        engine.on_record(ShardId(1), Record::Interest(Box::new(record)));
+    }
+    engine.on_bytes(ids[0], b"PUB a 1\r\nx\r\n");
+    engine.end_turn();
+    let Some(Record::Run(run)) = engine.pop_record(ShardId(1)) else { panic!("no run") };
+    assert_eq!(run.wire, b"PUB a 1\r\nx\r\n"[..]);
+    assert_eq!(run.picks.len(), 2);
+    assert!(run.picks.iter().all(|pick| pick.messages == [0]));
+}
+
+#[test]
+fn a_connection_at_its_end_is_not_told_of_other_servers_behind_its_last_word() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
+    engine.on_bytes(ids[0], b"CONNECT {\"protocol\":1}\r\nPING\r\nBOGUS\r\n");
+    engine.set_cluster_urls(vec!["other:4222".to_owned()]);
+    let heard = out(&mut engine, ids[0]);
+    assert!(heard.ends_with("-ERR 'Unknown Protocol Operation'\r\n"), "{heard}");
+}
+
+#[test]
+fn only_those_who_hold_memory_are_cut_for_it() {
+    let settings = Settings::new(&Options::default(), &Identity::default(), 100_000);
+    let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+    let ids: Vec<_> = (0..3).map(|slot| ConnId { slot, generation: 0 }).collect();
+    for id in &ids {
+        engine.open(*id, Peer { cid: 1, ip: "".into(), port: 1 }, true);
+        engine.on_bytes(*id, b"CONNECT {\"verbose\":false}\r\n");
+        out(&mut engine, *id);
+    }
+    engine.on_bytes(ids[0], b"SUB a 1\r\n");
+    let mut wire = b"PUB a 900000\r\n".to_vec();
+    wire.extend(vec![b'x'; 900_000]);
+    wire.extend(b"\r\n");
+    engine.on_bytes(ids[1], &wire);
+    let _in_flight = engine.take_batch(ids[0]);
+    for _ in 0..3 {
+        engine.end_turn();
+    }
+    let open: Vec<bool> = ids.iter().map(|id| engine.conns.get(*id).unwrap().is_open()).collect();
+    assert_eq!(open, [false, true, true]);
+}
+
+#[test]
+fn tiny_messages_beside_a_big_one_cost_what_they_weigh() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 3);
+    engine.on_bytes(ids[0], b"SUB a 1\r\n");
+    engine.on_bytes(ids[1], b"SUB a 2\r\n");
+    let mut wire = b"PUB a 2000\r\n".to_vec();
+    wire.extend(vec![b'x'; 2000]);
+    wire.extend(b"\r\n");
+    for _ in 0..5000 {
+        wire.extend(b"PUB a 0\r\n\r\n");
+    }
+    engine.on_bytes(ids[2], &wire);
+    let mut pieces = 0;
+    let mut batches = 0;
+    let mut bytes = 0;
+    while let Some(batch) = engine.take_batch(ids[0]) {
+        batches += 1;
+        pieces += batch.len();
+        let n: usize = batch.iter().map(|p| p.bytes().len()).sum();
+        bytes += n;
+        engine.on_sent(ids[0], n, Some(batch));
+    }
+    assert!(batches < 4, "{bytes} bytes in {pieces} pieces, {batches} batches");
+}
