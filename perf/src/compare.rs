@@ -291,6 +291,9 @@ pub(crate) struct Comparison {
     pub(crate) rows: Vec<Row>,
     /// Whether the user ended it early.
     pub(crate) interrupted: bool,
+    /// What ended it early otherwise.
+    #[serde(skip)]
+    pub(crate) fault: Option<Fault>,
 }
 
 /// What a reader must know about the machine.
@@ -338,10 +341,19 @@ pub(crate) fn run(args: &CompareArgs, stop: &AtomicBool) -> Outcome<Comparison> 
         commands: servers.iter().map(|s| (s.name.clone(), s.command.clone())).collect(),
         rows: Vec::new(),
         interrupted: false,
+        fault: None,
     };
     for (number, scenario) in scenarios.iter().enumerate() {
         let label = format!("scenario {}/{}", number + 1, scenarios.len());
-        comparison.rows.push(session.run(scenario, &label)?);
+        match session.run(scenario, &label) {
+            Ok(row) => comparison.rows.push(row),
+            // What was measured before it is not lost.
+            Err(fault) if !comparison.rows.is_empty() => {
+                comparison.fault = Some(fault);
+                break;
+            }
+            Err(fault) => return Err(fault),
+        }
         comparison.interrupted = stop.load(Ordering::Relaxed);
         if comparison.interrupted {
             break;

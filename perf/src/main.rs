@@ -129,6 +129,9 @@ fn run_compare(args: &cli::CompareArgs) -> Outcome<ExitCode> {
     if let Some(path) = &args.output.plot {
         write_file(path, plot::comparison(&comparison)?.as_bytes())?;
     }
+    if let Some(fault) = comparison.fault {
+        return Err(fault);
+    }
     Ok(exit_code(comparison.is_valid(), comparison.interrupted))
 }
 

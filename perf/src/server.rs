@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a server may take until it answers, and until it is gone.
@@ -146,11 +147,21 @@ fn write_config(port: u16, text: &str) -> Outcome<PathBuf> {
     Ok(path)
 }
 
+/// A port for a server, below those that connections get from the kernel: one of those could be
+/// taken before the server listens.
 fn free_port() -> Outcome<u16> {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(|e| Fault::new(format!("no free port ({e})"), "close other programs"))
+    const FIRST: u32 = 12_000;
+    const COUNT: u32 = 18_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        // Several of these programs begin at different places.
+        let at = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + at % COUNT).unwrap_or(u16::MAX);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Fault::new("no port from 12000 to 29999 is free", "close other programs"))
 }
 
 /// Splits a command as a shell would, quotes included, without expanding anything.

@@ -408,7 +408,8 @@ impl Args {
         let auth = &mut options.auth;
         match (&self.user, &self.pass, &self.auth) {
             (None, None, None) => {}
-            (None, None, Some(token)) => {
+            // nats-server looks at the token where both are given.
+            (_, _, Some(token)) => {
                 auth.users.clear();
                 auth.token = Some(token.clone());
             }
@@ -418,11 +419,8 @@ impl Args {
                 let name = name.clone();
                 auth.users = vec![User { password, ..User::named(name) }];
             }
-            (None, Some(_), _) => {
+            (None, Some(_), None) => {
                 return Err(StartError::new("--pass needs --user beside it"));
-            }
-            (Some(_), _, Some(_)) => {
-                return Err(StartError::new("--user and --auth exclude each other; give one"));
             }
         }
         Ok(())
@@ -724,8 +722,9 @@ mod tests {
     }
 
     #[test]
-    fn user_and_token_exclude_each_other() {
-        assert!(refused("--user a --pass b --auth c").contains("exclude"));
+    fn of_user_and_token_the_token_counts() {
+        let auth = options("--user a --pass b --auth c").auth;
+        assert!(auth.token.is_some_and(|token| token.matches("c")) && auth.users.is_empty());
         assert!(refused("--pass b").contains("--user"));
     }
 
