@@ -79,6 +79,8 @@ async def verbose_pedantic():
 async def no_echo():
     quiet, other = await connect(no_echo=True), await connect()
     mine, theirs = await quiet.subscribe("echo"), await other.subscribe("echo")
+    # The first PING of nats-py may overtake the SUB.
+    await other.flush()
     await other.flush()
     await quiet.publish("echo", b"1")
     await quiet.flush()
