@@ -37,10 +37,14 @@ pub use orders::{
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
+/// Ends of connections handled between two flushes: each costs up to 50 µs with the kernel's part.
+const ENDS_PER_TURN: usize = 8;
 /// How long accepting rests after it failed, for instance for want of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(250);
-/// Memory is given back when so many connections and subscriptions have gone, and half of them.
-const GONE_MIN: usize = 256;
+/// Memory is given back when so many connections and subscriptions have gone, and half of them …
+const GONE_MIN: usize = 32;
+/// … and have not been replaced for so long: who comes and goes all the time needs it again.
+const GONE_FOR: Duration = Duration::from_secs(1);
 /// How long a stopping shard waits for its clients to take what is queued.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -104,6 +108,8 @@ pub struct Shard {
     sockets: usize,
     /// The most connections and subscriptions there were since memory was last given back.
     held_max: usize,
+    /// When it is to be, if nobody comes.
+    give_back: Option<Instant>,
     stop_by: Option<Instant>,
     /// How long it looks for work before it sleeps.
     busy_poll: Duration,
@@ -150,6 +156,7 @@ impl Shard {
             last_cid: 0,
             sockets: 0,
             held_max: 0,
+            give_back: None,
             stop_by: None,
             busy_poll,
             busy_until: parts.started,
@@ -215,9 +222,8 @@ impl Shard {
 
     fn on_event(&mut self, event: Event, now: u64) {
         match event {
-            Event::Received { socket, .. } | Event::Ended { socket, .. } => {
-                self.inbox.push(socket.slot, (now, event));
-            }
+            Event::Received { socket, .. } => self.inbox.push(socket.slot, (now, event)),
+            Event::Ended { socket, .. } => self.inbox.push_end(socket.slot, (now, event)),
             Event::Sent { socket, bytes, batch } => {
                 self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
             }
@@ -249,19 +255,17 @@ impl Shard {
     fn take_input(&mut self, now: u64) {
         let mut taken_bytes = 0;
         while taken_bytes < INPUT_BYTES_PER_TURN {
-            let Some((arrived, event)) = self.inbox.pop() else { break };
+            let Some((arrived, Event::Received { socket, chunk })) = self.inbox.pop() else {
+                break;
+            };
             self.engine.set_arrived(arrived);
-            match event {
-                Event::Received { socket, chunk } => {
-                    taken_bytes += chunk.len();
-                    self.engine.on_bytes(conn_id(socket), self.reactor.bytes(&chunk));
-                    self.reactor.recycle(chunk);
-                }
-                Event::Ended { socket, error } => {
-                    self.engine.on_ended(conn_id(socket), error.is_some());
-                }
-                _ => unreachable!("the inbox holds input"),
-            }
+            taken_bytes += chunk.len();
+            self.engine.on_bytes(conn_id(socket), self.reactor.bytes(&chunk));
+            self.reactor.recycle(chunk);
+        }
+        for _ in 0..ENDS_PER_TURN {
+            let Some((_, Event::Ended { socket, error })) = self.inbox.pop_end() else { break };
+            self.engine.on_ended(conn_id(socket), error.is_some());
         }
         self.engine.set_arrived(now);
     }
@@ -348,7 +352,8 @@ impl Shard {
         }
         let engine_due =
             self.engine.next_deadline().map(|ns| self.started + Duration::from_nanos(ns));
-        let due = [engine_due, self.accept_again, self.stop_by].into_iter().flatten().min();
+        let due = [engine_due, self.accept_again, self.stop_by, self.give_back];
+        let due = due.into_iter().flatten().min();
         match due {
             Some(due) => Wait::For(due.saturating_duration_since(self.now)),
             None => Wait::Forever,
@@ -361,8 +366,13 @@ impl Shard {
         let held = self.sockets + self.engine.subscriptions();
         self.held_max = self.held_max.max(held);
         if self.held_max - held < GONE_MIN.max(self.held_max / 2) {
+            self.give_back = None;
             return;
         }
+        if self.now < *self.give_back.get_or_insert(self.now + GONE_FOR) {
+            return;
+        }
+        self.give_back = None;
         self.held_max = held;
         self.engine.shrink();
         self.reactor.shrink();

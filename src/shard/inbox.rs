@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 ///
 /// Connections take turns: in a round each has one piece handled, so that whoever has filled all
 /// receive chunks there are is not heard before somebody who has sent a line.
+///
+/// Ends are in no hurry, and a thousand can come at once: they have a queue of their own.
 #[derive(Debug)]
 pub(super) struct Inbox<T> {
     /// What the round has not come to, each with the slot of its connection.
@@ -15,27 +17,49 @@ pub(super) struct Inbox<T> {
     /// What waits for the next round, because its connection has had its turn in this one.
     next: VecDeque<(u32, T)>,
     round: u64,
+    /// Ends of connections.
+    ends: VecDeque<(u32, T)>,
     /// By slot, the round in which the connection there was last heard.
     heard: Vec<u64>,
 }
 
 impl<T> Inbox<T> {
     pub(super) fn new() -> Self {
-        Self { pieces: VecDeque::new(), next: VecDeque::new(), round: 1, heard: Vec::new() }
+        Self {
+            pieces: VecDeque::new(),
+            next: VecDeque::new(),
+            round: 1,
+            ends: VecDeque::new(),
+            heard: Vec::new(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.next.is_empty()
+        self.pieces.is_empty() && self.next.is_empty() && self.ends.is_empty()
     }
 
     /// Forgets who was heard, and gives memory back. At worst somebody is heard twice in a round.
     pub(super) fn shrink(&mut self) {
         self.heard = Vec::new();
+        self.ends.shrink_to_fit();
     }
 
     /// Adds what the connection in `slot` has sent.
     pub(super) fn push(&mut self, slot: u32, piece: T) {
         self.pieces.push_back((slot, piece));
+    }
+
+    /// Adds the end of the connection in `slot`.
+    pub(super) fn push_end(&mut self, slot: u32, end: T) {
+        self.ends.push_back((slot, end));
+    }
+
+    /// Takes out the next end, unless there is something that its connection has sent before.
+    pub(super) fn pop_end(&mut self) -> Option<T> {
+        let (slot, _) = self.ends.front()?;
+        // There are no more of these than receive chunks.
+        let has_more = self.pieces.iter().chain(&self.next).any(|(other, _)| other == slot);
+        if has_more { None } else { self.ends.pop_front().map(|(_, end)| end) }
     }
 
     /// Takes out what is to be handled now.
@@ -106,6 +130,21 @@ mod tests {
         assert_eq!(handle(&mut inbox).0, flood);
         let (who, handled) = handle(&mut inbox);
         assert_eq!((who, handled), (quiet, 2 * (chunk.len() / publish.len()) as u64));
+    }
+
+    #[test]
+    fn an_end_waits_for_what_was_said_before_and_for_nothing_else() {
+        let mut inbox = Inbox::new();
+        inbox.push(1, "a");
+        inbox.push(2, "b");
+        inbox.push_end(1, "the end");
+        assert_eq!(inbox.pop_end(), None);
+        assert_eq!(inbox.pop(), Some("a"));
+        assert_eq!(inbox.pop_end(), Some("the end"));
+        assert!(!inbox.is_empty());
+        inbox.push_end(2, "the other end");
+        assert_eq!((inbox.pop(), inbox.pop_end()), (Some("b"), Some("the other end")));
+        assert!(inbox.is_empty());
     }
 
     proptest! {

@@ -32,7 +32,6 @@ mod socket;
 mod tests;
 mod token;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -51,6 +50,7 @@ pub use send::Batch;
 pub use socket::SocketId;
 
 use pool::Pool;
+use receive::Hungry;
 use ring::{Completion, Ring};
 use send::Sending;
 use socket::Sockets;
@@ -185,8 +185,10 @@ pub enum Event {
 
 struct Listener {
     fd: Option<OwnedFd>,
-    /// An accept is in the kernel.
-    accepting: bool,
+    /// Accepts in the kernel.
+    accepts: u32,
+    /// It failed, and nobody has said since that it should go on.
+    resting: bool,
     stopping: bool,
     /// Cancellations in the kernel.
     cancels: u32,
@@ -218,8 +220,8 @@ pub struct Reactor {
     zero_copy_from: usize,
     linger: Box<Timespec>,
     listeners: Vec<Listener>,
-    /// Sockets that wait for chunks, those that have waited longest first.
-    hungry: VecDeque<SocketId>,
+    /// Sockets that wait for chunks.
+    hungry: Hungry,
     /// A receive found no chunk since the hungry were last fed.
     is_scarce: bool,
     /// Turns taken; moves the order in which receives are started.
@@ -241,6 +243,9 @@ pub struct Reactor {
     is_dropping: bool,
 }
 
+/// Connections that a turn accepts from one listener: a crowd that comes all at once must not
+/// hold up those who are there.
+const ACCEPTS_MAX: u32 = 8;
 /// Boxes kept for batches to come.
 const SPARE_MAX: usize = 1024;
 /// How often a dropped reactor asks the kernel whether it is done, and how long it waits.
@@ -280,7 +285,7 @@ impl Reactor {
             zero_copy_from: if can.zero_copy { options.zero_copy_from } else { usize::MAX },
             linger: Box::new(Timespec::from(options.linger)),
             listeners: Vec::new(),
-            hungry: VecDeque::new(),
+            hungry: Hungry::default(),
             is_scarce: false,
             turns: 0,
             bell: Bell::new(ring_fd).map_err(failed)?,
@@ -348,7 +353,8 @@ impl Reactor {
         let id = ListenerId(u32::try_from(self.listeners.len()).unwrap_or(u32::MAX));
         self.listeners.push(Listener {
             fd: Some(listener),
-            accepting: false,
+            accepts: 0,
+            resting: false,
             stopping: false,
             cancels: 0,
         });
@@ -359,14 +365,16 @@ impl Reactor {
     /// Goes on accepting after [`Event::AcceptFailed`].
     pub fn accept(&mut self, listener: ListenerId) {
         let entry = &mut self.listeners[listener.0 as usize];
-        let Some(fd) = entry.fd.as_ref().filter(|_| !entry.accepting && !entry.stopping) else {
+        entry.resting = false;
+        let Some(fd) = entry.fd.as_ref().filter(|_| !entry.stopping) else {
             return;
         };
-        let many = self.can.tier > Tier::Base;
-        let op = op::accept(Token::new(Kind::Accept, listener.0, 0), fd.as_raw_fd(), many);
-        entry.accepting = true;
-        // SAFETY: the operation names no memory.
-        unsafe { self.ring.push(op) };
+        for _ in entry.accepts..ACCEPTS_MAX {
+            let op = op::accept(Token::new(Kind::Accept, listener.0, 0), fd.as_raw_fd());
+            entry.accepts += 1;
+            // SAFETY: the operation names no memory.
+            unsafe { self.ring.push(op) };
+        }
     }
 
     /// Accepts nothing more. [`Event::StoppedListening`] says when the port is free; until then
@@ -380,7 +388,7 @@ impl Reactor {
         // Refuses the next connection at once, and ends the accept if cancelling is too late.
         // The descriptor stays: an accept that names it may still wait to be submitted.
         let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
-        if entry.accepting {
+        for _ in 0..entry.accepts {
             entry.cancels += 1;
             let target = Token::new(Kind::Accept, listener.0, 0);
             let op = op::cancel(Token::new(Kind::CancelAccept, listener.0, 0), target);
@@ -462,7 +470,7 @@ impl Reactor {
         }
         let result = outcome(completion.result);
         match token.kind {
-            Kind::Accept => self.on_accept(token.slot, result, is_last),
+            Kind::Accept => self.on_accept(token.slot, result),
             Kind::BellRead => {
                 self.rung = true;
                 if !self.is_dropping {
@@ -505,25 +513,25 @@ impl Reactor {
         self.advance_closing(socket);
     }
 
-    fn on_accept(&mut self, slot: u32, result: io::Result<u32>, is_last: bool) {
+    fn on_accept(&mut self, slot: u32, result: io::Result<u32>) {
         let listener = ListenerId(slot);
-        if is_last {
-            self.listeners[slot as usize].accepting = false;
-        }
+        let entry = &mut self.listeners[slot as usize];
+        entry.accepts -= 1;
         match result {
             Ok(fd) => {
                 // SAFETY: the kernel has just made this descriptor for us, and tells us once.
                 let socket = unsafe { OwnedFd::from_raw_fd(fd.cast_signed()) };
                 self.late.push(Event::Accepted { listener, socket });
             }
-            Err(_) if self.listeners[slot as usize].stopping => {}
+            Err(_) if entry.stopping => {}
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                self.late.push(Event::AcceptFailed { listener, error });
-                return;
+                if !std::mem::replace(&mut entry.resting, true) {
+                    self.late.push(Event::AcceptFailed { listener, error });
+                }
             }
         }
-        if is_last {
+        if !self.listeners[slot as usize].resting {
             self.accept(listener);
         }
         self.settle_listener(slot);
@@ -532,7 +540,7 @@ impl Reactor {
     /// Reports a stopped listener once the kernel has let go of it.
     fn settle_listener(&mut self, slot: u32) {
         let entry = &mut self.listeners[slot as usize];
-        if entry.stopping && !entry.accepting && entry.cancels == 0 && entry.fd.is_some() {
+        if entry.stopping && entry.accepts == 0 && entry.cancels == 0 && entry.fd.is_some() {
             entry.fd = None;
             self.late.push(Event::StoppedListening { listener: ListenerId(slot) });
         }

@@ -19,15 +19,11 @@ const DISCARD_BYTES: u32 = 1 << 20;
 /// Never a signal, and one completion for all of it where the kernel can do that.
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
-pub(super) fn accept(token: Token, listener: RawFd, many: bool) -> squeue::Entry {
-    let entry = if many {
-        opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC).build()
-    } else {
-        opcode::Accept::new(Fd(listener), ptr::null_mut(), ptr::null_mut())
-            .flags(libc::SOCK_CLOEXEC)
-            .build()
-    };
-    entry.user_data(token.to_user_data())
+pub(super) fn accept(token: Token, listener: RawFd) -> squeue::Entry {
+    opcode::Accept::new(Fd(listener), ptr::null_mut(), ptr::null_mut())
+        .flags(libc::SOCK_CLOEXEC)
+        .build()
+        .user_data(token.to_user_data())
 }
 
 /// Receives into buffers that the kernel takes from the group, until something stops it.

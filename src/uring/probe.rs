@@ -20,7 +20,7 @@ const TRIAL_WAIT: Duration = Duration::from_millis(250);
 pub enum Tier {
     /// Linux 5.11: every operation asked for once, sockets polled before they are read.
     Base,
-    /// Linux 6.0: multishot accept and receive, buffer rings, bells by `MSG_RING`, `SEND_ZC`.
+    /// Linux 6.0: multishot receive, buffer rings, bells by `MSG_RING`, `SEND_ZC`.
     Rings,
     /// Linux 6.1: completions are worked off only when the shard asks for them.
     TaskRun,

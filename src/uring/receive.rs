@@ -5,6 +5,7 @@
 //! as there were chunks for everybody, each receive goes on until it is stopped. When there were
 //! not, each gets one chunk, in the order in which they came to wait: nobody takes it all.
 
+use std::collections::VecDeque;
 use std::io;
 
 use io_uring::cqueue;
@@ -13,6 +14,46 @@ use super::probe::Tier;
 use super::socket::{Cancel, Receive, SocketId};
 use super::token::Kind;
 use super::{Event, Reactor, op};
+
+/// A socket is young until it has been received from so often: connecting takes less.
+const YOUNG_RECEIVES: u8 = 8;
+/// When the old wait as well, one of so many chunks is for the young.
+const YOUNG_SHARE: usize = 4;
+
+/// Sockets that wait for chunks, in two queues, those that have waited longest first.
+#[derive(Default)]
+pub(super) struct Hungry {
+    old: VecDeque<SocketId>,
+    young: VecDeque<SocketId>,
+}
+
+impl Hungry {
+    fn len(&self) -> usize {
+        self.old.len() + self.young.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whoever is started first may take all chunks there are: let it be another each time.
+    fn rotate(&mut self, turns: usize) {
+        for queue in [&mut self.old, &mut self.young] {
+            let first = turns % queue.len().max(1);
+            queue.rotate_left(first);
+        }
+    }
+
+    /// Who is next when as many have been fed in this turn.
+    fn pop(&mut self, fed: usize) -> Option<SocketId> {
+        let young_first = fed % YOUNG_SHARE == YOUNG_SHARE - 1;
+        let (first, second) = match young_first {
+            true => (&mut self.young, &mut self.old),
+            false => (&mut self.old, &mut self.young),
+        };
+        first.pop_front().or_else(|| second.pop_front())
+    }
+}
 
 impl Reactor {
     /// Reads from now on, until [`Reactor::pause`] or [`Event::Ended`].
@@ -35,19 +76,19 @@ impl Reactor {
     /// could be fed in the next turn: a socket that was fed may have nothing to receive, and
     /// must not let the turn sleep while the others have.
     pub(super) fn feed_the_hungry(&mut self) -> bool {
-        let mut chunks = self.pool.available();
-        if chunks == 0 || self.hungry.is_empty() {
+        let chunks = self.pool.available();
+        if chunks == 0 || self.hungry.len() == 0 {
             return true;
         }
-        let is_scarce = std::mem::take(&mut self.is_scarce) && self.hungry.len() > 1;
+        let was_scarce = std::mem::take(&mut self.is_scarce) && self.hungry.len() > 1;
+        let is_scarce = was_scarce || self.hungry.len() > chunks;
         let with_own_chunk = self.can.tier == Tier::Base;
         if !is_scarce && !with_own_chunk {
-            // Whoever is started first may take all chunks there are: let it be another each time.
-            let first = self.turns % self.hungry.len();
-            self.hungry.rotate_left(first);
+            self.hungry.rotate(self.turns);
         }
-        while chunks > 0
-            && let Some(socket) = self.hungry.pop_front()
+        let mut fed = 0;
+        while fed < chunks
+            && let Some(socket) = self.hungry.pop(fed)
         {
             if !self.is_to_be_fed(socket) {
                 continue;
@@ -57,11 +98,9 @@ impl Reactor {
             } else {
                 self.start_receive(socket, is_scarce);
             }
-            if is_scarce || with_own_chunk {
-                chunks -= 1;
-            }
+            fed += 1;
         }
-        self.hungry.is_empty()
+        self.hungry.len() == 0
     }
 
     /// Brings what the kernel does in line with what the caller wants.
@@ -134,6 +173,7 @@ impl Reactor {
         let is_heard = slot.is_open() && !slot.ended;
         match (result, chunk) {
             (Ok(len @ 1..), Some(index)) if is_heard => {
+                slot.receives = slot.receives.saturating_add(1);
                 let chunk = self.pool.lend(index, len);
                 self.late.push(Event::Received { socket, chunk });
             }
@@ -179,9 +219,10 @@ impl Reactor {
 
     fn make_hungry(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
-        if !slot.hungry {
-            slot.hungry = true;
-            self.hungry.push_back(socket);
+        if !std::mem::replace(&mut slot.hungry, true) {
+            let is_young = slot.receives < YOUNG_RECEIVES;
+            let queue = if is_young { &mut self.hungry.young } else { &mut self.hungry.old };
+            queue.push_back(socket);
         }
     }
 

@@ -69,6 +69,8 @@ pub(super) struct Slot {
     pub(super) ended: bool,
     /// Waits in the queue for chunks.
     pub(super) hungry: bool,
+    /// How often it was received from, as far as that matters.
+    pub(super) receives: u8,
     /// Sends may go without a copy.
     pub(super) zero_copy: bool,
     /// A `Linger` is in the kernel.
@@ -90,6 +92,7 @@ impl Slot {
             wanted: false,
             ended: false,
             hungry: false,
+            receives: 0,
             zero_copy: false,
             lingers: false,
             timed: false,

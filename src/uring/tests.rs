@@ -132,6 +132,53 @@ fn a_flood_that_takes_all_chunks_keeps_nobody_from_being_read_for_more_than_four
     });
 }
 
+#[test]
+fn a_crowd_of_newcomers_keeps_nobody_who_was_there_from_being_read() {
+    const CROWD: usize = 60;
+    const TURNS_MAX: usize = 4;
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&Options { chunks: 4, ..options }).unwrap();
+        let (ours, mut asker) = connection();
+        let quiet = reactor.adopt(ours, ZeroCopy::Never);
+        reactor.read(quiet);
+        let mut ask = |reactor: &mut Reactor, turns_max: usize| {
+            asker.write_all(b"PING").unwrap();
+            let mut events = Vec::new();
+            let is_heard = (0..turns_max).any(|_| {
+                reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+                events.drain(..).fold(false, |is_heard, event| {
+                    let Event::Received { socket, chunk } = event else { return is_heard };
+                    reactor.recycle(chunk);
+                    is_heard || socket == quiet
+                })
+            });
+            assert!(is_heard, "not in {turns_max} turns");
+        };
+        // It has been there for a while.
+        (0..20).for_each(|_| ask(&mut reactor, 100));
+        for _ in 0..10 {
+            let (mut crowd, mut newcomers) = (Vec::new(), Vec::new());
+            for _ in 0..CROWD {
+                let (ours, mut theirs) = connection();
+                theirs.write_all(b"hello").unwrap();
+                let newcomer = reactor.adopt(ours, ZeroCopy::Never);
+                reactor.read(newcomer);
+                crowd.push(theirs);
+                newcomers.push(newcomer);
+            }
+            ask(&mut reactor, TURNS_MAX);
+            for newcomer in newcomers {
+                reactor.close(newcomer, Closing::Abort);
+            }
+            for event in events_until_quiet(&mut reactor) {
+                if let Event::Received { chunk, .. } = event {
+                    reactor.recycle(chunk);
+                }
+            }
+        }
+    });
+}
+
 /// Takes turns until one brings events.
 pub(super) fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
@@ -500,6 +547,26 @@ fn without_descriptors_accepting_fails_once_and_goes_on_when_told() {
         setrlimit(Resource::Nofile, limit).unwrap();
         reactor.accept(id);
         assert!(matches!(events_of(&mut reactor).as_slice(), [Event::Accepted { .. }]));
+    });
+}
+
+#[test]
+fn a_crowd_is_accepted_a_few_at_a_time() {
+    const CROWD: usize = 100;
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let crowd: Vec<_> = (0..CROWD).map(|_| TcpStream::connect(address).unwrap()).collect();
+        reactor.listen(OwnedFd::from(listener));
+        let mut accepted = 0;
+        while accepted < CROWD {
+            let events = events_of(&mut reactor);
+            assert!(events.len() <= ACCEPTS_MAX as usize, "{} in one turn", events.len());
+            assert!(events.iter().all(|event| matches!(event, Event::Accepted { .. })));
+            accepted += events.len();
+        }
+        drop(crowd);
     });
 }
 

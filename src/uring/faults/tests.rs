@@ -13,7 +13,9 @@ use super::super::tests::{
     closed, connection, echo_among, events_of, events_until_quiet, hear_all, on_every_tier, own,
     pattern,
 };
-use super::super::{Closing, Event, Options, Reactor, Tier, Unavailable, Wait, ZeroCopy};
+use super::super::{
+    ACCEPTS_MAX, Closing, Event, Options, Reactor, Tier, Unavailable, Wait, ZeroCopy,
+};
 use super::*;
 use crate::segment::{Piece, Segment};
 
@@ -194,7 +196,8 @@ fn a_batch_stays_until_the_kernel_says_that_it_does_not_read_it_any_more() {
 fn an_accept_that_fails_for_want_of_something_is_reported_and_goes_on_when_told() {
     on_every_tier(|options| {
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::ECANCELED] {
-            let _guard = arm(first(Kind::Accept, &[libc::ECONNABORTED, errno]));
+            let errors = [&[libc::ECONNABORTED], &[errno; ACCEPTS_MAX as usize][..]].concat();
+            let _guard = arm(first(Kind::Accept, &errors));
             let mut reactor = Reactor::new(&options).unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
