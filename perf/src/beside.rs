@@ -4,13 +4,24 @@ use crate::client::{Conn, Target};
 use crate::clock::Ticker;
 use crate::fault::Outcome;
 use crate::probe::{LOOK_NS, RoundTrips, respond};
+use rustix::process::setpriority_process;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// The "nice" value of threads that take only what is left.
+const LOWEST_PRIORITY: i32 = 19;
 /// What a flooding connection writes at once, in bytes.
 const FLOOD_BYTES: usize = 64 * 1024;
 
+/// Real floods and storms come from other hosts: the calling thread takes only what whoever is
+/// measured leaves of its CPU.
+fn give_way() {
+    // Where it is not allowed the times are those with a busy host.
+    let _ = setpriority_process(None, LOWEST_PRIORITY);
+}
+
 /// Publishes on all flooding connections until it is `over`.
 pub(crate) async fn flood(target: &Target, plan: &RoundTrips, over: &AtomicBool) -> Outcome<()> {
+    give_way();
     let publish = format!(
         "PUB perf.flood {0}\r\n{1}\r\n",
         plan.payload_bytes,
@@ -53,6 +64,7 @@ pub(crate) async fn storms(
     over: &AtomicBool,
     storms: &AtomicU64,
 ) -> Outcome<()> {
+    give_way();
     while !over.load(Ordering::Relaxed) {
         let open = |number| {
             let target = target.clone();

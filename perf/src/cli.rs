@@ -5,6 +5,7 @@ use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan, Workload};
 use crate::measure::Work;
+use crate::neighbour::Neighbour;
 use crate::probe::{RoundTrips, Storm, Subscribing};
 use crate::server::{Setup, Started, permissions};
 use crate::tls::{Tls, TlsArgs};
@@ -417,6 +418,10 @@ pub(crate) struct SoakArgs {
     /// Length of the flood after each round: as fast as the server delivers
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     flood: Duration,
+    /// Start a second node of the server's cluster meanwhile, with clients of its own, and let it
+    /// leave as a lame duck, again and again: 'COMMAND with {port}', and routes to the server
+    #[arg(long, value_name = "COMMAND")]
+    neighbour: Option<String>,
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -441,6 +446,13 @@ impl SoakArgs {
         };
         let plan = load.plan(|_| Pace::Closed { window_bytes: FLOOD_WINDOW_BYTES })?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
+    }
+
+    /// The node beside it that comes and goes, if there is to be one.
+    pub(crate) fn neighbour(&self) -> Outcome<Option<Neighbour>> {
+        let Some(command) = self.neighbour.clone() else { return Ok(None) };
+        let (access, prefix) = (self.target.access.load()?, self.load.subject.clone());
+        Ok(Some(Neighbour { command, access, prefix }))
     }
 
     /// The connections that come and go.

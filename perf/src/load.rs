@@ -500,7 +500,7 @@ pub(crate) fn run(
 
 /// Keeps the calling thread to the latter half of the CPUs that it may use. Left to itself the
 /// scheduler puts it where the server is that wakes it: both share a CPU then, and another idles.
-fn leave_half_of_the_cpus() {
+pub(crate) fn leave_half_of_the_cpus() {
     let Ok(allowed) = sched_getaffinity(None) else { return };
     let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
     let mut own = CpuSet::new();

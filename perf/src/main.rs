@@ -11,6 +11,7 @@ mod fault;
 mod load;
 mod measure;
 mod monitor;
+mod neighbour;
 mod plot;
 mod probe;
 mod report;

@@ -4,7 +4,7 @@ use crate::beside;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
-use crate::load::histogram;
+use crate::load::{histogram, leave_half_of_the_cpus};
 use crate::measure::Figures;
 use crate::report::{Progress, Quantiles, human, quantiles_text, usage_text};
 use crate::server::Usage;
@@ -144,6 +144,22 @@ pub(crate) fn rtt(
     raise_file_limit(
         (plan.stormers + plan.requesters + plan.responders + plan.flooders) as u64 + 64,
     )?;
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| {
+            // On a thread of its own: whatever is started later, servers too, inherits it.
+            leave_half_of_the_cpus();
+            rtt_beside(site, plan, progress)
+        });
+        measuring.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Measures with all that is to go on beside it.
+fn rtt_beside(
+    site: &Site<'_>,
+    plan: &RoundTrips,
+    progress: &mut Progress,
+) -> Outcome<(RttReport, Histogram<u64>)> {
     let (over, storms) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let flood = || with_ring(plan.flooders, beside::flood(site.target, plan, &over));

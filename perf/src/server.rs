@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 /// How long a server may take until it answers, and until it is gone.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether it is gone.
+const END_LOOK: Duration = Duration::from_millis(5);
 /// The unit of /proc/PID/stat on Linux (USER_HZ), in ticks per second.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -106,6 +108,31 @@ impl Started {
         self.monitor
     }
 
+    /// Tells it to send its clients away and to end.
+    pub(crate) fn make_lame_duck(&self) {
+        self.signal(Signal::USR2);
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn await_end(&mut self, patience: Duration) -> Outcome<()> {
+        let began = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if began.elapsed() > patience {
+                let cause = format!("the server has not ended within {patience:?}");
+                return Err(Fault::new(cause, "look into its log"));
+            }
+            std::thread::sleep(END_LOOK);
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // It may have died; then there is nobody to tell.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
     fn check(&mut self) -> Outcome<()> {
         match self.child.try_wait() {
             Ok(Some(status)) => Err(Fault::new(
@@ -123,16 +150,9 @@ impl Drop for Started {
             // It may have been removed by somebody else, which is all that was wanted.
             let _ = fs::remove_file(config);
         }
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // It may have died; then there is nothing to stop.
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let began = Instant::now();
-        while began.elapsed() < STOP_PATIENCE {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        self.signal(Signal::TERM);
+        if self.await_end(STOP_PATIENCE).is_ok() {
+            return;
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -6,20 +6,22 @@
 //! server holds when a round is over and everybody has left is its sample: a leak shows as a line
 //! that rises.
 
-use crate::cli::SoakArgs;
+use crate::cli::{SoakArgs, Subject};
 use crate::compare::Machine;
 use crate::fault::{Fault, Outcome};
 use crate::measure::{Run, Work};
+use crate::neighbour::Visits;
 use crate::report::{Progress, Quantiles, human};
 use crate::server::Usage;
 use crate::stats::table;
 use serde::Serialize;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a server has to let go of a round's connections before it is looked at.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(2);
 /// So many samples are shown as text, at most.
 const ROWS_MAX: usize = 24;
 
@@ -53,19 +55,53 @@ pub(crate) struct Sample {
     pub(crate) flood_per_s: f64,
     /// Connections per second of the storm.
     pub(crate) storm_per_s: f64,
+    /// What has become of its neighbours so far.
+    pub(crate) visits: Visits,
 }
 
 /// Goes on for as long as `args` say, or until `stop`.
 pub(crate) fn run(args: &SoakArgs, stop: &AtomicBool) -> Outcome<Soak> {
+    let subject = args.target.prepare(&args.steady()?.setup())?;
+    let neighbour = args.neighbour()?;
+    let (over, visits) = (AtomicBool::new(false), Mutex::new(Visits::default()));
+    thread::scope(|scope| {
+        let beside = neighbour
+            .as_ref()
+            .map(|neighbour| scope.spawn(|| neighbour.come_and_go(&over, &visits)));
+        let soaked = rounds(args, &subject, &visits, stop);
+        over.store(true, Ordering::Relaxed);
+        let left = beside.map_or(Ok(()), |beside| beside.join().unwrap_or(Ok(())));
+        let mut soak = soaked?;
+        let gaps = visits_of(&visits).gaps;
+        if gaps > 0 {
+            soak.faults.push(format!("the neighbour's clients have found {gaps} gaps"));
+        }
+        if let Err(fault) = left {
+            soak.faults.push(fault.at("the neighbour").to_string());
+        }
+        Ok(soak)
+    })
+}
+
+fn visits_of(visits: &Mutex<Visits>) -> Visits {
+    // Nobody panics who holds it.
+    visits.lock().map_or_else(|_| Visits::default(), |visits| *visits)
+}
+
+fn rounds(
+    args: &SoakArgs,
+    subject: &Subject,
+    visits: &Mutex<Visits>,
+    stop: &AtomicBool,
+) -> Outcome<Soak> {
     let (steady, flood, storm) = (args.steady()?, args.flood()?, args.storm());
-    let subject = args.target.prepare(&steady.setup())?;
     let mut soak = Soak { machine: Machine::here(), samples: Vec::new(), faults: Vec::new() };
     let began = Instant::now();
     while began.elapsed() < args.total && !stop.load(Ordering::Relaxed) {
         let round = soak.samples.len() + 1;
         let mut play = |what: &str, work: &Work| -> Outcome<Option<Run>> {
             let mut progress = Progress::new(format!("soak, round {round}, {what}"));
-            match work.run(&subject, stop, &mut progress) {
+            match work.run(subject, stop, &mut progress) {
                 Ok((run, _)) if run.is_interrupted() => Ok(None),
                 Ok((run, _)) => {
                     let faults = run.invalid().into_iter();
@@ -93,6 +129,7 @@ pub(crate) fn run(args: &SoakArgs, stop: &AtomicBool) -> Outcome<Soak> {
             steady_per_s: calm.figures().per_s.unwrap_or(0.0),
             flood_per_s: rush.figures().per_s.unwrap_or(0.0),
             storm_per_s: crowd.figures().per_s.unwrap_or(0.0),
+            visits: visits_of(visits),
         });
     }
     Ok(soak)
@@ -126,6 +163,13 @@ impl Soak {
             ]);
         }
         let mut out = table(&cells);
+        let visits = self.samples.last().map_or_else(Visits::default, |sample| sample.visits);
+        if visits.left > 0 {
+            out.push_str(&format!(
+                "A neighbour came and left {} times; its clients heard {} messages\n",
+                visits.left, visits.heard
+            ));
+        }
         for fault in &self.faults {
             out.push_str(&format!("INVALID {fault}\n"));
         }
