@@ -74,7 +74,7 @@ impl Ticker {
     }
 }
 
-/// Reads `500ms`, `2s`, `1m`, `250us`; a bare number means seconds.
+/// Reads `500ms`, `2s`, `1m`, `1h`, `250us`; a bare number means seconds.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -83,9 +83,10 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "ms" => 1e-3,
         "" | "s" => 1.0,
         "m" => 60.0,
-        _ => return Err("write it as 500ms, 2s or 1m".to_owned()),
+        "h" => 3600.0,
+        _ => return Err("write it as 500ms, 2s, 1m or 1h".to_owned()),
     };
-    let number: f64 = number.parse().map_err(|_| "write it as 500ms, 2s or 1m".to_owned())?;
+    let number: f64 = number.parse().map_err(|_| "write it as 500ms, 2s, 1m or 1h".to_owned())?;
     Duration::try_from_secs_f64(number * seconds).map_err(|_| "too long".to_owned())
 }
 
