@@ -1,8 +1,8 @@
 //! A shard's loop: the only place where engine, mesh and reactor meet.
 //!
 //! One turn: wait for completions, hand what arrived to the engine, take what other shards have
-//! sent, see what is due, and carry out what the engine wants. Everything goes to the kernel in
-//! one system call, the one that waits in the next turn.
+//! sent, see what is due, and carry out what the engine wants. Everything goes to the kernel at
+//! once, with the wait of the next turn.
 
 #![forbid(unsafe_code)]
 
@@ -29,11 +29,11 @@ use crate::mesh::Mesh;
 use crate::rates::Gate;
 use crate::uring::{self, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
 use inbox::Inbox;
-use orders::TRACES_BYTES;
 pub use orders::{
     Address, Check, ClientOrder, Control, Door, Figures, Listener, NEWS_MAX, News, Outcome, Report,
     RouteOrder, Seats,
 };
+use orders::{REQUESTS_BYTES, TRACES_BYTES};
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
@@ -222,8 +222,8 @@ impl Shard {
 
     fn on_event(&mut self, event: Event, now: u64) {
         match event {
-            Event::Received { socket, .. } => self.inbox.push(socket.slot, (now, event)),
-            Event::Ended { socket, .. } => self.inbox.push_end(socket.slot, (now, event)),
+            Event::Received { socket, .. } => self.inbox.push(socket, (now, event)),
+            Event::Ended { socket, .. } => self.inbox.push_end(socket, (now, event)),
             Event::Sent { socket, bytes, batch } => {
                 self.engine.on_sent(conn_id(socket), bytes, batch.map(|batch| batch.pieces));
             }
@@ -316,10 +316,12 @@ impl Shard {
         }
         // What does not fit is dropped: whoever fills the queue is not to fill the memory.
         while let Some(request) = self.engine.pop_server_request() {
-            let _ = self.news.try_send(News::Request(request));
+            // The more is waiting the smaller it has to be.
+            if request.payload.len() * (self.news.len() + 1) <= REQUESTS_BYTES {
+                let _ = self.news.try_send(News::Request(request));
+            }
         }
         while let Some(trace) = self.engine.pop_message_trace() {
-            // The more is waiting the smaller it has to be.
             if trace.cost_bytes() * (self.news.len() + 1) <= TRACES_BYTES {
                 let _ = self.news.try_send(News::Trace(trace));
             }

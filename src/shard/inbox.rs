@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use crate::uring::SocketId;
+
 /// Pieces of input, of each connection in the order in which they came.
 ///
 /// Connections take turns: in a round each has one piece handled, so that whoever has filled all
@@ -12,13 +14,13 @@ use std::collections::VecDeque;
 /// Ends are in no hurry, and a thousand can come at once: they have a queue of their own.
 #[derive(Debug)]
 pub(super) struct Inbox<T> {
-    /// What the round has not come to, each with the slot of its connection.
-    pieces: VecDeque<(u32, T)>,
+    /// What the round has not come to, each with its connection.
+    pieces: VecDeque<(SocketId, T)>,
     /// What waits for the next round, because its connection has had its turn in this one.
-    next: VecDeque<(u32, T)>,
+    next: VecDeque<(SocketId, T)>,
     round: u64,
     /// Ends of connections.
-    ends: VecDeque<(u32, T)>,
+    ends: VecDeque<(SocketId, T)>,
     /// By slot, the round in which the connection there was last heard.
     heard: Vec<u64>,
 }
@@ -44,28 +46,28 @@ impl<T> Inbox<T> {
         self.ends.shrink_to_fit();
     }
 
-    /// Adds what the connection in `slot` has sent.
-    pub(super) fn push(&mut self, slot: u32, piece: T) {
-        self.pieces.push_back((slot, piece));
+    /// Adds what a connection has sent.
+    pub(super) fn push(&mut self, socket: SocketId, piece: T) {
+        self.pieces.push_back((socket, piece));
     }
 
-    /// Adds the end of the connection in `slot`.
-    pub(super) fn push_end(&mut self, slot: u32, end: T) {
-        self.ends.push_back((slot, end));
+    /// Adds the end of a connection.
+    pub(super) fn push_end(&mut self, socket: SocketId, end: T) {
+        self.ends.push_back((socket, end));
     }
 
     /// Takes out the next end, unless there is something that its connection has sent before.
     pub(super) fn pop_end(&mut self) -> Option<T> {
-        let (slot, _) = self.ends.front()?;
+        let (socket, _) = self.ends.front()?;
         // There are no more of these than receive chunks.
-        let has_more = self.pieces.iter().chain(&self.next).any(|(other, _)| other == slot);
+        let has_more = self.pieces.iter().chain(&self.next).any(|(other, _)| other == socket);
         if has_more { None } else { self.ends.pop_front().map(|(_, end)| end) }
     }
 
     /// Takes out what is to be handled now.
     pub(super) fn pop(&mut self) -> Option<T> {
         loop {
-            let Some((slot, piece)) = self.pieces.pop_front() else {
+            let Some((socket, piece)) = self.pieces.pop_front() else {
                 if self.next.is_empty() {
                     return None;
                 }
@@ -73,12 +75,12 @@ impl<T> Inbox<T> {
                 self.round += 1;
                 continue;
             };
-            let at = slot as usize;
+            let at = socket.slot as usize;
             if at >= self.heard.len() {
                 self.heard.resize(at + 1, 0);
             }
             if self.heard[at] == self.round {
-                self.next.push_back((slot, piece));
+                self.next.push_back((socket, piece));
                 continue;
             }
             self.heard[at] = self.round;
@@ -101,6 +103,10 @@ mod tests {
     const CHUNKS: usize = 16;
     const CHUNK_BYTES: usize = 64 * 1024;
 
+    fn socket(slot: u32) -> SocketId {
+        SocketId { slot, generation: 0 }
+    }
+
     #[test]
     fn a_ping_waits_for_one_chunk_of_a_flood_however_much_of_it_there_is() {
         let settings = Settings::new(&Default::default(), &Default::default(), usize::MAX);
@@ -120,30 +126,34 @@ mod tests {
             (id, engine.stats().in_msgs)
         };
         // All chunks but one are the flood's, and it has just been heard.
-        (0..CHUNKS).for_each(|_| inbox.push(flood.slot, (flood, chunk.clone())));
+        (0..CHUNKS).for_each(|_| inbox.push(socket(flood.slot), (flood, chunk.clone())));
         assert_eq!(handle(&mut inbox).0, flood);
-        inbox.push(quiet.slot, (quiet, b"PING\r\n".to_vec()));
+        inbox.push(socket(quiet.slot), (quiet, b"PING\r\n".to_vec()));
         let (who, handled) = handle(&mut inbox);
         assert_eq!((who, handled), (quiet, (chunk.len() / publish.len()) as u64));
         // It asks again at once: one more chunk is before it, and no more.
-        inbox.push(quiet.slot, (quiet, b"PING\r\n".to_vec()));
+        inbox.push(socket(quiet.slot), (quiet, b"PING\r\n".to_vec()));
         assert_eq!(handle(&mut inbox).0, flood);
         let (who, handled) = handle(&mut inbox);
         assert_eq!((who, handled), (quiet, 2 * (chunk.len() / publish.len()) as u64));
     }
 
     #[test]
-    fn an_end_waits_for_what_was_said_before_and_for_nothing_else() {
+    fn an_end_waits_for_what_was_said_before() {
         let mut inbox = Inbox::new();
-        inbox.push(1, "a");
-        inbox.push(2, "b");
-        inbox.push_end(1, "the end");
+        inbox.push(socket(1), "a");
+        inbox.push(socket(2), "b");
+        inbox.push_end(socket(1), "the end");
         assert_eq!(inbox.pop_end(), None);
         assert_eq!(inbox.pop(), Some("a"));
         assert_eq!(inbox.pop_end(), Some("the end"));
         assert!(!inbox.is_empty());
-        inbox.push_end(2, "the other end");
+        inbox.push_end(socket(2), "the other end");
         assert_eq!((inbox.pop(), inbox.pop_end()), (Some("b"), Some("the other end")));
+        // What the next connection in that slot sends is another's.
+        inbox.push_end(socket(1), "late");
+        inbox.push(SocketId { generation: 1, ..socket(1) }, "new");
+        assert_eq!((inbox.pop_end(), inbox.pop()), (Some("late"), Some("new")));
         assert!(inbox.is_empty());
     }
 
@@ -159,7 +169,7 @@ mod tests {
             for step in steps.into_iter().chain(std::iter::repeat_n(None, 200)) {
                 if let Some(slot) = step {
                     let number: &mut u32 = pushed.entry(slot).or_default();
-                    inbox.push(slot, (slot, *number));
+                    inbox.push(socket(slot), (slot, *number));
                     *number += 1;
                     waiting.entry(slot).or_default();
                     continue;

@@ -173,6 +173,8 @@ pub enum News {
 
 /// How much of it may wait; what does not fit is dropped.
 pub const NEWS_MAX: usize = 4096;
+/// What bounds the requests among it: each may be so long, divided by how many things wait.
+pub(super) const REQUESTS_BYTES: usize = 64 * 1024 * 1024;
 /// What bounds the traces among it: all together take at most nine times as many bytes.
 pub(super) const TRACES_BYTES: usize = 16 * 1024 * 1024;
 

@@ -1,9 +1,11 @@
 //! Input: who is read from, into which chunks, in which order.
 //!
-//! A socket whose receive is to be started waits in the queue of the hungry, which is fed at the
-//! start of each turn, before the kernel works for sockets that are already being read. As long
-//! as there were chunks for everybody, each receive goes on until it is stopped. When there were
-//! not, each gets one chunk, in the order in which they came to wait: nobody takes it all.
+//! A socket whose receive is to be started waits in one of two queues of the hungry, the young
+//! apart from the old. They are fed at the start of each turn, before the kernel works for sockets
+//! that are already being read. As long as there were chunks for everybody, each receive goes on
+//! until it is stopped. When there were not, each gets one chunk, in the order in which they came
+//! to wait in their queue: nobody takes it all, and a crowd of newcomers does not hold up those who
+//! are there.
 
 use std::collections::VecDeque;
 use std::io;
@@ -25,6 +27,8 @@ const YOUNG_SHARE: usize = 4;
 pub(super) struct Hungry {
     old: VecDeque<SocketId>,
     young: VecDeque<SocketId>,
+    /// How many were taken out, over all turns: one turn may have a single chunk.
+    taken: usize,
 }
 
 impl Hungry {
@@ -33,7 +37,8 @@ impl Hungry {
     }
 
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        self.old.clear();
+        self.young.clear();
     }
 
     /// Whoever is started first may take all chunks there are: let it be another each time.
@@ -44,9 +49,10 @@ impl Hungry {
         }
     }
 
-    /// Who is next when as many have been fed in this turn.
-    fn pop(&mut self, fed: usize) -> Option<SocketId> {
-        let young_first = fed % YOUNG_SHARE == YOUNG_SHARE - 1;
+    /// Who is next.
+    fn pop(&mut self) -> Option<SocketId> {
+        self.taken = self.taken.wrapping_add(1);
+        let young_first = self.taken % YOUNG_SHARE == 0;
         let (first, second) = match young_first {
             true => (&mut self.young, &mut self.old),
             false => (&mut self.old, &mut self.young),
@@ -88,7 +94,7 @@ impl Reactor {
         }
         let mut fed = 0;
         while fed < chunks
-            && let Some(socket) = self.hungry.pop(fed)
+            && let Some(socket) = self.hungry.pop()
         {
             if !self.is_to_be_fed(socket) {
                 continue;

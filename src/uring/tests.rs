@@ -133,6 +133,56 @@ fn a_flood_that_takes_all_chunks_keeps_nobody_from_being_read_for_more_than_four
 }
 
 #[test]
+fn floods_that_take_all_chunks_keep_no_newcomer_from_being_read() {
+    /// Chunks that are handled in a turn, as a shard does it.
+    const CHUNKS_PER_TURN: usize = 2;
+    const TURNS_MAX: usize = 20;
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (floods, mut flooders): (Vec<_>, Vec<_>) = (0..4).map(|_| connection()).unzip();
+        flooders.iter().for_each(|flooder| flooder.set_nonblocking(true).unwrap());
+        floods.into_iter().for_each(|ours| {
+            let flood = reactor.adopt(ours, ZeroCopy::Never);
+            reactor.read(flood);
+        });
+        let (mut inbox, mut newcomer, mut theirs) = (VecDeque::new(), None, None);
+        for turn in 0..200 + TURNS_MAX {
+            for flooder in &mut flooders {
+                while flooder.write(&[b'x'; 65536]).is_ok() {}
+            }
+            if turn == 200 {
+                let (ours, mut client) = connection();
+                client.write_all(b"CONNECT").unwrap();
+                let socket = reactor.adopt(ours, ZeroCopy::Never);
+                reactor.read(socket);
+                (newcomer, theirs) = (Some(socket), Some(client));
+            }
+            let mut events = Vec::new();
+            reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+            inbox.extend(events);
+            let is_newcomers = |event: &Event| match event {
+                Event::Received { socket, .. } => Some(*socket) == newcomer,
+                _ => false,
+            };
+            if inbox.iter().any(is_newcomers) {
+                break;
+            }
+            for _ in 0..CHUNKS_PER_TURN {
+                if let Some(Event::Received { chunk, .. }) = inbox.pop_front() {
+                    reactor.recycle(chunk);
+                }
+            }
+            assert!(turn < 199 + TURNS_MAX, "not read in {TURNS_MAX} turns");
+        }
+        for event in inbox {
+            let Event::Received { chunk, .. } = event else { panic!("{event:?}") };
+            reactor.recycle(chunk);
+        }
+        drop(theirs);
+    });
+}
+
+#[test]
 fn a_crowd_of_newcomers_keeps_nobody_who_was_there_from_being_read() {
     const CROWD: usize = 60;
     const TURNS_MAX: usize = 4;
