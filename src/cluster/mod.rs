@@ -1,8 +1,7 @@
 //! The members of a cluster as one server sees them: whom to dial, whom to keep, whom to tell.
 //!
 //! Pure: notices of the shards, outcomes of dialling and the time come in; [`Step`]s come out.
-//! Times are nanoseconds since the start of the process. Section numbers (§) are those of the
-//! cluster protocol's description.
+//! Times are nanoseconds since the start of the process.
 
 #![forbid(unsafe_code)]
 
@@ -87,7 +86,7 @@ struct Target {
     broken: u32,
     /// Who is there, as far as that is known.
     server_id: Option<String>,
-    /// What gossip said about passing it on (§9).
+    /// What gossip said about passing it on.
     gossip_mode: u8,
 }
 
@@ -278,7 +277,7 @@ impl Members {
     /// A peer, at the address `ip`, has said who it is: it may stay, or not.
     ///
     /// Of two routes for the same to a server that decides by itself neither is closed here: it
-    /// closes the one that it does not want, and only it knows which (§5). Two of our own keep what
+    /// closes the one that it does not want, and only it knows which. Two of our own keep what
     /// the one with the smaller id has dialled.
     pub fn on_greeted(&mut self, rid: u64, mut info: RouteInfo, ip: &str) {
         let id = info.server_id.clone();
@@ -544,7 +543,7 @@ impl Members {
     }
 
     /// Tells every other peer of a newcomer, once; and once more of each account for which it has a
-    /// connection of its own (§9).
+    /// connection of its own.
     fn spread(&mut self, newcomer: &RouteInfo, part: &Part, solicited: bool, is_explicit: bool) {
         let mut told: Vec<String> = vec![newcomer.server_id.clone()];
         let mut steps = Vec::new();

@@ -1,4 +1,4 @@
-//! How what two servers have to tell each other is divided over several connections (§6).
+//! How what two servers have to tell each other is divided over several connections.
 //!
 //! Accounts go round the connections of a pool, by a hash of their names that all servers know;
 //! some have a connection of their own. An account is told of, and written to, on one connection
@@ -97,7 +97,7 @@ impl Pooling {
     /// of its own.
     ///
     /// A nats-server goes by its own size, whatever the peer's is, and takes everything on any
-    /// connection (§6). To go by that, too, keeps an account on one connection in both directions:
+    /// connection. To go by that, too, keeps an account on one connection in both directions:
     /// so a request never overtakes the interest in its answer.
     pub fn modulus(&self, theirs: i32, is_shardcast: bool) -> u16 {
         match u16::try_from(theirs) {

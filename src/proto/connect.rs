@@ -1,4 +1,4 @@
-//! What a client says about itself: the JSON object of CONNECT (§3).
+//! What a client says about itself: the JSON object of CONNECT.
 
 #![forbid(unsafe_code)]
 

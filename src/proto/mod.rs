@@ -1,8 +1,8 @@
 //! The wire: what clients write becomes operations, what they read is rendered.
 //!
 //! Nothing here does input or output, and nothing remembers anything between two calls: the
-//! caller keeps the bytes until a whole operation is there. Section numbers (§) are those of the
-//! client protocol's description, which follows nats-server 2.14.
+//! caller keeps the bytes until a whole operation is there. What is said of the protocol was read
+//! off nats-server 2.14.
 
 #![forbid(unsafe_code)]
 
@@ -22,9 +22,9 @@ pub use parse::parse;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Longest argument part of a control line, in bytes: from the first argument byte to the
-    /// last one before the line end, blanks included (§13, `max_control_line`).
+    /// last one before the line end, blanks included (`max_control_line`).
     pub control_line_bytes_max: usize,
-    /// Largest payload in bytes, headers included (§7, `max_payload`).
+    /// Largest payload in bytes, headers included (`max_payload`).
     pub payload_bytes_max: usize,
     /// Whether HPUB is allowed: the server has headers and the client's CONNECT asked for them.
     pub headers: bool,
@@ -55,7 +55,7 @@ pub enum Op<'a> {
         /// The subscription that ends.
         sid: &'a [u8],
         /// Messages since SUB after which it ends; never 0. `None`: now, as also for a limit
-        /// that is 0 or not a number of 1 to 9 digits (§8).
+        /// that is 0 or not a number of 1 to 9 digits.
         max: Option<u64>,
     },
     /// Allowed and without effect: `+OK`, `INFO {…}`.
@@ -70,9 +70,9 @@ pub struct Publish<'a> {
     /// Where answers go; unchecked, at least one byte, no blanks.
     pub reply: Option<&'a [u8]>,
     /// The header block that begins the payload. `None` for PUB, and for an HPUB whose header
-    /// size is 0: everybody gets such a message as MSG (§10).
+    /// size is 0: everybody gets such a message as MSG.
     pub header: Option<Header<'a>>,
-    /// The payload's size as the client wrote it, 1 to 9 digits; it is passed on unchanged (§7).
+    /// The payload's size as the client wrote it, 1 to 9 digits; it is passed on unchanged.
     pub size_text: &'a [u8],
     /// Header block and body, without the line end behind them.
     pub payload: &'a [u8],
@@ -125,7 +125,7 @@ pub enum Parsed<'a> {
 
 /// A client broke the protocol. Its connection is to be closed, after [`ProtoError::wire`].
 ///
-/// `Display` gives the text for the log, the one of nats-server (§17).
+/// `Display` gives the text for the log, the one of nats-server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProtoError {
     /// A byte that no operation has there, or a payload that does not end with CRLF.
@@ -175,7 +175,7 @@ impl ProtoError {
         }
     }
 
-    /// Why the connection closes, as monitoring and the log say it (§19).
+    /// Why the connection closes, as monitoring and the log say it.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::ControlLineTooLong => "Maximum Control Line Exceeded",

@@ -11,8 +11,9 @@ use serde::de::IgnoredAny;
 use super::encode::go_quoted;
 use super::{Header, Limits, Op, Parsed, ProtoError, Publish};
 
-/// Longest text between an operation's name and its line end that counts towards no limit of
-/// §13, in bytes: the blanks before the first argument, and anything behind PING, PONG and +OK.
+/// Longest text between an operation's name and its line end that counts towards no limit of the
+/// configuration, in bytes: the blanks before the first argument, and anything behind PING, PONG
+/// and +OK.
 ///
 /// nats-server knows no limit there because it forgets such bytes as they come. Here the caller
 /// has to keep them, so there must be one.
@@ -28,7 +29,7 @@ const SNIPPET_BYTES_MAX: usize = 32;
 ///
 /// # Errors
 ///
-/// Whenever a client breaks the rules of §1, §7, §8 and §13. Operations before it, which
+/// Whenever a client breaks the rules of the protocol or a limit. Operations before it, which
 /// earlier calls returned, stand.
 pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtoError> {
     if let Some(parsed) = parse_usual_pub(input, limits) {

@@ -1,8 +1,9 @@
 //! The process: arguments to exit status.
 //!
 //! [`main`] reads the command line. [`run`] sets up the log, the listening socket, the shards and
-//! the files, and then the thread it is called on is the control thread: it waits for signals and
-//! for reports of shards, and does nothing else. Monitoring has a thread of its own.
+//! the files, and then the thread it is called on is the control thread: it waits for signals,
+//! reports of shards and orders of the system account, and puts new options in force. Monitoring,
+//! system account, cluster and checks of credentials have threads of their own.
 
 #![forbid(unsafe_code)]
 

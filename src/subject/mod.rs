@@ -1,4 +1,4 @@
-//! Subjects: tokens separated by `.`, and filters with wildcards that match them (§6).
+//! Subjects: tokens separated by `.`, and filters with wildcards that match them.
 //!
 //! A filter is what a subscription names, a subject what a publish names. `*` and `>` are
 //! wildcards only in filters, only as whole tokens, and `>` only as the last one; in all other

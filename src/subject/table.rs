@@ -10,7 +10,7 @@ use memchr::{memchr, memrchr};
 
 use super::{has_empty_token, is_literal, split_first};
 
-/// Values by filter, and for a subject all values whose filters match it (§6).
+/// Values by filter, and for a subject all values whose filters match it.
 ///
 /// Filters without wildcards are found by one hash of the whole subject. The others form a tree
 /// by tokens, which is walked only if there are any: no step allocates or recurses, and none

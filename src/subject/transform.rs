@@ -132,26 +132,6 @@ impl Transform {
         Ok(transform)
     }
 
-    /// The mapping of everything that `filter` matches to below `prefix`.
-    ///
-    /// # Errors
-    ///
-    /// When either is not a filter, or the prefix has wildcards.
-    pub fn prefixed(filter: &[u8], prefix: &[u8]) -> Result<Self, TransformError> {
-        let mut destination = prefix.to_vec();
-        let mut stars = 0;
-        for token in tokens(filter) {
-            destination.push(b'.');
-            if token == b"*" {
-                stars += 1;
-                destination.extend_from_slice(format!("${stars}").as_bytes());
-            } else {
-                destination.extend_from_slice(token);
-            }
-        }
-        Self::strict(filter, &destination)
-    }
-
     /// The filter of the subjects that it applies to.
     pub fn source(&self) -> &[u8] {
         &self.source
@@ -219,58 +199,6 @@ impl Transform {
                 Part::Of(..) => return None,
             }
         }
-        Some(out)
-    }
-
-    /// The filter of the subjects which become something that matches `filter`: exactly that if
-    /// whole tokens are moved and each only once, else somewhat more. None if there are none.
-    pub fn source_of(&self, filter: &[u8]) -> Option<Vec<u8>> {
-        let mut wanted: SmallVec<[&[u8]; 16]> = tokens(&self.source).collect();
-        let mut rest: Option<&[u8]> = None;
-        let mut left = Some(filter);
-        for part in &self.parts {
-            let (token, behind) = super::split_first(left?);
-            if token == b">" && behind.is_none() {
-                left = None;
-                break;
-            }
-            match part {
-                Part::Literal(literal) => {
-                    if token != b"*" && token != &**literal {
-                        return None;
-                    }
-                }
-                Part::Rest(_) => {
-                    rest = left;
-                    left = None;
-                    break;
-                }
-                Part::Of(at, Function::Same) if wanted[*at] != b">" => {
-                    if wanted[*at] == b"*" {
-                        wanted[*at] = token;
-                    } else if token != b"*" && token != wanted[*at] {
-                        return None;
-                    }
-                }
-                Part::Of(_, Function::Same | Function::Left(_) | Function::Right(_))
-                | Part::Partition(..)
-                | Part::Random(_) => {}
-                // It makes any number of tokens, so what follows is not known.
-                Part::Of(..) => {
-                    left = None;
-                    break;
-                }
-            }
-            left = behind;
-        }
-        if left.is_some() {
-            return None;
-        }
-        if let (Some(rest), Some(last)) = (rest, wanted.last_mut()) {
-            *last = rest;
-        }
-        let mut out = Vec::new();
-        join(&wanted, &mut out);
         Some(out)
     }
 

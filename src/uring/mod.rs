@@ -1,7 +1,8 @@
 //! The kernel, through io_uring: one reactor per shard, owned by the shard's thread.
 //!
 //! The shard queues wishes (`read`, `send`, `close`, …) at no cost, then takes one
-//! [`Reactor::turn`]: one system call submits them all, waits, and brings back what happened.
+//! [`Reactor::turn`]: it submits them all and waits with one system call, takes more only
+//! while the kernel has more to do, and brings back what happened.
 //!
 //! - `ring`: the two queues; every operation goes through `Ring::push`
 //! - `op`: what is asked of the kernel, and `token`: what its answer is called

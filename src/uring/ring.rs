@@ -1,4 +1,4 @@
-//! The two queues shared with the kernel, and the one system call that serves both.
+//! The two queues shared with the kernel, and the system call that serves both.
 
 use std::collections::VecDeque;
 use std::io;
