@@ -493,13 +493,13 @@ impl Settings {
 
     /// The INFO for one client, as JSON.
     ///
-    /// After CONNECT it says in which account the client is.
+    /// After CONNECT it says in which account the client is, and whether that is the system's.
     pub(super) fn info(
         &self,
         (peer, transport): (&Peer, Transport),
         cluster: &Cluster,
         lame_duck: bool,
-        account: Option<&str>,
+        account: Option<(&str, bool)>,
     ) -> String {
         let mut info = self.info.clone();
         if let Some(name) = &cluster.name {
@@ -525,9 +525,10 @@ impl Settings {
         {
             (info.host, info.port) = (host.clone(), *port);
         }
-        if let Some(account) = account {
+        if let Some((account, is_system)) = account {
             info.connect_info = true;
             info.remote_account = Some(account.to_owned());
+            info.acc_is_sys = is_system;
         }
         info.to_json()
     }

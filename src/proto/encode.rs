@@ -23,7 +23,7 @@ pub fn pong(out: &mut Vec<u8>) {
     out.extend_from_slice(b"PONG\r\n");
 }
 
-/// Appends `-ERR '<text>'`; the texts are those of §4.
+/// Appends `-ERR '<text>'`; the texts are those of nats-server.
 pub fn err(out: &mut Vec<u8>, text: &str) {
     append(out, &[b"-ERR '", text.as_bytes(), b"'\r\n"]);
 }
@@ -53,7 +53,7 @@ pub fn publish_again(out: &mut Vec<u8>, message: &Publish<'_>) {
 }
 
 /// Appends a whole MSG or HMSG: `message` for the subscription `sid` of a receiver that has
-/// headers, or has not (§10).
+/// headers, or has not.
 pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) {
     let header = message.header.filter(|_| headers);
     msg_prefix(out, header.is_some(), message.subject, sid);
@@ -104,7 +104,7 @@ pub fn publish_of(
 }
 
 /// Appends the status a publisher gets at its `reply` when nobody received what it sent to
-/// `subject` (§10).
+/// `subject`.
 pub fn no_responders(out: &mut Vec<u8>, reply: &[u8], sid: &[u8], subject: &[u8]) {
     const BEFORE: &[u8] = b"NATS/1.0 503\r\nNats-Subject: ";
     const BEHIND: &[u8] = b"\r\n\r\n";
@@ -198,7 +198,7 @@ fn is_printable(char: char) -> bool {
     std::str::from_utf8(&pair[..len]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(char))
 }
 
-/// The server's description of itself: the JSON object of an INFO line (§2).
+/// The server's description of itself: the JSON object of an INFO line.
 ///
 /// Fields with nothing to say are left out: false, empty texts and lists, `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -211,12 +211,6 @@ pub struct Info {
     pub version: String,
     /// The protocol level: 1.
     pub proto: u32,
-    /// Build information.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub git_commit: String,
-    /// Build information; in nats-server the version of Go.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub go: String,
     /// The configured listen address.
     pub host: String,
     /// The listening port.
@@ -237,9 +231,6 @@ pub struct Info {
     pub tls_available: bool,
     /// The largest payload in bytes.
     pub max_payload: usize,
-    /// Whether there is JetStream.
-    #[serde(skip_serializing_if = "is_false")]
-    pub jetstream: bool,
     /// The connection's number.
     pub client_id: u64,
     /// The client's address.
@@ -259,15 +250,6 @@ pub struct Info {
     /// The same for websocket.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ws_connect_urls: Vec<String>,
-    /// The JetStream domain.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub domain: Option<String>,
-    /// The server's curve key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub xkey: Option<String>,
-    /// The JetStream API level.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub api_lvl: Option<u32>,
     /// Set in the INFO that announces lame duck mode.
     #[serde(skip_serializing_if = "is_false")]
     pub ldm: bool,
