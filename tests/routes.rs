@@ -272,6 +272,18 @@ fn permissions_say_what_interest_crosses_a_route() {
 }
 
 #[test]
+fn who_speaks_of_subjects_before_it_is_part_of_the_cluster_gets_no_route() {
+    let mut broker = start(Ours(2), &config("a", "", ALONE, ""));
+    for early in ["RS+ $G foo q 1000000\r\n", "RS- $G foo\r\n", "RMSG $G foo 2\r\nhi\r\n"] {
+        let mut wire = Wire::ungreeted_at(broker.route_port());
+        let hello = "CONNECT {\"name\":\"PEER\",\"cluster\":\"C\"}\r\n";
+        wire.send(format!("{hello}{early}").as_bytes());
+        assert_eq!(line(&mut wire, &["-ERR"]), "-ERR 'Authorization Violation'", "{early}");
+        wire.expect_end();
+    }
+}
+
+#[test]
 fn a_reload_of_permissions_tells_peers_what_has_changed() {
     for kind in [Some(Ours(2)), has_original().then_some(Original)].into_iter().flatten() {
         let mut broker = start(kind, &config("a", "", ALONE, ""));

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -100,6 +101,9 @@ pub(super) struct Conn {
     pub(super) peer: Peer,
     pub(super) transport: Transport,
     pub(super) phase: Phase,
+    /// There when only its subscriptions keep it from being closed: whether what is in flight is
+    /// dropped.
+    pub(super) closing: Option<bool>,
     pub(super) account: AccountId,
     /// What its account allows, besides what everybody is.
     pub(super) limits: AccountLimits,
@@ -144,7 +148,7 @@ pub(super) struct Conn {
     pub(super) brakes: Brakes,
     pub(super) pace: Pace,
     /// Waits of publishers that this connection's backlog is part of.
-    pub(super) waited_by: Vec<u64>,
+    pub(super) waited_by: BTreeSet<u64>,
     /// The waits are over when no more than this is pending.
     pub(super) relief_bytes: usize,
     /// A publisher has waited for it in vain; it is waited for no more until it has caught up.
@@ -253,6 +257,7 @@ impl Conn {
             peer,
             transport: Transport::Tcp,
             phase: Phase::Open,
+            closing: None,
             account: AccountId::GLOBAL,
             limits: AccountLimits::default(),
             seated: false,
@@ -278,7 +283,7 @@ impl Conn {
             staged_epoch: 0,
             brakes: Brakes::default(),
             pace: Pace::default(),
-            waited_by: Vec::new(),
+            waited_by: BTreeSet::new(),
             relief_bytes: 0,
             slow: false,
             timing: Timing {

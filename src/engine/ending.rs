@@ -41,6 +41,9 @@ impl Reason {
     }
 }
 
+/// Subscriptions of connections that have ended are taken out so many in a turn.
+const RETRACTED_PER_TURN: usize = 4096;
+
 /// How the last clients are sent away.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LameDuck {
@@ -151,21 +154,52 @@ impl Engine {
         conn.phase = Phase::Closed;
         conn.review();
         conn.outbox.clear(&mut self.spares);
+        conn.closing = Some(abort);
         self.open_conns -= usize::from(conn.route.is_none());
-        self.actions.push_back(Action::Close { conn: id, abort });
+        self.close_if_left(id);
     }
 
-    /// Takes the connection out of every table.
+    /// Lets go of the slot: its subscriptions, which name it, are gone.
+    fn close_if_left(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.subs.is_empty())
+            && let Some(abort) = conn.closing.take()
+        {
+            self.actions.push_back(Action::Close { conn: id, abort });
+        }
+    }
+
+    /// Takes the connection out of every table. Of very many subscriptions, which nothing is
+    /// delivered to any more, the rest goes in turns to come.
     pub(super) fn leave(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let keys: Vec<SubKey> = conn.subs.drain().collect();
         conn.checks = None;
-        for key in keys {
-            self.retract(key);
+        if conn.subs.len() > RETRACTED_PER_TURN {
+            self.leaving.push_back(id);
         }
+        self.retract_some(id, RETRACTED_PER_TURN);
         self.leave_route(id);
         self.leave_account(id);
         self.relieve(id, 0);
+        self.close_if_left(id);
+    }
+
+    /// Goes on with the first of those that are leaving.
+    pub(super) fn advance_leaving(&mut self) {
+        let Some(&id) = self.leaving.front() else { return };
+        self.retract_some(id, RETRACTED_PER_TURN);
+        if self.conns.get(id).is_none_or(|conn| conn.subs.is_empty()) {
+            self.leaving.pop_front();
+            self.close_if_left(id);
+        }
+    }
+
+    /// Takes out up to `count` subscriptions of a connection.
+    pub(super) fn retract_some(&mut self, id: ConnId, count: usize) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let keys: Vec<SubKey> = conn.subs.extract_if(|_| true).take(count).collect();
+        for key in keys {
+            self.retract(key);
+        }
     }
 
     /// Counts a connection as one of its account no more.

@@ -7,8 +7,7 @@
 //!
 //! A request to a service gets a reply subject of its own, `_R_.<server>.<shard><number>`, in
 //! place of the requester's, which is none of the exporting account's business. Where the answer
-//! goes is known
-//! to the requester's shard alone, which the subject names.
+//! goes is known to the requester's shard alone, which the subject names.
 
 #![forbid(unsafe_code)]
 
@@ -240,11 +239,6 @@ impl Answers {
         }
         (!is_late).then_some(destination)
     }
-
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.open.len()
-    }
 }
 
 /// The shard that knows where messages on `subject` go, if it is one for answers.
@@ -276,11 +270,6 @@ impl Engine {
     /// Requests to the server itself, until there are no more.
     pub fn pop_server_request(&mut self) -> Option<ServerRequest> {
         self.server_requests.pop_front()
-    }
-
-    /// Requests to services that may still be answered.
-    pub fn open_answers(&self) -> usize {
-        self.answers.len()
     }
 
     /// Publishes a run wherever else it goes. False if nobody gets it there.
@@ -672,7 +661,7 @@ mod tests {
         assert!(all.take(1, asked, 1, 99).is_some());
         assert!(all.take(1, asked, 1, 198).is_some(), "each answer gives time for the next");
         assert_eq!(all.take(1, asked, 1, 298), None);
-        assert_eq!(all.len(), 0);
+        assert_eq!(all.open.len(), 0);
     }
 
     #[test]
@@ -682,11 +671,11 @@ mod tests {
         for id in 0..2 * ANSWERS_MAX as u64 {
             all.insert(id, answer(1, Response::Singleton, b"r", u64::MAX), 0);
         }
-        assert_eq!(all.len(), ANSWERS_MAX + 1);
+        assert_eq!(all.open.len(), ANSWERS_MAX + 1);
         for id in 0..20_000 {
             all.insert(id, answer(1, Response::Singleton, &[b'x'; 4000], u64::MAX), 0);
         }
-        assert!(all.len() * 4000 < ANSWERS_BYTES_MAX + 4000, "{}", all.len());
+        assert!(all.open.len() * 4000 < ANSWERS_BYTES_MAX + 4000, "{}", all.open.len());
         assert!(all.take(u64::MAX, AccountId::new(9), 1, 0).is_some());
     }
 

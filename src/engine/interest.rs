@@ -14,9 +14,9 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
-use thin_vec::ThinVec;
 
 use super::imports::{Exit, Outlet, answering_shard};
+use super::named::{Name, Named};
 use super::overflow::{Overflow, Policy};
 use super::{ShardId, ShardSet};
 use crate::subject::{Scan, Table, first_token, is_literal};
@@ -111,7 +111,7 @@ struct Filter {
     shards: ShardSet,
     /// Other shards with routes over which plain interest came.
     routers: ShardSet,
-    queues: ThinVec<Queue>,
+    queues: Named<Queue>,
 }
 
 #[derive(Debug)]
@@ -121,6 +121,12 @@ struct Queue {
     /// Members behind own routes, by slot.
     routes: SmallVec<[(u32, u32); 1]>,
     remote: SmallVec<[Remote; 2]>,
+}
+
+impl Name for Queue {
+    fn name(&self) -> &Rc<[u8]> {
+        &self.name
+    }
 }
 
 /// Members of a queue group on another shard.
@@ -153,12 +159,10 @@ impl Queue {
 
 impl Filter {
     fn queue(&mut self, name: &[u8]) -> &mut Queue {
-        let at = self.queues.iter().position(|queue| *queue.name == *name).unwrap_or_else(|| {
+        self.queues.entry(name, |name| {
             let (local, routes, remote) = (SmallVec::new(), SmallVec::new(), SmallVec::new());
-            self.queues.push(Queue { name: name.into(), local, routes, remote });
-            self.queues.len() - 1
-        });
-        &mut self.queues[at]
+            Queue { name, local, routes, remote }
+        })
     }
 
     fn has_clients(&self) -> bool {
@@ -168,10 +172,6 @@ impl Filter {
     fn is_empty(&self) -> bool {
         let of_others = self.routes.is_empty() && self.routers.is_empty();
         !self.has_clients() && of_others && self.queues.is_empty()
-    }
-
-    fn prune(&mut self) {
-        self.queues.retain(|queue| !queue.is_empty());
     }
 }
 
@@ -202,13 +202,19 @@ pub(super) struct QueueTargets {
     pub(super) remote: SmallVec<[Remote; 2]>,
 }
 
+impl Name for QueueTargets {
+    fn name(&self) -> &Rc<[u8]> {
+        &self.name
+    }
+}
+
 /// Everything one subject resolves to on this shard.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     pub(super) groups: Vec<SidGroup>,
     /// Local plain subscriptions over all groups.
     pub(super) members: usize,
-    pub(super) queues: Vec<QueueTargets>,
+    pub(super) queues: Named<QueueTargets>,
     /// Other shards with clients that have plain interest.
     pub(super) shards: ShardSet,
     /// Own routes, by slot, to servers with plain interest.
@@ -450,14 +456,16 @@ impl Interest {
             }
             Some(name) => Change { announce: Some(left), tell: Some(filter.queue(name).clients()) },
         };
-        self.tidy_up(sub.subject());
+        self.tidy_up(sub.subject(), sub.queue());
         (sub, change)
     }
 
     /// Forgets what is empty, and what was resolved, after a change of a filter.
-    fn tidy_up(&mut self, subject: &[u8]) {
+    fn tidy_up(&mut self, subject: &[u8], queue: Option<&[u8]>) {
         if let Some(filter) = self.table.get_mut(subject) {
-            filter.prune();
+            if let Some(name) = queue {
+                filter.queues.remove_if(name, Queue::is_empty);
+            }
             if filter.is_empty() {
                 self.table.remove(subject);
             }
@@ -509,7 +517,7 @@ impl Interest {
                 (side == Side::Clients).then(|| queue.clients())
             }
         };
-        self.tidy_up(subject);
+        self.tidy_up(subject, queue);
         tell
     }
 
@@ -542,7 +550,7 @@ impl Interest {
                 Some(routes.iter().map(|(_, members)| *members).fold(0, u32::saturating_add))
             }
         };
-        self.tidy_up(subject);
+        self.tidy_up(subject, queue);
         announce
     }
 
@@ -655,7 +663,7 @@ impl Interest {
                 targets.groups[at].members.push(Member { conn: sub.conn, sub: key });
                 targets.members += 1;
             }
-            for queue in &filter.queues {
+            for queue in filter.queues.iter() {
                 join_queue(&mut targets.queues, queue, subs);
             }
         });
@@ -667,14 +675,12 @@ impl Interest {
     }
 }
 
-fn join_queue(groups: &mut Vec<QueueTargets>, queue: &Queue, subs: &Slab<Sub>) {
-    let at = groups.iter().position(|group| group.name == queue.name).unwrap_or_else(|| {
+fn join_queue(groups: &mut Named<QueueTargets>, queue: &Queue, subs: &Slab<Sub>) {
+    let group = groups.entry(&queue.name, |_| {
         let name = Rc::clone(&queue.name);
         let (local, routes, remote) = (Vec::new(), SmallVec::new(), SmallVec::new());
-        groups.push(QueueTargets { name, local, routes, remote });
-        groups.len() - 1
+        QueueTargets { name, local, routes, remote }
     });
-    let group = &mut groups[at];
     let members = queue.local.iter().map(|&sub| Member { conn: subs[sub as usize].conn, sub });
     group.local.extend(members);
     for &(route, members) in &queue.routes {

@@ -23,6 +23,7 @@ mod imports;
 mod interest;
 mod mapping;
 mod message_trace;
+mod named;
 mod operations;
 mod outbox;
 mod overflow;
@@ -183,6 +184,8 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// Connections whose compressed data waits until others had their turn.
     unpacking: VecDeque<ConnId>,
+    /// Connections that have ended and have subscriptions left.
+    leaving: VecDeque<ConnId>,
     /// New peers that are being told what clients want.
     tellings: VecDeque<telling::Telling>,
     packer: Packer,
@@ -251,6 +254,7 @@ impl Engine {
             handshakes: VecDeque::new(),
             plaintext: Vec::new(),
             unpacking: VecDeque::new(),
+            leaving: VecDeque::new(),
             tellings: VecDeque::new(),
             packer: Packer::default(),
             unframed: Vec::new(),
@@ -414,6 +418,7 @@ impl Engine {
         if self.conns.get(id).is_none() {
             return;
         }
+        self.retract_some(id, usize::MAX);
         self.leave(id);
         if let Some(mut conn) = self.conns.0[id.slot as usize].take() {
             conn.outbox.clear(&mut self.spares);
@@ -458,6 +463,7 @@ impl Engine {
         self.advance_handshakes();
         self.advance_unpacking();
         self.advance_tellings();
+        self.advance_leaving();
         self.end_overdue_waits();
         self.send_one_away();
     }
@@ -465,7 +471,7 @@ impl Engine {
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
         let has_line = !self.handshakes.is_empty() || !self.unpacking.is_empty();
-        if has_line || !self.tellings.is_empty() {
+        if has_line || !self.tellings.is_empty() || !self.leaving.is_empty() {
             return Some(self.now);
         }
         let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
@@ -628,8 +634,9 @@ impl Engine {
     fn send_info_of(&mut self, id: ConnId, after_connect: bool, lame_duck: bool) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.informed = true;
-        let account = conn.account_name();
-        let account = after_connect.then_some(&*account);
+        let (account, is_system) =
+            (conn.account_name(), self.accounts.system == Some(conn.account));
+        let account = after_connect.then_some((&*account, is_system));
         let to = (&conn.peer, conn.transport);
         let info = self.settings.info(to, &self.cluster, lame_duck, account);
         self.reply(id, |out| encode::info(out, info.as_bytes()));

@@ -494,11 +494,7 @@ impl Engine {
     }
 
     fn drop_subscriptions(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let keys: Vec<SubKey> = conn.subs.drain().collect();
-        for key in keys {
-            self.retract(key);
-        }
+        self.retract_some(id, usize::MAX);
     }
 
     /// Takes a publish into the run, or handles it now. False if parsing must not go on.

@@ -16,6 +16,8 @@ use crate::subject::{self, Table};
 const CHECKED_SUBJECTS_MAX: usize = 256;
 /// Reply subjects that a connection may answer at a time.
 const REPLIES_MAX: usize = 64 * 1024;
+/// … and the bytes of their text.
+const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The compiled permissions of one user.
 #[derive(Debug)]
@@ -145,6 +147,7 @@ fn visit<'t>(table: &'t Table<Entry>, subject: &[u8], mut see: impl FnMut(&'t En
 pub(super) struct Checks {
     publish: HashMap<Box<[u8]>, bool, RandomState>,
     replies: HashMap<Box<[u8]>, Reply, RandomState>,
+    replies_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -174,10 +177,12 @@ impl Checks {
     /// The connection got a message with `reply`: it may answer.
     pub(super) fn on_request(&mut self, user: &Permissions, reply: &[u8], now: u64) {
         let Some(responses) = user.responses else { return };
-        if self.replies.len() >= REPLIES_MAX {
-            self.replies.retain(|_, reply| reply.expires > now);
-            if self.replies.len() >= REPLIES_MAX {
+        if self.has_many_replies() {
+            self.replies.retain(|_, reply| reply.expires > now && reply.left != 0);
+            self.replies_bytes = self.replies.keys().map(|subject| subject.len()).sum();
+            if self.has_many_replies() {
                 self.replies.clear();
+                self.replies_bytes = 0;
             }
         }
         let left = if responses.max < 0 { i64::MAX } else { responses.max };
@@ -185,7 +190,13 @@ impl Checks {
             Ok(ms) => now.saturating_add(ms.saturating_mul(1_000_000)),
             Err(_) => u64::MAX,
         };
-        self.replies.insert(reply.into(), Reply { left, expires });
+        if self.replies.insert(reply.into(), Reply { left, expires }).is_none() {
+            self.replies_bytes += reply.len();
+        }
+    }
+
+    fn has_many_replies(&self) -> bool {
+        self.replies.len() >= REPLIES_MAX || self.replies_bytes >= REPLIES_BYTES_MAX
     }
 
     fn may_respond(&mut self, subject: &[u8], now: u64) -> bool {
@@ -194,9 +205,33 @@ impl Checks {
         };
         if reply.left == 0 || reply.expires <= now {
             self.replies.remove(subject);
+            self.replies_bytes -= subject.len();
             return false;
         }
         reply.left -= 1;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leave_to_answer_is_bounded_in_bytes() {
+        let allow_responses = Some(config::Responses::default());
+        let user = Permissions::new(&config::Permissions { allow_responses, ..Default::default() });
+        let mut checks = Checks::default();
+        for number in 0..5000 {
+            let reply = format!("{number:04000}");
+            checks.on_request(&user, reply.as_bytes(), 0);
+            assert!(checks.may_publish(&user, reply.as_bytes(), 1), "it may be answered");
+            let held: usize = checks.replies.keys().map(|subject| subject.len()).sum();
+            assert_eq!(held, checks.replies_bytes);
+            assert!(held <= REPLIES_BYTES_MAX + 4000, "{held} bytes");
+            if number % 3 == 0 {
+                assert!(!checks.may_publish(&user, reply.as_bytes(), 1), "but once");
+            }
+        }
     }
 }

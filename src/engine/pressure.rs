@@ -230,7 +230,7 @@ impl Engine {
                 let relief = level_bytes / 2;
                 conn.relief_bytes =
                     if conn.waited_by.is_empty() { relief } else { conn.relief_bytes.max(relief) };
-                conn.waited_by.push(key);
+                conn.waited_by.insert(key);
                 behind.push(conn.id);
             }
         }
@@ -292,7 +292,7 @@ impl Engine {
         self.waiting.remove(&wait.publisher);
         for id in wait.behind {
             if let Some(conn) = self.conns.get_mut(id) {
-                conn.waited_by.retain(|other| *other != key);
+                conn.waited_by.remove(&key);
             }
         }
         if shard == self.shard {

@@ -21,7 +21,7 @@ use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
 use crate::proto::{Publish, encode, route};
 use crate::segment::Segment;
 
-/// A run that renders to less than this is copied to each subscriber; beyond, it is shared.
+/// A run of less than this, as it came, is copied to each subscriber; beyond, it is shared.
 const COPY_RUN_BYTES_MAX: usize = 1024;
 /// A single payload from this size on is shared even in a short run.
 const COPY_PAYLOAD_BYTES_MAX: usize = 1536;
@@ -172,7 +172,7 @@ impl Engine {
         let mut one = Run::default();
         let mut route_picks = Vec::new();
         for pick in &record.picks {
-            let group = targets.queues.iter().position(|group| *group.name == *pick.group);
+            let group = targets.queues.place(&pick.group);
             for &at in &pick.messages {
                 let one = one.only(&run.messages[at as usize]);
                 let placed = group.and_then(|group| self.place(source, one, (group, &targets), at));
@@ -695,8 +695,9 @@ fn render_tails(run: &Run<'_>, headers: bool, spares: &mut Spares) -> (Segment, 
 
 fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: usize) {
     let at = index(at);
-    let known = picks.iter_mut().find(|(to, pick)| *to == shard && *pick.group == *group);
-    match known {
+    // One group comes after the other, so its picks are the last ones.
+    let mut of_group = picks.iter_mut().rev().take_while(|(_, pick)| *pick.group == *group);
+    match of_group.find(|(to, _)| *to == shard) {
         Some((_, pick)) => pick.messages.push(at),
         None => picks.push((shard, Pick { group: group.into(), messages: vec![at] })),
     }

@@ -470,7 +470,7 @@ impl Engine {
         if run.is_empty() {
             return;
         }
-        if self.stage_of(id) == Stage::Connect {
+        if self.is_early(id) {
             self.refuse_route(id, "Authorization Violation");
         } else if let Some(account) = self.account_of(id, account) {
             self.publish_routed(id, account, queues, run);
@@ -489,6 +489,12 @@ impl Engine {
     fn stage_of(&self, id: ConnId) -> Stage {
         let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
         route.map_or(Stage::Ended, |route| route.stage)
+    }
+
+    /// Whether nobody has agreed to this route yet. What a peer says then is held back by then, if
+    /// it keeps to the protocol: it speaks of subjects behind INFO.
+    fn is_early(&self, id: ConnId) -> bool {
+        matches!(self.stage_of(id), Stage::Connect | Stage::Info)
     }
 
     fn on_route_violation(&mut self, id: ConnId, error: &ProtoError) {
@@ -523,6 +529,9 @@ impl Engine {
             RouteOp::Info(json) => self.on_route_info(id, json),
             RouteOp::Ping => self.confirm(id, encode::pong),
             RouteOp::Pong => self.on_route_pong(id),
+            RouteOp::Interest(..) | RouteOp::NoInterest(..) if self.is_early(id) => {
+                self.refuse_route(id, "Authorization Violation");
+            }
             RouteOp::Interest(wish, members) => self.on_wish(id, &wish, members),
             RouteOp::NoInterest(wish) => self.on_wish_end(id, &wish),
             RouteOp::Nothing => {}

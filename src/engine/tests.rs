@@ -27,6 +27,48 @@ fn a_server_that_ends_leaves_slow_readers_the_time_that_a_write_may_take() {
     assert!(at(&mut engine, 5001), "everything is taken");
 }
 
+#[test]
+fn very_many_subscriptions_of_one_who_leaves_go_in_pieces() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 2);
+    let subs: String = (0..10_000).map(|number| format!("SUB a.{number} {number}\r\n")).collect();
+    engine.on_bytes(ids[0], subs.as_bytes());
+    engine.on_ended(ids[0], true);
+    let mut left = vec![engine.subscriptions()];
+    let is_closed = |engine: &mut Engine| {
+        let closes = |action| matches!(action, Action::Close { conn, .. } if conn == ids[0]);
+        std::iter::from_fn(|| engine.next_action()).any(closes)
+    };
+    while !is_closed(&mut engine) {
+        assert!(engine.next_deadline().is_some_and(|due| due <= engine.now), "nobody sleeps");
+        let publishes: String =
+            (0..10_000).map(|number| format!("PUB a.{number} 0\r\n\r\n")).collect();
+        engine.on_bytes(ids[1], publishes.as_bytes());
+        engine.tick();
+        left.push(engine.subscriptions());
+    }
+    assert_eq!(left, [10_000 - 4096, 10_000 - 2 * 4096, 0]);
+    assert_eq!(engine.stats().out_msgs, 0, "nothing is delivered to who has left");
+    engine.on_closed(ids[0]);
+    assert_eq!(engine.open_conns(), 1);
+}
+
+/// With a look at all groups for each of them it would take minutes.
+#[test]
+fn very_many_queue_groups_on_one_filter_stall_nobody() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 2);
+    let sub = |number: u32| format!("SUB a group-{number} {number}\r\n");
+    let subs: String = (0..100_000).map(sub).collect();
+    engine.on_bytes(ids[0], subs.as_bytes());
+    for _ in 0..3 {
+        engine.on_bytes(ids[1], b"SUB a late 1\r\nPUB a 0\r\n\r\nUNSUB 1\r\n");
+    }
+    assert_eq!(engine.stats().out_msgs, 3 * 100_001);
+    engine.on_ended(ids[0], false);
+    while engine.subscriptions() > 0 {
+        engine.tick();
+    }
+}
+
 fn engine_with(options: &Options, shards: usize, conns: u32) -> (Engine, Vec<ConnId>) {
     let settings = Settings::new(options, &Identity::default(), usize::MAX);
     let mut engine = Engine::new(ShardId(0), shards, Rc::new(settings), 1);

@@ -1,7 +1,6 @@
 //! The wire between servers: what a route reads becomes operations, what it writes is rendered.
 //!
-//! Pure like the client's side, and framed like it. Section numbers (§) are those of the cluster
-//! protocol's description.
+//! Pure like the client's side, and framed like it.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +11,7 @@ use super::encode::append;
 use super::parse::{self, Kind, Line, bad_arguments, parse_number, trim};
 use super::{Header, Limits, Parsed, ProtoError, Publish};
 
-/// Bytes in the arguments of one operation (§2).
+/// Bytes in the arguments of one operation.
 pub const CONTROL_LINE_BYTES_MAX: usize = 64 * 1024;
 
 /// One operation of a peer, borrowed from the bytes it arrived in.
@@ -86,7 +85,7 @@ const NAMES: [&[u8]; 5] = [RMSG, HMSG, RS_PLUS, RS_MINUS, INFO];
 pub enum Accounts {
     /// Each does.
     Named,
-    /// The connection is for one account only (§6).
+    /// The connection is for one account only.
     Unnamed,
 }
 
@@ -94,14 +93,16 @@ pub enum Accounts {
 ///
 /// # Errors
 ///
-/// Whenever a peer breaks the rules of §2; nothing can be read behind it.
+/// Whenever a peer breaks the rules of the protocol; nothing can be read behind it.
 pub fn parse(
     input: &[u8],
     payload_bytes_max: usize,
     accounts: Accounts,
 ) -> Result<RouteParsed<'_>, ProtoError> {
-    let limits =
-        Limits { control_line_bytes_max: CONTROL_LINE_BYTES_MAX, payload_bytes_max, headers: true };
+    // What is read again, without a limit, may be longer than it came by the name of its account.
+    let control_line_bytes_max =
+        if payload_bytes_max == usize::MAX { usize::MAX } else { CONTROL_LINE_BYTES_MAX };
+    let limits = Limits { control_line_bytes_max, payload_bytes_max, headers: true };
     let starts_with =
         |name: &[u8]| input.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
     let Some(name) = NAMES.into_iter().find(|name| starts_with(name)) else {
@@ -237,7 +238,7 @@ fn parse_message<'a>(
 }
 
 /// Where the subject begins that a message of JetStream has besides the one it was sent to: its
-/// reply is `$JS.ACK.<at least seven tokens>@<that subject>` (§8.3).
+/// reply is `$JS.ACK.<at least seven tokens>@<that subject>`.
 fn stored_subject(reply: &[u8]) -> Option<usize> {
     const PREFIX: &[u8] = b"$JS.ACK.";
     const DOTS: usize = 8;
@@ -359,7 +360,7 @@ pub fn msg(
     }
 }
 
-/// What a server says of itself to another one (§3.2).
+/// What a server says of itself to another one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteInfo {
@@ -409,10 +410,10 @@ pub struct RouteInfo {
     /// It is about to end.
     #[serde(skip_serializing_if = "is_default")]
     pub ldm: bool,
-    /// Whether who reads this may pass it on (§9).
+    /// Whether who reads this may pass it on.
     #[serde(skip_serializing_if = "is_default")]
     pub gossip_mode: u8,
-    /// The route is for this account only (§6).
+    /// The route is for this account only.
     #[serde(skip_serializing_if = "is_default")]
     pub route_account: String,
     /// Routes between two servers; absent without pooling.
@@ -421,7 +422,7 @@ pub struct RouteInfo {
     /// Which of them this is; only who dials says so.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_idx: i32,
-    /// Whether and how it compresses (§7).
+    /// Whether and how it compresses.
     #[serde(skip_serializing_if = "is_default")]
     pub compression: String,
     /// What it lets its clients' interest be told of.
@@ -438,7 +439,7 @@ pub struct RouteInfo {
     pub shardcast: bool,
 }
 
-/// One of a server's route permissions (§11).
+/// One of a server's route permissions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Permitted {
@@ -450,7 +451,7 @@ pub struct Permitted {
     pub deny: Vec<String>,
 }
 
-/// What who dials says first (§3.1).
+/// What who dials says first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteConnect {
@@ -519,6 +520,21 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    #[test]
+    fn what_has_been_read_can_be_read_again_with_the_name_of_its_account() {
+        let subject = "s".repeat(CONTROL_LINE_BYTES_MAX - 2);
+        let wire = format!("RMSG {subject} 0\r\n\r\n");
+        let read = parse(wire.as_bytes(), 1024, Accounts::Unnamed);
+        let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) = read else {
+            panic!("{read:?}")
+        };
+        let mut again = Vec::new();
+        msg(&mut again, b"-", &publish, &[], true);
+        let read = parse(&again, usize::MAX, Accounts::Named);
+        let Ok(RouteParsed::Op { used, .. }) = read else { panic!("{read:?}") };
+        assert_eq!(used, again.len());
     }
 
     #[test]
