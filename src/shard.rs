@@ -40,7 +40,7 @@ const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
 /// Ends of connections handled between two flushes: each costs up to 50 µs with the kernel's part.
 const ENDS_PER_TURN: usize = 8;
 /// How long accepting rests after it failed, for instance for want of descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(250);
+pub const ACCEPT_REST: Duration = Duration::from_millis(250);
 /// Memory is given back when so many connections and subscriptions have gone, and half of them …
 const GONE_MIN: usize = 32;
 /// … and have not been replaced for so long: who comes and goes all the time needs it again.

@@ -17,11 +17,14 @@ pub(super) trait Name {
     fn name(&self) -> &Rc<[u8]>;
 }
 
+/// Where each is, by name.
+type Places = HashMap<Rc<[u8]>, usize, RandomState>;
+
 /// A list of things with different names.
 #[derive(Debug)]
 pub(super) struct Named<T> {
     list: ThinVec<T>,
-    places: Option<Box<HashMap<Rc<[u8]>, usize, RandomState>>>,
+    places: Option<Box<Places>>,
 }
 
 impl<T> Default for Named<T> {

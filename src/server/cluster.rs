@@ -22,7 +22,7 @@ use crate::cluster::{Members, Plan, Pooling, Step};
 use crate::config::{Options, RouteUrl, StartError};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
-use crate::shard::{Address, Control, RouteOrder};
+use crate::shard::{ACCEPT_REST, Address, Control, RouteOrder};
 
 /// How long a server may take to accept a connection.
 const DIAL_MAX: Duration = Duration::from_secs(1);
@@ -32,8 +32,6 @@ const LINKS_MAX: usize = 1024;
 const DIALS_MAX: usize = 32;
 /// Accepted connections that wait to be looked at.
 const ACCEPTED_MAX: usize = 16;
-/// How long accepting rests after it failed, for instance for want of descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(250);
 /// Of the attempts to reach a server the first is an error in the log, and then every so many.
 const ATTEMPTS_PER_REPORT: u32 = 3600;
 

@@ -7,7 +7,7 @@ use rustix::net::{Shutdown, shutdown, sockopt};
 
 use super::socket::{Phase, Receive, SocketId};
 use super::token::Kind;
-use super::{Event, Reactor, op};
+use super::{Event, Reactor, is_interrupted, op};
 
 /// How a socket is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl Reactor {
         let goes_on = match &result {
             Ok(bytes) => *bytes > 0,
             // Closing over input that is still there would cost the peer our last word.
-            Err(error) => is_passing(error),
+            Err(error) => is_interrupted(error),
         };
         if goes_on {
             self.discard_input(socket);
@@ -180,9 +180,4 @@ impl Reactor {
         self.sockets.remove(socket.slot);
         self.early.push(Event::Closed { socket, batch });
     }
-}
-
-/// Errors of throwing input away after which there may be more to throw away.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }

@@ -563,6 +563,11 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Errors after which the same can be asked again at once.
+fn is_interrupted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
 /// Reads the kernel's "result or minus the error".
 fn outcome(result: i32) -> io::Result<u32> {
     u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()))

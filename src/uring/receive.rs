@@ -52,7 +52,7 @@ impl Hungry {
     /// Who is next.
     fn pop(&mut self) -> Option<SocketId> {
         self.taken = self.taken.wrapping_add(1);
-        let young_first = self.taken % YOUNG_SHARE == 0;
+        let young_first = self.taken.is_multiple_of(YOUNG_SHARE);
         let (first, second) = match young_first {
             true => (&mut self.young, &mut self.old),
             false => (&mut self.old, &mut self.young),
@@ -156,7 +156,7 @@ impl Reactor {
         }
         match result {
             Ok(_) if slot.wanted => self.make_hungry(socket),
-            Err(error) if !is_passing(&error) => self.end(socket, Some(error)),
+            Err(error) if !leaves_as_it_was(&error) => self.end(socket, Some(error)),
             _ => self.settle_receive(socket),
         }
     }
@@ -203,7 +203,7 @@ impl Reactor {
         match result {
             Ok(_) => self.end(socket, None),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.is_scarce = true,
-            Err(error) if is_passing(&error) => {}
+            Err(error) if leaves_as_it_was(&error) => {}
             Err(error) => self.end(socket, Some(error)),
         }
     }
@@ -285,6 +285,6 @@ impl Reactor {
 }
 
 /// Errors that leave the socket as it was.
-fn is_passing(error: &io::Error) -> bool {
+fn leaves_as_it_was(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ECANCELED | libc::EAGAIN | libc::EINTR))
 }

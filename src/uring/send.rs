@@ -6,7 +6,7 @@ use io_uring::squeue;
 
 use super::socket::{Phase, SocketId};
 use super::token::{Kind, Token};
-use super::{Event, Reactor, SPARE_MAX, op};
+use super::{Event, Reactor, SPARE_MAX, is_interrupted, op};
 use crate::segment::Piece;
 
 /// Most vectors that one system call takes (`IOV_MAX`).
@@ -212,7 +212,7 @@ impl Reactor {
                 }
             }
             Ok(0) => sending.error = Some(io::ErrorKind::WriteZero.into()),
-            Err(error) if is_passing(&error) => {}
+            Err(error) if is_interrupted(&error) => {}
             Err(error) if sending.zero_copy && is_of_zero_copy(&error) => slot.zero_copy = false,
             Err(error) => sending.error = Some(error),
         }
@@ -288,11 +288,6 @@ impl Reactor {
         }
         batch
     }
-}
-
-/// Errors after which the same part can be sent again.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 
 /// Errors of sending without a copy that sending with one does not have: the socket cannot do

@@ -33,6 +33,8 @@ const CLEAR_BYTES_MAX: usize = 64 * 1024;
 const PACK_BYTES_MIN: usize = 65;
 /// What is compressed at once, in bytes.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// The code of a close frame for who breaks the rules of frames.
+const PROTOCOL_ERROR: u16 = 1002;
 
 /// The WebSocket of one connection.
 #[derive(Debug, Default)]
@@ -76,7 +78,6 @@ impl WebSocket {
     pub(super) fn end(&mut self, reason: Reason) {
         const NORMAL: u16 = 1000;
         const GOING_AWAY: u16 = 1001;
-        const PROTOCOL_ERROR: u16 = 1002;
         const POLICY_VIOLATION: u16 = 1008;
         const TOO_BIG: u16 = 1009;
         let code = match reason {
@@ -333,7 +334,6 @@ impl Engine {
                 Reason::ClientClosed
             }
             End::Violation(violation) => {
-                const PROTOCOL_ERROR: u16 = 1002;
                 tracing::error!("{label} - read error: {}", violation.text());
                 websocket.close = Some(close_payload(PROTOCOL_ERROR, violation.text()));
                 Reason::ReadError

@@ -49,6 +49,7 @@ use tokio_rustls::TlsAcceptor;
 use super::Identity;
 use super::shards::Reporter;
 use crate::config::{Options, StartError};
+use crate::shard::ACCEPT_REST;
 use absent::{Gatewayz, Jsz, Leafz, ipqueuesz};
 use accounts::{Accountz, Accstatz};
 use connz::{ConnRequest, Connz};
@@ -67,8 +68,6 @@ const CONN_MAX: Duration = Duration::from_secs(600);
 const LAST_ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// How long accepting rests after it failed, for instance for want of descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(250);
 
 /// Bytes of large answers that may wait for those who asked to read them; one may always.
 const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
