@@ -115,7 +115,7 @@ def absent(why):
     return unittest.skip(why)(type("Absent", (unittest.TestCase,), {}))
 
 
-# Their certificates and keys are not in the package; tests/tls.rs and tests/logins.rs have others.
+# Their certificates and keys are not in the package; tests/live/tls.rs and logins.rs have others.
 TLSServerTestCase = absent("certificates")
 TLSServerHandshakeFirstTestCase = absent("certificates")
 MultiTLSServerAuthTestCase = absent("certificates")

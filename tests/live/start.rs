@@ -1,11 +1,9 @@
 //! Starting and not starting: what an operator types, and what one line says when it cannot be.
 
-mod broker;
-
 use std::process::{Command, Output};
 
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server, server_command, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server, server_command, shard_counts};
 
 #[test]
 fn the_version_flag_prints_the_version_and_ends() {

@@ -1,14 +1,14 @@
 //! What goes from account to account between members of a cluster, and what members say of
 //! themselves.
 
-mod broker;
-
 use std::collections::BTreeSet;
 
+use crate::broker::Broker;
+use crate::broker::members::{
+    Kind, Old, Ours, config, meet, originals, pairs, routes, start, until,
+};
+use crate::broker::peers::{next, within};
 use async_nats::{Client, ConnectOptions, RequestErrorKind};
-use broker::Broker;
-use broker::members::{Kind, Old, Ours, config, meet, originals, pairs, routes, start, until};
-use broker::peers::{next, within};
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
 

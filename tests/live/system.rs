@@ -7,12 +7,10 @@
 //! `server account info` asks `$SYS.REQ.ACCOUNT.<name>.INFO`; `server request kick` and
 //! `server config reload` ask `….<id>.KICK` and `….<id>.RELOAD`.
 
-mod broker;
-
+use crate::broker::peers::within;
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, has_original, shard_counts};
 use async_nats::{Client, ConnectOptions, Event, RequestErrorKind};
-use broker::peers::within;
-use broker::wire::Wire;
-use broker::{Broker, has_original, shard_counts};
 use futures::StreamExt;
 use serde_json::{Value, json};
 

@@ -1,11 +1,9 @@
 //! Message tracing (`Nats-Trace-Dest`, `Nats-Trace-Only`), beside nats-server and mixed with it.
 
-mod broker;
-
 use std::collections::BTreeMap;
 
-use broker::wire::Wire;
-use broker::{Broker, has_original, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
 use serde_json::{Value, json};
 
 const DEST: (&str, &str) = ("Nats-Trace-Dest", "tr.x");

@@ -1,15 +1,13 @@
 //! Pools of routes: accounts spread over several connections, alone and with nats-server.
 
-mod broker;
-
-use async_nats::{Client, ConnectOptions};
-use broker::Broker;
-use broker::http::json;
-use broker::members::{
+use crate::broker::Broker;
+use crate::broker::http::json;
+use crate::broker::members::{
     Kind, Old, Original, Ours, config, has_original, meet, originals, routes, routes_to_each, start,
 };
-use broker::peers::{next, within};
-use broker::wire::Wire;
+use crate::broker::peers::{next, within};
+use crate::broker::wire::Wire;
+use async_nats::{Client, ConnectOptions};
 
 /// Accounts `A0` … `A7` with a user each, called the same.
 const ACCOUNTS: usize = 8;

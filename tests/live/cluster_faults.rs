@@ -1,16 +1,14 @@
 //! Clusters in which something fails: members that are killed or sent away, networks that drop
 //! packets, peers that are silent, slow, or send anything.
 
-mod broker;
-
 use std::time::Duration;
 
+use crate::broker::http::json;
+use crate::broker::namespaces::{self, Partitionable};
+use crate::broker::peers::{ask_until_answered, next, within};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server};
 use async_nats::{Client, ConnectOptions};
-use broker::http::json;
-use broker::namespaces::{self, Partitionable};
-use broker::peers::{ask_until_answered, next, within};
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server};
 use rustix::process::Signal;
 
 const QUIET: &[u8] = b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n";
@@ -152,7 +150,7 @@ fn when_a_member_is_sent_away_the_clients_of_others_are_told_to_avoid_it() {
     let mut first = member("a", &mut [], "", "");
     let second = member("b", &mut [&mut first], "", slow);
     let mut others = vec![first];
-    if !is_nats_server() && broker::has_original() {
+    if !is_nats_server() && crate::broker::has_original() {
         let seeds = seeds_of(&mut [&mut others[0]]);
         others.push(Broker::original(&config("o", "127.0.0.1:-1", &seeds, "", "")));
     }

@@ -5,12 +5,13 @@
 //! say so and pass, except under `CI`, where nothing may be left out unseen. Each number of shards
 //! is tried on one tier; CI tries all of them on all tiers (`-- --ignored`).
 
-mod broker;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use broker::{is_nats_server, server_command};
+use crate::broker::{is_nats_server, server_command};
+
+/// So many failed cases, at most, are tried again alone.
+const ALONE_MAX: usize = 2;
 
 #[test]
 fn every_transcript_replays_with_one_shard_on_the_base_tier() {
@@ -85,19 +86,42 @@ fn replay(shards: u32, tier: &str) {
     if !is_nats_server() {
         spawn += &format!(" --shards {shards} --uring-tier {tier}");
     }
-    let output = Command::new("python3")
-        .arg(replayer)
-        .args(["--spawn", &spawn, "--jobs", "2", "--timeout", "5"])
-        .args(["--ports", &ports(shards, tier)])
-        .args([corpus, own])
-        .stdin(Stdio::null())
-        .output()
-        .expect("python3 was there a moment ago");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let passed = passed(&said);
-    println!("{shards} shards, tier {tier}: {passed} cases passed");
-    assert!(output.status.success() && passed > 0, "{said}{errors}");
+    let run = |more: &[&str]| {
+        let output = Command::new("python3")
+            .arg(&replayer)
+            .args(["--spawn", &spawn, "--jobs", "2", "--timeout", "5"])
+            .args(["--ports", &ports(shards, tier)])
+            .args(more)
+            .args([&corpus, &own])
+            .stdin(Stdio::null())
+            .output()
+            .expect("python3 was there a moment ago");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let all_passed = output.status.success() && passed(&said) > 0;
+        (all_passed, said + &String::from_utf8_lossy(&output.stderr))
+    };
+    let (all_passed, said) = run(&[]);
+    println!("{said}");
+    if all_passed {
+        return;
+    }
+    // Cases share a server, and none waits until the server has seen the end of the connections of
+    // the case before it: with several shards on a busy machine one of those may still be
+    // subscribed. On a server of its own a case has no such excuse.
+    let failed: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("FAIL ")).collect();
+    assert!((1..=ALONE_MAX).contains(&failed.len()), "{said}");
+    for title in failed {
+        let name = title.split_once(": ").map_or(title, |(_file, name)| name);
+        let (passes, alone) = run(&["--only", &glob_of(name)]);
+        assert!(passes, "{said}\nalone:\n{alone}");
+        println!("passes on a server of its own: {title}");
+    }
+}
+
+/// A pattern, as the replayer takes them, that matches `name` only.
+fn glob_of(name: &str) -> String {
+    let literal = |c: char| if "*?[".contains(c) { format!("[{c}]") } else { c.to_string() };
+    name.chars().map(literal).collect()
 }
 
 /// Where its servers listen: below the ports that the kernel gives to whoever asks for any. One of

@@ -3,13 +3,11 @@
 //!
 //! Without nats-py the tests say so and pass, except under `CI`.
 
-mod broker;
-
 use std::path::Path;
 use std::process::Command;
 
-use broker::tokens::{World, credentials, unlimited};
-use broker::{Broker, shard_counts};
+use crate::broker::tokens::{World, credentials, unlimited};
+use crate::broker::{Broker, shard_counts};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair as TlsKey};
 use rcgen::{KeyUsagePurpose, SanType};
@@ -27,7 +25,7 @@ fn has_client() -> bool {
 fn log_in(broker: &Broker, good: &[Value], bad: &[Value]) {
     let all: Vec<&Value> = good.iter().chain(bad).collect();
     let output = Command::new("python3")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/logins.py"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/logins.py"))
         .arg(broker.url())
         .arg(json!(all).to_string())
         .output()

@@ -5,17 +5,15 @@
 #![cfg(target_arch = "x86_64")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod broker;
-
 use std::process::Command;
 
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server, server_command, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server, server_command, shard_counts};
 use rustix::process::Signal;
 use seccompiler::{TargetArch, apply_filter, compile_from_json};
 use serde_json::{Value, json};
 
-const PROFILE: &str = include_str!("../tuning/seccomp.json");
+const PROFILE: &str = include_str!("../../tuning/seccomp.json");
 
 /// Runs `test` in a thread, and all processes that it starts, under the profile without `left_out`.
 fn filtered(left_out: &str, test: impl FnOnce() + Send) {

@@ -1,9 +1,7 @@
 //! Plain TCP against the broker: what a person with telnet, a broken client, or a busy day sends.
 
-mod broker;
-
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server, shard_counts};
 use rustix::process::Signal;
 
 #[test]

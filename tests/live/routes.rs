@@ -2,19 +2,17 @@
 //!
 //! Without nats-server the mixed tests say so and pass, except under `CI`.
 
-mod broker;
-
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 
-use broker::Broker;
-use broker::authority::Authority;
-use broker::http::json;
-use broker::members::{
+use crate::broker::Broker;
+use crate::broker::authority::Authority;
+use crate::broker::http::json;
+use crate::broker::members::{
     Kind, Original, Ours, check, client, config, has_original, meet, pairs, routes, start, until,
 };
-use broker::peers::next;
-use broker::wire::Wire;
+use crate::broker::peers::next;
+use crate::broker::wire::Wire;
 use futures::StreamExt;
 use rcgen::SanType;
 

@@ -1,9 +1,7 @@
 //! Subject mappings beside nats-server: what it makes of subjects, we do.
 
-mod broker;
-
-use broker::wire::Wire;
-use broker::{Broker, has_original, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
 
 /// Rules of one configuration. Each has a first token of its own, as nats-server applies any one
 /// of those that match.

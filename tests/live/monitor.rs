@@ -2,14 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod broker;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server, shard_counts};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -299,7 +297,7 @@ const PAGES: &[&str] = &[
 
 #[test]
 fn answers_have_the_fields_types_and_refusals_of_a_nats_server_that_runs_beside() {
-    if is_nats_server() || !broker::has_original() {
+    if is_nats_server() || !crate::broker::has_original() {
         return;
     }
     let config = "http: \"127.0.0.1:-1\"\nno_system_account: true\nauthorization {\n\
@@ -700,7 +698,7 @@ fn many_watchers_wait_for_one_another_and_leave_clients_alone() {
 fn a_monitoring_port_in_use_is_fatal() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let mut command = std::process::Command::new(broker::server_command());
+    let mut command = std::process::Command::new(crate::broker::server_command());
     let output = command.args(["-a", "127.0.0.1", "-p", "-1", "-m", &port]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let wanted = "[FTL] Can't start monitoring: can't listen to the monitor port: ";
@@ -751,7 +749,7 @@ fn http_port(broker: &Broker) -> u16 {
 
 fn watch(broker: &Broker) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", http_port(broker))).unwrap();
-    stream.set_read_timeout(Some(broker::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(crate::broker::PATIENCE)).unwrap();
     stream
 }
 
@@ -805,7 +803,7 @@ fn monitoring_over_tls_shows_the_certificate_of_the_clients_and_asks_for_none() 
         (format!("http: 127.0.0.1:-1\nhttps: 127.0.0.1:-1\n{tls}"), "both"),
     ] {
         let path = file("refused.conf", config);
-        let mut command = std::process::Command::new(broker::server_command());
+        let mut command = std::process::Command::new(crate::broker::server_command());
         let output = command.args(["-a", "127.0.0.1", "-p", "-1", "-c", &path]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(reason) && !output.status.success(), "{said}");

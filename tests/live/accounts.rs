@@ -1,12 +1,9 @@
 //! Accounts and the system account, as an official client uses them; what the system account
 //! says is compared with nats-server where that is there.
 
-#[path = "broker/mod.rs"]
-mod broker;
-
+use crate::broker::peers::{ask_until_answered, next, within};
+use crate::broker::{Broker, has_original, shard_counts};
 use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, Subscriber};
-use broker::peers::{ask_until_answered, next, within};
-use broker::{Broker, has_original, shard_counts};
 use futures::StreamExt;
 use serde_json::{Value, json};
 

@@ -6,16 +6,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::disallowed_methods, reason = "tests bound how long they wait for a process")]
 
-mod broker;
-
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use broker::wire::Wire;
-use broker::{Broker, PATIENCE, http, is_nats_server};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, PATIENCE, http, is_nats_server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

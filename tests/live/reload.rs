@@ -2,12 +2,10 @@
 //!
 //! Where nats-server can reload the setting in question, these tests hold for it too.
 
-mod broker;
-
 use rustix::process::Signal;
 
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server, shard_counts};
 
 const VIOLATION: &[u8] = b"-ERR 'Authorization Violation'\r\n";
 

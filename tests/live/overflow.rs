@@ -2,12 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod broker;
-
 use std::collections::HashMap;
 
-use broker::wire::Wire;
-use broker::{Broker, http, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, http, is_nats_server, shard_counts};
 
 /// Messages, far more than a client may have pending.
 const MESSAGES: usize = 20_000;

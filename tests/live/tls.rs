@@ -1,15 +1,13 @@
 //! TLS as clients use it: async-nats against the broker, with certificates made here.
 
-mod broker;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
+use crate::broker::authority::Authority;
+use crate::broker::peers::{meet, next, within};
+use crate::broker::{Broker, PATIENCE, shard_counts};
 use async_nats::{Client, ConnectOptions};
-use broker::authority::Authority;
-use broker::peers::{meet, next, within};
-use broker::{Broker, PATIENCE, shard_counts};
 use futures::future::try_join_all;
 use rcgen::SanType;
 use rustix::process::Signal;
@@ -139,7 +137,7 @@ fn tls_may_come_behind_the_header_of_a_proxy() {
     let mut pong = [0; 6];
     stream.read_exact(&mut pong).expect("an answer");
     assert_eq!(&pong, b"PONG\r\n");
-    let shown = broker::http::json(&broker, "/connz");
+    let shown = crate::broker::http::json(&broker, "/connz");
     assert_eq!(shown["connections"][0]["ip"], "9.8.7.6");
 }
 
@@ -219,7 +217,7 @@ async fn monitoring_shows_what_a_handshake_came_to() {
     let config = authority.config("verify: true", "http: \"127.0.0.1:-1\"");
     let broker = Broker::with_config(1, &config);
     let _ann = connect(&broker, authority.options_of("ann")).await.expect("it connects");
-    let connz = broker::http::json(&broker, "/connz?auth=1");
+    let connz = crate::broker::http::json(&broker, "/connz?auth=1");
     let conn = &connz["connections"][0];
     assert_eq!(conn["tls_version"], "1.3");
     assert_eq!(conn["tls_cipher_suite"], "TLS_AES_128_GCM_SHA256");

@@ -1,12 +1,10 @@
 //! Accounts that are pushed while the server runs: by requests in the system account, as `nsc`
 //! makes them, here and at nats-server alike.
 
-mod broker;
-
+use crate::broker::peers::{ask_until_answered, next, within};
+use crate::broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
+use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
 use async_nats::{Client, ConnectOptions, RequestErrorKind};
-use broker::peers::{ask_until_answered, next, within};
-use broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
-use broker::{Broker, has_original, is_nats_server, shard_counts};
 use futures::StreamExt;
 use nkeys::KeyPair;
 use serde_json::{Value, json};

@@ -1,13 +1,11 @@
 //! What strangers do to a server that is open to them, and what becomes of it: each test says the
 //! outcome in its name, and a witness who is served all the while shows that nobody else noticed.
 
-mod broker;
-
 use std::io::Read;
 use std::net::TcpStream;
 
-use broker::wire::Wire;
-use broker::{Broker, is_nats_server, shard_counts};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, is_nats_server, shard_counts};
 use rcgen::CertifiedKey;
 use tempfile::TempDir;
 

@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod broker;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
@@ -11,10 +9,10 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::broker::peers::{meet, next, within};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, PATIENCE, http, is_nats_server, server_command, shard_counts};
 use async_nats::{Client, ConnectOptions};
-use broker::peers::{meet, next, within};
-use broker::wire::Wire;
-use broker::{Broker, PATIENCE, http, is_nats_server, server_command, shard_counts};
 use futures::future::try_join_all;
 use rustix::process::Signal;
 use serde_json::Value;

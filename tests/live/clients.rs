@@ -1,16 +1,14 @@
 //! The official Rust client, async-nats, uses the broker as it would use nats-server.
 
-mod broker;
-
 use std::time::Duration;
 
+use crate::broker::peers::{ask_until_answered, meet, next, within};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, on_each_shard_count, shard_counts};
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, PublishErrorKind,
     RequestErrorKind, Subscriber,
 };
-use broker::peers::{ask_until_answered, meet, next, within};
-use broker::wire::Wire;
-use broker::{Broker, on_each_shard_count, shard_counts};
 use futures::channel::mpsc;
 use futures::future::try_join_all;
 use futures::{FutureExt, StreamExt};

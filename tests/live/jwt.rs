@@ -1,13 +1,11 @@
 //! Decentralised trust with real clients: operators, accounts and users as tokens, made here and
 //! taken by us and by nats-server alike.
 
-mod broker;
-
+use crate::broker::peers::{meet, next, within};
+use crate::broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions};
-use broker::peers::{meet, next, within};
-use broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
-use broker::wire::Wire;
-use broker::{Broker, has_original, is_nats_server, shard_counts};
 use futures::StreamExt;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
@@ -288,7 +286,7 @@ fn a_chain_of_trust_with_a_weak_link_does_not_start() {
         let dir = tempfile::tempdir().expect("a scratch directory");
         let path = dir.path().join("c.conf");
         std::fs::write(&path, &config).expect("written");
-        let output = std::process::Command::new(broker::server_command())
+        let output = std::process::Command::new(crate::broker::server_command())
             .args(["-t", "-c"])
             .arg(&path)
             .output()

@@ -3,17 +3,15 @@
 //! Without nats-server the mixed tests say so and pass, except under `CI`; the same holds for the
 //! nats-server 2.9 that `SHARDCAST_NATS_SERVER_2_9` names.
 
-mod broker;
-
-use async_nats::{ConnectOptions, RequestErrorKind};
-use broker::http::json;
-use broker::members::{
+use crate::broker::http::json;
+use crate::broker::members::{
     Original, Ours, check, client, has_original, meet, member, originals, routes_to_each, start,
     until,
 };
-use broker::peers::{next, within};
-use broker::wire::Wire;
-use broker::{Broker, shard_counts};
+use crate::broker::peers::{next, within};
+use crate::broker::wire::Wire;
+use crate::broker::{Broker, shard_counts};
+use async_nats::{ConnectOptions, RequestErrorKind};
 use futures::StreamExt;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,6 @@
 //! `SHARDCAST_TEST_SERVER` names another server to test instead (nats-server, or another build);
 //! `SHARDCAST_TEST_TIER` forces a reactor tier on ours.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this module")]
 #![expect(clippy::disallowed_methods, reason = "tests bound how long they wait for a process")]
 
 pub(crate) mod authority;
