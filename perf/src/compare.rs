@@ -122,7 +122,8 @@ const SMOKE: [&str; 16] = [
 
 fn slow() -> Vec<String> {
     let stalled = [0, 1, 10, 50];
-    let kinds = ["latency --rate 2000 --duration 8s", "throughput --duration 4s"];
+    // While a server still waits for them, and once it has cut them off.
+    let kinds = ["latency --rate 500 --duration 8s", "throughput --warmup 3s --duration 4s"];
     let scenario = |kind: &str, stalled: usize| {
         let (what, _) = kind.split_once(' ').unwrap_or((kind, ""));
         format!("1→100 beside {stalled} stalled, {what}: {kind} --subs 100 --stalled {stalled}")

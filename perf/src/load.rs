@@ -4,6 +4,7 @@
 //! counters and the server's CPU at both ends of the measured window. Publishers share one or
 //! more threads, subscribers one or more others, each thread with its own tokio-uring runtime.
 
+mod stalled;
 mod subscriber;
 
 use crate::ceiling;
@@ -44,8 +45,6 @@ const SETUP_PATIENCE: Duration = Duration::from_secs(60);
 /// of them has a token of its own in front.
 const OVERLAPS: [(&str, &str); 5] =
     [("a", ">"), ("a.c", "*.*"), ("a.d", "*.d"), ("b.c", "b.*"), ("b.d", "b.>")];
-/// Read buffer of a connection that stalls: for its first PONG.
-const STALLED_BYTES: usize = 4096;
 /// How often SUB and UNSUB are written, at most.
 const CHURN_NS: u64 = 1_000_000;
 
@@ -115,6 +114,17 @@ impl Workload {
         }
         let (group, place) = (number / OVERLAPS.len(), number % OVERLAPS.len());
         format!("{}.{group}.{}", self.prefix, OVERLAPS[place].0)
+    }
+
+    /// A subject of which subscribing connection `conn` hears, if there is one.
+    fn heard_by(&self, conn: usize) -> Option<String> {
+        if self.wildcard {
+            Some(self.subject(0))
+        } else if self.overlapping {
+            (conn < self.subjects).then(|| self.subject(conn))
+        } else {
+            self.filters(conn).into_iter().next()
+        }
     }
 
     /// Filters of subscribing connection `conn`. With queue groups, `fanout` is all connections.
@@ -477,6 +487,8 @@ pub(crate) fn run(
     };
     let coordinator = Coordinator { plan, stage: &job.stage, subject, stop };
     let measured = (|| {
+        // Nobody reads these; the server may end them when it likes.
+        let _stalled = with_ring(plan.workload.stalled + 1, stalled::open_and_fill(&job))?;
         spawn(subscriber::subscribers, plan.sub_threads.min(plan.workload.subs));
         coordinator.await_ready(plan.workload.subs)?;
         spawn(publishers, plan.pub_threads.min(plan.workload.pubs));

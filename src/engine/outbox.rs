@@ -14,8 +14,13 @@ use std::ops::Range;
 use crate::segment::{Piece, Segment};
 use loose::Loose;
 
-/// Own bytes are sealed into a piece at this size, so that growing never copies much.
+/// Own bytes are sealed into a piece at this size.
 const OWN_BYTES_MAX: usize = 64 * 1024;
+/// From this size on they are sealed rather than moved to a larger buffer. Connections that wait
+/// for the same thing would all move theirs at the same message, and everybody waits for that.
+const OWN_MOVED_BYTES_MAX: usize = 6 * 1024;
+/// More than is usually written at a time.
+const OWN_ROOM_BYTES: usize = 2 * 1024;
 /// A batch ends at this many bytes: enough for full efficiency of a send, little enough for
 /// progress to be seen.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
@@ -59,6 +64,12 @@ impl Spares {
     /// Bytes of output that are queued or in flight; a segment counts once.
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    /// An empty buffer of at least this capacity, none of which is copied for it.
+    fn buffer_of(&mut self, bytes: usize) -> Vec<u8> {
+        let buffer = self.buffer();
+        if buffer.capacity() >= bytes { buffer } else { Vec::with_capacity(bytes) }
     }
 
     /// A piece with what `fill` writes, for one connection alone.
@@ -211,9 +222,13 @@ impl Outbox {
     pub(super) fn push(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
         if self.own.capacity() == 0 {
             self.own = spares.buffer();
-        } else if self.own.len() >= OWN_BYTES_MAX {
+        } else if self.own.len() >= OWN_MOVED_BYTES_MAX
+            && (self.own.capacity() - self.own.len() < OWN_ROOM_BYTES
+                || self.own.len() >= OWN_BYTES_MAX)
+        {
+            let next = (self.own.capacity() * 2).min(OWN_BYTES_MAX + OWN_ROOM_BYTES);
             self.seal();
-            self.own = spares.buffer();
+            self.own = spares.buffer_of(next);
         }
         let before = self.own.len();
         write(&mut self.own);

@@ -29,7 +29,7 @@ impl Reactor {
             return;
         };
         let is_first = slot.is_open();
-        let is_worse = how == Closing::Abort && slot.phase != Phase::Ending;
+        let is_worse = how == Closing::Abort && !slot.is_over();
         if !is_first && !is_worse {
             return;
         }
@@ -59,14 +59,28 @@ impl Reactor {
         let slot = self.sockets.at(socket.slot);
         if slot.phase == Phase::Ending {
             let kept = slot.sending.as_ref().map_or(0, |sending| sending.notifications);
-            if slot.ops == kept {
-                // What was sent without a copy waits in the socket's queue, perhaps for a peer
-                // that never reads: only closing takes it from there.
+            if slot.ops == kept && slot.fd().is_some() {
+                if slot.sending.is_some() && !self.is_dropping {
+                    slot.phase = Phase::Discarded;
+                    self.discarded.push_back(socket);
+                    return;
+                }
                 slot.close_fd();
             }
             if slot.ops == 0 {
                 self.finish(socket);
             }
+        }
+    }
+
+    /// Closes one of the sockets of which not all was sent. What was sent of them without a copy
+    /// waits in the kernel's queue, perhaps for a peer that never reads: closing takes it out.
+    pub(super) fn close_discarded(&mut self) {
+        if let Some(socket) = self.discarded.pop_front() {
+            let slot = self.sockets.at(socket.slot);
+            slot.phase = Phase::Ending;
+            slot.close_fd();
+            self.advance_closing(socket);
         }
     }
 

@@ -33,6 +33,7 @@ mod socket;
 mod tests;
 mod token;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -221,6 +222,9 @@ pub struct Reactor {
     zero_copy_from: usize,
     linger: Box<Timespec>,
     listeners: Vec<Listener>,
+    /// Sockets to be closed of which not all was sent. The kernel frees what it holds of each,
+    /// megabytes perhaps, while it is closed: one in a turn, so that many of them hold nobody up.
+    discarded: VecDeque<SocketId>,
     /// Sockets that wait for chunks.
     hungry: Hungry,
     /// A receive found no chunk since the hungry were last fed.
@@ -286,6 +290,7 @@ impl Reactor {
             zero_copy_from: if can.zero_copy { options.zero_copy_from } else { usize::MAX },
             linger: Box::new(Timespec::from(options.linger)),
             listeners: Vec::new(),
+            discarded: VecDeque::new(),
             hungry: Hungry::default(),
             is_scarce: false,
             turns: 0,
@@ -336,7 +341,9 @@ impl Reactor {
         self.turns = self.turns.wrapping_add(1);
         let is_all_fed = self.feed_the_hungry();
         let has_news = !self.early.is_empty() || !self.late.is_empty();
-        self.ring.enter(if has_news || !is_all_fed { Wait::No } else { wait })?;
+        let has_work = has_news || !is_all_fed || !self.discarded.is_empty();
+        self.ring.enter(if has_work { Wait::No } else { wait })?;
+        self.close_discarded();
         self.reap();
         events.append(&mut self.early);
         if std::mem::take(&mut self.rung) {
@@ -577,6 +584,9 @@ impl Drop for Reactor {
     /// Takes everything back from the kernel before the memory goes.
     fn drop(&mut self) {
         self.is_dropping = true;
+        while !self.discarded.is_empty() {
+            self.close_discarded();
+        }
         self.hungry.clear();
         for socket in self.sockets.occupied() {
             self.let_go(socket);

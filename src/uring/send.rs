@@ -4,7 +4,7 @@ use std::io;
 
 use io_uring::squeue;
 
-use super::socket::{Phase, SocketId};
+use super::socket::SocketId;
 use super::token::{Kind, Token};
 use super::{Event, Reactor, SPARE_MAX, is_interrupted, op};
 use crate::segment::Piece;
@@ -191,7 +191,7 @@ impl Reactor {
     pub(super) fn on_send(&mut self, socket: SocketId, result: io::Result<u32>, is_kept: bool) {
         let slot = self.sockets.at(socket.slot);
         let is_told = slot.is_open();
-        let is_over = slot.phase == Phase::Ending;
+        let is_over = slot.is_over();
         let Some(sending) = slot.sending.as_mut() else {
             return;
         };
@@ -222,7 +222,7 @@ impl Reactor {
     /// The kernel does not read the memory of a part any more.
     pub(super) fn on_send_released(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
-        let is_over = slot.phase == Phase::Ending;
+        let is_over = slot.is_over();
         let Some(sending) = slot.sending.as_mut() else {
             return;
         };

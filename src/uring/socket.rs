@@ -28,6 +28,8 @@ pub(super) enum Phase {
     Lingering,
     /// Closing: nothing more is asked of the kernel; its last answers are awaited.
     Ending,
+    /// Closing, in the queue of those of which not all was sent; then it is ending again.
+    Discarded,
 }
 
 /// What the kernel does for this socket's input.
@@ -111,6 +113,11 @@ impl Slot {
     /// Closes the descriptor; no operation that names it is in the kernel.
     pub(super) fn close_fd(&mut self) {
         self.fd = None;
+    }
+
+    /// Whether nothing more is asked of the kernel.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ending | Phase::Discarded)
     }
 
     pub(super) fn is_open(&self) -> bool {

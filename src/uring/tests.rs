@@ -692,6 +692,32 @@ fn an_abort_ends_a_send_that_is_stuck() {
 }
 
 #[test]
+fn of_many_sockets_with_unsent_output_one_is_closed_a_turn() {
+    on_every_tier(|options| {
+        let mut reactor = Reactor::new(&options).unwrap();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..5).map(|_| connection()).unzip();
+        let sockets: Vec<_> =
+            ours.into_iter().map(|socket| reactor.adopt(socket, ZeroCopy::Never)).collect();
+        for &socket in &sockets {
+            reactor.send(socket, own(&[0; 20_000_000]));
+        }
+        events_until_quiet(&mut reactor);
+        for &socket in &sockets {
+            reactor.close(socket, Closing::Abort);
+        }
+        let mut waiting = Vec::new();
+        while waiting.last() != Some(&0) {
+            // As long as one waits no turn sleeps.
+            reactor.turn(Wait::For(PATIENCE), &mut Vec::new()).unwrap();
+            waiting.push(reactor.discarded.len());
+        }
+        let most = waiting.iter().position(|&count| count == 4).expect("all but one wait");
+        assert_eq!(waiting[most..], [4, 3, 2, 1, 0]);
+        assert!(theirs.iter().all(|peer| !hear_all(peer).1));
+    });
+}
+
+#[test]
 fn the_last_word_of_a_graceful_close_arrives_though_input_was_left_unread() {
     on_every_tier(|options| {
         let mut reactor = Reactor::new(&options).unwrap();

@@ -5,9 +5,7 @@
 //! handed over to the broker's own reactor, which reads all of them into a few chunks that stay
 //! in the cache, many with one system call.
 
-use super::{
-    HEARTBEAT_NS, Job, Pace, STALLED_BYTES, STOP, Share, dealt, go_home, heartbeat, listen,
-};
+use super::{HEARTBEAT_NS, Job, Pace, STOP, Share, dealt, go_home, heartbeat, listen};
 use crate::client::{Conn, Inbox, closed, with_ring};
 use crate::fault::{Fault, Outcome};
 use crate::wire::{Scanned, Scanner, Stamp, push_sub};
@@ -32,16 +30,7 @@ pub(super) fn subscribers(job: &Arc<Job>, index: usize) -> Share {
         dealt(job.plan.workload.subs, job.plan.sub_threads.min(job.plan.workload.subs), index);
     let share = Rc::new(RefCell::new(Share::new()));
     let (conns, in_bulk) = (mine.len(), !matches!(job.plan.pace, Pace::Open { .. }));
-    // Nobody reads these; the server may end them when it likes.
-    let mut stalled = Vec::new();
     let outcome = with_ring(conns, async {
-        if index == 0 {
-            for number in 0..job.plan.workload.stalled {
-                let number = number % job.plan.workload.subs;
-                let one = Subscriber::open(job, number, STALLED_BYTES, Rc::clone(&share)).await?;
-                stalled.push(one);
-            }
-        }
         let opened = open_all(job, mine, &share).await?;
         if in_bulk && opened.iter().all(|(conn, ..)| !conn.is_secret()) {
             return Ok(Some(opened));
