@@ -302,8 +302,8 @@ fn the_ceiling_is_measured_alone_and_as_one_more_server() {
 
 #[test]
 fn a_server_that_waits_for_a_subscriber_that_stalls_is_found_out() {
-    let port = fake_server(Manners::default());
     let run = |stalled: u32| {
+        let port = fake_server(Manners::default());
         perf(&format!(
             "throughput --url nats://127.0.0.1:{port} --payload 64KiB --subs 2 --warmup 50ms \
              --duration 2s --json - --stalled {stalled}"

@@ -381,6 +381,21 @@ mod tests {
     }
 
     #[test]
+    fn a_long_backlog_is_never_moved_and_its_pieces_are_long() {
+        let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
+        let message = [b'x'; 150];
+        for _ in 0..10_000 {
+            let before = (outbox.own.len(), outbox.own.as_ptr(), outbox.sealed.len());
+            outbox.push(&mut spares, |out| out.extend_from_slice(&message));
+            if before.0 >= OWN_MOVED_BYTES_MAX && outbox.sealed.len() == before.2 {
+                assert_eq!(outbox.own.as_ptr(), before.1, "{} bytes were moved", before.0);
+            }
+        }
+        let pieces = outbox.sealed.len() + 1;
+        assert!(outbox.pending_bytes() / pieces > OWN_BYTES_MAX / 2, "{pieces} pieces");
+    }
+
+    #[test]
     fn what_is_behind_a_hold_waits_for_its_epoch() {
         let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
         outbox.push(&mut spares, |out| out.extend_from_slice(b"before"));
