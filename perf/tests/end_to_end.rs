@@ -134,6 +134,21 @@ fn a_stall_that_blocks_the_publisher_shows_just_the_same() {
 }
 
 #[test]
+fn what_was_meant_for_the_window_counts_though_it_can_only_be_sent_behind_it() {
+    let port = fake_server(Manners {
+        stall: Some((800, Duration::from_millis(600))),
+        ..Manners::default()
+    });
+    let output = perf(&format!(
+        "latency --url 127.0.0.1:{port} --rate 1000 --warmup 100ms --duration 1s \
+         --lag-max 1s --verify --json - --payload 64KiB"
+    ));
+    let report = json_of(&output);
+    assert_eq!(report["latency_us"]["count"], 1000, "{report}");
+    assert_eq!(report["missing"], 0);
+}
+
+#[test]
 fn a_message_that_is_lost_makes_the_run_invalid_and_is_counted() {
     let port = fake_server(Manners { forgets: Some(150), ..Manners::default() });
     let output = perf(&format!(
