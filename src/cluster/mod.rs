@@ -219,7 +219,8 @@ impl Members {
         let gone: Vec<u64> =
             self.targets.iter().filter(|(_, t)| is_gone(t)).map(|(number, _)| *number).collect();
         for number in gone {
-            let Some(Target { server_id, .. }) = self.targets.remove(&number) else { continue };
+            let Some(target) = self.targets.remove(&number) else { continue };
+            let server_id = target.server_id.clone();
             let same =
                 |target: &Target| target.kind == Kind::Configured && target.server_id == server_id;
             let is_last = server_id.is_some() && !self.targets.values().any(same);
@@ -229,8 +230,19 @@ impl Members {
                 link.target == Some(number) || is_pooled
             };
             for (rid, link) in self.links.iter_mut().filter(|(_, link)| is_its(link)) {
+                // One of a pool leaves it: what else is missing is made without it.
+                let target = link.target.and_then(|target| self.targets.get_mut(&target));
+                if let Some(pool) = target {
+                    pool.state = State::Waiting { until: self.now + REDIAL_NS };
+                }
                 (link.target, link.is_unwanted) = (None, true);
                 self.steps.push_back(Step::Remove(*rid));
+            }
+            let was_lost = server_id.is_some_and(|id| self.lost.contains(&id));
+            if is_last && was_lost && matches!(target.state, State::Waiting { .. }) {
+                // It is dialled like any member whose route is lost and that is not configured.
+                let target = Target { kind: Kind::Gossiped, attempts: 0, broken: 0, ..target };
+                self.targets.insert(number, target);
             }
         }
         let old = std::mem::replace(&mut self.plan, plan);
@@ -458,7 +470,12 @@ impl Members {
         if self.find_registered(id, &link.part).is_none()
             && let Some((&next, _)) = self.links.iter().find(|(_, other)| waits(other))
         {
-            return self.register(next);
+            self.register(next);
+            if link.is_registered {
+                // What it was being told may have gone with the connection.
+                self.remind(next, id);
+            }
+            return;
         }
         if is_connected {
             let left = self.registered().find(|(_, other)| other.id() == id);
