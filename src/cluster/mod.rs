@@ -28,6 +28,9 @@ const REDIAL_NS_MAX: u64 = 30_000_000_000;
 /// A connection of a pool that the peer should make is waited for so many nanoseconds.
 const POOL_PATIENCE_NS: u64 = 3_000_000_000;
 
+/// A newcomer is spoken of once more after so many nanoseconds.
+const RETELL_NS: u64 = 1_000_000_000;
+
 /// Handshakes that end too early one after the other until a dialled server counts as failed.
 const BROKEN_MAX: u32 = 8;
 
@@ -148,8 +151,10 @@ pub struct Members {
     targets: BTreeMap<u64, Target>,
     next_target: u64,
     links: BTreeMap<u64, Link>,
-    /// Servers whose route was lost: what they were being told went with it.
-    lost: BTreeSet<String>,
+    /// Servers whose route is new, and when they and the others are told of each other once more.
+    /// What is said at once may go with a route that ends, and whom gossip leads to passes on
+    /// nobody: two that come at the same time may each believe that the other was spoken of.
+    newcomers: BTreeMap<String, u64>,
     steps: VecDeque<Step>,
     urls: Vec<String>,
     now: u64,
@@ -163,7 +168,7 @@ impl Members {
             targets: BTreeMap::new(),
             next_target: 0,
             links: BTreeMap::new(),
-            lost: BTreeSet::new(),
+            newcomers: BTreeMap::new(),
             steps: VecDeque::new(),
             urls: Vec::new(),
             now: 0,
@@ -180,6 +185,7 @@ impl Members {
     pub fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);
         self.drop_complete_pools();
+        self.retell();
         for (number, target) in &mut self.targets {
             if matches!(target.state, State::Waiting { until } if until <= self.now) {
                 target.state = State::Dialing;
@@ -195,7 +201,8 @@ impl Members {
             State::Waiting { until } => Some(until),
             _ => None,
         };
-        self.targets.values().filter_map(due).min()
+        let dials = self.targets.values().filter_map(due);
+        dials.chain(self.newcomers.values().copied()).min()
     }
 
     /// What is to be done, until there is nothing more.
@@ -238,8 +245,8 @@ impl Members {
                 (link.target, link.is_unwanted) = (None, true);
                 self.steps.push_back(Step::Remove(*rid));
             }
-            let was_lost = server_id.is_some_and(|id| self.lost.contains(&id));
-            if is_last && was_lost && matches!(target.state, State::Waiting { .. }) {
+            let is_lost = server_id.is_some_and(|id| !self.is_connected(&id));
+            if is_last && is_lost && matches!(target.state, State::Waiting { .. }) {
                 // It is dialled like any member whose route is lost and that is not configured.
                 let target = Target { kind: Kind::Gossiped, attempts: 0, broken: 0, ..target };
                 self.targets.insert(number, target);
@@ -445,7 +452,7 @@ impl Members {
         let Some(link) = self.links.remove(&rid) else { return };
         let peer = link.peer.unwrap_or_default();
         let id = peer.server_id.as_str();
-        let is_connected = !id.is_empty() && self.registered().any(|(_, other)| other.id() == id);
+        let is_connected = self.is_connected(id);
         if let Some(number) = link.target
             && let Some(target) = self.targets.get_mut(&number)
         {
@@ -472,16 +479,13 @@ impl Members {
         {
             self.register(next);
             if link.is_registered {
-                // What it was being told may have gone with the connection.
-                self.remind(next, id);
+                self.newcomers.insert(id.to_owned(), self.now + RETELL_NS);
             }
             return;
         }
         if is_connected {
-            let left = self.registered().find(|(_, other)| other.id() == id);
-            if let Some(left) = left.map(|(rid, _)| rid).filter(|_| link.is_registered) {
-                // What it was being told may have gone with the connection.
-                self.remind(left, id);
+            if link.is_registered {
+                self.newcomers.insert(id.to_owned(), self.now + RETELL_NS);
             }
             if !link.is_registered
                 || self.pool_of(id).is_some_and(|(it, _)| link.target == Some(it))
@@ -497,10 +501,7 @@ impl Members {
         if !link.is_registered {
             return;
         }
-        if self.lost.len() >= GOSSIPED_MAX {
-            self.lost.pop_first();
-        }
-        self.lost.insert(id.to_owned());
+        self.newcomers.remove(id);
         let covered = |target: &&mut Target| {
             target.server_id.as_deref() == Some(id) && target.state == State::Covered
         };
@@ -528,6 +529,16 @@ impl Members {
         registered.map(|(rid, link)| (*rid, link))
     }
 
+    fn is_connected(&self, id: &str) -> bool {
+        !id.is_empty() && self.registered().any(|(_, link)| link.id() == id)
+    }
+
+    /// Whether the configuration names a server, whichever connections to it came of that.
+    fn is_configured(&self, id: &str) -> bool {
+        let its = |target: &&Target| target.server_id.as_deref() == Some(id);
+        self.targets.values().filter(its).any(|target| target.kind == Kind::Configured)
+    }
+
     fn register(&mut self, rid: u64) {
         let Some(link) = self.links.get_mut(&rid) else { return };
         link.is_registered = true;
@@ -550,11 +561,11 @@ impl Members {
         let is_first = self.registered().filter(|(_, link)| same(link)).count() == 1;
         // Who was spoken of is passed on only where that was asked for.
         let is_passed_on = !(solicited && !is_explicit && heard_mode != 2);
+        if is_first {
+            self.newcomers.insert(id, self.now + RETELL_NS);
+        }
         if is_first && is_passed_on && newcomer.gossip_mode != 1 {
             self.spread(&newcomer, &part, solicited, is_explicit);
-        }
-        if self.lost.remove(&id) {
-            self.remind(rid, &id);
         }
         self.review_urls();
     }
@@ -572,8 +583,7 @@ impl Members {
             if part.announced().is_some() && link.part == Part::All {
                 continue;
             }
-            let target = link.target.and_then(|target| self.targets.get(&target));
-            let to_explicit = target.is_some_and(|target| target.kind == Kind::Configured);
+            let to_explicit = self.is_configured(link.id());
             let gossip_mode = match () {
                 () if is_explicit || (to_explicit && !solicited) => 2,
                 () if !solicited => 1,
@@ -584,18 +594,28 @@ impl Members {
         self.steps.extend(steps);
     }
 
-    /// Tells a peer that was lost of all others. It passes on whom it did not know.
-    fn remind(&mut self, rid: u64, id: &str) {
-        let mut told = Vec::new();
+    /// Tells newcomers and all others of each other, when it is time to. Who knows already does
+    /// nothing; who did not passes it on.
+    fn retell(&mut self) {
+        let now = self.now;
+        let due = self.newcomers.iter().filter(|(_, due)| **due <= now).map(|(id, _)| id.clone());
+        let due: BTreeSet<String> = due.collect();
+        self.newcomers.retain(|id, _| !due.contains(id));
+        if due.is_empty() {
+            return;
+        }
+        let mut told = BTreeSet::new();
         let mut steps = Vec::new();
-        for link in self.registered().map(|(_, link)| link) {
-            let Some(peer) = link.peer.as_ref().filter(|peer| peer.server_id != id) else {
-                continue;
-            };
-            let what = (&peer.server_id, link.part.announced());
-            if !told.contains(&what) {
-                told.push(what);
-                steps.push(Step::Gossip(rid, Box::new(spoken_of(peer, &link.part, 2))));
+        for (rid, to) in self.registered() {
+            for (_, link) in self.registered().filter(|(_, link)| link.id() != to.id()) {
+                let Some(peer) = link.peer.as_ref().filter(|peer| !peer.ldm) else { continue };
+                let is_new = due.contains(to.id()) || due.contains(link.id());
+                // Of a connection for an account hears who has one as well.
+                let is_meant = link.part.announced().is_none() || to.part != Part::All;
+                if is_new && is_meant && told.insert((to.id(), link.id(), link.part.announced())) {
+                    let info = spoken_of(peer, &link.part, 2);
+                    steps.push(Step::Gossip(rid, Box::new(info)));
+                }
             }
         }
         self.steps.extend(steps);
