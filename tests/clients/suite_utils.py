@@ -1,6 +1,6 @@
 """The servers that nats-py's own tests want, in place of the helper that its package leaves out.
 
-`tests/official/suite` puts this beside those tests. The executable is the one in SERVER, called
+`tests/clients/suite` puts this beside those tests. The executable is the one in SERVER, called
 nats-server by a link first on the path; ports are the ones that the tests name, so all of it runs
 in a network namespace of its own.
 """

@@ -331,7 +331,7 @@ def table(results, clients, versions, absent, servers, original):
     head = " | ".join(f"{name} {versions[name]}" for name in clients)
     lines = [
         "# Compatibility with official clients", "",
-        "Made by `tests/official/run`; do not edit. What each client saw of "
+        "Made by `tests/clients/run`; do not edit. What each client saw of "
         f"nats-server {version}, of this broker on one shard and of it on four is compared.", "",
         "*same*: the behaviour holds, and what the client reports is the same, on all three; "
         "*–*: the client has no such thing, or its program does not ask.", "",
