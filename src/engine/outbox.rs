@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod loose;
+mod pieces;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::segment::{Piece, Segment};
 use loose::Loose;
+use pieces::Pieces;
 
 /// Own bytes are sealed into a piece at this size.
 const OWN_BYTES_MAX: usize = 64 * 1024;
@@ -167,7 +169,7 @@ impl InFlight {
 /// The output of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    sealed: VecDeque<Piece>,
+    sealed: Pieces,
     /// The bytes behind `sealed`, still growing.
     own: Vec<u8>,
     /// Bytes not yet taken by the kernel, those of the batch in flight included.
@@ -339,12 +341,11 @@ impl Outbox {
     /// Drops everything that is not in flight.
     pub(super) fn clear(&mut self, spares: &mut Spares) {
         self.seal();
-        for piece in self.sealed.drain(..) {
+        for piece in self.sealed.drain() {
             self.pending_bytes -= piece.bytes().len();
             self.taken += 1;
             spares.keep_piece(piece);
         }
-        self.sealed = VecDeque::new();
         self.holds.clear();
         self.loose = None;
     }

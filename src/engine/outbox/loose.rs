@@ -156,7 +156,8 @@ impl Outbox {
 
     fn empty_piece(&mut self, at: u64, spares: &mut Spares) {
         let place = usize::try_from(at - self.taken).unwrap_or(usize::MAX);
-        let piece = std::mem::replace(&mut self.sealed[place], Piece::Own(Vec::new()));
+        let Some(piece) = self.sealed.get_mut(place) else { return };
+        let piece = std::mem::replace(piece, Piece::Own(Vec::new()));
         let len = piece.bytes().len();
         self.pending_bytes -= len;
         spares.held_bytes -= len;
@@ -166,7 +167,7 @@ impl Outbox {
     fn take_out_empty(&mut self, loose: &mut Loose) {
         let mut empty_before = Vec::with_capacity(self.sealed.len() + 1);
         let mut empty = 0;
-        for piece in &self.sealed {
+        for piece in self.sealed.iter() {
             empty_before.push(empty);
             empty += u64::from(piece.bytes().is_empty());
         }
