@@ -333,10 +333,13 @@ impl World {
         }
     }
 
-    pub(super) fn unstall_routes(&mut self) {
+    /// All routes take what they are given again; whether one did not.
+    pub(super) fn unstall_routes(&mut self) -> bool {
+        let mut any = false;
         for end in &mut self.ends {
-            end.pipe.stalled = false;
+            any |= std::mem::take(&mut end.pipe.stalled);
         }
+        any
     }
 
     /// What is missing until every pair of servers has its routes, in both their opinions.
