@@ -20,6 +20,7 @@ mod missing;
 pub mod overflow;
 pub mod tls;
 pub mod trust;
+mod verifier;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

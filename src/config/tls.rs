@@ -14,14 +14,14 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring as crypto;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
-use super::{StartError, missing};
+use super::{StartError, missing, verifier};
 
 /// How long a handshake may take if nothing is said.
 pub const TIMEOUT_MS: u64 = 2000;
@@ -330,8 +330,7 @@ impl Block {
         let monitoring = monitoring.with_single_cert(chain.clone(), key.clone_key());
         let builder = if self.verify {
             let (roots, provider) = (Arc::clone(roots), Arc::clone(provider));
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
-            let verifier = verifier.build().map_err(|error| {
+            let verifier = verifier::of_clients(roots, provider).map_err(|error| {
                 StartError::new(format!("tls: the certificates of ca_file cannot be used: {error}"))
             })?;
             builder.with_client_cert_verifier(verifier)

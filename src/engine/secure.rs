@@ -325,10 +325,10 @@ impl Engine {
             self.decrypt(id, bytes);
             return true;
         }
-        let has_session = matches!(secure.stage, Stage::Session(_));
-        if !has_session && conn.phase != Phase::Open {
+        if conn.phase != Phase::Open {
             return true;
         }
+        let has_session = matches!(secure.stage, Stage::Session(_));
         if !has_session && secure.waiting.len() + bytes.len() > HELLO_BYTES_MAX {
             secure.waiting = Vec::new();
             self.fail_handshake(id, "more was sent than a handshake needs");
@@ -400,6 +400,7 @@ impl Engine {
         let Stage::Session(session) = &mut secure.stage else { return };
         let was_handshaking = session.is_handshaking();
         let mut outcome = Ok(());
+        let mut has_ended = false;
         let mut plaintext = std::mem::take(&mut self.plaintext);
         while !bytes.is_empty() && outcome.is_ok() {
             // Memory has no read errors, and what is taken is handled at once, so that there is
@@ -407,7 +408,9 @@ impl Engine {
             if !matches!(session.read_tls(&mut bytes), Ok(1..)) {
                 break;
             }
-            outcome = session.process_new_packets().map(drop);
+            outcome = session.process_new_packets().map(|state| {
+                has_ended = state.peer_has_closed();
+            });
             let mut reader = session.reader();
             while let Ok(chunk) = reader.fill_buf()
                 && !chunk.is_empty()
@@ -436,6 +439,10 @@ impl Engine {
             plaintext.clear();
         }
         self.plaintext = plaintext;
+        if has_ended {
+            // As good as the end of the stream: answered once all that came before is.
+            self.on_ended(id, false);
+        }
         self.flush_if_wanted(id);
     }
 
@@ -565,6 +572,7 @@ mod tests {
         /// INFO in clear, up to its line end.
         greeting: Vec<u8>,
         heard: Vec<u8>,
+        has_heard_goodbye: bool,
         closed: bool,
     }
 
@@ -581,7 +589,14 @@ mod tests {
             let name = "localhost".try_into().expect("a name");
             let mut session = ClientConnection::new(Arc::clone(config), name).expect("a session");
             session.set_buffer_limit(None);
-            Client { id, session, greeting: Vec::new(), heard: Vec::new(), closed: false }
+            Client {
+                id,
+                session,
+                greeting: Vec::new(),
+                heard: Vec::new(),
+                has_heard_goodbye: false,
+                closed: false,
+            }
         }
 
         /// One turn: some of what the client has to send, some of what the engine has.
@@ -645,7 +660,8 @@ mod tests {
             }
             while !bytes.is_empty() {
                 self.session.read_tls(&mut bytes).expect("memory");
-                self.session.process_new_packets().expect("records that are in order");
+                let state = self.session.process_new_packets().expect("records in order");
+                self.has_heard_goodbye = state.peer_has_closed();
                 let _ = self.session.reader().read_to_end(&mut self.heard);
             }
         }
@@ -730,6 +746,25 @@ mod tests {
     }
 
     #[test]
+    fn a_goodbye_is_answered_once_what_came_before_it_is() {
+        let (options, config) = options("");
+        for seed in 0..20 {
+            let mut wire = Wire::new(&options, seed);
+            let mut clients = [wire.connect(0, &config)];
+            while clients[0].session.is_handshaking() {
+                wire.turn(&mut clients);
+            }
+            clients[0].say("CONNECT {\"verbose\":false}\r\nSUB a 1\r\nPUB a 2\r\nhi\r\nPING\r\n");
+            clients[0].session.send_close_notify();
+            while !clients[0].closed {
+                wire.turn(&mut clients);
+            }
+            assert!(clients[0].has_heard_goodbye, "seed {seed}");
+            assert_eq!(clients[0].heard, b"MSG a 1 2\r\nhi\r\nPONG\r\n", "seed {seed}");
+        }
+    }
+
+    #[test]
     fn what_follows_a_clients_goodbye_is_not_looked_at() {
         let (options, config) = options("");
         let mut wire = Wire::new(&options, 1);
@@ -739,9 +774,15 @@ mod tests {
             wire.turn(&mut clients);
         }
         clients[0].session.send_close_notify();
-        wire.turn(&mut clients);
-        wire.engine.on_bytes(clients[0].id, b"more");
-        assert_eq!(wire.engine.open_conns(), 1, "the end of the stream is the end");
+        let mut bytes = Vec::new();
+        clients[0].session.write_tls(&mut bytes).expect("memory");
+        bytes.extend_from_slice(b"more");
+        wire.engine.on_bytes(clients[0].id, &bytes);
+        wire.engine.on_bytes(clients[0].id, b"and more");
+        while !clients[0].closed {
+            wire.turn(&mut clients);
+        }
+        assert!(clients[0].has_heard_goodbye);
     }
 
     #[test]

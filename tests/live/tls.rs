@@ -11,6 +11,10 @@ use async_nats::{Client, ConnectOptions};
 use futures::future::try_join_all;
 use rcgen::SanType;
 use rustix::process::Signal;
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{AlertDescription, ClientConfig, ClientConnection, ConfigBuilder, StreamOwned};
 
 /// What tests of clients need besides.
 trait ForClients {
@@ -121,18 +125,9 @@ fn tls_may_come_behind_the_header_of_a_proxy() {
     let outside = "proxy_protocol: true\nhttp: 127.0.0.1:-1";
     let broker = Broker::with_config(1, &authority.config("", outside));
     let config = client_config(&authority.file("ca.pem"), rustls::ALL_VERSIONS);
-    let mut stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("it accepts");
-    stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    let mut info = Vec::new();
-    while !info.ends_with(b"\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).expect("INFO");
-        info.push(byte[0]);
-    }
+    let mut stream = greeted(&broker);
     stream.write_all(b"PROXY TCP4 9.8.7.6 1.2.3.4 1111 4222\r\n").expect("it reads");
-    let name = "localhost".try_into().expect("a name");
-    let session = rustls::ClientConnection::new(config.into(), name).expect("a session");
-    let mut stream = rustls::StreamOwned::new(session, stream);
+    let mut stream = secured(stream, config);
     stream.write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n").expect("it reads");
     let mut pong = [0; 6];
     stream.read_exact(&mut pong).expect("an answer");
@@ -277,19 +272,99 @@ async fn older_clients_speak_tls_1_2() {
     connect(&broker, options.tls_client_config(only_12)).await.expect_err("1.2 is not wanted");
 }
 
+/// A connection that has got its INFO.
+fn greeted(broker: &Broker) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("it accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte).expect("INFO");
+    }
+    stream
+}
+
+/// The same with TLS, whose handshake begins with the first use.
+fn secured(stream: TcpStream, config: ClientConfig) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = "localhost".try_into().expect("a name");
+    let session = ClientConnection::new(config.into(), name).expect("a session");
+    StreamOwned::new(session, stream)
+}
+
+/// nats-server passes this too.
+#[test]
+fn a_goodbye_is_answered_at_once_and_nothing_follows_it() {
+    let authority = authority();
+    let broker = Broker::with_config(1, &authority.config("", ""));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let config = client_config(&authority.file("ca.pem"), &[version]);
+        let mut stream = secured(greeted(&broker), config);
+        stream.write_all(b"CONNECT {\"verbose\":false}\r\nSUB a 1\r\nPING\r\n").expect("it reads");
+        let mut pong = [0; 6];
+        stream.read_exact(&mut pong).expect("an answer");
+        stream.write_all(b"PUB a 2\r\nhi\r\nPING\r\n").expect("it reads");
+        stream.conn.send_close_notify();
+        stream.flush().expect("it reads");
+        // Without a goodbye from the server, the end is an error here.
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("the server's goodbye");
+        assert_eq!(rest, "MSG a 1 2\r\nhi\r\nPONG\r\n");
+        assert_eq!(stream.sock.read(&mut pong).expect("the end"), 0);
+    }
+}
+
+/// nats-server passes this too.
+#[test]
+fn who_shows_a_certificate_of_an_unknown_authority_is_told_so() {
+    let authority = authority();
+    let broker = Broker::with_config(1, &authority.config("verify: true", ""));
+    // One of another name, one of the same, and nobody but the client itself.
+    let (other, twin) = (Authority::new("another authority"), self::authority());
+    let shown = [&other, &twin].map(|stranger| {
+        stranger.sign("bob", "bob", Vec::new());
+        (stranger.file("bob.pem"), stranger.file("bob.key"))
+    });
+    let own = (twin.file("ca.pem"), twin.file("ca.key"));
+    for (cert, key) in shown.into_iter().chain([own]) {
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let config = client_config_of(&authority.file("ca.pem"), &[version], (&cert, &key));
+            let mut stream = secured(greeted(&broker), config);
+            let error = stream.read(&mut [0]).expect_err("nobody vouches for it");
+            let told = error.get_ref().and_then(|error| error.downcast_ref());
+            let unknown = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
+            assert_eq!(told, Some(&unknown), "{} {version:?}: {error}", cert.display());
+        }
+    }
+}
+
 fn client_config(
     ca_file: &Path,
     versions: &[&'static rustls::SupportedProtocolVersion],
-) -> rustls::ClientConfig {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
+) -> ClientConfig {
+    trusting(ca_file, versions).with_no_client_auth()
+}
+
+/// The same with a certificate and its key.
+fn client_config_of(
+    ca_file: &Path,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    (cert, key): (&Path, &Path),
+) -> ClientConfig {
+    let cert = CertificateDer::from_pem_file(cert).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+    let config = trusting(ca_file, versions).with_client_auth_cert(vec![cert], key);
+    config.expect("a pair")
+}
+
+fn trusting(
+    ca_file: &Path,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca_file).expect("a certificate")).expect("usable");
-    rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+    ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
         .with_protocol_versions(versions)
         .expect("versions that exist")
         .with_root_certificates(roots)
-        .with_no_client_auth()
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let own = params.self_signed(&key).expect("a certificate");
         std::fs::write(dir.path().join("ca.pem"), own.pem()).expect("written");
+        std::fs::write(dir.path().join("ca.key"), key.serialize_pem()).expect("written");
         Self { dir, issuer: Issuer::new(params, key) }
     }
 
