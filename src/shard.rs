@@ -247,7 +247,8 @@ impl Shard {
             Event::StoppedListening { listener } => {
                 self.listeners.retain(|(id, _)| *id != listener);
             }
-            Event::Rung => {}
+            // Nothing is stored yet.
+            Event::Disk(_) | Event::Rung => {}
         }
     }
 

@@ -179,6 +179,7 @@ impl Pourer {
             Event::Sent { .. }
             | Event::Closed { .. }
             | Event::StoppedListening { .. }
+            | Event::Disk(_)
             | Event::Rung => {}
         }
     }

@@ -115,11 +115,31 @@ pub(super) fn at_push(mut entry: squeue::Entry) -> Option<squeue::Entry> {
     if failed.flatten().is_some() {
         return None;
     }
-    let is_plain = opcode == u32::from(io_uring::opcode::Send::CODE);
+    let counts = [io_uring::opcode::Send::CODE, io_uring::opcode::Write::CODE];
+    let is_plain = counts.into_iter().map(u32::from).any(|code| code == opcode);
     if is_plain && armed(|armed| (armed.faults.short_send)()) == Some(true) {
         shorten(&mut entry);
     }
     Some(entry)
+}
+
+/// The same for two that are linked: where the first has failed the second is not begun.
+pub(super) fn at_push_linked(
+    first: squeue::Entry,
+    second: squeue::Entry,
+) -> [Option<squeue::Entry>; 2] {
+    let user_data = second.get_user_data();
+    match at_push(first) {
+        Some(first) => match at_push(second) {
+            Some(second) => [Some(first), Some(second)],
+            None => [Some(first.clear_flags()), None],
+        },
+        None => {
+            let canceled = Completion { user_data, result: -libc::ECANCELED, flags: 0 };
+            armed(|armed| armed.made.push(canceled));
+            [None, None]
+        }
+    }
 }
 
 /// A send of at most one byte, as a kernel without room for more would carry it out.

@@ -8,6 +8,7 @@
 //! - `op`: what is asked of the kernel, and `token`: what its answer is called
 //! - `pool`: the memory that the kernel receives into
 //! - `socket`: what is known about each socket; `receive`, `send` and `close` change it
+//! - `file`: operations on files
 //! - `probe`: which of all this the host can do
 //! - `memory`: what the allocator keeps after a burst
 //!
@@ -21,6 +22,7 @@ mod bell;
 mod close;
 #[cfg(test)]
 mod faults;
+mod file;
 mod memory;
 mod op;
 mod pool;
@@ -41,6 +43,7 @@ use std::time::Duration;
 use io_uring::cqueue;
 use io_uring::types::{Napi, Timespec};
 
+use crate::disk::DiskDone;
 use crate::histogram::Histogram;
 
 pub use bell::Bell;
@@ -51,6 +54,7 @@ pub use probe::{Probe, Tier, Unavailable, probe};
 pub use send::Batch;
 pub use socket::SocketId;
 
+use file::Files;
 use pool::Pool;
 use receive::Hungry;
 use ring::{Completion, Ring};
@@ -181,6 +185,8 @@ pub enum Event {
         /// What was being sent when the socket was closed, sent or not.
         batch: Option<Batch>,
     },
+    /// Something was done to a file, or could not be.
+    Disk(Box<DiskDone>),
     /// Somebody rang the bell; once, however often it rang.
     Rung,
 }
@@ -217,6 +223,7 @@ pub struct Reactor {
     ring: Ring,
     pool: Pool,
     sockets: Sockets,
+    files: Files,
     can: Probe,
     send_bytes_max: usize,
     zero_copy_from: usize,
@@ -285,6 +292,7 @@ impl Reactor {
             ring,
             pool,
             sockets: Sockets::default(),
+            files: Files::default(),
             can,
             send_bytes_max: options.send_bytes_max.max(1),
             zero_copy_from: if can.zero_copy { options.zero_copy_from } else { usize::MAX },
@@ -495,6 +503,7 @@ impl Reactor {
                 self.listeners[token.slot as usize].cancels -= 1;
                 self.settle_listener(token.slot);
             }
+            Kind::Disk | Kind::DiskSync => self.on_disk(token, result),
             _ => self.on_socket(token, result, completion.flags),
         }
     }
@@ -607,6 +616,7 @@ impl Drop for Reactor {
             // The kernel may still read and write it, even after the ring is closed.
             std::mem::forget(std::mem::replace(&mut self.pool, Pool::new(0, 0)));
             self.sockets.take_sending().for_each(std::mem::forget);
+            self.files.forget();
         }
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! Building one is harmless; pushing it hands the memory that it names to the kernel.
 
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::ptr;
 
-use io_uring::types::{Fd, Timespec};
+use io_uring::types::{Fd, FsyncFlags, Timespec};
 use io_uring::{opcode, squeue};
 
 use super::token::{Kind, Token};
+use crate::disk::OpenAs;
 
 /// The one group of receive buffers that a ring has.
 pub(super) const BUFFER_GROUP: u16 = 0;
@@ -105,4 +107,53 @@ pub(super) fn read_bell(token: Token, fd: RawFd, counter: *mut u8) -> squeue::En
 pub(super) fn ring_bell(token: Token, ring: RawFd) -> squeue::Entry {
     let rung = Token::new(Kind::Rung, 0, 0).to_user_data();
     opcode::MsgRingData::new(Fd(ring), 0, rung, None).build().user_data(token.to_user_data())
+}
+
+/// How the kernel opens a file.
+pub(super) fn open_flags(how: OpenAs) -> i32 {
+    libc::O_CLOEXEC
+        | match how {
+            OpenAs::Reader => libc::O_RDONLY,
+            OpenAs::Writer => libc::O_RDWR,
+            OpenAs::Made => libc::O_RDWR | libc::O_CREAT,
+            OpenAs::MadeDirect => libc::O_RDWR | libc::O_CREAT | libc::O_DIRECT,
+            OpenAs::Directory => libc::O_RDONLY | libc::O_DIRECTORY,
+        }
+}
+
+/// Opens a file; one that is made is its owner's alone.
+pub(super) fn open(token: Token, path: &CStr, flags: i32) -> squeue::Entry {
+    opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr())
+        .flags(flags)
+        .mode(0o600)
+        .build()
+        .user_data(token.to_user_data())
+}
+
+pub(super) fn write(token: Token, fd: RawFd, from: *const u8, len: u32, at: u64) -> squeue::Entry {
+    opcode::Write::new(Fd(fd), from, len).offset(at).build().user_data(token.to_user_data())
+}
+
+pub(super) fn read(token: Token, fd: RawFd, into: *mut u8, len: u32, at: u64) -> squeue::Entry {
+    opcode::Read::new(Fd(fd), into, len).offset(at).build().user_data(token.to_user_data())
+}
+
+/// Waits until the data that was written, and what is needed to find it, are on the disk.
+pub(super) fn sync(token: Token, fd: RawFd) -> squeue::Entry {
+    opcode::Fsync::new(Fd(fd)).flags(FsyncFlags::DATASYNC).build().user_data(token.to_user_data())
+}
+
+pub(super) fn allocate(token: Token, fd: RawFd, bytes: u64) -> squeue::Entry {
+    opcode::Fallocate::new(Fd(fd), bytes).build().user_data(token.to_user_data())
+}
+
+pub(super) fn rename(token: Token, from: &CStr, to: &CStr) -> squeue::Entry {
+    let here = Fd(libc::AT_FDCWD);
+    opcode::RenameAt::new(here, from.as_ptr(), here, to.as_ptr())
+        .build()
+        .user_data(token.to_user_data())
+}
+
+pub(super) fn remove(token: Token, path: &CStr) -> squeue::Entry {
+    opcode::UnlinkAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build().user_data(token.to_user_data())
 }

@@ -35,11 +35,30 @@ impl From<cqueue::Entry> for Completion {
     }
 }
 
+/// What goes into the submission queue as a whole.
+enum Queued {
+    One(squeue::Entry),
+    Linked([squeue::Entry; 2]),
+}
+
+impl Queued {
+    fn entries(&self) -> &[squeue::Entry] {
+        match self {
+            Self::One(entry) => std::slice::from_ref(entry),
+            Self::Linked(both) => both,
+        }
+    }
+}
+
 /// An io_uring with room for every entry that is pushed.
 pub(super) struct Ring {
     uring: IoUring,
     /// Entries for which the kernel had no room yet, in order.
-    backlog: VecDeque<squeue::Entry>,
+    backlog: VecDeque<Queued>,
+    /// Linked pairs that the kernel has not taken, or of which that is not known.
+    linked: usize,
+    /// How often the kernel has stopped taking entries where that may have cut a link.
+    cuts: u64,
     /// Operations whose last completion has not been seen.
     in_flight: usize,
     /// System calls since the start, and completions that they brought.
@@ -52,6 +71,8 @@ impl Ring {
     pub(super) fn new(tier: Tier, entries: u32) -> io::Result<Self> {
         #[cfg(test)]
         faults::at_setup()?;
+        // A linked pair enters as a whole.
+        let entries = entries.max(2);
         let mut builder = IoUring::builder();
         builder
             .dontfork()
@@ -71,7 +92,15 @@ impl Ring {
             }
         }
         let uring = builder.build(entries)?;
-        Ok(Self { uring, backlog: VecDeque::new(), in_flight: 0, enters: 0, completions: 0 })
+        Ok(Self {
+            uring,
+            backlog: VecDeque::new(),
+            linked: 0,
+            cuts: 0,
+            in_flight: 0,
+            enters: 0,
+            completions: 0,
+        })
     }
 
     /// What the kernel said about itself at setup.
@@ -105,8 +134,38 @@ impl Ring {
         self.in_flight += 1;
         #[cfg(test)]
         let Some(entry) = faults::at_push(entry) else { return };
-        if !self.backlog.is_empty() || !self.try_push(&entry) {
-            self.backlog.push_back(entry);
+        self.queue(Queued::One(entry));
+    }
+
+    /// Queues two operations of which the kernel begins the second when the first has succeeded;
+    /// `first` is marked with `IO_LINK`. As long as [`Ring::cuts`] stays what it was before.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Ring::push`], for both.
+    pub(super) unsafe fn push_linked(&mut self, first: squeue::Entry, second: squeue::Entry) {
+        self.in_flight += 2;
+        #[cfg(test)]
+        let [first, second] = match faults::at_push_linked(first, second) {
+            [Some(first), Some(second)] => [first, second],
+            left => {
+                left.into_iter().flatten().for_each(|entry| self.queue(Queued::One(entry)));
+                return;
+            }
+        };
+        self.linked += 1;
+        self.queue(Queued::Linked([first, second]));
+    }
+
+    /// Counts what may have cut links: a pair that was pushed before the count has changed and has
+    /// completed after that may not have been one.
+    pub(super) fn cuts(&self) -> u64 {
+        self.cuts
+    }
+
+    fn queue(&mut self, queued: Queued) {
+        if !self.backlog.is_empty() || !self.try_push(&queued) {
+            self.backlog.push_back(queued);
             self.flush();
         }
     }
@@ -175,18 +234,18 @@ impl Ring {
     }
 
     fn shift_backlog(&mut self) {
-        while let Some(entry) = self.backlog.pop_front() {
-            if !self.try_push(&entry) {
-                self.backlog.push_front(entry);
+        while let Some(queued) = self.backlog.pop_front() {
+            if !self.try_push(&queued) {
+                self.backlog.push_front(queued);
                 return;
             }
         }
     }
 
-    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: whoever called `push` with this entry promised that its memory stays as it is
-        // until the last completion, which cannot come before the entry is in the queue.
-        unsafe { self.uring.submission().push(entry) }.is_ok()
+    fn try_push(&mut self, queued: &Queued) -> bool {
+        // SAFETY: whoever called `push` with these entries promised that their memory stays as it
+        // is until the last completion, which cannot come before the entry is in the queue.
+        unsafe { self.uring.submission().push_multiple(queued.entries()) }.is_ok()
     }
 
     fn enter_once(&mut self, queued: usize, wait: Wait, flags: EnterFlags) -> io::Result<usize> {
@@ -204,7 +263,23 @@ impl Ring {
         let flags = (flags | EnterFlags::EXT_ARG).bits();
         // SAFETY: `EXT_ARG` says that the argument is what `SubmitArgs` is, and both it and the
         // timeout it points to outlive the call.
-        unsafe { self.uring.submitter().enter(queued, min_complete, flags, Some(&args)) }
+        let taken =
+            unsafe { self.uring.submitter().enter(queued, min_complete, flags, Some(&args)) };
+        self.look_for_cuts(queued as usize, taken.as_ref().map_or(0, |taken| *taken));
+        taken
+    }
+
+    /// A link does not outlast the system call that takes its first half.
+    pub(super) fn look_for_cuts(&mut self, queued: usize, taken: usize) {
+        if self.linked == 0 {
+            return;
+        }
+        if taken < queued {
+            self.cuts += u64::from(taken > 0);
+        } else {
+            let waits = |queued: &&Queued| matches!(queued, Queued::Linked(_));
+            self.linked = self.backlog.iter().filter(waits).count();
+        }
     }
 }
 

@@ -28,10 +28,14 @@ pub(super) enum Kind {
     Rung,
     /// Ringing another ring; the slot is the bell's.
     RingBell,
+    /// Something done to a file; the slot is the operation's.
+    Disk,
+    /// The sync that belongs to a durable write.
+    DiskSync,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Accept,
         Self::Receive,
         Self::Poll,
@@ -44,6 +48,8 @@ impl Kind {
         Self::BellRead,
         Self::Rung,
         Self::RingBell,
+        Self::Disk,
+        Self::DiskSync,
     ];
 }
 
