@@ -93,6 +93,131 @@ fn a_key_that_is_not_known_is_named_with_place_and_the_nearest_one_also_within_o
 }
 
 #[test]
+fn all_mistakes_of_a_file_are_told_at_once_each_at_its_place() {
+    let text = "\
+max_paylod: 1
+port: 99999
+server_name: \"a b\"
+debug: $CONF_UNSET
+accounts {
+  A { exports: [{stream: \"a..b\"}, {servce: x}, 5], users: [{user: u}, {user: u}] }
+  B { mappings { m: 7 }, jetstream { max_memm: 1 } }
+}
+no_auth_user: nobody
+ping_interval: \"3\"
+cluster {
+  port: x
+  routes: [\"a\", \"nats://b:1\", 3]
+  permissions { import: [\"d e f\", \"x..\"], exprt: a }
+}
+tls { timeout: no }
+jetstream { limits { batchh: 1 }, max_mem: 99999999999999999999 }
+overflow { a: never, \"b..\": conflate }
+max_payload: 100
+lame_duck_grace_period: \"3m\"
+system_account: X
+mqtt { prot: 1";
+    let wanted = [
+        "t.conf:1:1: unknown field \"max_paylod\"; did you mean \"max_payload\"?",
+        "t.conf:2:7: port is a port from 0 to 65535, or -1 for any free port",
+        "t.conf:4:8: variable $CONF_UNSET is neither a key above nor in the environment",
+        "t.conf:6:26: \"a..b\" is not a valid subject",
+        "t.conf:6:36: unknown field \"servce\"; did you mean \"service\"?",
+        "t.conf:6:48: exports is a block { … }",
+        "t.conf:6:71: duplicate user \"u\"; keep one",
+        "t.conf:7:21: a mapping is a subject, or a list of destinations, as in \
+         m: [{destination: a, weight: 10%}]",
+        "t.conf:7:38: unknown field \"max_memm\"; did you mean \"max_mem\"?",
+        "t.conf:10:16: invalid duration \"3\": expected a unit of ns, us, ms, s, m or h, \
+         as in \"1m30s\"",
+        "t.conf:12:9: port is a whole number, such as 1024 or 1MB, without quotes",
+        "t.conf:13:12: a route is nats-route://host:port, perhaps with user:password@",
+        "t.conf:13:31: routes is text; put it in quotes",
+        "t.conf:14:26: \"d e f\" is not a valid subject",
+        "t.conf:14:35: \"x..\" is not a valid subject",
+        "t.conf:14:43: unknown field \"exprt\"; did you mean \"export\"?",
+        "t.conf:16:16: timeout is a duration in quotes, such as \"1m30s\"",
+        "t.conf:17:22: unknown field \"batchh\"; did you mean \"batch\"?",
+        "t.conf:17:44: number 99999999999999999999 is out of range",
+        "t.conf:18:15: no such overflow policy; it is drop_newest, drop_oldest or conflate",
+        "t.conf:18:22: \"b..\" is not a valid subject",
+        "t.conf:22:15: expected }, not the end of the file",
+    ];
+    assert_eq!(mistakes(text), wanted);
+}
+
+#[test]
+fn what_does_not_go_together_is_told_with_its_place_beside_mistakes_elsewhere() {
+    let text = "\
+zzz: 1
+server_name: \"a b\"
+no_auth_user: nobody
+max_payload: 100KB
+max_pending: 10KB
+lame_duck_grace_period: \"3m\"
+accounts {
+  A { exports: [{stream: a}, {service: b, accounts: [C, D]}] }
+  B { imports: [{stream: {account: A, subject: a}}, {stream: {account: A, subject: q}}] }
+}
+system_account: X
+cluster { name: \"a b\", routes: [\"nats://b:1\"] }
+listen_unix { path: a, peers: [{uid: 0, user: who}] }";
+    let wanted = [
+        "t.conf:1:1: unknown field \"zzz\"",
+        "t.conf:2:1: server name \"a b\" cannot contain spaces",
+        "t.conf:3:1: no_auth_user \"nobody\" is not one of the users; add it there",
+        "t.conf:4:1: max_payload (102400) cannot be higher than max_pending (10240)",
+        "t.conf:6:1: lame_duck_grace_period (180000 ms) must be less than lame_duck_duration \
+         (120000 ms)",
+        "t.conf:8:30: \"C\" account not defined for service export \"b\" of account \"A\"",
+        "t.conf:8:30: \"D\" account not defined for service export \"b\" of account \"A\"",
+        "t.conf:9:53: stream import \"q\" of account \"B\": stream import not authorized: \
+         no export of account \"A\" allows it",
+        "t.conf:11:1: system_account \"X\" is not one of the accounts; add it there",
+        "t.conf:12:11: cluster name \"a b\" cannot contain spaces",
+        "t.conf:12:24: routes need a port where other servers reach this one; name it in \
+         cluster { port: … } or with --cluster",
+        "t.conf:13:41: peer \"who\" is not one of the users; add it there",
+    ];
+    assert_eq!(mistakes(text), wanted);
+}
+
+#[test]
+fn mistakes_of_included_files_are_told_after_those_of_the_including_one() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("users.conf"), "users: [\n  {usr: a}\n]\n}").unwrap();
+    let text = "port: 1\nauthorization { include users.conf }\ninclude missing.conf\n\
+                no_auth_user: $later\nport: x";
+    let wanted = [
+        "t.conf:3:9: cannot read /missing.conf: No such file or directory (os error 2)",
+        "t.conf:5:7: port is a whole number, such as 1024 or 1MB, without quotes",
+        "users.conf:2:4: unknown field \"usr\"; did you mean \"user\"?",
+        "users.conf:4:1: expected a key, not '}'",
+    ];
+    assert_eq!(mistakes_beside(dir.path(), text), wanted);
+}
+
+#[test]
+fn of_very_many_mistakes_a_hundred_are_told_and_the_rest_is_counted() {
+    let text: String = (0..5000).map(|n| format!("zzzzz{n}: 1\n")).collect();
+    let lines = mistakes(&text);
+    assert_eq!(lines.len(), 101);
+    assert_eq!(lines[100], "4900 more mistakes; mend these first");
+}
+
+/// What is wrong with a file of this text, a line each.
+fn mistakes(text: &str) -> Vec<String> {
+    mistakes_beside(tempfile::tempdir().unwrap().path(), text)
+}
+
+fn mistakes_beside(dir: &Path, text: &str) -> Vec<String> {
+    let (taken, said) = check(OURS, dir, text);
+    assert!(!taken, "{said}");
+    let line = |line: &str| line.trim_start_matches("shardcast: ").trim_start_matches('/').into();
+    said.lines().map(line).collect()
+}
+
+#[test]
 fn what_has_no_effect_is_named_with_its_place_and_does_not_make_the_check_fail() {
     let dir = tempfile::tempdir().unwrap();
     let (taken, said) = check(OURS, dir.path(), "debug: true\njetstream { store_dir: a }\n");

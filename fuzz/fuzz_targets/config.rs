@@ -1,4 +1,4 @@
-//! Whatever a configuration file says: options, or one line about what is wrong with it.
+//! Whatever a configuration file says: options, or a line about each mistake in it.
 
 #![no_main]
 
@@ -28,6 +28,8 @@ fuzz_target!(|data: &[u8]| {
     }
     std::fs::write(&*FILE, data).expect("the temporary directory takes a file");
     if let Err(error) = load(&ARGS) {
-        assert!(!error.to_string().contains('\n'), "not one line: {error}");
+        let lines = error.lines();
+        assert!(!lines.is_empty(), "refused without a word");
+        assert!(!lines.iter().any(|line| line.contains('\n')), "not one line each: {error}");
     }
 });

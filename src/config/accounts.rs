@@ -10,7 +10,9 @@ use super::auth::{Permissions, User};
 use super::bind::{permissions, users};
 use super::field::Action::{Ignore, Set};
 use super::field::{Field, Key, bind_map};
-use super::file::{Kind, Map, Value};
+use super::file::{Kind, Map};
+use super::mistakes::Mistakes;
+use super::rules::Violation;
 use super::{Mapping, Options, OverflowRule, StartError, missing};
 use crate::subject::{Transform, TransformError, covers, is_valid_filter, is_valid_publish};
 use crate::subject::{overlap, tokens};
@@ -297,54 +299,45 @@ impl Export {
 /// The block `accounts`, or a list of names.
 pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     if let Kind::List(_) = v.value.kind {
-        for (name, value) in v.texts()? {
-            let known = options.accounts.get(&name).is_some();
-            add(options, Account::named(name), known, value)?;
-        }
-        return Ok(());
+        return v.each(|v| add(options, Account::named(v.text()?), v)).map(drop);
     }
-    let mut named = std::collections::HashSet::new();
-    for entry in v.map()?.entries() {
+    v.each_entry(|entry, v| {
+        let Kind::Map(map) = &entry.value.kind else {
+            return Err(v.error("an account is a block { … }"));
+        };
         let mut draft = Draft { account: Account::named(&entry.key), ..Draft::default() };
-        if let Kind::Map(map) = &entry.value.kind {
-            bind_map(&[ACCOUNT], map, &mut draft, v.warnings)?;
-        } else {
-            return Err(entry.value.position.error("an account is a block { … }"));
-        }
-        let known = !named.insert(entry.key.as_str());
+        bind_map(&[ACCOUNT], map, &mut draft, v.warnings)?;
+        let mut mistakes = Mistakes::default();
         for mut user in draft.users {
             if options.auth.users.iter().any(|other| other.name == user.name) {
-                return Err(duplicate_user(&entry.value, &user.name));
+                mistakes.take::<()>(Err(duplicate_user(v, &user.name)));
+                continue;
             }
             user.account.clone_from(&entry.key);
             user.permissions = user.permissions.or_else(|| draft.default_permissions.clone());
             options.auth.users.push(user);
         }
-        add(options, draft.account, known, &entry.value)?;
-    }
-    Ok(())
+        mistakes.take(add(options, draft.account, v));
+        mistakes.result()
+    })
+    .map(drop)
 }
 
-pub(super) fn duplicate_user(value: &Value, name: &str) -> StartError {
-    value.position.error(format!("duplicate user \"{name}\"; keep one"))
+pub(super) fn duplicate_user(v: &Field<'_>, name: &str) -> StartError {
+    v.error(format!("duplicate user \"{name}\"; keep one"))
 }
 
-fn add(
-    options: &mut Options,
-    account: Account,
-    known: bool,
-    value: &Value,
-) -> Result<(), StartError> {
+fn add(options: &mut Options, account: Account, v: &Field<'_>) -> Result<(), StartError> {
     let name = &account.name;
     if name == GLOBAL {
         let reason = format!("\"{name}\" is a reserved account; choose another name");
-        return Err(value.position.error(reason));
+        return Err(v.error(reason));
     }
     if name.is_empty() || name.contains(' ') {
-        return Err(value.position.error("the name of an account has no blanks"));
+        return Err(v.error("the name of an account has no blanks"));
     }
-    if known && name != SYSTEM {
-        return Err(value.position.error(format!("duplicate account \"{name}\"; keep one")));
+    if name != SYSTEM && options.accounts.get(name).is_some() {
+        return Err(v.error(format!("duplicate account \"{name}\"; keep one")));
     }
     options.accounts.add(account);
     Ok(())
@@ -367,14 +360,14 @@ const ACCOUNT: &[Key<Draft>] = &[
     Key(
         &["exports"],
         Set(|d, v| {
-            d.account.exports = each(v, export)?;
+            d.account.exports = v.each(export)?;
             Ok(())
         }),
     ),
     Key(
         &["imports"],
         Set(|d, v| {
-            d.account.imports = each(v, import)?;
+            d.account.imports = v.each(import)?;
             Ok(())
         }),
     ),
@@ -447,15 +440,6 @@ fn account_key(v: &mut Field<'_>) -> Result<(), StartError> {
     Ok(())
 }
 
-fn each<T>(
-    v: &mut Field<'_>,
-    bind: fn(&mut Field<'_>) -> Result<T, StartError>,
-) -> Result<Vec<T>, StartError> {
-    let values: Vec<_> = v.list()?.collect();
-    let bound = |(key, value)| bind(&mut Field { key, value, warnings: &mut *v.warnings });
-    values.into_iter().map(bound).collect()
-}
-
 /// A subject that another key of the same block may not give, too.
 fn only(
     slot: &mut Option<(Shared, String)>,
@@ -492,13 +476,7 @@ fn exported(shared: Shared, d: &mut ExportDraft, v: &mut Field<'_>) -> Result<()
 const EXPORT: &[Key<ExportDraft>] = &[
     Key(&["stream"], Set(|d, v| exported(Shared::Stream, d, v))),
     Key(&["service"], Set(|d, v| exported(Shared::Service, d, v))),
-    Key(
-        &["accounts"],
-        Set(|d, v| {
-            d.accounts = v.texts()?.into_iter().map(|(name, _)| name).collect();
-            Ok(())
-        }),
-    ),
+    Key(&["accounts"], Set(|d, v| v.texts().map(|names| d.accounts = names))),
     Key(
         &["account_token_position"],
         Set(|d, v| v.size(255).map(|position| d.account_token = position)),
@@ -635,63 +613,60 @@ pub(super) fn settle(options: &mut Options) {
 }
 
 /// What must hold between accounts.
-pub(super) fn check(options: &Options) -> Result<(), StartError> {
+pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
     let accounts = &options.accounts;
     if let Some(system) = &accounts.system
         && accounts.get(system).is_none()
     {
-        return refuse(format!(
-            "system_account \"{system}\" is not one of the accounts; add it there"
-        ));
+        let reason =
+            format!("system_account \"{system}\" is not one of the accounts; add it there");
+        broken.push(Violation::of(&["system_account", "system", "accounts"], reason));
     }
     for account in &accounts.list {
-        for export in &account.exports {
-            let unknown = export.accounts.iter().find(|name| accounts.get(name).is_none());
-            if let Some(name) = unknown {
-                return refuse(format!(
+        let mut refuse = |list: &str, at: usize, reason: String| {
+            let violation = Violation::of(&["accounts"], reason);
+            broken.push(violation.within([&account.name, list, &at.to_string()]));
+        };
+        for (at, export) in account.exports.iter().enumerate() {
+            for name in export.accounts.iter().filter(|name| accounts.get(name).is_none()) {
+                let reason = format!(
                     "\"{name}\" account not defined for {} export \"{}\" of account \"{}\"",
                     export.shared.name(),
                     export.subject,
                     account.name
-                ));
+                );
+                refuse("exports", at, reason);
             }
         }
         for (at, import) in account.imports.iter().enumerate() {
-            check_import(accounts, account, import)?;
-            if account.imports[..at].contains(import) {
-                let reason = format!("the {} import already exists", import.shared.name());
-                return refuse_import(account, import, &reason);
-            }
-            let crosses = |start: &Import| forms_cycle(accounts, account, start);
-            if crosses(import) {
-                return refuse_import(account, import, "the import forms a cycle");
+            if let Err(reason) = check_import(accounts, account, import, &account.imports[..at]) {
+                refuse("imports", at, reason);
             }
         }
     }
-    Ok(())
 }
 
 /// Gives an account one more import, if nothing speaks against it.
-pub(super) fn admit(accounts: &mut Accounts, name: &str, import: Import) -> Result<(), StartError> {
+pub(super) fn admit(accounts: &mut Accounts, name: &str, import: Import) -> Result<(), String> {
     let Some(at) = accounts.list.iter().position(|account| account.name == name) else {
         return Ok(());
     };
     let account = &accounts.list[at];
-    check_import(accounts, account, &import)?;
-    if account.imports.contains(&import) {
-        return refuse_import(account, &import, "it already exists");
-    }
-    if forms_cycle(accounts, account, &import) {
-        return refuse_import(account, &import, "the import forms a cycle");
-    }
+    check_import(accounts, account, &import, &account.imports)?;
     accounts.list[at].imports.push(import);
     Ok(())
 }
 
-fn check_import(accounts: &Accounts, account: &Account, import: &Import) -> Result<(), StartError> {
+/// Whether the account may have the import besides `others`.
+fn check_import(
+    accounts: &Accounts,
+    account: &Account,
+    import: &Import,
+    others: &[Import],
+) -> Result<(), String> {
     let kind = import.shared.name();
     let Some(exporter) = accounts.get(&import.account) else {
-        return refuse(format!(
+        return Err(format!(
             "\"{}\" account not defined for {kind} import of account \"{}\"",
             import.account, account.name
         ));
@@ -709,6 +684,12 @@ fn check_import(accounts: &Accounts, account: &Account, import: &Import) -> Resu
     }
     if let Err(error) = import.mapping() {
         return refuse_import(account, import, &error.to_string());
+    }
+    if others.contains(import) {
+        return refuse_import(account, import, &format!("the {kind} import already exists"));
+    }
+    if forms_cycle(accounts, account, import) {
+        return refuse_import(account, import, "the import forms a cycle");
     }
     Ok(())
 }
@@ -736,11 +717,7 @@ fn forms_cycle(accounts: &Accounts, home: &Account, start: &Import) -> bool {
     false
 }
 
-fn refuse(reason: String) -> Result<(), StartError> {
-    Err(StartError::new(reason))
-}
-
-fn refuse_import(account: &Account, import: &Import, reason: &str) -> Result<(), StartError> {
+fn refuse_import(account: &Account, import: &Import, reason: &str) -> Result<(), String> {
     let (kind, subject) = (import.shared.name(), &import.subject);
-    refuse(format!("{kind} import \"{subject}\" of account \"{}\": {reason}", account.name))
+    Err(format!("{kind} import \"{subject}\" of account \"{}\": {reason}", account.name))
 }

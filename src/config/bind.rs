@@ -4,23 +4,39 @@
 
 use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
 use super::field::Action::{Ignore, Refuse, Set};
-use super::field::{Field, Key, Warnings, bind_map};
-use super::file::{Kind, Map, Value};
-use super::{Options, Rates, StartError, Syslog, accounts, listeners, missing, trust};
+use super::field::{Field, Key, Warnings, bind_entry, bind_map, names, row_of};
+use super::file::{Kind, Map};
+use super::mistakes::Mistakes;
+use super::rules::Written;
+use super::{Options, Rates, StartError, Syslog, accounts, listeners, missing, nearest, trust};
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
 const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
 
+const KEYS: &[&[Key<Options>]] = &[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS];
+
 /// Binds a whole file.
-pub(super) fn bind(map: &Map, options: &mut Options) -> Result<(), StartError> {
+pub(super) fn bind(map: Map, options: &mut Options, mistakes: &mut Mistakes) -> Written {
     let mut warnings = Warnings::default();
-    bind_map(&[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS], map, options, &mut warnings)?;
-    trust::settle(options)?;
+    let mut mistaken = Vec::new();
+    for entry in map.entries() {
+        if mistakes.take(bind_entry(KEYS, entry, options, &mut warnings)).is_some() {
+            continue;
+        }
+        // Of a key that nobody knows, what it was meant to say is missing.
+        let meant = nearest(&entry.key.to_ascii_lowercase(), names(KEYS));
+        let row = row_of(KEYS, &entry.key).or_else(|| row_of(KEYS, meant?));
+        mistaken.extend(row.iter().copied().flat_map(|Key(names, _)| names.iter()));
+    }
+    let written = Written { map, mistaken };
+    if let Err(violation) = trust::settle(options) {
+        written.tell(&[violation], mistakes);
+    }
     accounts::settle(options);
     options.warnings.append(&mut warnings.doubtful);
     options.missing.append(&mut warnings.missing);
-    Ok(())
+    written
 }
 
 const NETWORK: &[Key<Options>] = &[
@@ -50,7 +66,7 @@ const NETWORK: &[Key<Options>] = &[
     Key(
         &["server_tags"],
         Set(|o, v| {
-            o.server_tags = v.texts()?.into_iter().map(|(tag, _)| tag).collect();
+            o.server_tags = v.texts()?;
             Ok(())
         }),
     ),
@@ -347,11 +363,13 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
         ..User::named(name)
     });
     let mut users = std::mem::take(&mut options.auth.users);
+    let mut mistakes = Mistakes::default();
     for user in block.users.unwrap_or_else(|| single.into_iter().collect()) {
         if users.iter().any(|other| other.name == user.name) {
-            return Err(accounts::duplicate_user(v.value, &user.name));
+            mistakes.take::<()>(Err(accounts::duplicate_user(v, &user.name)));
+        } else {
+            users.push(user);
         }
-        users.push(user);
     }
     options.auth = Auth {
         timeout_ms: block.timeout_ms.unwrap_or(Auth::default().timeout_ms),
@@ -360,22 +378,18 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
         no_auth_user: options.auth.no_auth_user.take(),
         default_permissions: block.default_permissions,
     };
-    Ok(())
+    mistakes.result()
 }
 
 pub(super) fn users(v: &mut Field<'_>) -> Result<Vec<User>, StartError> {
-    let mut users: Vec<User> = Vec::new();
     let mut names = std::collections::HashSet::new();
-    let values: Vec<_> = v.list()?.collect();
-    for (key, value) in values {
-        let mut field = Field { key, value, warnings: &mut *v.warnings };
-        let user = user(&mut field)?;
-        if !names.insert(user.name.clone()) {
-            return Err(field.error(format!("duplicate user \"{}\"; keep one", user.name)));
+    v.each(|v| {
+        let user = user(v)?;
+        match names.insert(user.name.clone()) {
+            true => Ok(user),
+            false => Err(accounts::duplicate_user(v, &user.name)),
         }
-        users.push(user);
-    }
-    Ok(users)
+    })
 }
 
 const USER: &[Key<User>] = &[
@@ -416,10 +430,8 @@ fn user(v: &mut Field<'_>) -> Result<User, StartError> {
 }
 
 fn connection_types(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
-    for (name, value) in v.texts()? {
-        let kind = name.parse().map_err(|reason: String| value.position.error(reason))?;
-        user.connection_types.push(kind);
-    }
+    user.connection_types =
+        v.one_or_each(|v| v.text()?.parse().map_err(|reason: String| v.error(reason)))?;
     Ok(())
 }
 
@@ -464,16 +476,17 @@ fn subject_list(v: &mut Field<'_>) -> Result<SubjectList, StartError> {
 }
 
 fn subjects(v: &mut Field<'_>) -> Result<Vec<SubjectEntry>, StartError> {
-    v.texts()?.into_iter().map(|(text, value)| subject_entry(&text, value)).collect()
+    v.one_or_each(|v| subject_entry(v))
 }
 
-fn subject_entry(text: &str, value: &Value) -> Result<SubjectEntry, StartError> {
+fn subject_entry(v: &Field<'_>) -> Result<SubjectEntry, StartError> {
+    let text = v.text()?;
     let mut words = text.split_ascii_whitespace();
     match (words.next(), words.next(), words.next()) {
         (Some(subject), queue, None) if is_valid_filter(subject.as_bytes()) => {
             Ok(SubjectEntry { subject: subject.to_owned(), queue: queue.map(str::to_owned) })
         }
-        _ => Err(value.position.error(format!("\"{text}\" is not a valid subject"))),
+        _ => Err(v.error(format!("\"{text}\" is not a valid subject"))),
     }
 }
 
@@ -514,56 +527,13 @@ fn set_unless_zero<T: Default + PartialEq>(option: &mut T, value: T) {
     }
 }
 
-/// What must hold between options, wherever they come from.
-pub(super) fn check(options: &Options) -> Result<(), StartError> {
-    if options.http.as_ref().is_some_and(|http| http.is_tls) && options.tls.is_none() {
-        let reason = "https needs a certificate: name cert_file and key_file in a block tls";
-        return Err(StartError::new(reason));
-    }
-    listeners::check(options)?;
-    super::cluster::check(options)?;
-    let refuse = |reason: String| Err(StartError::new(reason));
-    if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
-        return refuse(format!("server name \"{name}\" cannot contain spaces"));
-    }
-    let (payload, pending) = (options.limits.payload_bytes_max, options.limits.pending_bytes_max);
-    if payload > pending {
-        let reason =
-            format!("max_payload ({payload}) cannot be higher than max_pending ({pending})");
-        return refuse(reason);
-    }
-    let (grace_ms, duration_ms) = (options.lame_duck_grace_ms, options.lame_duck_duration_ms);
-    if grace_ms >= duration_ms {
-        return refuse(format!(
-            "lame_duck_grace_period ({grace_ms} ms) must be less than lame_duck_duration \
-             ({duration_ms} ms)"
-        ));
-    }
-    let auth = &options.auth;
-    if auth.token.is_some() && !auth.users.is_empty() {
-        return refuse("cannot have a token and a users array; keep one".to_owned());
-    }
-    if let Some(name) = &auth.no_auth_user
-        && !auth.users.iter().any(|user| user.name == *name)
-    {
-        return refuse(format!("no_auth_user \"{name}\" is not one of the users; add it there"));
-    }
-    accounts::check(options)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::config::file;
     use crate::config::{ConnectionType, HttpOptions};
 
     fn outcome(text: &str) -> Result<Options, StartError> {
-        let mut options = Options::default();
-        bind(&file::parse(Path::new("c.conf"), text.as_bytes())?, &mut options)?;
-        check(&options)?;
-        Ok(options)
+        crate::config::of_text(text)
     }
 
     fn bound(text: &str) -> Options {
@@ -825,7 +795,7 @@ mod tests {
     #[test]
     fn no_key_is_in_two_rows() {
         let mut seen = std::collections::HashSet::new();
-        for Key(names, _) in [NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS].into_iter().flatten() {
+        for Key(names, _) in KEYS.iter().copied().flatten() {
             for name in *names {
                 assert!(seen.insert(*name), "{name}");
                 assert_eq!(name.to_ascii_lowercase(), *name);

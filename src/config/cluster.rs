@@ -7,6 +7,7 @@ use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::rules::Violation;
 use super::tls::{self, MutualTls};
 use super::{Options, StartError, missing};
 
@@ -176,10 +177,8 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(
         &["routes"],
         Set(|c, v| {
-            let url = |(text, value): (String, &super::file::Value)| {
-                RouteUrl::parse(&text).map_err(|reason| value.position.error(reason))
-            };
-            c.routes = v.texts()?.into_iter().map(url).collect::<Result<_, _>>()?;
+            c.routes =
+                v.one_or_each(|v| RouteUrl::parse(&v.text()?).map_err(|reason| v.error(reason)))?;
             Ok(())
         }),
     ),
@@ -211,7 +210,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     ),
     Key(&["pool_size"], Set(pool_size)),
     Key(&["compression"], Set(compression)),
-    Key(&["accounts"], Set(|c, v| v.texts().map(|all| c.accounts = names(all)))),
+    Key(&["accounts"], Set(|c, v| v.texts().map(|names| c.accounts = names))),
     Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
     Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
     Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
@@ -230,10 +229,6 @@ fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError>
         },
     };
     Ok(())
-}
-
-fn names(texts: Vec<(String, &super::file::Value)>) -> Vec<String> {
-    texts.into_iter().map(|(name, _)| name).collect()
 }
 
 /// Whether and how a server compresses what it sends to others.
@@ -309,11 +304,7 @@ fn mode(v: &Field<'_>) -> Result<Compression, StartError> {
 
 /// Round trips in milliseconds; none if there is none that counts.
 fn thresholds(v: &mut Field<'_>) -> Result<Option<Vec<u64>>, StartError> {
-    let values: Vec<_> = v.list()?.collect();
-    let mut all = Vec::new();
-    for (key, value) in values {
-        all.push(Field { key, value, warnings: &mut *v.warnings }.duration_ms()?);
-    }
+    let all = v.each(|v| v.duration_ms())?;
     let given: Vec<u64> = all.iter().copied().filter(|ms| *ms > 0).collect();
     if all.len() > RTT_THRESHOLDS_MAX || !given.is_sorted() {
         return Err(v.error("rtt_thresholds are at most 4 durations, the shortest first"));
@@ -357,23 +348,24 @@ fn authorization(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartEr
 }
 
 /// What must hold of the cluster, wherever it comes from.
-pub(super) fn check(options: &Options) -> Result<(), StartError> {
+pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
     let cluster = &options.cluster;
+    let mut refuse = |key, reason: &str| {
+        broken.push(Violation::of(&["cluster"], reason).within([key]));
+    };
     if let Some(name) = cluster.name.as_ref().filter(|name| name.contains(' ')) {
-        let reason = format!("cluster name \"{name}\" cannot contain spaces");
-        return Err(StartError::new(reason));
+        refuse("name", &format!("cluster name \"{name}\" cannot contain spaces"));
     }
     if cluster.pool_size == 0 && !cluster.accounts.is_empty() {
         let reason = "cluster accounts have routes of their own beside a pool, and a negative \
                       pool_size means none: leave one of the two out";
-        return Err(StartError::new(reason));
+        refuse("accounts", reason);
     }
     if cluster.port.is_none() && !cluster.routes.is_empty() {
         let reason = "routes need a port where other servers reach this one; name it in \
                       cluster { port: … } or with --cluster";
-        return Err(StartError::new(reason));
+        refuse("routes", reason);
     }
-    Ok(())
 }
 
 #[cfg(test)]

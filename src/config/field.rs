@@ -4,6 +4,7 @@
 
 use super::file::{Entry, Kind, Map, Value};
 use super::missing::Block;
+use super::mistakes::{Mistakes, all};
 use super::{StartError, duration, nearest};
 
 /// What is done with the value of a key; `T` is what the block of keys amounts to.
@@ -21,41 +22,70 @@ pub(super) enum Action<T> {
 pub(super) struct Key<T>(pub(super) &'static [&'static str], pub(super) Action<T>);
 
 /// Binds every entry of `map` by the first row of `tables` that has its key.
+///
+/// # Errors
+///
+/// All that is wrong with any of them. What must hold of the block as a whole is only looked at
+/// when each of its parts holds.
 pub(super) fn bind_map<T>(
     tables: &[&[Key<T>]],
     map: &Map,
     target: &mut T,
     warnings: &mut Warnings,
 ) -> Result<(), StartError> {
+    let mut mistakes = Mistakes::default();
     for entry in map.entries() {
-        let key = entry.key.to_ascii_lowercase();
-        let mut rows = tables.iter().copied().flatten();
-        let Some(Key(_, action)) = rows.find(|Key(names, _)| names.contains(&key.as_str())) else {
-            if entry.is_variable {
-                continue;
-            }
-            let names = tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter());
-            return Err(unknown(names.copied(), entry));
-        };
-        let mut field = Field { key: &key, value: &entry.value, warnings: &mut *warnings };
-        match action {
-            Action::Set(set) => set(target, &mut field)?,
-            Action::Ignore(block) => {
-                block.check(&entry.value)?;
-                let place = &entry.position;
-                warnings
-                    .missing
-                    .push(format!("{place}: {key} is not supported yet and has no effect"));
-            }
-            Action::Refuse(_) if entry.value.kind == Kind::Boolean(false) => {}
-            Action::Refuse(block) => {
-                block.check(&entry.value)?;
-                let reason = format!("{key} is not supported yet; start without it");
-                return Err(entry.position.error(reason));
-            }
+        mistakes.take(bind_entry(tables, entry, target, warnings));
+    }
+    if map.is_partial() {
+        mistakes.take::<()>(Err(StartError::told_already()));
+    }
+    mistakes.result()
+}
+
+/// The row for a key, however it is written.
+pub(super) fn row_of<'t, T>(tables: &[&'t [Key<T>]], key: &str) -> Option<&'t Key<T>> {
+    let key = key.to_ascii_lowercase();
+    tables.iter().copied().flatten().find(|Key(names, _)| names.contains(&key.as_str()))
+}
+
+/// All that a key may be called.
+pub(super) fn names<T>(tables: &[&[Key<T>]]) -> impl Iterator<Item = &'static str> {
+    tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter().copied())
+}
+
+/// Binds one entry.
+pub(super) fn bind_entry<T>(
+    tables: &[&[Key<T>]],
+    entry: &Entry,
+    target: &mut T,
+    warnings: &mut Warnings,
+) -> Result<(), StartError> {
+    let Some(Key(_, action)) = row_of(tables, &entry.key) else {
+        if entry.is_variable {
+            return Ok(());
+        }
+        return Err(unknown(names(tables), entry));
+    };
+    let key = entry.key.to_ascii_lowercase();
+    let mut field = Field { key: &key, value: &entry.value, warnings: &mut *warnings };
+    match action {
+        Action::Set(set) => set(target, &mut field),
+        Action::Ignore(block) => {
+            block.check(&entry.value)?;
+            let place = &entry.position;
+            warnings.missing.push(format!("{place}: {key} is not supported yet and has no effect"));
+            Ok(())
+        }
+        Action::Refuse(_) if entry.value.kind == Kind::Boolean(false) => Ok(()),
+        Action::Refuse(block) => {
+            let mut mistakes = Mistakes::default();
+            let reason = format!("{key} is not supported yet; start without it");
+            mistakes.take(block.check(&entry.value));
+            mistakes.take::<()>(Err(entry.position.error(reason)));
+            mistakes.result()
         }
     }
-    Ok(())
 }
 
 /// An error about a key that is none of `names`.
@@ -86,7 +116,10 @@ pub(super) struct Field<'a> {
 impl<'a> Field<'a> {
     /// An error about the value, which names no part of it: it may be a secret.
     pub(super) fn error(&self, reason: impl std::fmt::Display) -> StartError {
-        self.value.position.error(reason)
+        match self.value.kind {
+            Kind::Unknown => StartError::told_already(),
+            _ => self.value.position.error(reason),
+        }
     }
 
     fn expected(&self, what: &str) -> StartError {
@@ -202,28 +235,52 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The values of a list, each as a field of its own.
-    pub(super) fn list(
+    /// The values of a list, each bound as a field of its own.
+    pub(super) fn each<T>(
         &mut self,
-    ) -> Result<impl Iterator<Item = (&'a str, &'a Value)>, StartError> {
+        mut bind: impl FnMut(&mut Field<'_>) -> Result<T, StartError>,
+    ) -> Result<Vec<T>, StartError> {
         let key = self.key;
+        let Kind::List(values) = &self.value.kind else {
+            return Err(self.expected("a list [ … ]"));
+        };
+        all(values
+            .iter()
+            .map(|value| bind(&mut Field { key, value, warnings: &mut *self.warnings })))
+    }
+
+    /// The same; what is no list is the only one.
+    pub(super) fn one_or_each<T>(
+        &mut self,
+        mut bind: impl FnMut(&mut Field<'_>) -> Result<T, StartError>,
+    ) -> Result<Vec<T>, StartError> {
         match &self.value.kind {
-            Kind::List(values) => Ok(values.iter().map(move |value| (key, value))),
-            _ => Err(self.expected("a list [ … ]")),
+            Kind::List(_) => self.each(bind),
+            _ => Ok(vec![bind(self)?]),
         }
     }
 
-    /// A list of texts, or one text.
-    pub(super) fn texts(&mut self) -> Result<Vec<(String, &'a Value)>, StartError> {
-        if let Kind::Text(text) = &self.value.kind {
-            return Ok(vec![(text.clone(), self.value)]);
+    /// The entries of a block whose keys are anybody's, each bound as a field of its own.
+    pub(super) fn each_entry<T>(
+        &mut self,
+        mut bind: impl FnMut(&'a Entry, &mut Field<'_>) -> Result<T, StartError>,
+    ) -> Result<Vec<T>, StartError> {
+        let map = self.map()?;
+        let mut mistakes = Mistakes::default();
+        let bound = map.entries().map(|entry| {
+            let (key, value) = (entry.key.as_str(), &entry.value);
+            bind(entry, &mut Field { key, value, warnings: &mut *self.warnings })
+        });
+        let values = mistakes.take(all(bound)).unwrap_or_default();
+        if map.is_partial() {
+            mistakes.take::<()>(Err(StartError::told_already()));
         }
-        let values: Vec<_> = self.list()?.collect();
-        let text = |(key, value)| {
-            let field = Field { key, value, warnings: &mut *self.warnings };
-            Ok((field.text()?, value))
-        };
-        values.into_iter().map(text).collect()
+        mistakes.result().map(|()| values)
+    }
+
+    /// A list of texts, or one text.
+    pub(super) fn texts(&mut self) -> Result<Vec<String>, StartError> {
+        self.one_or_each(|field| field.text())
     }
 
     pub(super) fn warn_missing(&mut self, text: impl std::fmt::Display) {

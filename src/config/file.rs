@@ -11,9 +11,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::StartError;
+use super::mistakes::{Mistakes, Position};
 
 /// Bytes of one file; more is not a configuration file.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -25,27 +26,6 @@ const INCLUDE_DEPTH_MAX: usize = 16;
 const INCLUDES_MAX: usize = 1024;
 /// Bytes that uses of variables may copy in all.
 const COPIED_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// Where something was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    file: Rc<str>,
-    line: u32,
-    column: u32,
-}
-
-impl Position {
-    /// An error that begins with this place.
-    pub fn error(&self, reason: impl fmt::Display) -> StartError {
-        StartError::new(format!("{self}: {reason}"))
-    }
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
-    }
-}
 
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +51,8 @@ pub enum Kind {
     List(Vec<Value>),
     /// `{ … }`
     Map(Map),
+    /// What could not be made out; why has been told.
+    Unknown,
 }
 
 /// Keys and their values, in the order of the file. Of equal keys the last counts.
@@ -78,6 +60,7 @@ pub enum Kind {
 pub struct Map {
     entries: Vec<Entry>,
     latest: HashMap<String, usize>,
+    is_partial: bool,
 }
 
 /// A key and its value.
@@ -98,6 +81,17 @@ impl Map {
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         let latest = |(i, entry): &(usize, &Entry)| self.latest.get(&entry.key) == Some(i);
         self.entries.iter().enumerate().filter(latest).map(|(_, entry)| entry)
+    }
+
+    /// The entry of that key, however it is written.
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        let exact = self.latest.get(key).map(|at| &self.entries[*at]);
+        exact.or_else(|| self.entries().find(|entry| entry.key.eq_ignore_ascii_case(key)))
+    }
+
+    /// Whether there may be more in it, in a file that could not be read to its end.
+    pub fn is_partial(&self) -> bool {
+        self.is_partial
     }
 
     fn insert(&mut self, key: String, position: Position, value: Value) {
@@ -142,39 +136,77 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Parses the file at `path`, whose content is `bytes`, and the files it includes.
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<Map, StartError> {
-    parse_with(path, bytes, &|name| std::env::var(name).ok())
+/// Parses the file at `path`, whose content is `bytes`, and the files it includes. What is wrong
+/// goes to `mistakes`; bad syntax ends the reading of the file it is in.
+pub fn parse(path: &Path, bytes: &[u8], mistakes: &mut Mistakes) -> Map {
+    parse_with(path, bytes, &|name| std::env::var(name).ok(), mistakes)
 }
 
 fn parse_with(
     path: &Path,
     bytes: &[u8],
     environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Map, StartError> {
+    mistakes: &mut Mistakes,
+) -> Map {
     let mut parser = Parser {
         environment,
+        mistakes,
         scopes: vec![Map::default()],
         nesting: 0,
         include_depth: 0,
         includes: 0,
         copied_bytes: 0,
+        cursors: 0,
     };
-    parser.file(path, bytes)?;
-    Ok(parser.scopes.pop().unwrap_or_default())
+    let read = parser.file(path, bytes);
+    parser.scopes.truncate(1);
+    parser.take_whole(read);
+    parser.scopes.pop().unwrap_or_default()
 }
 
 struct Parser<'e> {
     environment: &'e dyn Fn(&str) -> Option<String>,
+    mistakes: &'e mut Mistakes,
     /// The maps that are open, the outermost first; variables are looked up in them.
     scopes: Vec<Map>,
     nesting: usize,
     include_depth: usize,
     includes: usize,
     copied_bytes: usize,
+    /// Texts that were begun: files and variables of the environment.
+    cursors: u32,
 }
 
 impl Parser<'_> {
+    fn cursor<'t>(&mut self, file: String, directory: PathBuf, text: &'t str) -> Cursor<'t> {
+        self.cursors += 1;
+        let (file, rest) = (file.into(), text.chars());
+        Cursor { order: self.cursors, file, directory, rest, line: 1, column: 1 }
+    }
+
+    /// Reads something that may end anywhere, in the maps that are open.
+    fn apart<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, StartError>,
+    ) -> Result<T, StartError> {
+        let (depth, nesting) = (self.scopes.len(), self.nesting);
+        self.include_depth += 1;
+        let result = read(self);
+        self.include_depth -= 1;
+        self.scopes.truncate(depth);
+        self.nesting = nesting;
+        result
+    }
+
+    /// Notes that something should be in the innermost map and could not be read.
+    fn take_whole(&mut self, read: Result<(), StartError>) {
+        if self.mistakes.take(read).is_none()
+            && let Some(scope) = self.scopes.last_mut()
+        {
+            scope.is_partial = true;
+        }
+    }
+
     fn file(&mut self, path: &Path, bytes: &[u8]) -> Result<(), StartError> {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
@@ -182,7 +214,7 @@ impl Parser<'_> {
             StartError::new(format!("{}:{line}:1: the file is not UTF-8 text", path.display()))
         })?;
         let directory = path.parent().map(Path::to_owned).unwrap_or_default();
-        let mut cursor = Cursor::new(path.display().to_string(), directory, text);
+        let mut cursor = self.cursor(path.display().to_string(), directory, text);
         cursor.skip_to_key();
         let braced = cursor.eat('{');
         self.entries(&mut cursor, braced)?;
@@ -244,16 +276,17 @@ impl Parser<'_> {
             Some('"' | '\'') => cursor.quoted()?,
             _ => cursor.bare()?,
         };
-        if self.include_depth == INCLUDE_DEPTH_MAX || self.includes == INCLUDES_MAX {
-            let reason = format!("too many includes at \"{name}\"; does it include itself?");
-            return Err(position.error(reason));
-        }
         let path = cursor.directory.join(&name);
-        let bytes = read(&path).map_err(|reason| position.error(reason))?;
-        self.includes += 1;
-        self.include_depth += 1;
-        self.file(&path, &bytes)?;
-        self.include_depth -= 1;
+        let read = self.apart(|parser| {
+            if parser.include_depth > INCLUDE_DEPTH_MAX || parser.includes == INCLUDES_MAX {
+                let reason = format!("too many includes at \"{name}\"; does it include itself?");
+                return Err(position.error(reason));
+            }
+            let bytes = read(&path).map_err(|reason| position.error(reason))?;
+            parser.includes += 1;
+            parser.file(&path, &bytes)
+        });
+        self.take_whole(read);
         Ok(())
     }
 
@@ -267,10 +300,11 @@ impl Parser<'_> {
             Some('"' | '\'') => Kind::Text(cursor.quoted()?),
             Some(_) => {
                 let word = cursor.bare()?;
-                match word.strip_prefix('$') {
-                    Some(name) if !is_bcrypt(&word) => self.variable(name, &position)?,
-                    _ => scalar(word).map_err(|reason| position.error(reason))?,
-                }
+                let kind = match word.strip_prefix('$') {
+                    Some(name) if !is_bcrypt(&word) => self.variable(name, &position),
+                    _ => scalar(word).map_err(|reason| position.error(reason)),
+                };
+                self.mistakes.take(kind).unwrap_or(Kind::Unknown)
             }
         };
         Ok(Value { position, kind })
@@ -321,20 +355,22 @@ impl Parser<'_> {
             return Ok(value.kind.clone());
         }
         let Some(text) = (self.environment)(name) else {
+            if self.scopes.iter().any(Map::is_partial) {
+                return Err(StartError::told_already());
+            }
             let reason = format!("variable ${name} is neither a key above nor in the environment");
             return Err(position.error(reason));
         };
-        if self.include_depth == INCLUDE_DEPTH_MAX {
-            return Err(position.error(format!("variable ${name} refers to itself")));
-        }
-        self.include_depth += 1;
-        let kind = self.environment_value(name, &text)?;
-        self.include_depth -= 1;
-        Ok(kind)
+        self.apart(|parser| {
+            if parser.include_depth > INCLUDE_DEPTH_MAX {
+                return Err(position.error(format!("variable ${name} refers to itself")));
+            }
+            parser.environment_value(name, &text)
+        })
     }
 
     fn environment_value(&mut self, name: &str, text: &str) -> Result<Kind, StartError> {
-        let mut cursor = Cursor::new(format!("${name}"), PathBuf::new(), text);
+        let mut cursor = self.cursor(format!("${name}"), PathBuf::new(), text);
         cursor.skip_space();
         if cursor.peek().is_none() {
             return Ok(Kind::Text(String::new()));
@@ -350,7 +386,9 @@ impl Parser<'_> {
 
 /// A place in a text.
 struct Cursor<'t> {
-    file: Rc<str>,
+    /// The how-manieth text it is in.
+    order: u32,
+    file: Arc<str>,
     /// What the paths of included files are relative to.
     directory: PathBuf,
     rest: std::str::Chars<'t>,
@@ -358,13 +396,10 @@ struct Cursor<'t> {
     column: u32,
 }
 
-impl<'t> Cursor<'t> {
-    fn new(file: String, directory: PathBuf, text: &'t str) -> Self {
-        Self { file: file.into(), directory, rest: text.chars(), line: 1, column: 1 }
-    }
-
+impl Cursor<'_> {
     fn position(&self) -> Position {
-        Position { file: Rc::clone(&self.file), line: self.line, column: self.column }
+        let Self { order, line, column, .. } = *self;
+        Position { order, line, column, file: Arc::clone(&self.file) }
     }
 
     fn error(&self, reason: impl fmt::Display) -> StartError {
@@ -606,12 +641,23 @@ mod tests {
     }
 
     fn parsed(text: &str) -> Map {
-        parse_with(Path::new("c.conf"), text.as_bytes(), &environment)
-            .unwrap_or_else(|error| panic!("{text}\n{error}"))
+        outcome(text.as_bytes()).unwrap_or_else(|error| panic!("{text}\n{error}"))
+    }
+
+    fn outcome(text: &[u8]) -> Result<Map, StartError> {
+        let mut mistakes = Mistakes::default();
+        let map = parse_with(Path::new("c.conf"), text, &environment, &mut mistakes);
+        mistakes.result().map(|()| map)
+    }
+
+    fn file(path: &Path) -> Result<Map, StartError> {
+        let mut mistakes = Mistakes::default();
+        let map = parse(path, &std::fs::read(path).unwrap(), &mut mistakes);
+        mistakes.result().map(|()| map)
     }
 
     fn refused(text: &str) -> String {
-        match parse_with(Path::new("c.conf"), text.as_bytes(), &environment) {
+        match outcome(text.as_bytes()) {
             Err(error) => error.to_string(),
             Ok(map) => panic!("{text}\n{map:?}"),
         }
@@ -763,8 +809,9 @@ mod tests {
         std::fs::write(dir.path().join("sub/a.conf"), "a: 1\ninclude b.conf\n").unwrap();
         std::fs::write(dir.path().join("sub/b.conf"), "{ b: 2 }").unwrap();
         let main = dir.path().join("main.conf");
-        let map =
-            parse(&main, b"include 'sub/a.conf'\nm { include \"sub/b.conf\" }\nc: $a").unwrap();
+        let text = "include 'sub/a.conf'\nm { include \"sub/b.conf\" }\nc: $a";
+        std::fs::write(&main, text).unwrap();
+        let map = file(&main).unwrap();
         assert_eq!(kind(&map, "a"), Kind::Integer(1));
         assert_eq!(kind(&map, "b"), Kind::Integer(2));
         assert_eq!(kind(&map, "c"), Kind::Integer(1));
@@ -777,7 +824,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.conf");
         std::fs::write(&path, "include a.conf\ninclude a.conf\n").unwrap();
-        let error = parse(&path, &std::fs::read(&path).unwrap()).unwrap_err().to_string();
+        let error = file(&path).unwrap_err().to_string();
+        assert_eq!(error.lines().count(), 2, "{error}");
         assert!(error.contains("does it include itself?"), "{error}");
         assert!(refused("include no/such").starts_with("c.conf:1:9: cannot read no/such"));
         assert_eq!(kind(&parsed("include: 3"), "include"), Kind::Integer(3));
@@ -801,7 +849,7 @@ mod tests {
         for (text, complaint) in cases {
             assert_eq!(refused(text), complaint, "{text}");
         }
-        let error = parse(Path::new("c.conf"), b"a: 1\nb: \xff\n").unwrap_err().to_string();
+        let error = outcome(b"a: 1\nb: \xff\n").unwrap_err().to_string();
         assert_eq!(error, "c.conf:2:1: the file is not UTF-8 text");
     }
 
@@ -830,7 +878,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = parse_with(Path::new("c.conf"), &bytes, &environment);
+            let _ = outcome(&bytes);
         }
 
         #[test]
@@ -844,7 +892,7 @@ mod tests {
                 0..64,
             )
         ) {
-            let _ = parse_with(Path::new("c.conf"), tokens.concat().as_bytes(), &environment);
+            let _ = outcome(tokens.concat().as_bytes());
         }
     }
 }

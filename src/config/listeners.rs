@@ -10,6 +10,7 @@ use std::str::FromStr;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::rules::Violation;
 use super::{Auth, Options, Secret, StartError, Tls, User};
 
 /// The Unix socket for clients of this machine.
@@ -227,27 +228,19 @@ fn id_in(lines: &str, name: &str) -> Option<u32> {
 }
 
 fn peers(v: &mut Field<'_>) -> Result<Vec<PeerUser>, StartError> {
-    let mut peers = Vec::new();
-    let values: Vec<_> = v.list()?.collect();
-    for (key, value) in values {
+    v.each(|v| {
         let mut peer = PeerUser { uid: None, gid: None, user: String::new() };
-        let field = Field { key, value, warnings: &mut *v.warnings };
-        bind_map(&[PEER], field.map()?, &mut peer, field.warnings)?;
+        bind_map(&[PEER], v.map()?, &mut peer, v.warnings)?;
         if peer.user.is_empty() || (peer.uid.is_none() && peer.gid.is_none()) {
-            let reason = "a peer is {uid: …, user: …} or {gid: …, user: …}";
-            return Err(value.position.error(reason));
+            return Err(v.error("a peer is {uid: …, user: …} or {gid: …, user: …}"));
         }
-        peers.push(peer);
-    }
-    Ok(peers)
+        Ok(peer)
+    })
 }
 
 /// `proxy_protocol_trusted`: networks.
 pub(super) fn bind_networks(v: &mut Field<'_>) -> Result<Vec<Network>, StartError> {
-    let network = |(text, value): (String, &super::file::Value)| {
-        text.parse().map_err(|reason: String| value.position.error(reason))
-    };
-    v.texts()?.into_iter().map(network).collect()
+    v.one_or_each(|v| v.text()?.parse().map_err(|reason: String| v.error(reason)))
 }
 
 const WEBSOCKET: &[Key<WebSocketOptions>] = &[
@@ -268,7 +261,7 @@ const WEBSOCKET: &[Key<WebSocketOptions>] = &[
     Key(&["same_origin"], Set(|w, v| v.boolean().map(|on| w.same_origin = on))),
     Key(
         &["allowed_origins", "allow_origin", "origin"],
-        Set(|w, v| origins(v).map(|origins| w.allowed_origins = origins)),
+        Set(|w, v| v.texts().map(|origins| w.allowed_origins = origins)),
     ),
     Key(&["compression"], Set(|w, v| v.boolean().map(|on| w.compression = on))),
     Key(&["handshake_timeout"], Set(|w, v| v.duration_ms().map(|ms| w.handshake_timeout_ms = ms))),
@@ -299,24 +292,18 @@ pub(super) fn bind_websocket(v: &mut Field<'_>) -> Result<Option<WebSocketOption
     Ok(Some(websocket))
 }
 
-fn origins(v: &mut Field<'_>) -> Result<Vec<String>, StartError> {
-    Ok(v.texts()?.into_iter().map(|(origin, _)| origin).collect())
-}
-
 fn headers(v: &mut Field<'_>) -> Result<Vec<(String, String)>, StartError> {
-    let mut headers = Vec::new();
-    for entry in v.map()?.entries() {
+    v.each_entry(|entry, v| {
         let Kind::Text(value) = &entry.value.kind else {
-            return Err(entry.value.position.error("a header's value is text; put it in quotes"));
+            return Err(v.error("a header's value is text; put it in quotes"));
         };
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(&byte);
         let clean = !value.contains(char::is_control) && entry.key.bytes().all(is_name);
         if !clean || entry.key.is_empty() {
             return Err(entry.position.error("not a field that HTTP can carry; leave it out"));
         }
-        headers.push((entry.key.clone(), value.clone()));
-    }
-    Ok(headers)
+        Ok((entry.key.clone(), value.clone()))
+    })
 }
 
 const LOGIN: &[Key<Login>] = &[
@@ -348,28 +335,30 @@ fn login(v: &mut Field<'_>) -> Result<Auth, StartError> {
 }
 
 /// What must hold between these and other options.
-pub(super) fn check(options: &Options) -> Result<(), StartError> {
-    let refuse = |reason: String| Err(StartError::new(reason));
+pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
     let knows = |name: &str| options.auth.users.iter().any(|user| user.name == name);
-    for peer in options.unix.iter().flat_map(|unix| &unix.peers) {
+    for (at, peer) in options.unix.iter().flat_map(|unix| &unix.peers).enumerate() {
         if !knows(&peer.user) {
-            let user = &peer.user;
-            return refuse(format!("peer \"{user}\" is not one of the users; add it there"));
+            let reason = format!("peer \"{}\" is not one of the users; add it there", peer.user);
+            let keys = &["listen_unix", "authorization", "accounts"];
+            let violation = Violation::of(keys, reason);
+            broken.push(violation.within(["peers", &at.to_string(), "user"]));
         }
     }
-    let Some(websocket) = &options.websocket else { return Ok(()) };
+    let Some(websocket) = &options.websocket else { return };
     if websocket.auth.as_ref().is_some_and(Auth::is_required) && !options.auth.users.is_empty() {
         let reason = "websocket cannot have an authorization of its own beside users; \
                       give the user allowed_connection_types: [WEBSOCKET] instead";
-        return refuse(reason.to_owned());
+        broken.push(Violation::of(WEBSOCKET_AND_USERS, reason).within(["authorization"]));
     }
-    match &websocket.no_auth_user {
-        Some(name) if !knows(name) => refuse(format!(
-            "websocket no_auth_user \"{name}\" is not one of the users; add it there"
-        )),
-        _ => Ok(()),
+    if let Some(name) = websocket.no_auth_user.as_ref().filter(|name| !knows(name)) {
+        let reason =
+            format!("websocket no_auth_user \"{name}\" is not one of the users; add it there");
+        broken.push(Violation::of(WEBSOCKET_AND_USERS, reason).within(["no_auth_user"]));
     }
 }
+
+const WEBSOCKET_AND_USERS: &[&str] = &["websocket", "ws", "authorization", "accounts"];
 
 #[cfg(test)]
 mod tests {
@@ -399,11 +388,7 @@ mod tests {
     }
 
     fn outcome(text: &str) -> Result<Options, StartError> {
-        let map = crate::config::file::parse(Path::new("c.conf"), text.as_bytes())?;
-        let mut options = Options::default();
-        crate::config::bind::bind(&map, &mut options)?;
-        check(&options)?;
-        Ok(options)
+        crate::config::of_text(text)
     }
 
     fn refused(text: &str) -> String {

@@ -6,6 +6,7 @@ use super::StartError;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::mistakes::all;
 use crate::subject::{Transform, is_valid_filter};
 
 /// What becomes of the subjects that a filter matches.
@@ -33,23 +34,23 @@ const WEIGHTS_MAX: u32 = 100;
 
 /// Adds the mappings of a block to those there are; of two for one filter the later counts.
 pub(super) fn bind(mappings: &mut Vec<Mapping>, v: &mut Field<'_>) -> Result<(), StartError> {
-    for entry in v.map()?.entries() {
+    v.each_entry(|entry, v| {
         let source = &entry.key;
         if !is_valid_filter(source.as_bytes()) || source.contains(char::is_whitespace) {
             return Err(entry.position.error(format!("\"{source}\" is not a valid subject")));
         }
-        let mut field = Field { key: source, value: &entry.value, warnings: &mut *v.warnings };
-        let destinations = destinations(&mut field)?;
-        for Destination { subject, .. } in &destinations {
+        let destinations = destinations(v)?;
+        all(destinations.iter().map(|Destination { subject, .. }| {
             Transform::new(source.as_bytes(), subject.as_bytes()).map_err(|error| {
-                field.error(format!("mapping for \"{source}\" to \"{subject}\": {error}"))
-            })?;
-        }
-        check_together(&destinations).map_err(|reason| field.error(reason))?;
+                v.error(format!("mapping for \"{source}\" to \"{subject}\": {error}"))
+            })
+        }))?;
+        check_together(&destinations).map_err(|reason| v.error(reason))?;
         mappings.retain(|mapping| mapping.source != *source);
         mappings.push(Mapping { source: source.clone(), destinations });
-    }
-    Ok(())
+        Ok(())
+    })
+    .map(drop)
 }
 
 fn destinations(v: &mut Field<'_>) -> Result<Vec<Destination>, StartError> {
@@ -58,10 +59,7 @@ fn destinations(v: &mut Field<'_>) -> Result<Vec<Destination>, StartError> {
             Ok(vec![Destination { subject: subject.clone(), weight: 100, cluster: None }])
         }
         Kind::Map(_) => Ok(vec![destination(v)?]),
-        Kind::List(values) => {
-            let each = |value| destination(&mut Field { key: v.key, value, warnings: v.warnings });
-            values.iter().map(each).collect()
-        }
+        Kind::List(_) => v.each(destination),
         _ => Err(v.error(format!(
             "a mapping is a subject, or a list of destinations, as in \
              {}: [{{destination: a, weight: 10%}}]",

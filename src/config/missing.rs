@@ -4,7 +4,8 @@
 
 use super::StartError;
 use super::field::unknown;
-use super::file::{Kind, Map, Value};
+use super::file::{Entry, Kind, Map, Value};
+use super::mistakes::all;
 
 /// What may stand in a block.
 pub(super) struct Block {
@@ -14,11 +15,11 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Finds the first key in `value`, a block or a list of them, that nats-server does not know.
+    /// Finds the keys in `value`, a block or a list of them, that nats-server does not know.
     pub(super) fn check(&self, value: &Value) -> Result<(), StartError> {
         match &value.kind {
             Kind::Map(map) => self.check_map(map),
-            Kind::List(values) => values.iter().try_for_each(|value| self.check(value)),
+            Kind::List(values) => all(values.iter().map(|value| self.check(value))).map(drop),
             _ => Ok(()),
         }
     }
@@ -27,15 +28,18 @@ impl Block {
         if self.keys.is_empty() {
             return Ok(());
         }
-        for entry in map.entries() {
-            let key = entry.key.to_ascii_lowercase();
-            if let Some((_, block)) = self.blocks.iter().find(|(name, _)| *name == key) {
-                block.check(&entry.value)?;
-            } else if !self.keys.contains(&key.as_str()) && !entry.is_variable {
-                return Err(unknown(self.keys.iter().copied(), entry));
-            }
+        all(map.entries().map(|entry| self.check_entry(entry))).map(drop)
+    }
+
+    fn check_entry(&self, entry: &Entry) -> Result<(), StartError> {
+        let key = entry.key.to_ascii_lowercase();
+        if let Some((_, block)) = self.blocks.iter().find(|(name, _)| *name == key) {
+            return block.check(&entry.value);
         }
-        Ok(())
+        match self.keys.contains(&key.as_str()) || entry.is_variable {
+            true => Ok(()),
+            false => Err(unknown(self.keys.iter().copied(), entry)),
+        }
     }
 }
 

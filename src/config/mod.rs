@@ -17,7 +17,9 @@ pub mod file;
 pub mod listeners;
 pub mod mapping;
 mod missing;
+pub mod mistakes;
 pub mod overflow;
+mod rules;
 pub mod tls;
 pub mod trust;
 mod verifier;
@@ -38,35 +40,11 @@ pub use auth::{
 pub use cluster::{Cluster, Compression, POOL_SIZE_MAX, RouteUrl};
 pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
+use mistakes::Mistakes;
+pub use mistakes::StartError;
 pub use overflow::{OverflowKind, OverflowRule};
+use rules::Written;
 pub use tls::{HandshakeFirst, MutualTls, Tls};
-
-/// What the operator has to mend before the server can start: cause and remedy in one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StartError(String);
-
-impl StartError {
-    /// An error that reads `reason` after `shardcast: `, on one line whatever it quotes.
-    pub fn new(reason: impl Into<String>) -> Self {
-        let reason: String = reason.into();
-        if !reason.contains(char::is_control) {
-            return Self(reason);
-        }
-        let escape = |char: char| match char.is_control() {
-            true => char.escape_default().to_string(),
-            false => char.to_string(),
-        };
-        Self(reason.chars().map(escape).collect())
-    }
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// Everything an operator can choose. Plain data; [`Default`] is what an empty file means.
 #[derive(Debug, Clone, PartialEq)]
@@ -401,25 +379,43 @@ pub struct Source {
 }
 
 /// The options that flags and the file they name amount to.
+///
+/// # Errors
+///
+/// All that is wrong with either, unless the file cannot be read at all.
 pub fn load(args: &Args) -> Result<Options, StartError> {
-    let mut options = Options::default();
-    if let Some(path) = &args.config {
-        read_file(path, &mut options)?;
-    }
-    args.apply(&mut options)?;
-    bind::check(&options)?;
-    Ok(options)
+    let (mut options, mut mistakes) = (Options::default(), Mistakes::default());
+    let written = match &args.config {
+        Some(path) => read_file(path, &mut options, &mut mistakes)?,
+        None => Written::default(),
+    };
+    mistakes.take(args.apply(&mut options));
+    written.tell(&rules::check(&options), &mut mistakes);
+    mistakes.result().map(|()| options)
 }
 
-fn read_file(path: &Path, options: &mut Options) -> Result<(), StartError> {
+fn read_file(
+    path: &Path,
+    options: &mut Options,
+    mistakes: &mut Mistakes,
+) -> Result<Written, StartError> {
     let bytes = file::read(path).map_err(StartError::new)?;
-    let map = file::parse(path, &bytes)?;
+    let map = file::parse(path, &bytes, mistakes);
     if map.entries().next().is_none() {
         options.warnings.push(format!("{}: config has no values or is empty", path.display()));
     }
-    bind::bind(&map, options)?;
     options.source = Some(Source { path: path.to_owned(), sha256: hex(&Sha256::digest(&bytes)) });
-    Ok(())
+    Ok(bind::bind(map, options, mistakes))
+}
+
+/// The options that a file of this text, `c.conf`, amounts to.
+#[cfg(test)]
+fn of_text(text: &str) -> Result<Options, StartError> {
+    let (mut options, mut mistakes) = (Options::default(), Mistakes::default());
+    let map = file::parse(Path::new("c.conf"), text.as_bytes(), &mut mistakes);
+    let written = bind::bind(map, &mut options, &mut mistakes);
+    written.tell(&rules::check(&options), &mut mistakes);
+    mistakes.result().map(|()| options)
 }
 
 /// Bytes in hexadecimal, two digits each.

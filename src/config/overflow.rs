@@ -37,16 +37,16 @@ const RULES_MAX: usize = 1000;
 
 /// Adds the rules of a block to those there are.
 pub(super) fn bind(rules: &mut Vec<OverflowRule>, v: &mut Field<'_>) -> Result<(), StartError> {
-    for entry in v.map()?.entries() {
+    v.each_entry(|entry, v| {
         let filter = &entry.key;
         if !is_valid_filter(filter.as_bytes()) || filter.contains(char::is_whitespace) {
             return Err(entry.position.error(format!("\"{filter}\" is not a valid subject")));
         }
-        let mut field = Field { key: filter, value: &entry.value, warnings: &mut *v.warnings };
-        let rule = rule(filter, &mut field)?;
+        let rule = rule(filter, v)?;
         rules.retain(|rule| rule.filter != *filter);
         rules.push(rule);
-    }
+        Ok(())
+    })?;
     if rules.len() > RULES_MAX {
         return Err(v.error(format!("overflow has at most {RULES_MAX} subjects; use wildcards")));
     }

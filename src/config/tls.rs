@@ -149,8 +149,8 @@ const TLS: &[Key<Block>] = &[
     ),
     Key(&["timeout"], Set(|b, v| v.seconds_ms().map(|ms| b.timeout_ms = ms))),
     Key(&["handshake_first", "first", "immediate"], Set(handshake_first)),
-    Key(&["cipher_suites", "ciphers"], Set(|b, v| names(v).map(|names| b.cipher_suites = names))),
-    Key(&["curve_preferences"], Set(|b, v| names(v).map(|names| b.curves = names))),
+    Key(&["cipher_suites", "ciphers"], Set(|b, v| v.texts().map(|names| b.cipher_suites = names))),
+    Key(&["curve_preferences"], Set(|b, v| v.texts().map(|names| b.curves = names))),
     Key(&["min_version"], Set(min_version)),
     Key(&["pinned_certs"], Set(pinned_certs)),
     Key(
@@ -192,22 +192,16 @@ pub(super) fn bind_mutual(v: &mut Field<'_>) -> Result<MutualTls, StartError> {
     block.load_mutual().map_err(|error| v.error(error))
 }
 
-fn names(v: &mut Field<'_>) -> Result<Vec<String>, StartError> {
-    Ok(v.texts()?.into_iter().map(|(name, _)| name).collect())
-}
-
 /// A list of pairs of files; one pair is all that is supported.
 fn certs(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
     const PAIR: &[Key<Block>] = &[
         Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.cert_file = Some(file.into())))),
         Key(&["key_file"], Set(|b, v| v.text().map(|file| b.key_file = Some(file.into())))),
     ];
-    let pairs: Vec<_> = v.list()?.collect();
-    let [(key, value)] = pairs[..] else {
+    if v.each(|v| bind_map(&[PAIR], v.map()?, block, v.warnings))?.len() != 1 {
         return Err(v.error("certs with more than one pair is not supported yet; name one"));
-    };
-    let pair = Field { key, value, warnings: &mut *v.warnings };
-    bind_map(&[PAIR], pair.map()?, block, pair.warnings)
+    }
+    Ok(())
 }
 
 fn handshake_first(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -238,14 +232,14 @@ fn min_version(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
 }
 
 fn pinned_certs(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
-    for (pin, value) in v.texts()? {
-        let pin = pin.to_ascii_lowercase();
+    block.pinned_certs = v.one_or_each(|v| {
+        let pin = v.text()?.to_ascii_lowercase();
         if pin.len() != 64 || !pin.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             let reason = "a pinned certificate is the SHA-256 of its public key, 64 hex digits";
-            return Err(value.position.error(reason));
+            return Err(v.error(reason));
         }
-        block.pinned_certs.push(pin);
-    }
+        Ok(pin)
+    })?;
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use super::auth::{Permissions, Responses, SubjectEntry, SubjectList};
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::rules::Violation;
 use super::{Options, StartError};
 use crate::jwt::{self, Claims};
 use crate::subject::is_valid_filter;
@@ -124,55 +125,50 @@ pub fn update(old: &Options, changes: Vec<(String, Option<Arc<Claims<jwt::Accoun
 }
 
 pub(super) fn operators(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    for (text, value) in v.texts()? {
-        let token = if text.starts_with("eyJ") {
-            text
-        } else {
-            let file = std::fs::read_to_string(&text);
-            let file =
-                file.map_err(|e| value.position.error(format!("cannot read {text}: {e}")))?;
-            jwt::undecorated(&file).to_owned()
-        };
-        options.trust.get_or_insert_default().operators.push(token);
-    }
+    let tokens = v.one_or_each(|v| {
+        let text = v.text()?;
+        if text.starts_with("eyJ") {
+            return Ok(text);
+        }
+        let file = std::fs::read_to_string(&text);
+        let file = file.map_err(|error| v.error(format!("cannot read {text}: {error}")))?;
+        Ok(jwt::undecorated(&file).to_owned())
+    })?;
+    options.trust.get_or_insert_default().operators.extend(tokens);
     Ok(())
 }
 
 pub(super) fn trusted_keys(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    for (key, value) in v.texts()? {
-        if !jwt::is_key(&key, &['O']) {
-            let reason =
-                "a trusted key is the public key of an operator: 56 characters, first an O";
-            return Err(value.position.error(reason));
-        }
-        options.trust.get_or_insert_default().keys.push(key);
-    }
+    let reason = "a trusted key is the public key of an operator: 56 characters, first an O";
+    let keys = v.one_or_each(|v| key(v, 'O', reason))?;
+    options.trust.get_or_insert_default().keys.extend(keys);
     Ok(())
 }
 
+fn key(v: &Field<'_>, kind: char, reason: &str) -> Result<String, StartError> {
+    let key = v.text()?;
+    if jwt::is_key(&key, &[kind]) { Ok(key) } else { Err(v.error(reason)) }
+}
+
 pub(super) fn preload(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    for entry in v.map()?.entries() {
+    let tokens = v.each_entry(|entry, v| {
         let Kind::Text(token) = &entry.value.kind else {
-            return Err(entry.value.position.error("an account's token is text"));
+            return Err(v.error("an account's token is text"));
         };
         if !jwt::is_key(&entry.key, &['A']) {
             let reason = "a token is preloaded by the public key of its account";
             return Err(entry.position.error(reason));
         }
-        let trust = options.trust.get_or_insert_default();
-        trust.preloaded.push((entry.key.clone(), token.clone()));
-    }
+        Ok((entry.key.clone(), token.clone()))
+    })?;
+    options.trust.get_or_insert_default().preloaded.extend(tokens);
     Ok(())
 }
 
 pub(super) fn pinned(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    for (key, value) in v.texts()? {
-        if !jwt::is_key(&key, &['A']) {
-            let reason = "a pinned account is its public key: 56 characters, first an A";
-            return Err(value.position.error(reason));
-        }
-        options.trust.get_or_insert_default().pinned.push(key);
-    }
+    let reason = "a pinned account is its public key: 56 characters, first an A";
+    let keys = v.one_or_each(|v| key(v, 'A', reason))?;
+    options.trust.get_or_insert_default().pinned.extend(keys);
     Ok(())
 }
 
@@ -245,13 +241,32 @@ pub(super) fn resolver(options: &mut Options, v: &mut Field<'_>) -> Result<(), S
     Ok(())
 }
 
+/// The keys that say who vouches for whom, and those that have nothing to say beside them.
+const KEYS: &[&str] = &[
+    "operator",
+    "operators",
+    "root",
+    "roots",
+    "root_operator",
+    "root_operators",
+    "trusted_keys",
+    "trusted",
+    "resolver",
+    "account_resolver",
+    "accounts_resolver",
+    "authorization",
+    "accounts",
+    "no_auth_user",
+];
+const PRELOADED: &[&str] = &["resolver_preload"];
+
 /// Reads the tokens when all of the file is read.
-pub(super) fn settle(options: &mut Options) -> Result<(), StartError> {
+pub(super) fn settle(options: &mut Options) -> Result<(), Violation> {
     let Some(mut trust) = options.trust.take() else { return Ok(()) };
-    let refuse = |reason: &str| Err(StartError::new(reason));
+    let refuse = |reason: &str| Err(Violation::of(KEYS, reason));
     for text in std::mem::take(&mut trust.operators) {
         let operator: Claims<jwt::Operator> = jwt::decode_signed(&text)
-            .map_err(|error| StartError::new(format!("operator: {error}; export it anew")))?;
+            .map_err(|error| Violation::of(KEYS, format!("operator: {error}; export it anew")))?;
         if !operator.body.strict_signing_key_usage {
             trust.keys.push(operator.subject);
         }
@@ -281,13 +296,17 @@ pub(super) fn settle(options: &mut Options) -> Result<(), StartError> {
         });
         match claims {
             Ok(claims) => drop(trust.accounts.insert(key.clone(), Arc::new(claims))),
-            Err(reason) => return Err(StartError::new(format!("account {key}: {reason}"))),
+            Err(reason) => {
+                let violation = Violation::of(PRELOADED, format!("account {key}: {reason}"));
+                return Err(violation.within([&key]));
+            }
         }
         trust.preloaded.push((key, text));
     }
     if let Some(directory) = &trust.directory {
         // What was preloaded is older than what the directory has.
-        for (key, text) in stored(&directory.path)? {
+        let stored = stored(&directory.path);
+        for (key, text) in stored.map_err(|error| Violation::of(KEYS, error.to_string()))? {
             match trust.read(&text) {
                 Ok(claims) if claims.subject == key => {
                     trust.accounts.insert(key, Arc::new(claims));

@@ -164,7 +164,9 @@ pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
         .and_then(args::parse)
         .and_then(|command| execute(command, &program));
     done.unwrap_or_else(|error| {
-        say(&mut io::stderr(), &format!("{program}: {error}"));
+        for line in error.lines() {
+            say(&mut io::stderr(), &format!("{program}: {line}"));
+        }
         ExitCode::FAILURE
     })
 }
@@ -444,8 +446,10 @@ impl Running<'_> {
             info!("Trapped \"{}\" signal", request.signal_name());
             match request {
                 Request::Reload => {
-                    if let Err(reason) = self.reload() {
-                        error!("Failed to reload server configuration: {reason}");
+                    if let Err(error) = self.reload() {
+                        for line in error.lines() {
+                            error!("Failed to reload server configuration: {line}");
+                        }
                     }
                 }
                 Request::ReopenLog => {

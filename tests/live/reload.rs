@@ -150,6 +150,19 @@ fn an_invalid_file_changes_nothing_and_the_log_says_why() {
 }
 
 #[test]
+fn all_mistakes_of_a_reloaded_file_are_logged() {
+    if is_nats_server() {
+        return; // It puts them all into one line.
+    }
+    let mut broker = Broker::with_config(1, "");
+    broker.reconfigure("max_payload: 10\nnosuch: 1\nping_max: a\n");
+    for mistake in [":2:1: unknown field \"nosuch\"", ":3:11: ping_max is a whole number"] {
+        let line = broker.wait_for_line("Failed to reload server configuration: ");
+        assert!(line.contains("[ERR] ") && line.contains(mistake), "{mistake}\n{line}");
+    }
+}
+
+#[test]
 fn what_needs_a_restart_is_named_and_the_rest_applies() {
     if is_nats_server() {
         return; // It refuses the whole file.

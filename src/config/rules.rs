@@ -1,0 +1,118 @@
+//! What must hold between options, wherever they come from, and where a file breaks it.
+
+#![forbid(unsafe_code)]
+
+use super::file::{Kind, Map};
+use super::mistakes::{Mistakes, Position, StartError};
+use super::{Options, accounts, cluster, listeners};
+
+/// A rule between several options that does not hold.
+#[derive(Debug)]
+pub(super) struct Violation {
+    /// The keys that it is about, with their synonyms.
+    keys: &'static [&'static str],
+    /// The way from the first of them that is there: keys, and numbers in lists.
+    path: Vec<String>,
+    reason: String,
+}
+
+impl Violation {
+    pub(super) fn of(keys: &'static [&'static str], reason: impl Into<String>) -> Self {
+        Self { keys, path: Vec::new(), reason: reason.into() }
+    }
+
+    /// The same, further within its key.
+    pub(super) fn within<const N: usize>(self, path: [&str; N]) -> Self {
+        Self { path: path.map(str::to_owned).to_vec(), ..self }
+    }
+}
+
+/// What a file says, as far as it is known where.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// The file.
+    pub(super) map: Map,
+    /// Keys with mistakes in what they say; what follows from them is not told besides.
+    pub(super) mistaken: Vec<&'static str>,
+}
+
+impl Written {
+    fn error(&self, violation: &Violation) -> StartError {
+        let is_mistaken = |key: &&str| self.mistaken.contains(key);
+        if self.map.is_partial() || violation.keys.iter().any(is_mistaken) {
+            return StartError::told_already();
+        }
+        match self.place(violation) {
+            Some(place) => place.error(&violation.reason),
+            None => StartError::new(&violation.reason),
+        }
+    }
+
+    fn place(&self, violation: &Violation) -> Option<&Position> {
+        let entry = violation.keys.iter().find_map(|key| self.map.get(key))?;
+        let (mut place, mut value) = (&entry.position, &entry.value);
+        for step in &violation.path {
+            match &value.kind {
+                Kind::Map(map) => {
+                    let entry = map.get(step)?;
+                    (place, value) = (&entry.position, &entry.value);
+                }
+                Kind::List(values) => {
+                    value = values.get(step.parse::<usize>().ok()?)?;
+                    place = &value.position;
+                }
+                _ => break,
+            }
+        }
+        Some(place)
+    }
+
+    /// Takes all that is broken as what is wrong with the file.
+    pub(super) fn tell(&self, broken: &[Violation], mistakes: &mut Mistakes) {
+        for violation in broken {
+            mistakes.take::<()>(Err(self.error(violation)));
+        }
+    }
+}
+
+/// The rules that are broken.
+pub(super) fn check(options: &Options) -> Vec<Violation> {
+    let mut broken = Vec::new();
+    let mut refuse = |keys, reason: String| broken.push(Violation::of(keys, reason));
+    if options.http.as_ref().is_some_and(|http| http.is_tls) && options.tls.is_none() {
+        let reason = "https needs a certificate: name cert_file and key_file in a block tls";
+        refuse(&["https", "https_port", "tls"], reason.to_owned());
+    }
+    if let Some(name) = options.server_name.as_ref().filter(|name| name.contains(' ')) {
+        refuse(&["server_name"], format!("server name \"{name}\" cannot contain spaces"));
+    }
+    let (payload, pending) = (options.limits.payload_bytes_max, options.limits.pending_bytes_max);
+    if payload > pending {
+        let reason =
+            format!("max_payload ({payload}) cannot be higher than max_pending ({pending})");
+        refuse(&["max_payload", "max_pending"], reason);
+    }
+    let (grace_ms, duration_ms) = (options.lame_duck_grace_ms, options.lame_duck_duration_ms);
+    if grace_ms >= duration_ms {
+        let reason = format!(
+            "lame_duck_grace_period ({grace_ms} ms) must be less than lame_duck_duration \
+             ({duration_ms} ms)"
+        );
+        refuse(&["lame_duck_grace_period", "lame_duck_duration"], reason);
+    }
+    let auth = &options.auth;
+    if auth.token.is_some() && !auth.users.is_empty() {
+        let reason = "cannot have a token and a users array; keep one";
+        refuse(&["authorization", "accounts"], reason.to_owned());
+    }
+    if let Some(name) = &auth.no_auth_user
+        && !auth.users.iter().any(|user| user.name == *name)
+    {
+        let reason = format!("no_auth_user \"{name}\" is not one of the users; add it there");
+        refuse(&["no_auth_user", "authorization", "accounts"], reason);
+    }
+    listeners::check(options, &mut broken);
+    cluster::check(options, &mut broken);
+    accounts::check(options, &mut broken);
+    broken
+}
