@@ -93,6 +93,8 @@ pub(super) struct Claim {
     pub(super) user: Rc<User>,
     /// It was not the first.
     pub(super) again: bool,
+    /// It holds, and takes effect when what the client subscribed to before is gone.
+    pub(super) holds: bool,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,8 @@ pub(super) struct Conn {
     /// `partial` is worth parsing again at this many bytes.
     pub(super) need_bytes: usize,
     pub(super) subs: HashTable<SubKey>,
+    /// Its subscriptions are being taken out; nothing is delivered to them any more.
+    pub(super) is_leaving: bool,
     pub(super) outbox: Outbox,
     /// It is in the list of those to be flushed.
     pub(super) dirty: bool,
@@ -277,6 +281,7 @@ impl Conn {
             partial: Vec::new(),
             need_bytes: 0,
             subs: HashTable::new(),
+            is_leaving: false,
             outbox: Outbox::default(),
             dirty: false,
             plain: true,
@@ -361,7 +366,7 @@ impl Conn {
         self.timing.expires_due = self.pass().map_or(NEVER, Pass::ends);
         let checked =
             self.permissions().is_some_and(|p| p.filters_deliveries() || p.allows_responses());
-        self.plain = self.is_open() && self.connect.echo && !checked;
+        self.plain = self.is_open() && !self.is_leaving && self.connect.echo && !checked;
     }
 
     /// Says that it ends, and why.

@@ -41,8 +41,10 @@ impl Reason {
     }
 }
 
-/// Subscriptions of connections that have ended are taken out so many in a turn.
-const RETRACTED_PER_TURN: usize = 4096;
+/// A connection that ends with more subscriptions than these stands in line with them.
+const RETRACTED_AT_ONCE: usize = 64;
+/// One that stands there has so many taken out before it is another's turn.
+const RETRACTED_PER_STEP: usize = 512;
 
 /// How the last clients are sent away.
 #[derive(Debug, Clone, Copy)]
@@ -168,28 +170,54 @@ impl Engine {
         }
     }
 
-    /// Takes the connection out of every table. Of very many subscriptions, which nothing is
-    /// delivered to any more, the rest goes in turns to come.
+    /// Takes the connection out of every table.
     pub(super) fn leave(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.checks = None;
-        if conn.subs.len() > RETRACTED_PER_TURN {
-            self.leaving.push_back(id);
-        }
-        self.retract_some(id, RETRACTED_PER_TURN);
+        self.drop_subscriptions(id);
         self.leave_route(id);
         self.leave_account(id);
         self.relieve(id, 0);
         self.close_if_left(id);
     }
 
-    /// Goes on with the first of those that are leaving.
+    /// Nothing is delivered any more to the subscriptions that a connection has. They are taken
+    /// out: a few at once, very many in turns to come.
+    pub(super) fn drop_subscriptions(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if conn.is_leaving {
+            return;
+        }
+        if conn.subs.len() <= RETRACTED_AT_ONCE {
+            self.retract_some(id, RETRACTED_AT_ONCE);
+            return;
+        }
+        conn.is_leaving = true;
+        conn.review();
+        self.leaving.push_back(id);
+    }
+
+    /// Whether subscriptions can be taken out: not while the other shards cannot be told.
+    pub(super) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty() && !self.has_full_lane()
+    }
+
+    /// Goes on with those that are leaving, each in its turn.
     pub(super) fn advance_leaving(&mut self) {
-        let Some(&id) = self.leaving.front() else { return };
-        self.retract_some(id, RETRACTED_PER_TURN);
-        if self.conns.get(id).is_none_or(|conn| conn.subs.is_empty()) {
-            self.leaving.pop_front();
+        while self.has_leaving()
+            && let count @ 1.. = self.budget.retractions()
+            && let Some(id) = self.leaving.pop_front()
+        {
+            self.retract_some(id, count.min(RETRACTED_PER_STEP));
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            if !conn.subs.is_empty() {
+                self.leaving.push_back(id);
+                continue;
+            }
+            conn.is_leaving = false;
+            conn.review();
             self.close_if_left(id);
+            self.admit_if_left(id);
         }
     }
 
@@ -197,6 +225,7 @@ impl Engine {
     pub(super) fn retract_some(&mut self, id: ConnId, count: usize) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let keys: Vec<SubKey> = conn.subs.extract_if(|_| true).take(count).collect();
+        self.budget.spend_retract(keys.len());
         for key in keys {
             self.retract(key);
         }

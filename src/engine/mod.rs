@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod budget;
 mod compression;
 mod conn;
 mod departures;
@@ -58,6 +59,7 @@ use crate::proto::encode;
 use crate::segment::Piece;
 use accounts::Accounts;
 pub use accounts::{AccountFigures, AccountId};
+use budget::Budget;
 use conn::{Conn, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
@@ -134,6 +136,15 @@ pub struct Stats {
     pub dropped: Dropped,
 }
 
+/// What a turn has cost.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct TurnCost {
+    /// Work, in units of about a nanosecond.
+    pub work: u64,
+    /// Output that was added, in bytes.
+    pub bytes: usize,
+}
+
 impl Stats {
     /// Messages and bytes delivered to clients.
     fn delivered(&self) -> (u64, u64) {
@@ -146,6 +157,9 @@ impl Stats {
 pub struct Engine {
     shard: ShardId,
     settings: Rc<Settings>,
+    budget: Budget,
+    /// What the last turn has cost.
+    turn_cost: TurnCost,
     now: u64,
     rng: fastrand::Rng,
     hasher: RandomState,
@@ -184,7 +198,7 @@ pub struct Engine {
     plaintext: Vec<u8>,
     /// Connections whose compressed data waits until others had their turn.
     unpacking: VecDeque<ConnId>,
-    /// Connections that have ended and have subscriptions left.
+    /// Connections whose subscriptions are taken out, some in each turn.
     leaving: VecDeque<ConnId>,
     /// New peers that are being told what clients want.
     tellings: VecDeque<telling::Telling>,
@@ -222,6 +236,8 @@ impl Engine {
         Self {
             shard,
             settings,
+            budget: Budget::default(),
+            turn_cost: TurnCost::default(),
             now: 0,
             conns: Conns::default(),
             open_conns: 0,
@@ -447,6 +463,8 @@ impl Engine {
         self.traces.end_turn();
         self.send_barriers();
         self.bound_memory();
+        let (work, bytes) = (self.budget.refill(), self.spares.take_added_bytes());
+        self.turn_cost = TurnCost { work, bytes };
     }
 
     /// Handles what is due.
@@ -471,7 +489,7 @@ impl Engine {
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
         let has_line = !self.handshakes.is_empty() || !self.unpacking.is_empty();
-        if has_line || !self.tellings.is_empty() || !self.leaving.is_empty() {
+        if has_line || !self.tellings.is_empty() || self.has_leaving() {
             return Some(self.now);
         }
         let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
@@ -580,6 +598,16 @@ impl Engine {
     /// Connections that are not read from because of back-pressure.
     pub fn braked_conns(&self) -> usize {
         self.braked
+    }
+
+    /// What the last turn has cost.
+    pub fn turn_cost(&self) -> TurnCost {
+        self.turn_cost
+    }
+
+    /// For tests: a turn may cost so much, instead of what it usually may.
+    pub fn set_turn_work(&mut self, work: u64) {
+        self.budget.set_turn(work);
     }
 
     /// Appends to a connection's output.

@@ -105,7 +105,8 @@ impl Engine {
         }
         // A peer goes on with all its interest at once; it is not read from meanwhile.
         let is_greeted = conn.route.as_ref().is_some_and(|route| route.is_greeted());
-        if !is_greeted && conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
+        let is_decided = is_greeted || conn.claim.as_ref().is_some_and(|claim| claim.holds);
+        if !is_decided && conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
             tracing::error!(
                 "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
                 conn.label()
@@ -261,10 +262,10 @@ impl Engine {
             return;
         }
         match self.settings.log_in(conn, conn.cert_names.as_deref(), self.now) {
-            Identified::Is(user) => self.admit(id, user, again),
+            Identified::Is(user) => self.claim_holds(id, user, again),
             Identified::Refused => self.refuse_login(id),
             Identified::IsIf(user, proof) => {
-                conn.claim = Some(Claim { user, again });
+                conn.claim = Some(Claim { user, again, holds: false });
                 // Nobody waits for ever, nor is waited for.
                 let due = self.now.saturating_add(self.settings.auth_timeout_ns_of(conn.transport));
                 conn.timing.auth_due = conn.timing.auth_due.min(due);
@@ -278,17 +279,43 @@ impl Engine {
     /// What a client has shown of itself was checked.
     pub fn on_proof(&mut self, id: ConnId, holds: bool) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        let Some(Claim { user, again }) = conn.claim.take() else { return };
+        let Some(Claim { user, again, .. }) = conn.claim.take() else { return };
         let rest = std::mem::take(&mut conn.partial);
         conn.need_bytes = 0;
         let is_route = conn.route.is_some();
         match (holds, is_route) {
             (true, true) => {}
-            (true, false) => self.admit(id, user, again),
+            (true, false) => self.claim_holds(id, user, again),
             (false, _) => self.refuse_login(id),
         }
-        self.release(id, |brakes| brakes.claims = false);
+        if self.conns.get(id).is_some_and(|conn| conn.claim.is_none()) {
+            self.release(id, |brakes| brakes.claims = false);
+        }
         self.on_plaintext(id, &rest);
+    }
+
+    /// The client is this user. Its CONNECT takes effect, if need be when nothing is left of what
+    /// it subscribed to before: as somebody else it may not see that any more.
+    fn claim_holds(&mut self, id: ConnId, user: Rc<User>, again: bool) {
+        let Some(conn) = self.conns.get(id) else { return };
+        if conn.account != user.account {
+            self.drop_subscriptions(id);
+        }
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if !conn.is_leaving {
+            return self.admit(id, user, again);
+        }
+        conn.claim = Some(Claim { user, again, holds: true });
+        conn.timing.auth_due = super::NEVER;
+        self.brake(id, |brakes| brakes.claims = true);
+    }
+
+    /// Nothing is left of what a client subscribed to before its CONNECT.
+    pub(super) fn admit_if_left(&mut self, id: ConnId) {
+        let claim = self.conns.get(id).and_then(|conn| conn.claim.as_ref());
+        if claim.is_some_and(|claim| claim.holds) {
+            self.on_proof(id, true);
+        }
     }
 
     /// The client is this user: its CONNECT takes effect.
@@ -335,8 +362,6 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return false };
         let account = user.account;
         if conn.account != account {
-            // What it subscribed to as somebody else it may not see any more.
-            self.drop_subscriptions(id);
             self.leave_account(id);
         }
         let Some(conn) = self.conns.get_mut(id) else { return false };
@@ -491,10 +516,6 @@ impl Engine {
         if verbose {
             self.confirm(id, encode::ok);
         }
-    }
-
-    fn drop_subscriptions(&mut self, id: ConnId) {
-        self.retract_some(id, usize::MAX);
     }
 
     /// Takes a publish into the run, or handles it now. False if parsing must not go on.

@@ -39,8 +39,12 @@ pub(super) struct Spares {
     /// Capacity of all `segments`.
     segments_bytes: usize,
     batches: Vec<Vec<Piece>>,
-    /// Memory of all output that is not spare.
-    held_bytes: usize,
+    /// Output that was ever queued, in bytes; …
+    added_bytes: usize,
+    /// … what of it is gone; …
+    freed_bytes: usize,
+    /// … and what there was of it when a turn began.
+    counted_bytes: usize,
 }
 
 /// Own buffers and segments are kept for reuse up to this many bytes, of each kind.
@@ -53,7 +57,8 @@ const SPARE_BATCHES_MAX: usize = 4096;
 impl Spares {
     /// Frees all that is kept for reuse.
     pub(super) fn shrink(&mut self) {
-        *self = Self { held_bytes: self.held_bytes, ..Self::default() };
+        let Self { added_bytes, freed_bytes, counted_bytes, .. } = *self;
+        *self = Self { added_bytes, freed_bytes, counted_bytes, ..Self::default() };
     }
 
     /// An empty buffer for own bytes.
@@ -65,7 +70,12 @@ impl Spares {
 
     /// Bytes of output that are queued or in flight; a segment counts once.
     pub(super) fn held_bytes(&self) -> usize {
-        self.held_bytes
+        self.added_bytes - self.freed_bytes
+    }
+
+    /// Bytes of output that were queued since this was last asked.
+    pub(super) fn take_added_bytes(&mut self) -> usize {
+        self.added_bytes - std::mem::replace(&mut self.counted_bytes, self.added_bytes)
     }
 
     /// An empty buffer of at least this capacity, none of which is copied for it.
@@ -78,7 +88,7 @@ impl Spares {
     pub(super) fn own_piece(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Piece {
         let mut buffer = self.buffer();
         fill(&mut buffer);
-        self.held_bytes += buffer.len();
+        self.added_bytes += buffer.len();
         Piece::Own(buffer)
     }
 
@@ -89,7 +99,7 @@ impl Spares {
     }
 
     fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
-        self.held_bytes -= buffer.len();
+        self.freed_bytes += buffer.len();
         let bytes = buffer.capacity();
         if self.buffers_bytes < SPARES_BYTES_MAX && (1..=SPARE_BYTES_MAX).contains(&bytes) {
             buffer.clear();
@@ -106,7 +116,7 @@ impl Spares {
                 self.segments_bytes -= bytes.capacity();
                 bytes.clear();
                 fill(bytes);
-                self.held_bytes += bytes.len();
+                self.added_bytes += bytes.len();
             }
             None => unreachable!("a spare segment has no other holder"),
         }
@@ -138,7 +148,7 @@ impl Spares {
     /// Lets go of a segment; the last holder brings its memory home.
     pub(super) fn keep_segment(&mut self, mut segment: Segment) {
         if let Some(bytes) = Segment::get_mut(&mut segment) {
-            self.held_bytes -= bytes.len();
+            self.freed_bytes += bytes.len();
             let capacity = bytes.capacity();
             if self.segments_bytes < SPARES_BYTES_MAX && capacity <= SPARE_BYTES_MAX {
                 self.segments_bytes += capacity;
@@ -236,7 +246,7 @@ impl Outbox {
         write(&mut self.own);
         let written = self.own.len() - before;
         self.pending_bytes += written;
-        spares.held_bytes += written;
+        spares.added_bytes += written;
         written
     }
 

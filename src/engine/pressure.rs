@@ -94,6 +94,11 @@ impl Engine {
         !self.lanes[to.index()].queue.is_empty()
     }
 
+    /// Whether more waits for another shard than is to.
+    pub(super) fn has_full_lane(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.bytes > LANE_BYTES_MAX)
+    }
+
     /// How much goes to another shard; what is on the lane itself is for the lane to know.
     pub fn lane(&self, to: ShardId) -> LaneFigures {
         let lane = &self.lanes[to.index()];

@@ -345,7 +345,7 @@ impl Engine {
             return left.min(run.len());
         }
         let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
-        if !conn.is_open() || (own && !source.echo) {
+        if !conn.is_open() || conn.is_leaving || (own && !source.echo) {
             return 0;
         }
         let Some(permissions) = conn.user.as_ref().and_then(|user| user.permissions.as_ref())

@@ -598,7 +598,7 @@ impl Engine {
     fn hold_route(&mut self, id: ConnId) {
         let nobody = self.settings.nobody();
         if let Some(conn) = self.conns.get_mut(id) {
-            conn.claim = Some(Claim { user: nobody, again: false });
+            conn.claim = Some(Claim { user: nobody, again: false, holds: false });
             self.brake(id, |brakes| brakes.claims = true);
         }
     }

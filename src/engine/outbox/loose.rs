@@ -132,7 +132,7 @@ impl Outbox {
             let at = self.taken + self.sealed.len() as u64;
             self.sealed.push_back(Piece::Own(message.to_vec()));
             self.pending_bytes += len;
-            spares.held_bytes += len;
+            spares.added_bytes += len;
             queue.marks.push_back(Mark { at, bytes: len });
             queue.bytes += len;
             if policy.kind == Kind::Conflate {
@@ -160,7 +160,7 @@ impl Outbox {
         let piece = std::mem::replace(piece, Piece::Own(Vec::new()));
         let len = piece.bytes().len();
         self.pending_bytes -= len;
-        spares.held_bytes -= len;
+        spares.freed_bytes += len;
     }
 
     /// Takes the empty pieces out, and numbers the others anew.
