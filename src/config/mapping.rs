@@ -36,7 +36,7 @@ const WEIGHTS_MAX: u32 = 100;
 pub(super) fn bind(mappings: &mut Vec<Mapping>, v: &mut Field<'_>) -> Result<(), StartError> {
     v.each_entry(|entry, v| {
         let source = &entry.key;
-        if !is_valid_filter(source.as_bytes()) || source.contains(char::is_whitespace) {
+        if !is_valid_filter(source.as_bytes()) {
             return Err(entry.position.error(format!("\"{source}\" is not a valid subject")));
         }
         let destinations = destinations(v)?;

@@ -39,7 +39,7 @@ const RULES_MAX: usize = 1000;
 pub(super) fn bind(rules: &mut Vec<OverflowRule>, v: &mut Field<'_>) -> Result<(), StartError> {
     v.each_entry(|entry, v| {
         let filter = &entry.key;
-        if !is_valid_filter(filter.as_bytes()) || filter.contains(char::is_whitespace) {
+        if !is_valid_filter(filter.as_bytes()) {
             return Err(entry.position.error(format!("\"{filter}\" is not a valid subject")));
         }
         let rule = rule(filter, v)?;

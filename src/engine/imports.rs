@@ -24,11 +24,11 @@ use super::interest::Targets;
 use super::message_trace::{DEST, DISABLED, StepEvent, with_header};
 use super::publish::Source;
 use super::record::{Record, RunRecord};
-use super::run::{Run, parse_run};
+use super::run::{Content, Run};
 use super::{Conn, ConnId, Engine, ShardId, ShardSet};
 use crate::config::Response;
 use crate::proto::encode;
-use crate::subject::Transform;
+use crate::subject::{self, Transform};
 
 /// Accounts that a message may go through.
 const HOPS_MAX: u8 = 16;
@@ -363,17 +363,10 @@ impl Engine {
         if targets.is_empty() {
             return false;
         }
-        let mut wire = Vec::new();
-        for publish in run.publishes() {
-            let (header, body) = (publish.header_block(), publish.body());
-            encode::publish_of(&mut wire, subject, publish.reply, header, body);
-        }
-        let mut mapped = Run::default();
-        parse_run(&wire, &mut mapped);
         // An import is of what is published there, not of what is imported there.
         // Other servers have the message as it was published, and import it themselves.
         let source = Source { account: to, routed: true, ..source };
-        self.deliver_at_home(source, &mapped, &targets, None)
+        self.deliver_at_home(source, &run.renamed(subject), &targets, None)
     }
 
     fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
@@ -406,12 +399,9 @@ impl Engine {
             if let Some(dest) = self.trace_dest_beyond(*to, &header) {
                 header = with_header(&header, DEST, &dest).into();
             }
-            let mut wire = Vec::new();
-            let (subject, body) = (&exit.subject, publish.body());
-            encode::publish_of(&mut wire, subject, reply.as_deref(), &header, body);
-            let mut mapped = Run::default();
-            parse_run(&wire, &mut mapped);
-            reached |= self.deliver(next, &mapped, &targets);
+            let content = Content::new(&header, publish.body());
+            let request = Run::of(content.publish(&exit.subject, reply.as_deref()));
+            reached |= self.deliver(next, &request, &targets);
         }
         reached
     }
@@ -471,16 +461,13 @@ impl Engine {
             if memchr::memmem::find(&header, DEST).is_some() {
                 header = with_header(&header, DEST, DISABLED).into();
             }
-            let mut wire = Vec::new();
-            let body = publish.body();
-            encode::publish_of(&mut wire, &subject, reply.as_deref(), &header, body);
-            let mut mapped = Run::default();
-            parse_run(&wire, &mut mapped);
+            let content = Content::new(&header, publish.body());
+            let answer = Run::of(content.publish(&subject, reply.as_deref()));
             // Whoever waits may be anywhere in the cluster.
             let (hops, routed) = (source.hops + 1, false);
             let next = Source { account: to, hops, routed, ..source };
             let targets = self.targets(to, &subject);
-            self.deliver(next, &mapped, &targets);
+            self.deliver(next, &answer, &targets);
             if aside.is_some() {
                 self.trace = aside;
             }
@@ -573,10 +560,12 @@ impl Engine {
         payload: &[u8],
     ) {
         let reply = Some(reply).filter(|reply| !reply.is_empty());
-        let mut wire = Vec::new();
-        encode::publish_of(&mut wire, subject, reply, b"", payload);
-        let mut run = Run::default();
-        parse_run(&wire, &mut run);
+        if ![Some(subject), reply].into_iter().flatten().all(subject::is_word) {
+            let subject = encode::go_quoted(subject);
+            return tracing::error!("Not published on {subject}: that is no subject, or its reply");
+        }
+        let content = Content::new(b"", payload);
+        let run = Run::of(content.publish(subject, reply));
         let nobody = ConnId { slot: u32::MAX, generation: u32::MAX };
         let source = Source::new(account, self.shard, nobody);
         let targets = self.targets(account, subject);

@@ -13,10 +13,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::interest::{Member, QueueTargets, Targets};
+use super::mapping::Mapped;
+use super::operations::is_reserved_subject;
 use super::publish::Source;
 use super::record::{Record, Report};
 use super::relay::RoutePick;
-use super::run::{Run, parse_run};
+use super::run::{Content, Run};
 use super::{AccountId, ConnId, Engine, ShardId};
 use crate::proto::{Publish, encode};
 use crate::subject;
@@ -185,9 +187,21 @@ pub(super) struct Traces {
 
 /// What a header block asks for.
 struct Wanted {
-    /// Empty if it was none.
     dest: Box<[u8]>,
     only: bool,
+}
+
+/// Whether a message is traced.
+#[derive(Debug)]
+pub(super) enum Traced {
+    /// It is delivered as any other.
+    No,
+    /// What becomes of it is noted.
+    Yes,
+    /// It goes no further: it was to be traced alone, and cannot be.
+    Ends,
+    /// It goes no further: its publisher may not publish there where it is to be told of.
+    Denied(Box<[u8]>),
 }
 
 impl Traces {
@@ -202,27 +216,34 @@ impl Engine {
         self.traces.ended.pop_front()
     }
 
-    /// Whether a run of a client or another server has messages that are traced.
-    pub(super) fn is_traced(&mut self, account: AccountId, run: &Run<'_>) -> bool {
-        let by_rule = self.accounts.at(account).trace_rule().is_some();
-        run.publishes().any(|publish| {
-            let header = publish.header_block();
-            // Every message with headers comes by here: a search for the name would cost more.
-            let mut lines = memchr::memchr_iter(b'\n', header).map(|end| &header[end + 1..]);
-            lines.any(|line| line.starts_with(DEST)) || (by_rule && is_sampled(header))
-        })
+    /// Whether a message of a client or another server has to be looked at by
+    /// [`Self::begin_trace`].
+    pub(super) fn is_traced(&mut self, account: AccountId, publish: &Publish<'_>) -> bool {
+        let header = publish.header_block();
+        // Every message with headers comes by here: a search for the name would cost more.
+        let mut lines = memchr::memchr_iter(b'\n', header).map(|end| &header[end + 1..]);
+        lines.any(|line| line.starts_with(DEST))
+            || (self.accounts.at(account).trace_rule().is_some() && is_sampled(header))
     }
 
-    /// Begins to trace a message of `from`; `false` if it is not to be traced.
+    /// Begins to trace a message of `from`, as it came.
     pub(super) fn begin_trace(
         &mut self,
         from: ConnId,
         account: AccountId,
         publish: &Publish<'_>,
-    ) -> bool {
-        let Some(Wanted { dest, only }) = self.wanted_trace(from, account, publish) else {
-            return false;
+    ) -> Traced {
+        let Wanted { dest, only } = match self.wanted_trace(from, account, publish) {
+            Ok(wanted) => wanted,
+            Err(untraced) => return untraced,
         };
+        if !self.may_trace(from, account, &dest) {
+            if let Some(conn) = self.conns.get(from) {
+                let dest = encode::go_quoted(&dest);
+                tracing::error!("{} - Publish Violation - Subject {dest}", conn.label());
+            }
+            return Traced::Denied(dest);
+        }
         let id = self.traces.next_id;
         self.traces.next_id += 1;
         let ticket = Ticket { origin: self.shard, id, credit: CREDIT, only, account };
@@ -236,67 +257,83 @@ impl Engine {
             left_out: 0,
         };
         self.trace = Some(Box::new(Trace::new(ticket, Some(Box::new(began)))));
-        let Some(conn) = self.conns.get(from) else { return true };
+        let Some(conn) = self.conns.get(from) else { return Traced::Yes };
         let from = conn.party();
         let account = self.accounts.name(account);
         let subject = publish.subject.into();
         self.note(StepEvent::Ingress { from, account, subject, error: None });
-        true
+        Traced::Yes
     }
 
-    /// Tells of a message that is not taken from its publisher, and why.
-    pub(super) fn trace_refused(&mut self, id: ConnId, publish: &Publish<'_>, reason: &str) {
-        let Some(account) = self.conns.get(id).map(|conn| conn.account) else { return };
-        let mut run = Run::default();
-        run.push(*publish, b"");
-        if !self.is_traced(account, &run) || !self.begin_trace(id, account, publish) {
-            return;
+    /// Whether `from` may publish where it wants to be told.
+    fn may_trace(&mut self, from: ConnId, account: AccountId, dest: &[u8]) -> bool {
+        if is_reserved_subject(dest, self.accounts.system == Some(account)) {
+            return false;
         }
+        let Some(conn) = self.conns.get_mut(from) else { return false };
+        if conn.route.is_some() {
+            return self.settings.route.tells(dest);
+        }
+        match conn.user.as_ref().and_then(|user| user.permissions.as_ref()) {
+            None => true,
+            Some(user) => conn.checks.get_or_insert_default().may_always_publish(user, dest),
+        }
+    }
+
+    /// Notes why the message that is traced is not taken from its publisher.
+    pub(super) fn note_refused(&mut self, reason: &str) {
         let steps = self.trace.as_mut().map(|trace| &mut trace.steps);
         for step in steps.into_iter().flatten() {
             if let StepEvent::Ingress { error, .. } = &mut step.event {
                 *error = Some(reason.into());
             }
         }
-        self.end_trace();
     }
 
+    /// What a message asks for; what becomes of it if that is nothing.
     fn wanted_trace(
         &mut self,
         from: ConnId,
         account: AccountId,
         publish: &Publish<'_>,
-    ) -> Option<Wanted> {
+    ) -> Result<Wanted, Traced> {
         let header = publish.header_block();
         let dest = value_of(header, DEST).unwrap_or_default();
-        if dest.is_empty() {
-            let rule = self.accounts.at(account).trace_rule().cloned()?;
-            let drawn = rule.sampling >= 100 || self.rng.u8(..100) < rule.sampling;
-            let dest = rule.dest.as_bytes().into();
-            return (is_sampled(header) && drawn).then_some(Wanted { dest, only: false });
-        }
         if dest == DISABLED {
-            return None;
+            return Err(Traced::No);
         }
-        let only = value_of(header, ONLY).is_some_and(|value| {
-            [&b"true"[..], b"1", b"on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
-        });
+        let (dest, only) = if dest.is_empty() {
+            let rule = self.accounts.at(account).trace_rule().cloned();
+            let rule = rule.filter(|_| is_sampled(header)).ok_or(Traced::No)?;
+            if rule.sampling < 100 && self.rng.u8(..100) >= rule.sampling {
+                return Err(Traced::No);
+            }
+            (rule.dest.as_bytes().into(), false)
+        } else {
+            let only = value_of(header, ONLY).is_some_and(|value| {
+                [&b"true"[..], b"1", b"on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
+            });
+            (dest.into(), only)
+        };
+        let wanted = Wanted { dest, only };
         let origin = value_of(header, ORIGIN_ACCOUNT).filter(|value| !value.is_empty());
-        let problem = if !subject::is_valid_publish(dest) {
-            let dest = encode::go_quoted(dest);
-            format!("Destination {dest} is not valid, won't be able to trace events")
-        } else if let Some(other) = origin {
+        let problem = if let Some(other) = origin {
             let other = encode::go_quoted(other);
             format!(
                 "Message tracing disabled because of header \"Nats-Trace-Origin-Account\" with \
                  value={other}"
             )
+        } else if !subject::is_valid_publish(&wanted.dest) {
+            let dest = encode::go_quoted(&wanted.dest);
+            format!("Destination {dest} is not valid, won't be able to trace events")
         } else {
-            return Some(Wanted { dest: dest.into(), only });
+            return Ok(wanted);
         };
-        tracing::error!("{} - {problem}", self.conns.get(from)?.label());
+        if let Some(conn) = self.conns.get(from) {
+            tracing::error!("{} - {problem}", conn.label());
+        }
         // Who wanted it to be traced alone did not want it to be delivered.
-        only.then(|| Wanted { dest: Box::default(), only })
+        Err(if only { Traced::Ends } else { Traced::No })
     }
 
     /// The message has been delivered, as far as this shard is concerned.
@@ -311,9 +348,7 @@ impl Engine {
         };
         (began.steps, began.left_out, began.hops) = (steps, left_out, hops);
         let missing = CREDIT - ticket.credit;
-        if began.dest.is_empty() {
-            // There is nobody to tell.
-        } else if missing == 0 {
+        if missing == 0 {
             self.traces.ended.push_back(began);
         } else if self.traces.waiting.len() < WAITING_MAX {
             self.traces.waiting_steps += began.steps.len();
@@ -353,8 +388,14 @@ impl Engine {
         trace.steps.push(Step { at_ns, shard, event });
     }
 
-    pub(super) fn note_mapped(&mut self, to: &[u8]) {
-        self.note(StepEvent::Mapped { to: to.into() });
+    /// Notes what a mapping has made of the subject of the message that is traced, if one is.
+    pub(super) fn note_mapped(&mut self, subject: &[u8], mapped: Option<&Mapped>) {
+        if self.trace.is_some()
+            && let Some(Mapped { subject: to, .. }) = mapped
+            && **to != *subject
+        {
+            self.note(StepEvent::Mapped { to: to.clone() });
+        }
     }
 
     /// What another shard needs to trace its part of the message that is being delivered.
@@ -486,7 +527,7 @@ impl Engine {
         let Some(conn) = self.conns.at(slot).filter(|conn| conn.is_open()) else { return false };
         let Some(proto) = conn.route.as_ref().map(|route| route.peer_proto()) else { return false };
         let Some(trace) = &mut self.trace else { return false };
-        let hop = trace.hops * shards + u32::from(self.shard.0) + 1;
+        let number = trace.hops * shards + u32::from(self.shard.0) + 1;
         trace.hops += 1;
         let only = trace.ticket.only;
         let error = match (proto >= PEER_PROTO_MIN, only) {
@@ -498,23 +539,19 @@ impl Engine {
             ),
         };
         let to = conn.party();
-        let hop = Some(hop);
+        let hop = Some(number);
         self.note(StepEvent::Egress { to, account: None, filter: None, queue: None, hop, error });
         if only && error.is_some() {
             return false;
         }
-        let mut wire = Vec::new();
-        for publish in one.publishes() {
-            let number = hop.map(|hop| hop.to_string()).unwrap_or_default();
-            let header = with_header(publish.header_block(), HOP, number.as_bytes());
-            let (subject, reply) = (publish.subject, publish.reply);
-            encode::publish_of(&mut wire, subject, reply, &header, publish.body());
-        }
-        let mut numbered = Run::default();
-        parse_run(&wire, &mut numbered);
         // The trace is put aside: what follows is the usual way.
         let trace = self.trace.take();
-        self.deliver_to_routes(source, &numbered, plain, groups, picks);
+        for publish in one.publishes() {
+            let header = with_header(publish.header_block(), HOP, number.to_string().as_bytes());
+            let content = Content::new(&header, publish.body());
+            let numbered = Run::of(content.publish(publish.subject, publish.reply));
+            self.deliver_to_routes(source, &numbered, plain, groups, picks.clone());
+        }
         self.trace = trace;
         true
     }
@@ -547,16 +584,30 @@ impl super::Conn {
     }
 }
 
-/// The header block's lines, if it is one as nats-server reads it.
+/// The header block's lines, if it is one as nats-server reads it: only CRLF ends one.
 fn lines(header: &[u8]) -> impl Iterator<Item = &[u8]> {
     let lines = header.strip_prefix(b"NATS/1.0\r\n").filter(|lines| lines.ends_with(b"\r\n"));
-    let lines = lines.unwrap_or_default().split(|byte| *byte == b'\n');
-    lines.filter_map(|line| line.strip_suffix(b"\r")).filter(|line| !line.is_empty())
+    let mut rest = lines.unwrap_or_default();
+    std::iter::from_fn(move || {
+        let end = memchr::memmem::find(rest, b"\r\n")?;
+        let line = &rest[..end];
+        rest = &rest[end + 2..];
+        Some(line)
+    })
+    .filter(|line| !line.is_empty())
 }
 
 /// The first value of a header; `name` has its colon.
 fn value_of<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    lines(header).find_map(|line| line.strip_prefix(name)).map(<[u8]>::trim_ascii)
+    lines(header).find_map(|line| line.strip_prefix(name)).map(trimmed)
+}
+
+/// A value without the blanks around it.
+fn trimmed(value: &[u8]) -> &[u8] {
+    let is_shown = |byte: &u8| !matches!(byte, b' ' | b'\t');
+    let Some(first) = value.iter().position(is_shown) else { return b"" };
+    let last = value.iter().rposition(is_shown).unwrap_or(first);
+    &value[first..=last]
 }
 
 /// Names and values of a header block, each name once, in the order of names; empty values are

@@ -130,6 +130,9 @@ pub struct Stats {
     pub stalls: u64,
     /// Queue messages for which no member was left when they arrived.
     pub queue_msgs_lost: u64,
+    /// Runs of which the shard that received them could not read all: the other shard has written
+    /// them wrongly.
+    pub garbled_runs: u64,
     /// What other servers sent and were sent; it is not part of the other figures.
     pub routed: Traffic,
     /// Messages that clients have not got because they were behind.

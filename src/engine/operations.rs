@@ -8,6 +8,7 @@ use super::accounts::AccountId;
 use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
+use super::message_trace::Traced;
 use super::run::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
@@ -526,12 +527,56 @@ impl Engine {
         wire: &'a [u8],
         run: &mut Run<'a>,
     ) -> bool {
+        if publish.header.is_some()
+            && let Some(account) = self.conns.get(id).map(|conn| conn.account)
+            && self.is_traced(account, &publish)
+        {
+            self.on_traced_publish(id, account, (publish, wire), run);
+        } else {
+            self.take_publish(id, publish, wire, run);
+        }
+        self.conns.get(id).is_some_and(super::Conn::is_open)
+    }
+
+    /// Handles a publish that is perhaps to be traced, by itself.
+    fn on_traced_publish<'a>(
+        &mut self,
+        id: ConnId,
+        account: AccountId,
+        (publish, wire): (Publish<'a>, &'a [u8]),
+        run: &mut Run<'a>,
+    ) {
+        self.flush_run(id, run);
+        match self.begin_trace(id, account, &publish) {
+            Traced::No | Traced::Yes => {
+                self.take_publish(id, publish, wire, run);
+                self.flush_run(id, run);
+                self.end_trace();
+            }
+            Traced::Ends => {
+                self.warn_of_subject(id, publish.subject);
+            }
+            Traced::Denied(dest) => {
+                self.warn_of_subject(id, publish.subject);
+                self.refuse(id, &encode::publish_violation(&dest));
+            }
+        }
+    }
+
+    fn take_publish<'a>(
+        &mut self,
+        id: ConnId,
+        publish: Publish<'a>,
+        wire: &'a [u8],
+        run: &mut Run<'a>,
+    ) {
         let mut continues = run.continues_with(&publish);
         if !continues {
             let mapped = self.map(id, publish.subject);
             continues = run.resumes_with(&publish, mapped.as_ref());
             if !continues {
                 self.flush_run(id, run);
+                self.note_mapped(publish.subject, mapped.as_ref());
                 run.map(mapped);
             }
         }
@@ -545,12 +590,11 @@ impl Engine {
             Verdict::Refused(error) => {
                 // What was published before comes before the error.
                 self.flush_run(id, run);
-                self.trace_refused(id, &publish, &error);
+                self.note_refused(&error);
                 self.refuse(id, &error);
             }
             Verdict::Dropped => {}
         }
-        self.conns.get(id).is_some_and(super::Conn::is_open)
     }
 
     /// What a mapping of its account makes of the subject of a publish.
@@ -578,12 +622,20 @@ impl Engine {
         {
             tracing.publish(conn, publish, mapped, wire);
         }
-        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
+        let Some(mut conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
             return Verdict::Dropped;
         };
         conn.timing.last_active = self.now;
+        let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
+        let mut invalid = false;
+        if pedantic && !continues {
+            invalid = self.warn_of_subject(id, publish.subject);
+            let Some(again) = self.conns.get_mut(id) else { return Verdict::Dropped };
+            conn = again;
+        }
         let subject = mapped.map_or(publish.subject, |mapped| &mapped.subject);
-        let reserved = !continues && is_reserved_subject(subject);
+        let is_system = self.accounts.system == Some(conn.account);
+        let reserved = !continues && is_reserved_subject(subject, is_system);
         if reserved || !may_publish(conn, subject, self.now) {
             let name = encode::go_quoted(subject);
             tracing::error!("{} - Publish Violation - Subject {name}", conn.label());
@@ -594,11 +646,6 @@ impl Engine {
             tracing::error!("{} - Publish Violation - Reply {text}", conn.label());
             return Verdict::Refused(encode::reply_violation(reply));
         }
-        let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
-        let invalid = pedantic && !continues && !subject::is_valid_publish(publish.subject);
-        if invalid {
-            self.refuse(id, "Invalid Publish Subject");
-        }
         if verbose {
             // The reply promises what was published before; this message follows it.
             self.confirm(id, encode::ok);
@@ -606,14 +653,22 @@ impl Engine {
         if verbose || invalid { Verdict::Alone } else { Verdict::Joins }
     }
 
+    /// Tells a pedantic client of a subject that is none, whatever else is found wrong; `true` if
+    /// it was told.
+    fn warn_of_subject(&mut self, id: ConnId, subject: &[u8]) -> bool {
+        let is_pedantic = self.conns.get(id).is_some_and(|conn| conn.connect.pedantic);
+        let warns = is_pedantic && !subject::is_valid_publish(subject);
+        if warns {
+            self.refuse(id, "Invalid Publish Subject");
+        }
+        warns
+    }
+
     fn flush_run(&mut self, id: ConnId, run: &mut Run<'_>) {
         if !run.is_empty() {
             match run.mapped() {
                 None => self.publish(id, run),
-                Some(mapped) => {
-                    let mut wire = Vec::new();
-                    self.publish(id, &run.renamed(&mapped.subject, &mut wire));
-                }
+                Some(mapped) => self.publish(id, &run.renamed(&mapped.subject)),
             }
             run.clear();
         }
@@ -775,8 +830,10 @@ fn may_publish(conn: &mut super::Conn, subject: &[u8], now: u64) -> bool {
     }
 }
 
-fn is_reserved_subject(subject: &[u8]) -> bool {
-    subject.starts_with(b"_GR_.") || subject.starts_with(b"$NRG.")
+/// Whether nobody may publish to it; with `is_system` somebody of the system account.
+pub(super) fn is_reserved_subject(subject: &[u8], is_system: bool) -> bool {
+    matches!(subject.first(), Some(b'_' | b'$'))
+        && (subject.starts_with(b"_GR_.") || (subject.starts_with(b"$NRG.") && !is_system))
 }
 
 fn is_reserved_reply(reply: &[u8]) -> bool {

@@ -160,18 +160,20 @@ struct Reply {
 impl Checks {
     /// Whether a message may be published on `subject` now; counts it when it is a response.
     pub(super) fn may_publish(&mut self, user: &Permissions, subject: &[u8], now: u64) -> bool {
-        let listed = match self.publish.get(subject) {
-            Some(listed) => *listed,
-            None => {
-                let listed = user.may_publish(subject);
-                if self.publish.len() >= CHECKED_SUBJECTS_MAX {
-                    self.publish.clear();
-                }
-                self.publish.insert(subject.into(), listed);
-                listed
-            }
-        };
-        listed || self.may_respond(subject, now)
+        self.may_always_publish(user, subject) || self.may_respond(subject, now)
+    }
+
+    /// Whether `subject` may be published to, whatever has been received.
+    pub(super) fn may_always_publish(&mut self, user: &Permissions, subject: &[u8]) -> bool {
+        if let Some(listed) = self.publish.get(subject) {
+            return *listed;
+        }
+        let listed = user.may_publish(subject);
+        if self.publish.len() >= CHECKED_SUBJECTS_MAX {
+            self.publish.clear();
+        }
+        self.publish.insert(subject.into(), listed);
+        listed
     }
 
     /// The connection got a message with `reply`: it may answer.

@@ -570,7 +570,7 @@ mod tests {
     fn route_much(engine: &mut Engine, route: ConnId) -> Option<bool> {
         let wire = much();
         let mut run = Run::default();
-        parse_run(&wire, &mut run);
+        assert_eq!(parse_run(&wire, &mut run), 0, "all of it is read");
         engine.publish_routed(route, AccountId::GLOBAL, b"", &run);
         engine.end_turn();
         paused(engine, route)

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::mapping::Mapped;
 use crate::proto::route::{self, RouteOp, RouteParsed};
-use crate::proto::{self, Op, Parsed, Publish, encode};
+use crate::proto::{self, Header, Op, Parsed, Publish, encode};
 
 /// A run is handled at this many wire bytes even if more of its kind follow: what it renders
 /// to should stay in the second-level cache.
@@ -17,17 +17,17 @@ pub(super) const RUN_BYTES_MAX: usize = 128 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Message<'a> {
     pub(super) publish: Publish<'a>,
-    /// The whole operation as the client sent it.
-    pub(super) wire: &'a [u8],
+    /// The whole operation as it came; empty if the message was made here.
+    wire: &'a [u8],
     /// It was sent by another server's JetStream: see [`route::delivered`].
-    pub(super) is_stored: bool,
+    is_stored: bool,
     /// It came over a route for one account, and does not name it.
-    pub(super) is_unnamed: bool,
+    is_unnamed: bool,
 }
 
 impl<'a> Message<'a> {
     /// The message as its receivers see it.
-    pub(super) fn shown(&self) -> Publish<'a> {
+    fn shown(&self) -> Publish<'a> {
         if self.is_stored { route::delivered(&self.publish) } else { self.publish }
     }
 
@@ -35,8 +35,57 @@ impl<'a> Message<'a> {
     pub(super) fn write(&self, wire: &mut Vec<u8>) {
         if self.is_unnamed {
             route::msg(wire, b"-", &self.publish, &[], true);
+        } else if self.wire.is_empty() {
+            encode::publish_again(wire, &self.publish);
         } else {
             wire.extend_from_slice(self.wire);
+        }
+    }
+
+    /// What it takes on a wire, in bytes.
+    fn wire_bytes(&self) -> usize {
+        match self.wire {
+            b"" => encode::publish_again_bytes(&self.publish),
+            wire => wire.len(),
+        }
+    }
+}
+
+/// A number as the wire has it.
+type Digits = SmallVec<[u8; 20]>;
+
+/// The content of a message that the server itself makes.
+#[derive(Debug)]
+pub(super) struct Content {
+    header_len: usize,
+    header_text: Digits,
+    size_text: Digits,
+    payload: Vec<u8>,
+}
+
+impl Content {
+    /// `header` is empty if there is none.
+    pub(super) fn new(header: &[u8], body: &[u8]) -> Self {
+        let payload = [header, body].concat();
+        let digits = |number| Digits::from_slice(itoa::Buffer::new().format(number).as_bytes());
+        Self {
+            header_len: header.len(),
+            header_text: digits(header.len()),
+            size_text: digits(payload.len()),
+            payload,
+        }
+    }
+
+    /// A message with this content.
+    pub(super) fn publish<'a>(&'a self, subject: &'a [u8], reply: Option<&'a [u8]>) -> Publish<'a> {
+        let header = Header { len: self.header_len, text: &self.header_text };
+        Publish {
+            subject,
+            reply,
+            header: Some(header).filter(|header| header.len > 0),
+            size_text: &self.size_text,
+            payload: &self.payload,
+            tail: None,
         }
     }
 }
@@ -51,8 +100,6 @@ pub(super) struct Run<'a> {
     pub(super) payload_bytes_max: usize,
     pub(super) has_reply: bool,
     pub(super) has_stored: bool,
-    /// What it was published to, if a mapping has renamed it.
-    pub(super) original: Option<&'a [u8]>,
     /// What a mapping has made of the subject; it outlives [`Self::clear`].
     pub(super) mapped: Option<Mapped>,
 }
@@ -86,21 +133,23 @@ impl<'a> Run<'a> {
         self.mapped.as_ref()
     }
 
-    /// The same run as if it had been published to `subject`; what goes to other shards is written
-    /// to `wire`.
-    pub(super) fn renamed<'b>(&'b self, subject: &'b [u8], wire: &'b mut Vec<u8>) -> Run<'b> {
-        let write = |message: &Message<'_>| {
-            encode::publish_again(wire, &Publish { subject, ..message.publish });
-            wire.len()
-        };
-        let ends: Vec<usize> = self.messages.iter().map(write).collect();
-        let mut run = Run { original: Some(self.subject()), ..Run::default() };
-        let mut start = 0;
-        for (message, end) in self.messages.iter().zip(ends) {
-            run.push(Publish { subject, ..message.publish }, &wire[start..end]);
-            start = end;
-        }
+    /// The same run as if it had been published to `subject`.
+    pub(super) fn renamed<'b>(&'b self, subject: &'b [u8]) -> Run<'b> {
+        let mut run = Run::default();
+        self.publishes().for_each(|publish| run.push_made(Publish { subject, ..*publish }));
         run
+    }
+
+    /// A run of one message that was made here.
+    pub(super) fn of(publish: Publish<'a>) -> Self {
+        let mut run = Self::default();
+        run.push_made(publish);
+        run
+    }
+
+    /// Takes in a message that was made here, and so has never been on a wire.
+    fn push_made(&mut self, publish: Publish<'a>) {
+        self.push(publish, b"");
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
@@ -118,10 +167,10 @@ impl<'a> Run<'a> {
         self.add(Message { publish, wire, is_stored: route::is_stored(&publish), is_unnamed });
     }
 
-    pub(super) fn add(&mut self, message: Message<'a>) {
-        let Message { publish, wire, is_stored, .. } = message;
+    fn add(&mut self, message: Message<'a>) {
+        let Message { publish, is_stored, .. } = message;
         self.has_stored |= is_stored;
-        self.wire_bytes += wire.len();
+        self.wire_bytes += message.wire_bytes();
         self.payload_bytes += publish.payload.len();
         self.header_bytes += publish.header.map_or(0, |header| header.len);
         self.payload_bytes_max = self.payload_bytes_max.max(publish.payload.len());
@@ -231,8 +280,10 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Takes the publishes in `wire`, which were read before or written by this server, into a run.
-pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
+/// Takes the publishes in `wire`, which another shard has written, into a run. Returns how many
+/// bytes at the end could not be read; none, unless it wrote them wrongly.
+#[must_use]
+pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) -> usize {
     let limits = proto::Limits {
         control_line_bytes_max: usize::MAX,
         payload_bytes_max: usize::MAX,
@@ -252,5 +303,42 @@ pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) {
         run.push(publish, &rest[..used]);
         rest = &rest[used..];
     }
-    assert!(rest.is_empty(), "only whole publishes travel");
+    rest.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_of_a_run_is_counted_and_what_comes_before_is_taken() {
+        for (wire, messages, unread) in [
+            (&b"PUB a 1\r\nx\r\nHPUB a 1 2\r\nxy\r\n"[..], 2, 0),
+            (b"PUB a 1\r\nx\r\nPUB a b c d 1\r\nx\r\n", 1, 18),
+            (b"PUB a 1\r\nx", 0, 10),
+            (b"RMSG $G a 1\r\nx\r\nSUB a 1\r\n", 1, 9),
+        ] {
+            let mut run = Run::default();
+            assert_eq!(parse_run(wire, &mut run), unread, "{}", wire.escape_ascii());
+            assert_eq!(run.len(), messages, "{}", wire.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_is_made_here_goes_to_another_shard_as_if_a_client_had_sent_it() {
+        for (header, reply) in [(&b""[..], None), (b"NATS/1.0\r\n\r\n", Some(&b"r"[..]))] {
+            let content = Content::new(header, b"hello");
+            let made = Run::of(content.publish(b"a.b", reply));
+            let wire = made.concat();
+            assert_eq!(wire.len(), made.wire_bytes(), "it is known how long that is");
+            let mut read = Run::default();
+            assert_eq!(parse_run(&wire, &mut read), 0);
+            let [one, other] = [&made, &read].map(|run| {
+                let mut out = Vec::new();
+                run.render(1, b"7", true, &mut out);
+                out
+            });
+            assert_eq!(one.escape_ascii().to_string(), other.escape_ascii().to_string());
+        }
+    }
 }

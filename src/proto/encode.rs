@@ -39,7 +39,7 @@ pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, subject: &[u8], sid: &[u8]) 
     append(out, &[name, subject, b" ", sid, b" "]);
 }
 
-/// Appends a publish as its client wrote it, but for blanks and the subject.
+/// Appends a publish as a client would write it.
 pub fn publish_again(out: &mut Vec<u8>, message: &Publish<'_>) {
     let name: &[u8] = if message.header.is_some() { b"HPUB " } else { b"PUB " };
     append(out, &[name, message.subject, b" "]);
@@ -50,6 +50,16 @@ pub fn publish_again(out: &mut Vec<u8>, message: &Publish<'_>) {
         append(out, &[header.text, b" "]);
     }
     append(out, &[message.size_text, b"\r\n", message.payload, b"\r\n"]);
+}
+
+/// How many bytes that appends.
+pub fn publish_again_bytes(message: &Publish<'_>) -> usize {
+    let Publish { subject, reply, header, size_text, payload, .. } = message;
+    let name_len = if header.is_some() { b"HPUB ".len() } else { b"PUB ".len() };
+    let reply_len = reply.map_or(0, |reply| reply.len() + 1);
+    let header_len = header.map_or(0, |header| header.text.len() + 1);
+    let head_len = name_len + subject.len() + 1 + reply_len + header_len + size_text.len();
+    head_len + b"\r\n".len() + payload.len() + b"\r\n".len()
 }
 
 /// Appends a whole MSG or HMSG: `message` for the subscription `sid` of a receiver that has
@@ -77,30 +87,6 @@ pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) 
     } else {
         append(out, &[message.size_text, b"\r\n", message.payload, b"\r\n"]);
     }
-}
-
-/// The same of its parts; `header` is empty if there is none.
-pub fn publish_of(
-    out: &mut Vec<u8>,
-    subject: &[u8],
-    reply: Option<&[u8]>,
-    header: &[u8],
-    body: &[u8],
-) {
-    out.reserve(64 + subject.len() + reply.map_or(0, <[u8]>::len) + header.len() + body.len());
-    out.extend_from_slice(if header.is_empty() { b"PUB " } else { b"HPUB " });
-    out.extend_from_slice(subject);
-    if let Some(reply) = reply {
-        out.push(b' ');
-        out.extend_from_slice(reply);
-    }
-    if !header.is_empty() {
-        out.extend_from_slice(format!(" {}", header.len()).as_bytes());
-    }
-    out.extend_from_slice(format!(" {}\r\n", header.len() + body.len()).as_bytes());
-    out.extend_from_slice(header);
-    out.extend_from_slice(body);
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends the status a publisher gets at its `reply` when nobody received what it sent to

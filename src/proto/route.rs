@@ -214,7 +214,9 @@ fn parse_message<'a>(
         header = (len > 0).then_some(Header { len, text: sizes[0] });
     }
     let publish = Publish { subject, reply, header, size_text, payload: b"", tail: None };
-    let is_plain = groups.is_empty() && header.is_some() == has_header;
+    // What only servers understand is not passed on.
+    let is_plain = rest.len() == usize::from(reply.is_some()) && groups.is_empty();
+    let is_plain = is_plain && header.is_some() == has_header;
     let named = usize::from(accounts == Accounts::Unnamed);
     let is_passed_on = is_plain && parse::is_canonical(line, &words[named..]);
     let before = account.len() + blank(account).len();
@@ -566,6 +568,18 @@ mod tests {
             msg(&mut out, account, &publish, &queues, true);
             assert_eq!(out, wire);
         }
+    }
+
+    #[test]
+    fn the_mark_of_a_reply_before_groups_reaches_no_client_even_if_there_are_no_groups() {
+        let wire = b"RMSG $G a + r 2\r\nhi\r\n";
+        let parsed = parse(wire, 1000, Accounts::Named);
+        let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) = parsed else {
+            panic!("{parsed:?}")
+        };
+        let mut out = Vec::new();
+        crate::proto::encode::msg(&mut out, &publish, b"1", true);
+        assert_eq!(out, b"MSG a 1 r 2\r\nhi\r\n");
     }
 
     #[test]

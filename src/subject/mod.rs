@@ -15,8 +15,18 @@ use memchr::{memchr, memchr_iter};
 pub use table::{Scan, Table};
 pub use transform::{Transform, TransformError};
 
-/// Whether SUB may name this filter: no token is empty, and nothing follows a token `>`.
+/// Whether it is one word of a control line: nothing in it ends an argument or is invisible. What
+/// is not is never written to anybody.
+pub fn is_word(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| *byte > b' ')
+}
+
+/// Whether SUB may name this filter: it is one word, no token is empty, and nothing follows a token
+/// `>`.
 pub fn is_valid_filter(filter: &[u8]) -> bool {
+    if !is_word(filter) {
+        return false;
+    }
     let mut rest = Some(filter);
     while let Some(text) = rest {
         let (token, behind) = split_first(text);
@@ -28,9 +38,10 @@ pub fn is_valid_filter(filter: &[u8]) -> bool {
     true
 }
 
-/// Whether a pedantic client may publish to this subject: no token is empty or a wildcard.
+/// Whether a pedantic client may publish to this subject: it is one word, and no token is empty or
+/// a wildcard.
 pub fn is_valid_publish(subject: &[u8]) -> bool {
-    tokens(subject).all(|token| !matches!(token, b"" | b"*" | b">"))
+    is_word(subject) && tokens(subject).all(|token| !matches!(token, b"" | b"*" | b">"))
 }
 
 /// Whether the filter has no wildcards, so that it matches at most the subject equal to it.
@@ -189,6 +200,33 @@ mod tests {
         }
         for invalid in ["", ".", "a.", ".a", "a..b", "*", ">", "a.*.b", "a.>", ">.a"] {
             assert!(!is_valid_publish(invalid.as_bytes()), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn of_all_bytes_those_up_to_the_blank_are_in_no_subject_and_no_filter_wherever_they_stand() {
+        for byte in 0..=u8::MAX {
+            let texts = [
+                vec![byte],
+                vec![byte, b'a'],
+                vec![b'a', byte],
+                vec![b'a', byte, b'a'],
+                vec![b'a', b'.', byte],
+                vec![byte, b'.', b'a'],
+                vec![b'a', b'.', b'b', byte, b'.', b'c'],
+            ];
+            for text in texts {
+                let name = text.escape_ascii();
+                assert_eq!(is_word(&text), byte > b' ', "{name}");
+                let tokens: Vec<&[u8]> = tokens(&text).collect();
+                let is_wild = tokens.iter().any(|token| matches!(*token, b"*" | b">"));
+                let has_empty = tokens.iter().any(|token| token.is_empty());
+                let is_subject = byte > b' ' && !has_empty && !is_wild;
+                assert_eq!(is_valid_publish(&text), is_subject, "{name}");
+                let ends_early = tokens[..tokens.len() - 1].contains(&&b">"[..]);
+                let is_filter = byte > b' ' && !has_empty && !ends_early;
+                assert_eq!(is_valid_filter(&text), is_filter, "{name}");
+            }
         }
     }
 

@@ -27,7 +27,7 @@ const NS_PER_S: f64 = 1e9;
 /// A figure: its name, what it is, and where it comes from.
 type Row<F, T> = (&'static str, &'static str, fn(&F) -> T);
 
-const COUNTERS: [Row<Figures, u64>; 15] = [
+const COUNTERS: [Row<Figures, u64>; 16] = [
     ("turns_total", "Rounds of the shard's loop.", |shard| shard.reactor.turns),
     ("system_calls_total", "Calls of io_uring_enter.", |shard| shard.reactor.enters),
     ("completions_total", "Completions reported by the kernel.", |shard| shard.reactor.completions),
@@ -60,6 +60,9 @@ const COUNTERS: [Row<Figures, u64>; 15] = [
     }),
     ("queue_messages_lost_total", "Queue messages whose last member left meanwhile.", |shard| {
         shard.report.stats.queue_msgs_lost
+    }),
+    ("garbled_runs_total", "Runs from other shards that could not be read.", |shard| {
+        shard.report.stats.garbled_runs
     }),
     ("sends_total", "Sends completed by the kernel.", |shard| shard.reactor.sent_bytes.count()),
     ("sent_bytes_total", "Bytes that the kernel took.", |shard| shard.reactor.sent_bytes.sum()),
