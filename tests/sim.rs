@@ -156,8 +156,22 @@ fn nobody_gets_anything_of_another_account_but_by_export_and_import() {
 }
 
 #[test]
+fn whoever_means_harm_ends_nothing_and_publishes_nowhere_but_where_that_is_allowed() {
+    let seeds =
+        number("SEED").map_or(0..number("SIM_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
+    let mut heard = 0;
+    for seed in seeds.clone() {
+        let _culprit = Culprit("whoever_means_harm", seed);
+        heard += sim::hostile::run_seed(seed);
+    }
+    assert!(seeds.end - seeds.start < 10 || heard > 0, "nobody heard anything");
+}
+
+#[test]
 fn any_bytes_are_a_script() {
     for len in 0..40 {
+        sim::hostile::run_script(&vec![0xff; len]);
+        sim::hostile::run_script(&vec![0; len * 8]);
         for kind in [Kind::Server, Kind::Cluster, Kind::Reloads] {
             sim::run_script(kind, &vec![0xff; len]);
             sim::run_script(kind, &vec![0; len * 8]);

@@ -14,6 +14,7 @@ mod clients;
 mod cluster;
 mod cluster_faults;
 mod conformance;
+mod denials;
 mod exchange;
 mod jwt;
 mod logins;

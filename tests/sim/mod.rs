@@ -7,6 +7,7 @@
 //! * [`shards`], [`sockets`], [`routes`], [`pipe`]: engines and lanes, clients' connections, the
 //!   servers of a cluster and the routes between them, the kernel's part of a connection
 //! * [`accounts`]: who gets what of other accounts, in a world that comes to rest each time
+//! * [`hostile`]: whoever means harm: nothing is asserted, and nothing gets past permissions
 //! * [`wire`]: a strict parser of what the server sends
 //! * [`book`]: the oracle's memory: what clients sent, and when
 //! * [`hear`]: what a client receives, judged as it comes
@@ -19,6 +20,7 @@
 pub(crate) mod accounts;
 mod book;
 mod hear;
+pub(crate) mod hostile;
 mod pipe;
 mod routes;
 mod script;
