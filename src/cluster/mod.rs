@@ -9,12 +9,14 @@ pub mod names;
 mod pool;
 #[cfg(test)]
 mod tests;
+mod urls;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::config::{RouteUrl, Secret};
 use crate::proto::route::RouteInfo;
 pub use pool::{Part, Pooling};
+pub use urls::ClientUrls;
 
 /// Servers that are dialled because others spoke of them, at one time.
 const GOSSIPED_MAX: usize = 256;
@@ -74,7 +76,7 @@ pub enum Step {
     /// Tell the route's peer of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
-    Urls(Vec<String>),
+    Urls(ClientUrls),
 }
 
 /// Somebody to dial.
@@ -156,7 +158,7 @@ pub struct Members {
     /// nobody: two that come at the same time may each believe that the other was spoken of.
     newcomers: BTreeMap<String, u64>,
     steps: VecDeque<Step>,
-    urls: Vec<String>,
+    urls: ClientUrls,
     now: u64,
     rng: fastrand::Rng,
 }
@@ -170,7 +172,7 @@ impl Members {
             links: BTreeMap::new(),
             newcomers: BTreeMap::new(),
             steps: VecDeque::new(),
-            urls: Vec::new(),
+            urls: ClientUrls::default(),
             now: 0,
             rng: fastrand::Rng::with_seed(seed),
             plan,
@@ -432,7 +434,8 @@ impl Members {
         if let Some(peer) = &mut link.peer
             && peer.server_id == info.server_id
         {
-            (peer.connect_urls, peer.ldm) = (info.connect_urls, info.ldm);
+            (peer.connect_urls, peer.ws_connect_urls) = (info.connect_urls, info.ws_connect_urls);
+            peer.ldm = info.ldm;
             self.review_urls();
             return;
         }
@@ -622,18 +625,31 @@ impl Members {
     }
 
     fn review_urls(&mut self) {
-        let is_told = !self.plan.no_advertise;
-        let peers =
-            self.registered().filter(|_| is_told).filter_map(|(_, link)| link.peer.as_ref());
-        let staying = peers.filter(|peer| !peer.ldm);
-        let mut urls: Vec<String> =
-            staying.flat_map(|peer| peer.connect_urls.iter().cloned()).collect();
-        urls.sort_unstable();
-        urls.dedup();
+        let urls = ClientUrls {
+            tcp: self.urls_of_peers(self.urls.tcp.is_some(), |peer| &peer.connect_urls),
+            websocket: self
+                .urls_of_peers(self.urls.websocket.is_some(), |peer| &peer.ws_connect_urls),
+        };
         if urls != self.urls {
             self.urls.clone_from(&urls);
             self.steps.push_back(Step::Urls(urls));
         }
+    }
+
+    /// Where clients of one kind may connect to peers; nothing is said before there is something.
+    fn urls_of_peers(
+        &self,
+        was_said: bool,
+        of: impl Fn(&RouteInfo) -> &Vec<String>,
+    ) -> Option<Vec<String>> {
+        let is_told = !self.plan.no_advertise;
+        let peers =
+            self.registered().filter(|_| is_told).filter_map(|(_, link)| link.peer.as_ref());
+        let staying = peers.filter(|peer| !peer.ldm);
+        let mut urls: Vec<String> = staying.flat_map(|peer| of(peer).iter().cloned()).collect();
+        urls.sort_unstable();
+        urls.dedup();
+        (was_said || !urls.is_empty()).then_some(urls)
     }
 
     /// Where a server is reached that has said, or of which was said, this.

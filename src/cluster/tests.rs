@@ -162,7 +162,7 @@ impl World {
                     let (conn, side) = self.conn(server, rid);
                     conn.news[1 - side].push_back(News::Heard(*info));
                 }
-                Step::Urls(urls) => self.urls[server] = urls,
+                Step::Urls(urls) => self.urls[server] = urls.tcp.unwrap_or_default(),
             }
         }
     }
@@ -340,7 +340,7 @@ fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
     members.on_greeted(1, info(7), "host");
     let urls = |members: &mut Members| {
         let steps = std::iter::from_fn(|| members.next_step());
-        steps.filter_map(|step| if let Step::Urls(urls) = step { Some(urls) } else { None }).last()
+        steps.filter_map(|step| if let Step::Urls(urls) = step { urls.tcp } else { None }).last()
     };
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
     members.reload(Plan { no_advertise: true, ..plan(0, &[], &Pooling::default()) });

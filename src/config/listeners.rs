@@ -95,7 +95,7 @@ pub struct WebSocketOptions {
     pub host: Option<String>,
     /// Port (none: nobody listens); 0 is any free port.
     pub port: Option<u16>,
-    /// Go without TLS (false).
+    /// There may be no TLS (false).
     pub no_tls: bool,
     /// TLS (none).
     pub tls: Option<Tls>,
@@ -285,9 +285,6 @@ pub(super) fn bind_websocket(v: &mut Field<'_>) -> Result<Option<WebSocketOption
     }
     if websocket.tls.is_none() && !websocket.no_tls {
         return Err(v.error("websocket needs a block tls; or no_tls: true, behind a proxy"));
-    }
-    if websocket.no_tls {
-        websocket.tls = None;
     }
     Ok(Some(websocket))
 }

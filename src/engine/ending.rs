@@ -72,7 +72,7 @@ impl Engine {
         let next_close = self.now.saturating_add(first_close_ns);
         let interval = interval.min(INTERVAL_NS_MAX);
         self.lame_duck = Some(LameDuck { next_close, interval });
-        self.inform_clients();
+        self.inform_clients(|_| true);
         self.announce_lame_duck();
     }
 

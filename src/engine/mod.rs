@@ -531,12 +531,14 @@ impl Engine {
         }
     }
 
-    /// Sends INFO anew to all clients that understand that.
-    fn inform_clients(&mut self) {
+    /// Sends INFO anew to all clients over transports that it concerns, if they understand that.
+    fn inform_clients(&mut self, concerns: impl Fn(Transport) -> bool) {
         for id in self.conns.client_ids() {
             // One that is at its end has heard its last word.
-            let understands =
-                |conn: &Conn| conn.is_open() && conn.greeted && conn.connect.protocol >= 1;
+            let understands = |conn: &Conn| {
+                let is_meant = concerns(conn.transport) && conn.connect.protocol >= 1;
+                is_meant && conn.is_open() && conn.greeted
+            };
             if self.conns.get(id).is_some_and(understands) {
                 self.send_info(id, false);
             }

@@ -205,6 +205,9 @@ impl Engine {
             if !self.enter_account(id, user) {
                 return None;
             }
+            if let Some(conn) = self.conns.get_mut(id) {
+                conn.timing.auth_due = super::NEVER;
+            }
         }
         let conn = self.conns.get(id)?;
         Some(Limits {
@@ -711,9 +714,11 @@ impl Engine {
             // not allowed any more.
             if !conn.is_understood() {
                 // Its time is that for becoming a WebSocket.
-            } else if !self.settings.auth_required(conn.transport) {
+            } else if self.settings.admits_everybody(conn.transport) {
                 conn.timing.auth_due = super::NEVER;
-            } else if !old.auth_required(conn.transport) {
+            } else if self.settings.auth_required(conn.transport)
+                && !old.auth_required(conn.transport)
+            {
                 self.refuse_login(id);
             }
             return;

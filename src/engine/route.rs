@@ -22,8 +22,8 @@ use super::run::Run;
 use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
-use crate::cluster::Part;
 use crate::cluster::names::{self, Agreement};
+use crate::cluster::{ClientUrls, Part};
 use crate::config::Secret;
 use crate::proto::ProtoError;
 use crate::proto::encode;
@@ -101,7 +101,7 @@ pub(super) struct Cluster {
     /// The name was made up.
     pub(super) is_dynamic: bool,
     /// Where clients may connect to the other servers.
-    pub(super) urls: Vec<String>,
+    pub(super) urls: ClientUrls,
     /// Registered routes of this shard.
     pub(super) routes: Vec<ConnId>,
     notices: VecDeque<RouteNotice>,
@@ -290,12 +290,10 @@ impl Engine {
     }
 
     /// Where clients may connect to the other servers: those that can be told are told.
-    pub fn set_cluster_urls(&mut self, urls: Vec<String>) {
-        if self.cluster.urls == urls {
-            return;
-        }
-        self.cluster.urls = urls;
-        self.inform_clients();
+    pub fn set_cluster_urls(&mut self, urls: ClientUrls) {
+        let old = std::mem::replace(&mut self.cluster.urls, urls);
+        let new = self.cluster.urls.clone();
+        self.inform_clients(|transport| old.of(transport) != new.of(transport));
     }
 
     /// The peer of a route may stay, and gets what goes over `part` of its connections.

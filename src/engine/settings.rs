@@ -18,7 +18,7 @@ use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use super::transport::Transport;
 use crate::certificate;
-use crate::cluster::Pooling;
+use crate::cluster::{ClientUrls, Pooling};
 use crate::config::trust::Trust;
 use crate::config::{
     self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
@@ -55,8 +55,8 @@ pub struct ClusterIdentity {
     pub is_dynamic: bool,
     /// The port where it really listens for routes.
     pub port: u16,
-    /// `host:port` where its clients may connect.
-    pub urls: Vec<String>,
+    /// Where its clients may connect.
+    pub urls: ClientUrls,
     /// What goes over which of the connections to a member; a reload does not change it.
     pub pooling: Pooling,
 }
@@ -112,6 +112,8 @@ pub struct Settings {
     /// The credentials that count for those, unless they are everybody's.
     websocket_logins: Option<Logins>,
     websocket_address: Option<(String, u16)>,
+    /// Where clients of this server may connect, as far as they are to know.
+    urls: ClientUrls,
     /// Which users processes of this machine are.
     peers: Vec<PeerUser>,
     /// Names the server in subjects: a part of its id.
@@ -219,6 +221,7 @@ impl Settings {
                 .filter(|auth| auth.is_required())
                 .map(|auth| Logins::new(options, auth)),
             websocket_address: identity.websocket.clone(),
+            urls: urls(options, identity),
             peers: options.unix.iter().flat_map(|unix| unix.peers.iter().cloned()).collect(),
             logins,
             nobody: Rc::new(User {
@@ -307,9 +310,10 @@ impl Settings {
         own_ms.map_or(self.ping_interval_ns, |ms| ms.saturating_mul(NS_PER_MS))
     }
 
-    /// When a client that can speak from `now` on must have shown who it is.
+    /// When a client that can speak from `now` on must have shown who it is, or have begun to
+    /// speak as a guest.
     pub(super) fn auth_due(&self, transport: Transport, now: u64) -> u64 {
-        if !self.auth_required(transport) {
+        if self.admits_everybody(transport) {
             return NEVER;
         }
         now.saturating_add(self.auth_timeout_ns_of(transport))
@@ -357,10 +361,15 @@ impl Settings {
 
     /// Who a client is before it has sent CONNECT.
     pub(super) fn user_before_connect(&self, transport: Transport) -> Option<Rc<User>> {
-        if self.logins(transport).is_empty() && self.trusted.is_none() {
+        if self.admits_everybody(transport) {
             return Some(Rc::clone(&self.nobody));
         }
         self.guest(transport).cloned()
+    }
+
+    /// Whether nobody has to be anybody.
+    pub(super) fn admits_everybody(&self, transport: Transport) -> bool {
+        self.logins(transport).is_empty() && self.trusted.is_none()
     }
 
     /// Who a client is by its credentials, if it may be that over its transport.
@@ -504,10 +513,10 @@ impl Settings {
         let mut info = self.info.clone();
         if let Some(name) = &cluster.name {
             (info.cluster, info.cluster_dynamic) = (Some(name.clone()), cluster.is_dynamic);
-            if lame_duck {
-                info.connect_urls.clear();
-            }
-            info.connect_urls.extend(cluster.urls.iter().cloned());
+        }
+        if let Some(others) = cluster.urls.of(transport) {
+            let own = self.urls.of(transport).filter(|_| !lame_duck).unwrap_or_default();
+            info.connect_urls = own.iter().chain(others).cloned().collect();
         }
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
@@ -516,14 +525,18 @@ impl Settings {
         info.nonce = signs.then(|| self.nonces.nonce(peer.cid));
         if transport != Transport::Tcp {
             let tls = self.tls_of(transport);
-            (info.tls_required, info.tls_available) = (tls.is_some(), false);
-            info.tls_verify = tls.is_some_and(|tls| tls.verify);
+            info.tls_required = tls.is_some();
+            info.tls_available = false;
             info.auth_required = self.auth_required(transport);
         }
-        if transport == Transport::WebSocket
-            && let Some((host, port)) = &self.websocket_address
-        {
-            (info.host, info.port) = (host.clone(), *port);
+        if transport == Transport::WebSocket {
+            // As nats-server has it: the TLS that it has is also available, who verifies is the
+            // client port, and guests are not mentioned.
+            info.tls_available = info.tls_required;
+            info.auth_required = !self.admits_everybody(transport);
+            if let Some((host, port)) = &self.websocket_address {
+                (info.host, info.port) = (host.clone(), *port);
+            }
         }
         if let Some((account, is_system)) = account {
             info.connect_info = true;
@@ -598,13 +611,12 @@ fn info(options: &Options, identity: &Identity) -> Info {
         tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
         auth_required: options.requires_login(),
         max_payload: options.limits.payload_bytes_max,
-        connect_urls: urls(options, identity),
         ..Info::default()
     }
 }
 
 /// Where clients may connect, as far as others are to know.
-fn urls(options: &Options, identity: &Identity) -> Vec<String> {
+fn urls(options: &Options, identity: &Identity) -> ClientUrls {
     let cluster = identity.cluster.as_ref().filter(|_| !options.cluster.no_advertise);
     cluster.map(|cluster| cluster.urls.clone()).unwrap_or_default()
 }
@@ -625,6 +637,7 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
     }
     let pooling = identity.cluster.as_ref().map(|cluster| cluster.pooling.clone());
     let pooling = pooling.unwrap_or_default();
+    let urls = urls(options, identity);
     let info = RouteInfo {
         server_id: identity.id.clone(),
         server_name: identity.name.clone(),
@@ -639,7 +652,8 @@ fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
         tls_required: cluster.tls.is_some(),
         tls_verify: cluster.tls.is_some(),
         max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
-        connect_urls: urls(options, identity),
+        connect_urls: urls.tcp.unwrap_or_default(),
+        ws_connect_urls: urls.websocket.unwrap_or_default(),
         route_pool_size: i32::from(pooling.size()),
         shardcast: true,
         compression: cluster.compression.name().to_owned(),

@@ -4,6 +4,7 @@
 
 use super::interest::Side;
 use super::*;
+use crate::cluster::ClientUrls;
 use crate::config::Options;
 use crate::config::{Account, Destination, Mapping};
 
@@ -253,7 +254,8 @@ fn a_message_picked_for_two_groups_behind_another_shard_travels_once() {
 fn a_connection_at_its_end_is_not_told_of_other_servers_behind_its_last_word() {
     let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
     engine.on_bytes(ids[0], b"CONNECT {\"protocol\":1}\r\nPING\r\nBOGUS\r\n");
-    engine.set_cluster_urls(vec!["other:4222".to_owned()]);
+    let tcp = Some(vec!["other:4222".to_owned()]);
+    engine.set_cluster_urls(ClientUrls { tcp, ..ClientUrls::default() });
     let heard = out(&mut engine, ids[0]);
     assert!(heard.ends_with("-ERR 'Unknown Protocol Operation'\r\n"), "{heard}");
 }

@@ -18,7 +18,7 @@ use tracing::{debug, error, info};
 use super::listen::host_port;
 use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
-use crate::cluster::{Members, Plan, Pooling, Step};
+use crate::cluster::{ClientUrls, Members, Plan, Pooling, Step};
 use crate::config::{Options, RouteUrl, StartError};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
@@ -52,11 +52,11 @@ pub(super) fn bind(options: &Options) -> Result<Option<TcpListener>, StartError>
     cluster.port.map(|port| listen::bind_cluster(&cluster.host, port)).transpose()
 }
 
-/// What this server is as a member. `client_port` is where its clients connect.
+/// What this server, which is `identity` otherwise, is as a member.
 pub(super) fn identify(
     options: &Options,
     listener: Option<&TcpListener>,
-    client_port: u16,
+    identity: &Identity,
 ) -> Result<Option<ClusterIdentity>, StartError> {
     let Some(listener) = listener else { return Ok(None) };
     let address = listener.local_addr();
@@ -68,24 +68,32 @@ pub(super) fn identify(
         is_dynamic: options.cluster.name.is_none(),
         host: options.cluster.host.clone(),
         port: address.port(),
-        urls: client_urls(options, client_port),
+        urls: client_urls(options, identity),
         pooling: Pooling::new(options),
     }))
 }
 
+fn client_urls(options: &Options, identity: &Identity) -> ClientUrls {
+    let websocket = identity.websocket.as_ref();
+    let advertise = options.websocket.as_ref().and_then(|options| options.advertise.as_deref());
+    ClientUrls {
+        tcp: Some(urls(options.client_advertise.as_deref(), &options.host, identity.port)),
+        websocket: websocket.map(|endpoint| urls(advertise, &endpoint.host, endpoint.port)),
+    }
+}
+
 /// Where clients may connect: what is said, else where the server listens, on all addresses of
 /// this machine if it listens on all.
-fn client_urls(options: &Options, port: u16) -> Vec<String> {
-    if let Some(advertise) = &options.client_advertise {
+fn urls(advertise: Option<&str>, host: &str, port: u16) -> Vec<String> {
+    if let Some(advertise) = advertise {
         let has_port = advertise.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-        return vec![if has_port { advertise.clone() } else { format!("{advertise}:{port}") }];
+        return vec![if has_port { advertise.to_owned() } else { format!("{advertise}:{port}") }];
     }
-    let host = options.host.parse::<IpAddr>();
-    if host.is_ok_and(|host| host.is_unspecified()) {
+    if host.parse::<IpAddr>().is_ok_and(|host| host.is_unspecified()) {
         let addresses = Tree::default().addresses();
         return addresses.iter().map(|ip| host_port(&ip.to_string(), port)).collect();
     }
-    vec![host_port(&options.host, port)]
+    vec![host_port(host, port)]
 }
 
 impl Cluster {

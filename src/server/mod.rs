@@ -36,7 +36,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 use tracing::{error, info, warn};
 
-use crate::cluster::Pooling;
+use crate::cluster::{ClientUrls, Pooling};
 use crate::config::args::{self, Args, Command};
 use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
@@ -93,8 +93,8 @@ pub struct ClusterIdentity {
     pub is_dynamic: bool,
     /// The port for routes; never 0.
     pub port: u16,
-    /// `host:port` where clients may connect.
-    pub urls: Vec<String>,
+    /// Where clients may connect.
+    pub urls: ClientUrls,
     /// What goes over which of the connections to a member.
     pub pooling: Pooling,
 }
@@ -240,7 +240,7 @@ fn serve(
         http: http_listener.as_ref(),
     };
     let mut identity = identify(&options, program, &bound)?;
-    identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), identity.port)?;
+    identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), &identity)?;
     let identity = Arc::new(identity);
     let (listeners, socket_file) = listeners(&options, listener, websocket_listener)?;
     let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use crate::cluster::Part;
+use crate::cluster::{ClientUrls, Part};
 use crate::config;
 use crate::engine::{
     AccountFigures, AccountId, ClosedConn, ConnEvent, ConnId, ConnSnapshot, InterestStats,
@@ -146,7 +146,7 @@ pub enum RouteOrder {
     /// Tell the peer of this route of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
-    Urls(Vec<String>),
+    Urls(ClientUrls),
     /// The cluster is called that.
     Name {
         /// The name.

@@ -72,6 +72,20 @@ fn who_connects_and_says_nothing_is_told_why_and_cut() {
     });
 }
 
+/// nats-server passes this too.
+#[test]
+fn a_guest_who_says_nothing_is_cut_like_who_does_not_log_in() {
+    let config = "no_auth_user: ann\n\
+                  authorization { timeout: 0.5, users: [{user: ann, password: secret}] }";
+    let broker = Broker::with_config(1, config);
+    let (mut silent, mut guest) = (Wire::open(&broker), Wire::open(&broker));
+    guest.send(b"PING\r\n");
+    guest.expect(b"PONG\r\n");
+    silent.expect(b"-ERR 'Authentication Timeout'\r\n");
+    silent.expect_end();
+    guest.sync();
+}
+
 #[test]
 fn who_half_closes_and_waits_is_closed_too() {
     with_login(|broker, witness| {

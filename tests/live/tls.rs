@@ -119,6 +119,21 @@ async fn websockets_may_be_within_tls() {
     }
 }
 
+/// nats-server passes this too.
+#[tokio::test]
+async fn a_websocket_with_a_block_tls_has_tls_though_it_might_do_without() {
+    let authority = authority();
+    let inside = authority.config("", "");
+    let config = format!("websocket {{ listen: \"localhost:-1\", no_tls: true\n{inside} }}");
+    let broker = Broker::with_config(1, &config);
+    let banner = broker.banner();
+    let url = &banner[banner.find("wss://").expect("it is logged")..];
+    let url = url.lines().next().expect("a line");
+    let client = within(authority.options().connect(url)).await.expect("it connects");
+    assert!(client.server_info().tls_required);
+    exchange(&client, &client).await;
+}
+
 #[test]
 fn tls_may_come_behind_the_header_of_a_proxy() {
     let authority = authority();

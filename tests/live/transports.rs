@@ -9,6 +9,8 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::broker::authority::Authority;
+use crate::broker::members::{has_original, member, pairs, until};
 use crate::broker::peers::{meet, next, within};
 use crate::broker::wire::Wire;
 use crate::broker::{Broker, PATIENCE, http, is_nats_server, server_command, shard_counts};
@@ -261,12 +263,18 @@ async fn a_crowd_of_websockets_gets_every_message_in_order() {
 }
 
 /// An upgraded connection, without a client library.
-struct RawSocket(TcpStream);
+struct RawSocket {
+    stream: TcpStream,
+    info: Value,
+}
 
 impl RawSocket {
     fn open(broker: &Broker, fields: &str) -> Self {
-        let url = websocket_url(broker);
-        let mut stream = TcpStream::connect(url.strip_prefix("ws://").unwrap()).unwrap();
+        Self::greeted(websocket_url(broker).strip_prefix("ws://").unwrap(), fields)
+    }
+
+    fn greeted(address: &str, fields: &str) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let request = format!(
             "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -274,24 +282,26 @@ impl RawSocket {
              Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{fields}\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
-        let mut socket = Self(stream);
+        let mut socket = Self { stream, info: Value::Null };
         // The answer, and INFO behind it, up to its line end.
         let mut seen = Vec::new();
         while !(seen.ends_with(b"} \r\n") || seen.ends_with(b"}\r\n")) {
             seen.push(socket.take(1)[0]);
         }
+        let json = seen.windows(5).position(|bytes| bytes == b"INFO ").unwrap() + 5;
+        socket.info = serde_json::from_slice(&seen[json..]).unwrap();
         socket
     }
 
     /// Sends a frame with a mask of zeros.
     fn frame(&mut self, first: u8, payload: &[u8]) {
         let len = u8::try_from(payload.len()).ok().filter(|len| *len < 126).unwrap();
-        self.0.write_all(&[&[first, 0x80 | len, 0, 0, 0, 0], payload].concat()).unwrap();
+        self.stream.write_all(&[&[first, 0x80 | len, 0, 0, 0, 0], payload].concat()).unwrap();
     }
 
     fn take(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.0.read_exact(&mut bytes).unwrap();
+        self.stream.read_exact(&mut bytes).unwrap();
         bytes
     }
 
@@ -305,8 +315,76 @@ impl RawSocket {
     fn expect_end(&mut self) {
         // A reset is an end, too, where input was left unread.
         let mut rest = Vec::new();
-        let _ = self.0.read_to_end(&mut rest);
+        let _ = self.stream.read_to_end(&mut rest);
         assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+/// What a WebSocket's INFO says of who gets in, how, and where else.
+fn greeting(broker: &Broker) -> Vec<Value> {
+    let info = RawSocket::open(broker, "").info;
+    let ways = ["host", "tls_required", "tls_available", "tls_verify", "auth_required"];
+    ways.iter().chain(&["cluster", "connect_urls"]).map(|field| info[field].clone()).collect()
+}
+
+#[test]
+fn a_websocket_is_greeted_as_by_the_original() {
+    if !has_original() {
+        return;
+    }
+    let authority = Authority::new("the authority of this test");
+    authority.sign("server", "server", Vec::new());
+    let file = |name: &str| authority.file(name).display().to_string();
+    let (cert, key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let tls = format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", ca_file: \"{ca}\"");
+    let users = "authorization { users: [{user: ann, password: p}, {user: bob, password: p}] }";
+    for (around, inside) in [
+        ("", ""),
+        ("", "authorization { user: a, password: b }"),
+        ("", "authorization { token: t }"),
+        ("authorization { token: t }", ""),
+        (users, ""),
+        (users, "no_auth_user: bob"),
+        (&format!("no_auth_user: ann\n{users}"), ""),
+        (&format!("no_auth_user: ann\n{users}"), "no_auth_user: bob"),
+        (&format!("{tls} }}"), ""),
+        (&format!("{tls}, verify: true }}"), ""),
+        (&format!("{tls} }}\nallow_non_tls: true"), ""),
+        ("cluster { name: C, listen: \"127.0.0.1:-1\" }", "advertise: \"a.example:1\""),
+    ] {
+        let websocket = "listen: \"127.0.0.1:-1\", no_tls: true";
+        let config = format!("{around}\nwebsocket {{ {websocket}\n{inside} }}");
+        let (ours, original) = (Broker::with_config(1, &config), Broker::original(&config));
+        assert_eq!(greeting(&ours), greeting(&original), "{config}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_are_told_of_websockets_and_others_of_others() {
+    let websocket = |name: &str| {
+        format!(
+            "client_advertise: {name}.tcp\nwebsocket {{ listen: \"127.0.0.1:-1\", no_tls: true, \
+             advertise: \"{name}.ws:7\" }}"
+        )
+    };
+    for kinds in pairs() {
+        let mut first = member(kinds[0], "a", &mut [], &websocket("a"));
+        let second = member(kinds[1], "b", &mut [&mut first], &websocket("b"));
+        let told = |info: &Value| {
+            let urls = info["connect_urls"].as_array().cloned().unwrap_or_default();
+            let mut urls: Vec<_> = urls.iter().filter_map(Value::as_str).collect();
+            urls.sort_unstable();
+            urls.join(" ")
+        };
+        let tcp = format!("a.tcp:{} b.tcp:{}", first.port(), second.port());
+        for broker in [&first, &second] {
+            let websocket = || async { told(&RawSocket::open(broker, "").info) == "a.ws:7 b.ws:7" };
+            until(websocket).await;
+            let line = Wire::ungreeted(broker).line();
+            let info: Value = serde_json::from_str(&line[5..]).unwrap();
+            assert_eq!(told(&info), tcp, "{kinds:?}");
+            assert_eq!(info["ws_connect_urls"], Value::Null);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use shardcast::cluster::{Members, Plan, Pooling, Step as Task};
+use shardcast::cluster::{ClientUrls, Members, Plan, Pooling, Step as Task};
 use shardcast::config::{Options, RouteUrl};
 use shardcast::engine::{ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId};
 use shardcast::shard::RouteOrder;
@@ -61,7 +61,10 @@ fn identity(server: usize, lives: u32, flavour: &Flavour) -> Identity {
         cluster: Some(ClusterIdentity {
             name: "C".to_owned(),
             port: 1,
-            urls: vec![format!("{}:2", name(server))],
+            urls: ClientUrls {
+                tcp: Some(vec![format!("{}:2", name(server))]),
+                ..ClientUrls::default()
+            },
             pooling: pooling(flavour),
             ..ClusterIdentity::default()
         }),

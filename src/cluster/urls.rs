@@ -1,0 +1,28 @@
+//! Where clients may connect.
+
+#![forbid(unsafe_code)]
+
+use crate::engine::Transport;
+
+/// `host:port` of one server or several, for clients over TCP and for those over WebSocket: each
+/// kind of client is told of its own alone.
+///
+/// Nothing said is not the same as nothing there: clients forget servers that are missing in a
+/// list, and go on knowing them where there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientUrls {
+    /// Over TCP.
+    pub tcp: Option<Vec<String>>,
+    /// Over WebSocket.
+    pub websocket: Option<Vec<String>>,
+}
+
+impl ClientUrls {
+    /// What clients over `transport` are told of these.
+    pub fn of(&self, transport: Transport) -> Option<&[String]> {
+        match transport {
+            Transport::WebSocket => self.websocket.as_deref(),
+            Transport::Tcp | Transport::Unix(_) => self.tcp.as_deref(),
+        }
+    }
+}
