@@ -518,7 +518,7 @@ pub fn comes_from(networks: &[String], ip: &str) -> bool {
 
 /// Whether `text` is a public key of one of these kinds.
 pub fn is_key(text: &str, kinds: &[char]) -> bool {
-    text.starts_with(kinds) && KeyPair::from_public_key(text).is_ok()
+    text.starts_with(kinds) && nkeys::from_public_key(text).is_ok()
 }
 
 /// The token in a file that has it between lines of dashes, or alone.

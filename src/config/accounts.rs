@@ -14,6 +14,7 @@ use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::rules::Violation;
 use super::{Mapping, Options, OverflowRule, StartError, missing};
+use crate::jwt;
 use crate::subject::{Transform, TransformError, covers, is_valid_filter, is_valid_publish};
 use crate::subject::{overlap, tokens};
 
@@ -302,6 +303,9 @@ pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), Start
         return v.each(|v| add(options, Account::named(v.text()?), v)).map(drop);
     }
     v.each_entry(|entry, v| {
+        if entry.is_variable {
+            return Ok(());
+        }
         let Kind::Map(map) = &entry.value.kind else {
             return Err(v.error("an account is a block { … }"));
         };
@@ -434,7 +438,7 @@ const LIMITS: &[Key<AccountLimits>] = &[
 
 fn account_key(v: &mut Field<'_>) -> Result<(), StartError> {
     let key = v.text()?;
-    if !key.starts_with('A') || nkeys::KeyPair::from_public_key(&key).is_err() {
+    if !jwt::is_key(&key, &['A']) {
         return Err(v.error("nkey is the public key of an account: 56 characters, first an A"));
     }
     Ok(())
@@ -466,6 +470,44 @@ struct ExportDraft {
     response: Option<Response>,
     threshold_ms: Option<u64>,
     allow_trace: Option<bool>,
+    has_latency: bool,
+}
+
+/// Where the times of a service would be told.
+#[derive(Default)]
+struct Latency {
+    subject: String,
+}
+
+const LATENCY: &[Key<Latency>] = &[
+    Key(&["subject"], Set(|l, v| latency_subject(v).map(|subject| l.subject = subject))),
+    Key(
+        &["sampling"],
+        Set(|_, v| match &v.value.kind {
+            Kind::Text(text) if text.trim().eq_ignore_ascii_case("headers") => Ok(()),
+            _ => sampling(v).map(drop),
+        }),
+    ),
+];
+
+fn latency_subject(v: &mut Field<'_>) -> Result<String, StartError> {
+    let subject = v.text()?;
+    match is_valid_publish(subject.as_bytes()) {
+        true => Ok(subject),
+        false => Err(v.error("the subject where latencies are told is one without wildcards")),
+    }
+}
+
+fn latency(v: &mut Field<'_>) -> Result<(), StartError> {
+    if !matches!(v.value.kind, Kind::Map(_)) {
+        return latency_subject(v).map(drop);
+    }
+    let mut draft = Latency::default();
+    bind_map(&[LATENCY], v.map()?, &mut draft, v.warnings)?;
+    match draft.subject.is_empty() {
+        true => Err(v.error("latency needs a subject: where the latencies are told")),
+        false => Ok(()),
+    }
 }
 
 fn exported(shared: Shared, d: &mut ExportDraft, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -494,7 +536,15 @@ const EXPORT: &[Key<ExportDraft>] = &[
         }),
     ),
     Key(&["response_threshold"], Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
-    Key(&["latency"], Ignore(&missing::ANY)),
+    Key(
+        &["latency"],
+        Set(|d, v| {
+            d.has_latency = true;
+            latency(v)?;
+            v.warn_missing("latency is not supported yet and has no effect");
+            Ok(())
+        }),
+    ),
     Key(&["allow_trace"], Set(|d, v| v.boolean().map(|allow| d.allow_trace = Some(allow)))),
 ];
 
@@ -509,6 +559,9 @@ fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
     }
     if shared == Shared::Stream && draft.allow_trace.is_some() {
         return Err(v.error("allow_trace is for services here; a stream has it in its import"));
+    }
+    if shared == Shared::Stream && draft.has_latency {
+        return Err(v.error("only a service has a latency; leave it out of the stream"));
     }
     if draft.account_token > 0 {
         let token = tokens(subject.as_bytes()).nth(draft.account_token - 1);
@@ -639,6 +692,19 @@ pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
             }
         }
         for (at, import) in account.imports.iter().enumerate() {
+            let is_same = |other: &&Import| {
+                (other.shared, import.shared) == (Shared::Service, Shared::Service)
+                    && (&other.account, &other.local) == (&import.account, &import.local)
+                    && other.subject != import.subject
+            };
+            if let Some(other) = account.imports[..at].iter().find(is_same) {
+                let (local, subject) = (&import.local, &other.subject);
+                let reason = format!(
+                    "\"{local}\" is already where the service \"{subject}\" is imported to; \
+                     choose another subject"
+                );
+                refuse("imports", at, reason);
+            }
             if let Err(reason) = check_import(accounts, account, import, &account.imports[..at]) {
                 refuse("imports", at, reason);
             }

@@ -10,6 +10,7 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::certificates::Pair;
 use super::{
     Cluster, LogFormat, Options, RouteUrl, Secret, ShardCount, StartError, Syslog, UnixOptions,
     User,
@@ -371,8 +372,7 @@ impl Args {
         let files = [&self.tlscert, &self.tlskey, &self.tlscacert];
         if files.iter().any(|file| file.is_some()) || (asked && options.tls.is_none()) {
             let block = tls::Block {
-                cert_file: self.tlscert.clone(),
-                key_file: self.tlskey.clone(),
+                pair: Pair { cert_file: self.tlscert.clone(), key_file: self.tlskey.clone() },
                 ca_file: self.tlscacert.clone(),
                 verify,
                 ..tls::Block::default()

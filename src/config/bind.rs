@@ -9,6 +9,7 @@ use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::rules::Written;
 use super::{Options, Rates, StartError, Syslog, accounts, listeners, missing, nearest, trust};
+use crate::jwt;
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.
@@ -335,7 +336,7 @@ const AUTHORIZATION: &[Key<Authorization>] = &[
     Key(&["user", "username"], Set(|a, v| v.text().map(|name| a.user = Some(name)))),
     Key(&["password", "pass"], Set(|a, v| v.text().map(|p| a.password = Some(Secret::new(p))))),
     Key(&["token"], Set(|a, v| v.text().map(|token| a.token = Some(Secret::new(token))))),
-    Key(&["timeout"], Set(|a, v| v.seconds_ms().map(|ms| a.timeout_ms = Some(ms)))),
+    Key(&["timeout"], Set(|a, v| v.login_timeout_ms().map(|ms| a.timeout_ms = Some(ms)))),
     Key(&["users"], Set(|a, v| users(v).map(|users| a.users = Some(users)))),
     Key(
         &["default_permission", "default_permissions", "permissions"],
@@ -347,7 +348,8 @@ const AUTHORIZATION: &[Key<Authorization>] = &[
 fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     let mut block = Authorization::default();
     bind_map(&[AUTHORIZATION], v.map()?, &mut block, v.warnings)?;
-    let single = block.user.is_some() || block.password.is_some();
+    // A password beside users is nobody's, and may be there for a variable.
+    let single = block.user.is_some() || (block.password.is_some() && block.users.is_none());
     let reason = match (single, block.token.is_some(), block.users.is_some()) {
         (true, true, _) => "cannot have a user/password and a token; keep one",
         (true, _, true) => "cannot have a single user/password and a users array; keep one",
@@ -406,7 +408,7 @@ const USER: &[Key<User>] = &[
 
 fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
     let key = v.text()?;
-    if !key.starts_with('U') || nkeys::KeyPair::from_public_key(&key).is_err() {
+    if !jwt::is_key(&key, &['U']) {
         return Err(v.error("nkey is the public key of a user: 56 characters that begin with U"));
     }
     if !user.name.is_empty() {

@@ -196,6 +196,9 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
         Set(|c, v| {
             let ms = v.duration_ms()?;
             c.ping_interval_ms = if ms == 0 { PING_INTERVAL_MS_MAX } else { ms };
+            if ms > PING_INTERVAL_MS_MAX {
+                v.warn("ping_interval of a cluster is at most \"30s\", and will be that");
+            }
             c.ping_interval_ms = c.ping_interval_ms.min(PING_INTERVAL_MS_MAX);
             Ok(())
         }),
@@ -332,7 +335,7 @@ fn compression(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartErro
 const AUTHORIZATION: &[Key<Cluster>] = &[
     Key(&["user", "username"], Set(|c, v| v.text().map(|name| c.user = Some(name)))),
     Key(&["password", "pass"], Set(|c, v| v.text().map(|p| c.password = Secret::new(p)))),
-    Key(&["timeout"], Set(|c, v| v.seconds_ms().map(|ms| c.timeout_ms = ms))),
+    Key(&["timeout"], Set(|c, v| v.login_timeout_ms().map(|ms| c.timeout_ms = ms))),
     Key(&["token", "users"], Set(|_, v| Err(v.error(ONE_USER)))),
     Key(
         &["default_permission", "default_permissions", "permissions", "auth_callout", "auth_hook"],

@@ -122,6 +122,11 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// What came of the value, where the value is.
+    pub(super) fn place(&self, error: StartError) -> StartError {
+        error.at(&self.value.position)
+    }
+
     fn expected(&self, what: &str) -> StartError {
         self.error(format!("{} is {what}", self.key))
     }
@@ -226,6 +231,16 @@ impl<'a> Field<'a> {
         let duration = std::time::Duration::try_from_secs_f64(seconds);
         let ms = duration.ok().and_then(|duration| u64::try_from(duration.as_millis()).ok());
         ms.ok_or_else(|| self.expected("a number of seconds, which cannot be negative"))
+    }
+
+    /// Milliseconds that others have to say who they are; a minute is plenty.
+    pub(super) fn login_timeout_ms(&mut self) -> Result<u64, StartError> {
+        const USUAL_MS_MAX: u64 = 60_000;
+        let ms = self.seconds_ms()?;
+        if ms > USUAL_MS_MAX {
+            self.warn("timeout is more than a minute; is a unit missing, as in \"2s\"?");
+        }
+        Ok(ms)
     }
 
     pub(super) fn map(&self) -> Result<&'a Map, StartError> {

@@ -61,6 +61,14 @@ impl StartError {
         Self { mistakes: vec![Mistake { position, reason }], untold: 0 }
     }
 
+    /// The same mistakes; those without a place are here.
+    pub(super) fn at(mut self, position: &Position) -> Self {
+        for mistake in &mut self.mistakes {
+            mistake.position.get_or_insert_with(|| position.clone());
+        }
+        self
+    }
+
     /// About something that has been complained about already.
     pub(super) fn told_already() -> Self {
         Self { mistakes: Vec::new(), untold: 0 }

@@ -10,6 +10,8 @@ pub mod accounts;
 pub mod args;
 pub mod auth;
 mod bind;
+mod certificates;
+mod ciphers;
 pub mod cluster;
 mod duration;
 mod field;
@@ -376,6 +378,8 @@ pub struct Source {
     pub path: PathBuf,
     /// SHA-256 of its bytes, in hexadecimal; files it includes do not count.
     pub sha256: String,
+    /// There is no key in it.
+    pub is_empty: bool,
 }
 
 /// The options that flags and the file they name amount to.
@@ -401,10 +405,12 @@ fn read_file(
 ) -> Result<Written, StartError> {
     let bytes = file::read(path).map_err(StartError::new)?;
     let map = file::parse(path, &bytes, mistakes);
-    if map.entries().next().is_none() {
+    let is_empty = map.entries().next().is_none();
+    if is_empty {
         options.warnings.push(format!("{}: config has no values or is empty", path.display()));
     }
-    options.source = Some(Source { path: path.to_owned(), sha256: hex(&Sha256::digest(&bytes)) });
+    let sha256 = hex(&Sha256::digest(&bytes));
+    options.source = Some(Source { path: path.to_owned(), sha256, is_empty });
     Ok(bind::bind(map, options, mistakes))
 }
 

@@ -79,7 +79,19 @@ impl Written {
 pub(super) fn check(options: &Options) -> Vec<Violation> {
     let mut broken = Vec::new();
     let mut refuse = |keys, reason: String| broken.push(Violation::of(keys, reason));
-    if options.http.as_ref().is_some_and(|http| http.is_tls) && options.tls.is_none() {
+    let has_certificate = options.tls.as_ref().map(|tls| tls.has_certificate);
+    if has_certificate == Some(false) && !options.allow_non_tls {
+        let reason = "tls without certificates keeps everybody out: name cert_file and key_file, \
+                      or set allow_non_tls: true";
+        refuse(&["tls", "allow_non_tls"], reason.to_owned());
+    }
+    let websocket = options.websocket.as_ref().and_then(|websocket| websocket.tls.as_ref());
+    if websocket.is_some_and(|tls| !tls.has_certificate) {
+        let reason = "tls of websocket needs cert_file and key_file; name both";
+        refuse(&["websocket", "ws"], reason.to_owned());
+    }
+    let is_https = options.http.as_ref().is_some_and(|http| http.is_tls);
+    if is_https && has_certificate != Some(true) {
         let reason = "https needs a certificate: name cert_file and key_file in a block tls";
         refuse(&["https", "https_port", "tls"], reason.to_owned());
     }

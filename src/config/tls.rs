@@ -6,21 +6,23 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring as crypto;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use sha2::{Digest, Sha256};
 
-use super::field::Action::{Ignore, Refuse, Set};
+use super::certificates::{Certificates, Pair, roots};
+use super::ciphers::{self, CipherSuites, bind_curves};
+use super::field::Action::{Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::mistakes::{Mistakes, all};
 use super::{StartError, missing, verifier};
 
 /// How long a handshake may take if nothing is said.
@@ -35,6 +37,8 @@ pub struct Tls {
     pub server: Arc<ServerConfig>,
     /// The same for the monitoring, which asks nobody for a certificate.
     pub monitoring: Arc<ServerConfig>,
+    /// There is a certificate; without, every handshake fails.
+    pub has_certificate: bool,
     /// Milliseconds a client has for its handshake (2000).
     pub timeout_ms: u64,
     /// Clients must show a certificate that `ca_file` vouches for (false).
@@ -98,15 +102,16 @@ impl fmt::Debug for Tls {
 /// The block as it is written, or what flags say in its place.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
-    pub(super) cert_file: Option<PathBuf>,
-    pub(super) key_file: Option<PathBuf>,
+    pub(super) pair: Pair,
+    pub(super) pairs: Vec<Pair>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) verify: bool,
     pub(super) map: bool,
     pub(super) timeout_ms: u64,
     pub(super) first: HandshakeFirst,
-    pub(super) cipher_suites: Vec<String>,
-    pub(super) curves: Vec<String>,
+    pub(super) cipher_suites: CipherSuites,
+    pub(super) allows_insecure_suites: bool,
+    pub(super) curves: Vec<&'static str>,
     pub(super) since_tls13: bool,
     pub(super) pinned_certs: Vec<String>,
     pub(super) connections_per_second_max: u64,
@@ -116,14 +121,15 @@ pub(super) struct Block {
 impl Default for Block {
     fn default() -> Self {
         Self {
-            cert_file: None,
-            key_file: None,
+            pair: Pair::default(),
+            pairs: Vec::new(),
             ca_file: None,
             verify: false,
             map: false,
             timeout_ms: TIMEOUT_MS,
             first: HandshakeFirst::No,
-            cipher_suites: Vec::new(),
+            cipher_suites: CipherSuites::default(),
+            allows_insecure_suites: false,
             curves: Vec::new(),
             since_tls13: false,
             pinned_certs: Vec::new(),
@@ -134,10 +140,10 @@ impl Default for Block {
 }
 
 const TLS: &[Key<Block>] = &[
-    Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.cert_file = Some(file.into())))),
-    Key(&["key_file"], Set(|b, v| v.text().map(|file| b.key_file = Some(file.into())))),
+    Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.pair.cert_file = Some(file.into())))),
+    Key(&["key_file"], Set(|b, v| v.text().map(|file| b.pair.key_file = Some(file.into())))),
     Key(&["ca_file"], Set(|b, v| v.text().map(|file| b.ca_file = Some(file.into())))),
-    Key(&["certs"], Set(certs)),
+    Key(&["certs", "certificates"], Set(|b, v| v.each(pair).map(|pairs| b.pairs = pairs))),
     Key(&["verify"], Set(|b, v| v.boolean().map(|on| b.verify |= on))),
     Key(
         &["verify_and_map"],
@@ -149,8 +155,15 @@ const TLS: &[Key<Block>] = &[
     ),
     Key(&["timeout"], Set(|b, v| v.seconds_ms().map(|ms| b.timeout_ms = ms))),
     Key(&["handshake_first", "first", "immediate"], Set(handshake_first)),
-    Key(&["cipher_suites", "ciphers"], Set(|b, v| v.texts().map(|names| b.cipher_suites = names))),
-    Key(&["curve_preferences"], Set(|b, v| v.texts().map(|names| b.curves = names))),
+    Key(
+        &["cipher_suites"],
+        Set(|b, v| CipherSuites::bind(v).map(|suites| b.cipher_suites = suites)),
+    ),
+    Key(
+        &["allow_insecure_cipher_suites"],
+        Set(|b, v| v.boolean().map(|allow| b.allows_insecure_suites = allow)),
+    ),
+    Key(&["curve_preferences"], Set(|b, v| bind_curves(v).map(|curves| b.curves = curves))),
     Key(&["min_version"], Set(min_version)),
     Key(&["pinned_certs"], Set(pinned_certs)),
     Key(
@@ -161,7 +174,6 @@ const TLS: &[Key<Block>] = &[
         }),
     ),
     Key(&["insecure"], Set(|b, v| v.boolean().map(|on| b.is_insecure = on))),
-    Key(&["allow_insecure_cipher_suites"], Ignore(&missing::ANY)),
     Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(&missing::ANY)),
     Key(
         &["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"],
@@ -176,7 +188,7 @@ pub(super) fn bind(v: &mut Field<'_>) -> Result<Tls, StartError> {
     if block.is_insecure {
         v.warn_missing("insecure has no effect: only who dials others could use it");
     }
-    block.load().map_err(|error| v.error(error))
+    block.load().map_err(|error| v.place(error))
 }
 
 /// The same for connections between servers.
@@ -189,26 +201,29 @@ pub(super) fn bind_mutual(v: &mut Field<'_>) -> Result<MutualTls, StartError> {
         return Err(v.error(reason));
     }
     (block.verify, block.map) = (true, false);
-    block.load_mutual().map_err(|error| v.error(error))
+    block.load_mutual().map_err(|error| v.place(error))
 }
 
-/// A list of pairs of files; one pair is all that is supported.
-fn certs(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
-    const PAIR: &[Key<Block>] = &[
-        Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.cert_file = Some(file.into())))),
-        Key(&["key_file"], Set(|b, v| v.text().map(|file| b.key_file = Some(file.into())))),
-    ];
-    if v.each(|v| bind_map(&[PAIR], v.map()?, block, v.warnings))?.len() != 1 {
-        return Err(v.error("certs with more than one pair is not supported yet; name one"));
+const PAIR: &[Key<Pair>] = &[
+    Key(&["cert_file"], Set(|p, v| v.text().map(|file| p.cert_file = Some(file.into())))),
+    Key(&["key_file"], Set(|p, v| v.text().map(|file| p.key_file = Some(file.into())))),
+];
+
+/// One of several certificates.
+fn pair(v: &mut Field<'_>) -> Result<Pair, StartError> {
+    let mut pair = Pair::default();
+    bind_map(&[PAIR], v.map()?, &mut pair, v.warnings)?;
+    if pair.cert_file.is_none() || pair.key_file.is_none() {
+        return Err(v.error("each of certs has a cert_file and a key_file; name both"));
     }
-    Ok(())
+    Ok(pair)
 }
 
 fn handshake_first(block: &mut Block, v: &mut Field<'_>) -> Result<(), StartError> {
     block.first = match &v.value.kind {
         Kind::Boolean(false) => HandshakeFirst::No,
         Kind::Boolean(true) => HandshakeFirst::Always,
-        Kind::Text(text) if text.eq_ignore_ascii_case("auto") => {
+        Kind::Text(text) if ["auto", "auto_fallback"].contains(&&*text.to_ascii_lowercase()) => {
             HandshakeFirst::Within(FALLBACK_AUTO_MS)
         }
         Kind::Text(text) if ["true", "on"].contains(&text.to_ascii_lowercase().as_str()) => {
@@ -247,19 +262,11 @@ const TLS13_ALONE: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 /// What the files hold, and which algorithms are used with it.
 struct Materials {
-    cert_file: PathBuf,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    certificates: Vec<Arc<CertifiedKey>>,
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
     versions: &'static [&'static SupportedProtocolVersion],
     digest: [u8; 32],
-}
-
-impl Materials {
-    fn mismatched(&self, error: &rustls::Error) -> StartError {
-        unusable(&self.cert_file, &format!("{error}; does the key belong to it?"))
-    }
 }
 
 impl Block {
@@ -271,42 +278,42 @@ impl Block {
 
     fn load_mutual(self) -> Result<MutualTls, StartError> {
         let materials = self.read()?;
-        let (chain, key) = (materials.chain.clone(), materials.key.clone_key());
+        let Some(own) = materials.certificates.first() else {
+            return Err(StartError::new("tls needs cert_file and key_file; name both"));
+        };
+        let own = SingleCertAndKey::from(Arc::clone(own));
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&materials.provider))
             .with_protocol_versions(materials.versions)
             .map_err(|error| StartError::new(format!("tls: {error}")))?
             .with_root_certificates(Arc::clone(&materials.roots))
-            .with_client_auth_cert(chain, key)
-            .map_err(|error| materials.mismatched(&error))?;
+            .with_client_cert_resolver(Arc::new(own));
         // Routes last: there is little to be won.
         client.resumption = Resumption::disabled();
         Ok(MutualTls { client: Arc::new(client), tls: self.assemble(&materials)? })
     }
 
     fn read(&self) -> Result<Materials, StartError> {
-        let (Some(cert_file), Some(key_file)) = (&self.cert_file, &self.key_file) else {
-            return Err(StartError::new("tls needs cert_file and key_file; name both"));
-        };
-        if self.verify && self.ca_file.is_none() {
-            let reason = "tls with verify needs ca_file: who vouches for the clients";
-            return Err(StartError::new(reason));
+        let is_single = self.pair.cert_file.is_some() || self.pair.key_file.is_some();
+        if is_single && !self.pairs.is_empty() {
+            return Err(StartError::new("tls has a cert_file or certs; keep one"));
         }
+        self.cipher_suites.check(self.allows_insecure_suites).map_err(StartError::new)?;
+        let pairs = if is_single { std::slice::from_ref(&self.pair) } else { &self.pairs };
+        let provider = ciphers::provider(&self.cipher_suites, &self.curves);
         let mut digest = Sha256::new();
         digest.update(format!("{:?} {:?} {}", self.cipher_suites, self.curves, self.since_tls13));
-        let chain = certificates(cert_file, &mut digest)?;
-        let key = private_key(key_file, &mut digest)?;
-        let mut roots = RootCertStore::empty();
-        if let Some(ca_file) = &self.ca_file {
-            for root in certificates(ca_file, &mut digest)? {
-                roots.add(root).map_err(|error| unusable(ca_file, &error.to_string()))?;
-            }
-        }
+        let mut mistakes = Mistakes::default();
+        let certificates = all(pairs.iter().map(|pair| pair.read(&provider, &mut digest)));
+        let certificates = mistakes.take(certificates).unwrap_or_default();
+        let ca_file = self.ca_file.as_deref();
+        let needs_roots = self.verify || ca_file.is_some();
+        let roots = needs_roots.then(|| roots(ca_file, &mut digest)).transpose();
+        let roots = mistakes.take(roots).flatten().unwrap_or_else(RootCertStore::empty);
+        mistakes.result()?;
         Ok(Materials {
-            cert_file: cert_file.clone(),
-            chain,
-            key,
+            certificates,
             roots: Arc::new(roots),
-            provider: Arc::new(self.provider()?),
+            provider: Arc::new(provider),
             versions: match self.since_tls13 {
                 true => TLS13_ALONE,
                 false => rustls::ALL_VERSIONS,
@@ -316,12 +323,14 @@ impl Block {
     }
 
     fn assemble(self, materials: &Materials) -> Result<Tls, StartError> {
-        let Materials { chain, key, roots, provider, .. } = materials;
+        let Materials { certificates, roots, provider, .. } = materials;
+        let has_certificate = !certificates.is_empty();
+        let certificates = Arc::new(Certificates(certificates.clone()));
         let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(materials.versions)
             .map_err(|error| StartError::new(format!("tls: {error}")))?;
         let monitoring = builder.clone().with_no_client_auth();
-        let monitoring = monitoring.with_single_cert(chain.clone(), key.clone_key());
+        let monitoring = monitoring.with_cert_resolver(Arc::<Certificates>::clone(&certificates));
         let builder = if self.verify {
             let (roots, provider) = (Arc::clone(roots), Arc::clone(provider));
             let verifier = verifier::of_clients(roots, provider).map_err(|error| {
@@ -331,10 +340,7 @@ impl Block {
         } else {
             builder.with_no_client_auth()
         };
-        let mismatched = |error| materials.mismatched(&error);
-        let monitoring = Arc::new(monitoring.map_err(mismatched)?);
-        let server = builder.with_single_cert(chain.clone(), key.clone_key());
-        let mut server = server.map_err(mismatched)?;
+        let mut server = builder.with_cert_resolver(certificates);
         // The cheapest that is safe first, as nats-server does.
         server.ignore_client_order = true;
         // Clients keep their sessions themselves, encrypted: any shard can take one up again.
@@ -343,7 +349,8 @@ impl Block {
         server.ticketer = ticketer.map_err(|error| StartError::new(format!("tls: {error}")))?;
         Ok(Tls {
             server: Arc::new(server),
-            monitoring,
+            monitoring: Arc::new(monitoring),
+            has_certificate,
             timeout_ms: self.timeout_ms,
             verify: self.verify,
             map: self.map,
@@ -353,80 +360,4 @@ impl Block {
             digest: materials.digest,
         })
     }
-
-    /// The cipher suites and curves that are asked for, as far as there are such.
-    fn provider(&self) -> Result<CryptoProvider, StartError> {
-        let mut provider = crypto::default_provider();
-        // AES with the shorter key first: it is the fastest wherever there is hardware for it.
-        provider.cipher_suites.sort_by_key(|suite| {
-            let name = format!("{:?}", suite.suite());
-            (!name.starts_with("TLS13"), !name.contains("AES_128"), !name.contains("AES"))
-        });
-        if !self.cipher_suites.is_empty() {
-            provider.cipher_suites.retain(|suite| {
-                let name = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
-                self.cipher_suites.iter().any(|wanted| {
-                    let wanted = wanted.to_ascii_uppercase();
-                    name == wanted || name == format!("{wanted}_SHA256")
-                })
-            });
-            // As in Go, the list is about TLS 1.2; version 1.3 has nothing unsafe to leave out.
-            if !self.since_tls13 {
-                let all = crypto::default_provider().cipher_suites;
-                let is_13 = |suite: &rustls::SupportedCipherSuite| suite.tls13().is_some();
-                if !provider.cipher_suites.iter().any(is_13) {
-                    provider.cipher_suites.splice(0..0, all.into_iter().filter(is_13));
-                }
-            }
-        }
-        if !self.curves.is_empty() {
-            let known = |wanted: &String| {
-                let wanted = wanted.to_ascii_uppercase();
-                let name = match wanted.strip_prefix("CURVE").unwrap_or(&wanted) {
-                    "P256" => "secp256r1",
-                    "P384" => "secp384r1",
-                    "X25519" => "X25519",
-                    _ => return None,
-                };
-                let groups = &provider.kx_groups;
-                groups.iter().find(|group| format!("{:?}", group.name()) == name).copied()
-            };
-            provider.kx_groups = self.curves.iter().filter_map(known).collect();
-        }
-        if provider.cipher_suites.is_empty() || provider.kx_groups.is_empty() {
-            let reason = "tls: none of the cipher_suites or curve_preferences is supported; \
-                          leave them out, or name ones of TLS 1.3 or ECDHE with GCM or ChaCha20";
-            return Err(StartError::new(reason));
-        }
-        Ok(provider)
-    }
-}
-
-fn read(file: &Path, digest: &mut Sha256) -> Result<Vec<u8>, StartError> {
-    let bytes = std::fs::read(file).map_err(|error| unusable(file, &error.to_string()))?;
-    digest.update(&bytes);
-    Ok(bytes)
-}
-
-fn certificates(
-    file: &Path,
-    digest: &mut Sha256,
-) -> Result<Vec<CertificateDer<'static>>, StartError> {
-    let bytes = read(file, digest)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match all {
-        Ok(all) if !all.is_empty() => Ok(all),
-        Ok(_) => Err(unusable(file, "there is no certificate in PEM form in it")),
-        Err(error) => Err(unusable(file, &error.to_string())),
-    }
-}
-
-fn private_key(file: &Path, digest: &mut Sha256) -> Result<PrivateKeyDer<'static>, StartError> {
-    let bytes = read(file, digest)?;
-    PrivateKeyDer::from_pem_slice(&bytes)
-        .map_err(|error| unusable(file, &format!("no private key in PEM form: {error}")))
-}
-
-fn unusable(file: &Path, reason: &str) -> StartError {
-    StartError::new(format!("tls: cannot use {}: {reason}", file.display()))
 }

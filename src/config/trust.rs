@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -344,7 +346,9 @@ pub fn stored(directory: &Path) -> Result<Vec<(String, String)>, StartError> {
             path.display()
         ))
     };
-    std::fs::create_dir_all(directory).map_err(|error| unusable(directory, error))?;
+    let mut builder = DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(directory);
+    made.map_err(|error| unusable(directory, error))?;
     let mut tokens = Vec::new();
     let entries = std::fs::read_dir(directory).map_err(|error| unusable(directory, error))?;
     for entry in entries.take(ACCOUNTS_MAX) {

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::broker::authority::Authority;
 use crate::broker::peers::{meet, next, within};
@@ -271,6 +272,95 @@ async fn a_certificate_that_cannot_be_used_changes_nothing() {
     broker.signal(Signal::HUP);
     broker.wait_for_line("cannot use");
     connect(&broker, authority.options()).await.expect("the old one is still in use");
+}
+
+#[test]
+fn of_several_certificates_each_client_is_shown_the_one_for_the_name_it_asks_for() {
+    let authority = Authority::new("the authority of this test");
+    let pairs = ["one", "two"].map(|name| {
+        authority.sign(name, name, vec![SanType::DnsName(name.try_into().expect("a name"))]);
+        let file = |kind: &str| authority.file(&format!("{name}.{kind}")).display().to_string();
+        format!("{{cert_file: \"{}\", key_file: \"{}\"}}", file("pem"), file("key"))
+    });
+    let broker = Broker::with_config(1, &format!("tls {{ certs: [{}] }}", pairs.join(", ")));
+    for (asked, shown) in [("one", "one"), ("two", "two"), ("three", "one")] {
+        let mut config = client_config(&authority.file("ca.pem"), rustls::ALL_VERSIONS);
+        // The name does not matter here, only which certificate comes.
+        config.dangerous().set_certificate_verifier(Arc::new(Anybody));
+        let session = ClientConnection::new(config.into(), asked.try_into().expect("a name"));
+        let mut stream = StreamOwned::new(session.expect("a session"), greeted(&broker));
+        stream.write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n").expect("it reads");
+        let mut pong = [0; 6];
+        stream.read_exact(&mut pong).expect("an answer");
+        let wanted = CertificateDer::from_pem_file(authority.file(&format!("{shown}.pem")));
+        assert_eq!(stream.conn.peer_certificates().expect("one")[0], wanted.expect("one"));
+    }
+}
+
+/// Takes any certificate.
+#[derive(Debug)]
+struct Anybody;
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        let provider = rustls::crypto::ring::default_provider();
+        provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[tokio::test]
+async fn without_a_ca_file_those_are_trusted_whom_the_system_trusts() {
+    let authority = authority();
+    authority.sign_client("ann", "ann@example.com");
+    let file = |name: &str| authority.file(name).display().to_string();
+    let (cert, key) = (file("server.pem"), file("server.key"));
+    let config = format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\", verify: true }}");
+    let broker = Broker::trusting(&authority.file("ca.pem"), 1, &config);
+    connect(&broker, authority.options()).await.expect_err("it has no certificate");
+    connect(&broker, authority.options_of("ann")).await.expect("the system vouches for her");
+}
+
+/// nats-server passes this too.
+#[test]
+fn tls_without_a_certificate_is_offered_in_vain_beside_clear_connections() {
+    let broker = Broker::with_config(1, "tls {}\nallow_non_tls: true");
+    let mut clear = greeted(&broker);
+    clear.write_all(b"CONNECT {\"verbose\":false}\r\nPING\r\n").expect("it reads");
+    let mut pong = [0; 6];
+    clear.read_exact(&mut pong).expect("an answer");
+    let authority = authority();
+    let config = client_config(&authority.file("ca.pem"), rustls::ALL_VERSIONS);
+    let mut stream = secured(greeted(&broker), config);
+    stream.read(&mut [0]).expect_err("there is no certificate");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ pub(crate) mod tokens;
 pub(crate) mod wire;
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ struct Confines {
     files_max: Option<u32>,
     /// It is in this network namespace.
     namespace: Option<String>,
+    /// Its system trusts the certificates of this file.
+    authorities: Option<PathBuf>,
 }
 
 /// A running server process, killed when dropped.
@@ -80,6 +83,12 @@ impl Broker {
     /// The same in a network namespace.
     pub(crate) fn in_namespace(namespace: &str, shards: u32, config: &str) -> Self {
         let confines = Confines { namespace: Some(namespace.to_owned()), ..Confines::default() };
+        Self::confined(server_command(), shards, config, confines)
+    }
+
+    /// The same on a system that trusts the certificates of a file.
+    pub(crate) fn trusting(authorities: &Path, shards: u32, config: &str) -> Self {
+        let confines = Confines { authorities: Some(authorities.into()), ..Confines::default() };
         Self::confined(server_command(), shards, config, confines)
     }
 
@@ -314,7 +323,9 @@ fn confined_command(program: &str, confines: &Confines) -> Command {
         return command;
     }
     let Some(files_max) = confines.files_max else {
-        return Command::new(program);
+        let mut command = Command::new(program);
+        command.envs(confines.authorities.iter().map(|file| ("SSL_CERT_FILE", file)));
+        return command;
     };
     let mut shell = Command::new("sh");
     let script = format!("ulimit -n {files_max} && exec \"$@\"");
