@@ -68,8 +68,6 @@ pub struct Parts {
     pub memory_bytes_max: usize,
     /// The clock's zero, the same for all shards.
     pub started: Instant,
-    /// Where to accept connections for all shards; one shard has them.
-    pub listeners: Vec<Listener>,
     /// Seed of its random choices.
     pub seed: u64,
     /// Where it says what it came to.
@@ -125,12 +123,10 @@ pub struct Shard {
 
 impl Shard {
     /// Puts a shard together on the thread that will run it.
-    pub fn new(parts: Parts, mut reactor: Reactor) -> Self {
+    pub fn new(parts: Parts, reactor: Reactor) -> Self {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
         let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
-        let listen = |Listener { socket, door }| (reactor.listen(socket), door);
-        let listeners = parts.listeners.into_iter().map(listen).collect();
         let mut engine = Engine::new(parts.id, shards, Rc::new(settings), parts.seed);
         if let Some(cluster) = &parts.identity.cluster {
             engine.name_cluster(&cluster.name, cluster.is_dynamic);
@@ -150,7 +146,7 @@ impl Shard {
             now: parts.started,
             inbox: Inbox::new(),
             turn_ns: Histogram::default(),
-            listeners,
+            listeners: Vec::new(),
             accept_again: None,
             gate: Gate::default(),
             last_cid: 0,
@@ -418,9 +414,15 @@ impl Shard {
                     self.engine.publish_own(account, &subject, &reply, &payload);
                 }
                 Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
+                Control::Open(listeners) => {
+                    for Listener { socket, door } in listeners {
+                        self.listeners.push((self.reactor.listen(socket), door));
+                    }
+                }
                 Control::Stop => {
                     self.stop_listening();
                     self.engine.shut_down();
+                    self.reactor.hurry();
                     self.stop_by = Some(self.now + STOP_MAX);
                 }
                 // Whoever asked may have given up.

@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -11,9 +13,13 @@ use super::Identity;
 use super::listen::host_port;
 use crate::config::StartError;
 
-/// Writes this process's id, without a newline. The file stays, as nats-server's does.
+/// Writes this process's id, without a newline. The file stays, as nats-server's does; a new one
+/// is for its owner.
 pub fn write_pid(path: &Path) -> Result<(), StartError> {
-    fs::write(path, std::process::id().to_string()).map_err(|error| {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let id = std::process::id().to_string();
+    file.and_then(|mut file| file.write_all(id.as_bytes())).map_err(|error| {
         StartError::new(format!("Could not write pidfile {}: {error}", path.display()))
     })
 }

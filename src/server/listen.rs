@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::config::StartError;
@@ -18,40 +19,70 @@ pub(super) const BACKLOG: i32 = 4096;
 const BUSY_TRIES_MAX: usize = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Listens on `host` (an address or a name) and `port`; port 0 is any free one.
+/// What is said of a port for clients that cannot be had.
+pub const CLIENTS: &str = "Error listening on port";
+/// The same of one for WebSocket clients.
+pub const WEBSOCKET: &str = "Unable to listen for websocket connections";
+
+/// Takes the port for clients; [`open`] lets them in. An unspecified address includes IPv4 and,
+/// where there is any, IPv6.
 ///
-/// As in nats-server, `0.0.0.0` and `::` both mean every address of both families, so peers may
-/// show up as `::ffff:127.0.0.1`; `IpAddr::to_canonical` undoes that.
+/// # Errors
+///
+/// When the host is not this machine's or the port is taken.
 pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
-    listen(host, port, "Error listening on port")
+    take(host, port, CLIENTS)
 }
 
 /// The same for WebSocket clients.
 pub fn bind_websocket(host: &str, port: u16) -> Result<TcpListener, StartError> {
-    listen(host, port, "Unable to listen for websocket connections")
+    take(host, port, WEBSOCKET)
 }
 
-/// The same for other servers.
+/// The same for other servers, who are let in at once.
 pub fn bind_cluster(host: &str, port: u16) -> Result<TcpListener, StartError> {
-    listen(host, port, "Error listening on router port")
+    const COMPLAINT: &str = "Error listening on router port";
+    let listener = take(host, port, COMPLAINT)?;
+    open(&listener, COMPLAINT).map(|()| listener)
 }
 
 /// The same for the monitoring.
 pub fn bind_monitor(host: &str, port: u16) -> Result<TcpListener, StartError> {
-    listen(host, port, "Can't start monitoring: can't listen to the monitor port")
+    const COMPLAINT: &str = "Can't start monitoring: can't listen to the monitor port";
+    let listener = take(host, port, COMPLAINT)?;
+    open(&listener, COMPLAINT).map(|()| listener)
 }
 
-fn listen(host: &str, port: u16, complaint: &str) -> Result<TcpListener, StartError> {
-    let failed = |error: io::Error| {
-        let address = host_port(host, port);
-        let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => "; stop what listens there or choose another port",
-            io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
-            io::ErrorKind::PermissionDenied => "; choose a port above 1023",
-            _ => "",
-        };
-        StartError::new(format!("{complaint}: {address}, \"{error}\"{remedy}"))
+/// From now on connections come in.
+///
+/// # Errors
+///
+/// When another process was faster on the same port.
+pub fn open(listener: &TcpListener, complaint: &str) -> Result<(), StartError> {
+    net::listen(listener, BACKLOG).map_err(|error| {
+        let address = listener.local_addr().map(|address| address.to_string());
+        failed(&address.unwrap_or_default(), complaint, &error.into())
+    })
+}
+
+fn failed(address: &str, complaint: &str, error: &io::Error) -> StartError {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop what listens there or choose another port",
+        io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
+        io::ErrorKind::PermissionDenied => "; choose a port above 1023",
+        _ if lacks_files(error) => "; raise the limit of open files with `ulimit -n`",
+        _ => "",
     };
+    StartError::new(format!("{complaint}: {address}, \"{error}\"{remedy}"))
+}
+
+/// Whether no more files may be open.
+pub(super) fn lacks_files(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
+}
+
+fn take(host: &str, port: u16, complaint: &str) -> Result<TcpListener, StartError> {
+    let failed = |error: io::Error| failed(&host_port(host, port), complaint, &error);
     let addresses = addresses(host, port).map_err(failed)?;
     for _ in 0..BUSY_TRIES_MAX {
         match first_listener(&addresses) {
@@ -102,13 +133,14 @@ fn first_listener(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // A restarted server can have its port back at once.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
+    // A restarted server can have its port back at once. Of free ports, one that is taken and not
+    // listened on yet is none.
+    sockopt::set_socket_reuseaddr(&socket, address.port() != 0)?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
     }
     net::bind(&socket, &address)?;
-    net::listen(&socket, BACKLOG)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
     Ok(TcpListener::from(socket))
 }
 
@@ -117,6 +149,11 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
+
+    fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
+        let listener = super::bind(host, port)?;
+        open(&listener, CLIENTS).map(|()| listener)
+    }
 
     #[test]
     fn port_zero_becomes_a_real_port_that_accepts() {

@@ -242,11 +242,10 @@ fn serve(
     let mut identity = identify(&options, program, &bound)?;
     identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), &identity)?;
     let identity = Arc::new(identity);
-    let (listeners, socket_file) = listeners(&options, listener, websocket_listener)?;
     let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);
 
     log_banner(&options, &identity, &placement);
-    let shards = Shards::start(&options, &identity.of_engine(), listeners, &placement.cpus)?;
+    let shards = Shards::start(&options, &identity.of_engine(), &placement.cpus)?;
     info!("  io_uring: tier {}", shards.tier());
     log_remarks(&options);
     if let Some(path) = &options.pid_file {
@@ -259,6 +258,9 @@ fn serve(
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let cluster = Cluster::start(cluster_listener, &identity, &options, &shards)?;
+    // Who gets in now is served, and finds the files that tell of it.
+    let (listeners, socket_file) = open(&options, listener, websocket_listener)?;
+    shards.open(listeners);
     log_listeners(&options, &identity);
     info!("Server is ready");
 
@@ -317,12 +319,16 @@ fn identify(options: &Options, program: String, bound: &Bound<'_>) -> Result<Ide
     Ok(Identity { program, id, name, host, port, websocket, http, cluster: None })
 }
 
-/// Everything that connections are accepted on, and the Unix socket's file.
-fn listeners(
+/// Listens everywhere where clients come in. Returns that, and the Unix socket's file.
+fn open(
     options: &Options,
     clients: TcpListener,
     websocket: Option<TcpListener>,
 ) -> Result<(Vec<Listener>, Option<SocketFile>), StartError> {
+    listen::open(&clients, listen::CLIENTS)?;
+    if let Some(websocket) = &websocket {
+        listen::open(websocket, listen::WEBSOCKET)?;
+    }
     let mut listeners = vec![Listener { socket: clients.into(), door: Door::Tcp }];
     if let Some(websocket) = websocket {
         listeners.push(Listener { socket: websocket.into(), door: Door::WebSocket });
@@ -489,8 +495,15 @@ impl Running<'_> {
             return Err(StartError::new(reason));
         }
         let mut options = config::load(self.args)?;
+        // Somebody is about to write it, most likely; and all users would be gone.
+        if options.source.as_ref().is_some_and(|source| source.is_empty) {
+            return Err(StartError::new("the file is empty; what was in force stays so"));
+        }
         let kept = reload::keep_fixed(&self.options, &mut options);
         let changes = reload::changes(&self.options, &options);
+        if changes.is_empty() && !kept.is_empty() {
+            return Err(reload::needs_restart(&kept));
+        }
         // What can fail comes first, and what cannot be undone last.
         let ports_file = self.new_ports_file(&options)?;
         if let Some(path) =

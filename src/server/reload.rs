@@ -5,7 +5,14 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use crate::config::Options;
+use crate::config::{HttpOptions, Options, ShardCount, StartError};
+use crate::uring::Tier;
+
+/// An error about a reload that would change nothing but what only a restart can.
+pub(super) fn needs_restart(kept: &[String]) -> StartError {
+    let kept = kept.join("; ");
+    StartError::new(format!("a reload does not change {kept}; restart the server for that"))
+}
 
 /// Keeps of `old` what only a restart can change. Returns what `new` would have changed, as the
 /// log names it.
@@ -32,6 +39,11 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     }
     keep("server_name", &old.server_name, &mut new.server_name, &mut kept);
     keep("http", &old.http, &mut new.http, &mut kept);
+    if old.cluster.port.is_some() != new.cluster.port.is_some() {
+        let is = if old.cluster.port.is_some() { "a" } else { "no" };
+        kept.push(format!("cluster: this server is {is} member of one"));
+        new.cluster.clone_from(&old.cluster);
+    }
     keep("cluster host", &old.cluster.host, &mut new.cluster.host, &mut kept);
     keep("cluster port", &old.cluster.port, &mut new.cluster.port, &mut kept);
     let (was, is) = (&old.cluster, &mut new.cluster);
@@ -48,10 +60,61 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     kept
 }
 
-fn keep<T: Clone + Debug + PartialEq>(name: &str, old: &T, new: &mut T, kept: &mut Vec<String>) {
+fn keep<T: Clone + Told + PartialEq>(name: &str, old: &T, new: &mut T, kept: &mut Vec<String>) {
     if old != new {
-        kept.push(format!("{name}: old={old:?}, new={new:?}"));
+        kept.push(format!("{name}: from {} to {}", old.told(), new.told()));
         new.clone_from(old);
+    }
+}
+
+/// A setting as the operator would write it.
+trait Told {
+    fn told(&self) -> String;
+}
+
+macro_rules! told_as_displayed {
+    ($($kind:ty),*) => {
+        $(impl Told for $kind {
+            fn told(&self) -> String {
+                self.to_string()
+            }
+        })*
+    };
+}
+
+told_as_displayed!(bool, u16, u32, Tier);
+
+impl Told for String {
+    fn told(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl<T: Told> Told for Option<T> {
+    fn told(&self) -> String {
+        self.as_ref().map_or_else(|| "none".to_owned(), Told::told)
+    }
+}
+
+impl<T: Told> Told for Vec<T> {
+    fn told(&self) -> String {
+        format!("[{}]", self.iter().map(Told::told).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Told for HttpOptions {
+    fn told(&self) -> String {
+        let scheme = if self.is_tls { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.host.as_deref().unwrap_or_default(), self.port)
+    }
+}
+
+impl Told for ShardCount {
+    fn told(&self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Exactly(count) => count.to_string(),
+        }
     }
 }
 
@@ -107,7 +170,7 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
         ("proxy_protocol_trusted", old.trusted_proxies != new.trusted_proxies),
         ("listen_unix: peers", old.unix != new.unix),
         ("websocket", old.websocket != new.websocket),
-        ("tls", old.tls != new.tls),
+        ("tls", old.tls != new.tls || old.allow_non_tls != new.allow_non_tls),
         ("accounts", old.accounts.list != new.accounts.list),
         ("resolver", old.trust != new.trust),
         ("overflow", old.overflow != new.overflow),
@@ -136,7 +199,6 @@ fn millis(ms: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ShardCount;
 
     #[test]
     fn what_changed_is_named_with_its_new_value() {
@@ -157,11 +219,8 @@ mod tests {
         new.runtime.shards = ShardCount::Exactly(3);
         new.runtime.pin = false;
         let kept = keep_fixed(&old, &mut new);
-        let wanted = [
-            "port: old=4222, new=4333",
-            "shards: old=Auto, new=Exactly(3)",
-            "no_pin: old=false, new=true",
-        ];
+        let wanted =
+            ["port: from 4222 to 4333", "shards: from auto to 3", "no_pin: from false to true"];
         assert_eq!(kept, wanted);
         assert_eq!(new, Options { ping_max: 7, ..old });
     }

@@ -56,7 +56,6 @@ struct Seed {
     reactor: uring::Options,
     control: Receiver<Control>,
     mesh: Mesh,
-    listeners: Vec<Listener>,
     ready: Sender<Ready>,
     parts: Receiver<SharedParts>,
     outcome: Sender<Outcome>,
@@ -80,12 +79,10 @@ struct SharedParts {
 }
 
 impl Shards {
-    /// Starts one shard for each entry of `cpus`, pinned to it if there is one. The first one
-    /// accepts connections on `listeners` for all.
+    /// Starts one shard for each entry of `cpus`, pinned to it if there is one.
     pub fn start(
         options: &Arc<Options>,
         identity: &engine::Identity,
-        mut listeners: Vec<Listener>,
         cpus: &[Option<usize>],
     ) -> Result<Self, StartError> {
         let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
@@ -110,7 +107,6 @@ impl Shards {
                 },
                 control: controlled,
                 mesh,
-                listeners: std::mem::take(&mut listeners),
                 ready: ready.clone(),
                 parts: parts_from,
                 outcome: outcome.clone(),
@@ -152,6 +148,13 @@ impl Shards {
             let _ = parts.send(shared.clone());
         }
         Ok(Self { addresses, threads, outcomes, notices, started, news, started_at, tier })
+    }
+
+    /// Accepts connections there: the first shard does so for all.
+    pub fn open(&self, listeners: Vec<Listener>) {
+        if let Some(first) = self.addresses.first() {
+            first.send(Control::Open(listeners));
+        }
     }
 
     /// What of io_uring is used.
@@ -365,7 +368,6 @@ fn grow(seed: Seed) {
         identity: shared.identity,
         memory_bytes_max: shared.memory_bytes_max,
         started: shared.started,
-        listeners: seed.listeners,
         seed: fastrand::u64(..),
         proofs: shared.proofs,
         routes: shared.routes,

@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use super::listen::lacks_files;
 use crate::config::StartError;
 
 /// What a signal asks for.
@@ -42,7 +43,13 @@ impl Request {
 
 /// From here on signals arrive at the receiver instead of ending the process.
 pub fn listen() -> Result<Receiver<Request>, StartError> {
-    let failed = |error| StartError::new(format!("cannot handle signals: {error}"));
+    let failed = |error| {
+        let remedy = match lacks_files(&error) {
+            true => "; raise the limit of open files with `ulimit -n`",
+            false => "",
+        };
+        StartError::new(format!("cannot handle signals: {error}{remedy}"))
+    };
     let handled = [SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2];
     let mut signals = Signals::new(handled).map_err(failed)?;
     // People send signals; the queue is as long as their patience.

@@ -62,6 +62,8 @@ pub enum Control {
         /// Only those of this account.
         account: Option<AccountId>,
     },
+    /// Accept connections there, for all shards.
+    Open(Vec<Listener>),
     /// Accept no more; send clients away, the first after `grace`, all within `spread` after it.
     LameDuck {
         /// Until the first is closed.

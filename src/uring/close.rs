@@ -1,6 +1,7 @@
 //! The end of a socket: at once, or after the last word.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::net::{Shutdown, shutdown, sockopt};
@@ -41,6 +42,31 @@ impl Reactor {
             self.cancel_receive(socket);
         }
         self.advance_closing(socket);
+    }
+
+    /// From now on a peer that has taken all that was said to it is not waited for: the process is
+    /// about to end.
+    pub fn hurry(&mut self) {
+        self.is_hurried = true;
+        for socket in self.sockets.occupied() {
+            self.end_if_all_is_taken(socket);
+        }
+    }
+
+    /// Ends the wait for a peer that loses nothing by it: it has taken all there is, or has sent
+    /// nothing that closing would answer with a reset, so that the kernel delivers the rest.
+    fn end_if_all_is_taken(&mut self, socket: SocketId) -> bool {
+        let slot = self.sockets.at(socket.slot);
+        if !self.is_hurried || slot.phase != Phase::Lingering {
+            return false;
+        }
+        let is_safe = slot.fd().is_none_or(|fd| {
+            rustix::io::ioctl_fionread(fd).is_ok_and(|unread| unread == 0) || unsent(fd) == Some(0)
+        });
+        if is_safe {
+            self.end_lingering(socket);
+        }
+        is_safe
     }
 
     /// Takes the next step of closing when the kernel's answers allow it.
@@ -118,7 +144,9 @@ impl Reactor {
             Err(error) => is_interrupted(error),
         };
         if goes_on {
-            self.discard_input(socket);
+            if !self.end_if_all_is_taken(socket) {
+                self.discard_input(socket);
+            }
             return;
         }
         slot.phase = Phase::Ending;
@@ -170,6 +198,7 @@ impl Reactor {
         // when the entry is submitted, at the latest by `Reactor::drop`, which precedes its end.
         unsafe { self.ring.push(op) };
         self.discard_input(socket);
+        self.end_if_all_is_taken(socket);
     }
 
     fn discard_input(&mut self, socket: SocketId) {
@@ -194,4 +223,12 @@ impl Reactor {
         self.sockets.remove(socket.slot);
         self.early.push(Event::Closed { socket, batch });
     }
+}
+
+/// Bytes of a socket's output, its end included, that the peer has not taken.
+fn unsent(fd: BorrowedFd<'_>) -> Option<libc::c_int> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the call writes one number, where one is.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    (result == 0).then_some(bytes)
 }

@@ -253,6 +253,8 @@ pub struct Reactor {
     #[expect(clippy::vec_box, reason = "the boxes are moved as they are into the slots")]
     spare: Vec<Box<Sending>>,
     is_dropping: bool,
+    /// Nobody is waited for any more to whom all was said.
+    is_hurried: bool,
 }
 
 /// Connections that a turn accepts from one listener: a crowd that comes all at once must not
@@ -271,7 +273,7 @@ impl Reactor {
             Some(tier) => tier,
             None => probe(None)?.tier,
         };
-        let failed = |error| Unavailable::Failed { tier, error };
+        let failed = |error| Unavailable::at_use(tier, error);
         let ring =
             Ring::new(tier, options.entries).map_err(|error| Unavailable::at_setup(tier, error))?;
         let can = probe::examine(tier, &ring)?;
@@ -312,6 +314,7 @@ impl Reactor {
             completions: Vec::new(),
             spare: Vec::new(),
             is_dropping: false,
+            is_hurried: false,
         };
         reactor.read_bell();
         Ok(reactor)

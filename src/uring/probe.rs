@@ -182,7 +182,6 @@ impl Unavailable {
             },
             Some(libc::ENOSYS) => Self::Missing,
             Some(libc::ENOMEM) => Self::Memlock,
-            Some(libc::EMFILE | libc::ENFILE) => Self::Descriptors,
             Some(libc::EINVAL) => Self::TooOld {
                 tier,
                 lacks: match tier {
@@ -191,6 +190,14 @@ impl Unavailable {
                     Tier::TaskRun => "deferred task running",
                 },
             },
+            _ => Self::at_use(tier, error),
+        }
+    }
+
+    /// Says why a ring that is there does not do its work.
+    pub(super) fn at_use(tier: Tier, error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => Self::Descriptors,
             _ => Self::Failed { tier, error },
         }
     }
@@ -261,7 +268,7 @@ pub(super) fn examine(tier: Tier, ring: &Ring) -> Result<Probe, Unavailable> {
 
 /// Makes a small reactor of this tier and lets it receive something.
 fn attempt(tier: Tier) -> Result<Probe, Unavailable> {
-    let failed = |error: io::Error| Unavailable::Failed { tier, error };
+    let failed = |error: io::Error| Unavailable::at_use(tier, error);
     let options = Options {
         tier: Some(tier),
         chunk_bytes: 4096,

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
@@ -45,11 +46,21 @@ impl Server {
     }
 
     fn spawn(args: &[&str]) -> Self {
-        let mut command = Command::new(PROGRAM);
+        Self::spawn_by(Command::new(PROGRAM), args)
+    }
+
+    fn spawn_by(mut command: Command, args: &[&str]) -> Self {
         command.args(["-a", "127.0.0.1", "-p", "-1"]).args(args).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let log = BufReader::new(process.stderr.take().unwrap());
         Self { process, log, lines: Vec::new() }
+    }
+
+    /// The same with permissions that nobody's habits take away from.
+    fn spawn_with_mask(args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 0 && exec \"$@\"", "sh", PROGRAM]);
+        Self::spawn_by(command, args)
     }
 
     /// Reads the log up to a line that contains `text`, and returns that line.
@@ -303,6 +314,101 @@ fn the_pid_file_stays_and_the_ports_file_goes() {
     assert_eq!(server.end().0, Some(0));
     assert!(pid_file.exists());
     assert!(!ports_file.exists());
+}
+
+#[test]
+fn files_are_for_those_for_whom_nats_server_makes_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let config = file(dir.path(), &trusting_a_directory(&path("accounts")));
+    let (log, pid) = (path("log"), path("pid"));
+    let args = ["-c", &config, "-l", log.to_str().unwrap(), "-P", pid.to_str().unwrap()];
+    let server = Server::spawn_with_mask(&args);
+    wait_until(|| fs::read_to_string(&log).is_ok_and(|text| text.contains("Server is ready")));
+    let mode = |name: &str| fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        [mode("log"), mode("pid"), mode("accounts")].map(|mode| format!("{mode:o}")),
+        ["640", "600", "700"]
+    );
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().0, Some(0));
+}
+
+/// A file that has the accounts of a new operator in this directory.
+fn trusting_a_directory(directory: &Path) -> String {
+    let key = nkeys::KeyPair::new_operator().public_key();
+    format!("trusted_keys: {key}\nresolver {{ type: full, dir: \"{}\" }}\n", directory.display())
+}
+
+#[test]
+fn clients_come_in_last_when_the_files_that_tell_of_the_server_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid_file = dir.path().join("pid");
+    // Whoever writes it waits for a reader.
+    let made = Command::new("mkfifo").arg(&pid_file).status().unwrap();
+    assert!(made.success());
+    let port = free_port();
+    let (port_arg, dir_arg) = (port.to_string(), dir.path().to_str().unwrap());
+    let args = ["-p", &port_arg, "-P", pid_file.to_str().unwrap(), "--ports_file_dir", dir_arg];
+    let mut server = Server::spawn(&args);
+    server.wait_for("io_uring: tier");
+    let error = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(fs::read_to_string(&pid_file).unwrap(), server.pid().to_string());
+    wait_until(|| TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert!(dir.path().join(format!("shardcast_{}.ports", server.pid())).exists());
+    server.wait_for("Server is ready");
+}
+
+/// A port that is free at this moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn clients_that_neither_read_nor_close_do_not_delay_the_end() {
+    let server = Server::start(&["--shards", "2"]);
+    let clients: Vec<TcpStream> =
+        (0..8).map(|_| TcpStream::connect(("127.0.0.1", server.port())).unwrap()).collect();
+    for mut client in &clients {
+        let mut info = [0; 5];
+        client.read_exact(&mut info).unwrap();
+        client.write_all(b"CONNECT {}\r\nSUB a 1\r\nPING\r\n").unwrap();
+    }
+    // Ending takes far less than the two seconds for which who is owed something is waited for.
+    let (ended, end) = std::sync::mpsc::channel();
+    server.signal(Signal::TERM);
+    std::thread::spawn(move || ended.send(server.end().0));
+    let within = std::time::Duration::from_millis(1500);
+    assert_eq!(end.recv_timeout(within), Ok(Some(0)), "it waits for clients");
+    drop(clients);
+}
+
+#[test]
+fn with_too_few_files_the_remedy_is_to_allow_more() {
+    for files_max in 5..=16 {
+        let script = format!("ulimit -n {files_max} && exec \"$@\"");
+        let mut command = Command::new("timeout");
+        command.args(["5", "sh", "-c", &script, "sh", PROGRAM, "-a", "127.0.0.1", "-p", "-1"]);
+        command.args(["--shards", "2"]).stderr(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = Vec::new();
+        for line in lines {
+            said.push(line);
+            if said.iter().any(|line| line.contains("Server is ready")) {
+                let pid = Pid::from_raw(process.id().try_into().unwrap()).unwrap();
+                let _ = kill_process(pid, Signal::TERM);
+                break;
+            }
+        }
+        let _ = process.wait();
+        let last = said.last().unwrap();
+        assert!(
+            last.contains("Server is ready") || last.contains("ulimit -n"),
+            "{files_max}: {last}"
+        );
+    }
 }
 
 #[test]

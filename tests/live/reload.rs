@@ -163,6 +163,46 @@ fn all_mistakes_of_a_reloaded_file_are_logged() {
 }
 
 #[test]
+fn an_empty_file_takes_nothing_away() {
+    if is_nats_server() {
+        return; // It lets everybody in.
+    }
+    let mut broker = Broker::with_config(1, "authorization { user: ann, password: secret }");
+    for config in ["", "# written anew\n", "{}"] {
+        let line = broker.reload(config);
+        let reason = "[ERR] Failed to reload server configuration: the file is empty";
+        assert!(line.contains(reason), "{line}");
+        let mut stranger = Wire::ungreeted(&broker);
+        stranger.line();
+        stranger.send(b"CONNECT {}\r\nPING\r\n");
+        stranger.expect(b"-ERR 'Authorization Violation'\r\n");
+    }
+}
+
+#[test]
+fn a_reload_that_only_a_restart_could_carry_out_fails_in_plain_words() {
+    if is_nats_server() {
+        return; // It has other words.
+    }
+    let mut broker = Broker::with_config(1, "debug: true");
+    for (more, words) in [
+        (
+            "cluster { name: C, listen: \"127.0.0.1:-1\" }",
+            "cluster: this server is no member of one",
+        ),
+        ("server_name: other", "server_name: from none to \"other\""),
+        ("http: \"127.0.0.1:8222\"", "http: from none to http://127.0.0.1:8222"),
+    ] {
+        let line = broker.reload(&format!("debug: true\n{more}"));
+        let failed = "[ERR] Failed to reload server configuration: a reload does not change ";
+        assert!(line.contains(failed), "{line}");
+        assert!(line.contains(words), "{line}");
+        assert!(!line.contains("Some(") && !line.contains("None"), "{line}");
+    }
+    assert!(!broker.banner().contains("Reloaded: "), "{}", broker.banner());
+}
+
+#[test]
 fn what_needs_a_restart_is_named_and_the_rest_applies() {
     if is_nats_server() {
         return; // It refuses the whole file.
