@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod hours;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,14 +16,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer};
+use serde_json::Value;
 
 pub use hours::{Hours, stay_until};
 
 /// Longer tokens are not looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 1024 * 1024;
-/// The one way to sign that is known.
-const ALGORITHM: &str = "ed25519-nkey";
+/// The one way to sign that is known, by its two names; the older one is that of version 1.
+const ALGORITHMS: [&str; 2] = ["ed25519-nkey", "ed25519"];
+/// Older claims are brought into the form of this version.
 const VERSION: i64 = 2;
 
 /// A token that was read; whether its signature holds is another question.
@@ -58,6 +61,9 @@ pub struct Claims<T> {
     /// What is particular to its kind.
     #[serde(rename = "nats")]
     pub body: T,
+    /// The token itself.
+    #[serde(skip)]
+    pub text: String,
 }
 
 impl<T> Claims<T> {
@@ -71,6 +77,8 @@ impl<T> Claims<T> {
 pub trait Body: DeserializeOwned {
     /// How the token names its kind.
     const KIND: &'static str;
+    /// The token need not name it.
+    const IS_ANONYMOUS: bool = false;
     /// What the public keys of those begin with who can sign it.
     const ISSUERS: &'static [char];
     /// What the public keys begin with that it can be about.
@@ -111,6 +119,10 @@ pub struct Account {
     pub revocations: BTreeMap<String, i64>,
     /// What users may do whose tokens do not say.
     pub default_permissions: Permissions,
+    /// What becomes of subjects that its users publish to, by filter.
+    pub mappings: BTreeMap<String, Vec<WeightedMapping>>,
+    /// Who decides who its users are.
+    pub authorization: ExternalAuthorization,
     /// Labels, as `name:value`.
     pub tags: Vec<String>,
 }
@@ -130,6 +142,26 @@ impl Account {
 
 fn is_revoked(revocations: &BTreeMap<String, i64>, key: &str, issued_at: i64) -> bool {
     [key, "*"].iter().any(|key| revocations.get(*key).is_some_and(|until| issued_at <= *until))
+}
+
+/// What a subject becomes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct WeightedMapping {
+    /// The subject.
+    pub subject: String,
+    /// Of a hundred messages, how many (0: all).
+    pub weight: u8,
+    /// Only on servers of this cluster (empty: on all).
+    pub cluster: String,
+}
+
+/// That somebody outside decides who the users of an account are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ExternalAuthorization {
+    /// The public keys of those who decide; they come in by their tokens (none: all do).
+    pub auth_users: Vec<String>,
 }
 
 /// A key that signs users for an account.
@@ -279,11 +311,12 @@ impl Body for Activation {
 #[serde(default)]
 pub struct Deletion {
     /// The public keys of the accounts.
-    pub accounts: Vec<String>,
+    pub accounts: Option<Vec<String>>,
 }
 
 impl Body for Deletion {
     const KIND: &'static str = "generic";
+    const IS_ANONYMOUS: bool = true;
     const ISSUERS: &'static [char] = &['O'];
     const SUBJECTS: &'static [char] = &['O'];
 }
@@ -296,6 +329,7 @@ pub struct User {
     #[serde(flatten)]
     pub permissions: Permissions,
     /// Networks it may come from, as `address/bits` (empty: any).
+    #[serde(deserialize_with = "networks")]
     pub src: Vec<String>,
     /// When it may be here (empty: ever).
     pub times: Vec<Hours>,
@@ -316,6 +350,23 @@ pub struct User {
     pub issuer_account: String,
     /// Labels, as `name:value`.
     pub tags: Vec<String>,
+}
+
+/// A list of networks, or a text with commas between them.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Networks {
+        List(Vec<String>),
+        Text(String),
+    }
+    Ok(match Networks::deserialize(deserializer)? {
+        Networks::List(list) => list,
+        Networks::Text(text) => {
+            let parts = text.split(',').map(|part| part.trim().to_lowercase());
+            parts.filter(|part| !part.is_empty()).collect()
+        }
+    })
 }
 
 impl Body for User {
@@ -398,7 +449,7 @@ impl fmt::Display for TokenError {
         f.write_str(match self {
             Self::TooLong => "it is longer than a megabyte",
             Self::Form => "it is not a JWT: three parts with points between them",
-            Self::Algorithm => "it is not signed by ed25519-nkey",
+            Self::Algorithm => "it is not a JWT that is signed by ed25519-nkey",
             Self::Claims => "its claims cannot be understood",
             Self::Kind => "it is of another kind or version than expected",
             Self::Keys => "its issuer or subject is not a key of the right kind",
@@ -433,19 +484,53 @@ impl fmt::Debug for Signature {
 
 #[derive(Deserialize)]
 struct Header {
+    #[serde(default)]
+    typ: String,
+    #[serde(default)]
     alg: String,
 }
 
-#[derive(Deserialize)]
-struct Kind {
-    nats: KindBody,
+impl Header {
+    fn is_known(&self) -> bool {
+        let alg = self.alg.to_ascii_lowercase();
+        self.typ.eq_ignore_ascii_case("JWT") && ALGORITHMS.contains(&alg.as_str())
+    }
 }
 
-#[derive(Deserialize)]
-struct KindBody {
-    #[serde(rename = "type")]
-    kind: String,
-    version: i64,
+/// The parts of a token, still in base64.
+struct Parts<'a> {
+    header: &'a str,
+    body: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(text: &'a str) -> Result<Self, TokenError> {
+        if text.len() > TOKEN_BYTES_MAX {
+            return Err(TokenError::TooLong);
+        }
+        let mut parts = text.split('.');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(header), Some(body), Some(signature), None) => {
+                Ok(Self { header, body, signature })
+            }
+            _ => Err(TokenError::Form),
+        }
+    }
+}
+
+fn decoded(part: &str) -> Result<Vec<u8>, TokenError> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Form)
+}
+
+/// What a token says, whatever its kind, in the form of today; null if it is none.
+pub fn document(text: &str) -> Value {
+    let body = Parts::of(text).and_then(|parts| decoded(parts.body)).unwrap_or_default();
+    let mut claims: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if upgrade::is_old(&claims) && upgrade::upgrade(&mut claims).is_none() {
+        return Value::Null;
+    }
+    claims
 }
 
 /// Reads a token; its signature is still to be checked.
@@ -454,33 +539,33 @@ struct KindBody {
 ///
 /// If it is no such token, or of another kind.
 pub fn decode<T: Body>(text: &str) -> Result<Token<T>, TokenError> {
-    if text.len() > TOKEN_BYTES_MAX {
-        return Err(TokenError::TooLong);
-    }
-    let mut parts = text.split('.');
-    let (Some(header), Some(body), Some(signature), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(TokenError::Form);
-    };
-    let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Form);
-    let (header_json, json) = (bytes(header)?, bytes(body)?);
-    let Header { alg } = serde_json::from_slice(&header_json).map_err(|_| TokenError::Form)?;
-    if alg != ALGORITHM {
+    let Parts { header, body, signature } = Parts::of(text)?;
+    let header_json = decoded(header)?;
+    let is_known = serde_json::from_slice::<Header>(&header_json).map(|header| header.is_known());
+    if !is_known.map_err(|_| TokenError::Form)? {
         return Err(TokenError::Algorithm);
     }
-    let Kind { nats } = serde_json::from_slice(&json).map_err(|_| TokenError::Claims)?;
-    if nats.kind != T::KIND || nats.version != VERSION {
+    let mut json: Value =
+        serde_json::from_slice(&decoded(body)?).map_err(|_| TokenError::Claims)?;
+    let is_old = upgrade::is_old(&json);
+    if is_old {
+        upgrade::upgrade(&mut json).ok_or(TokenError::Kind)?;
+    }
+    let (kind, version) = (&json["nats"]["type"], &json["nats"]["version"]);
+    if !(kind == T::KIND || T::IS_ANONYMOUS && kind.is_null()) || *version != VERSION {
         return Err(TokenError::Kind);
     }
-    let claims: Claims<T> = serde_json::from_slice(&json).map_err(|_| TokenError::Claims)?;
+    let mut claims: Claims<T> = serde_json::from_value(json).map_err(|_| TokenError::Claims)?;
     if !is_key(&claims.issuer, T::ISSUERS) || !is_key(&claims.subject, T::SUBJECTS) {
         return Err(TokenError::Keys);
     }
+    text.clone_into(&mut claims.text);
+    // In version 1 the header is not signed.
+    let signed = if is_old { body } else { &text[..header.len() + 1 + body.len()] };
     let signature = Signature {
         key: claims.issuer.clone(),
-        signed: text.as_bytes()[..header.len() + 1 + body.len()].to_vec(),
-        signature: bytes(signature)?,
+        signed: signed.as_bytes().to_vec(),
+        signature: decoded(signature)?,
     };
     Ok(Token { claims, signature })
 }
@@ -534,7 +619,7 @@ mod tests {
 
     use super::*;
 
-    fn signed(key: &KeyPair, header: &str, claims: &serde_json::Value) -> String {
+    fn signed(key: &KeyPair, header: &str, claims: &Value) -> String {
         let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
         let signed = format!("{}.{}", part(header), part(&claims.to_string()));
         let signature = key.sign(signed.as_bytes()).expect("a key with a seed");
@@ -543,7 +628,7 @@ mod tests {
 
     const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
 
-    fn user_claims(account: &KeyPair, user: &KeyPair) -> serde_json::Value {
+    fn user_claims(account: &KeyPair, user: &KeyPair) -> Value {
         json!({"iss": account.public_key(), "sub": user.public_key(), "iat": 5, "exp": 10,
             "name": "ann", "nats": {"type": "user", "version": 2, "subs": -1,
             "pub": {"allow": ["a"]}, "resp": {"max": 3}}})
@@ -576,7 +661,12 @@ mod tests {
     fn no_other_algorithm_kind_version_or_key_is_taken() {
         let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
         let claims = user_claims(&account, &user);
-        for header in [r#"{"typ":"JWT","alg":"none"}"#, r#"{"alg":"HS256"}"#] {
+        for header in [
+            r#"{"typ":"JWT","alg":"none"}"#,
+            r#"{"alg":"HS256"}"#,
+            r#"{"alg":"ed25519-nkey"}"#,
+            r#"{"typ":"JWT","alg":"ed25519-x"}"#,
+        ] {
             let text = signed(&account, header, &claims);
             assert_eq!(decode::<User>(&text), Err(TokenError::Algorithm));
         }
@@ -592,6 +682,46 @@ mod tests {
             let mut other = claims.clone();
             other[field] = key.into();
             assert_eq!(decode::<User>(&signed(&user, HEADER, &other)), Err(TokenError::Keys));
+        }
+    }
+
+    fn signed_as_of_old(key: &KeyPair, claims: &Value) -> String {
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let (header, body) = (part(r#"{"typ":"jwt","alg":"ed25519"}"#), part(&claims.to_string()));
+        let signature = key.sign(body.as_bytes()).expect("a key with a seed");
+        format!("{header}.{body}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    #[test]
+    fn a_user_of_version_1_has_no_limits_that_it_does_not_name() {
+        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
+        let old = json!({"iss": account.public_key(), "sub": user.public_key(), "iat": 5,
+            "type": "user", "tags": ["a:b"], "issuer_account": "A",
+            "nats": {"payload": 7, "max": 9, "src": "10.0.0.0/8, 127.0.0.1/32",
+                "bearer_token": true, "allowed_connection_types": ["MQTT"]}});
+        let claims = decode_signed::<User>(&signed_as_of_old(&account, &old)).unwrap();
+        let body = claims.body;
+        assert_eq!((body.subs, body.data, body.payload), (-1, -1, 7));
+        assert_eq!((body.issuer_account.as_str(), &*body.tags), ("A", &["a:b".to_owned()][..]));
+        assert_eq!(body.src, ["10.0.0.0/8", "127.0.0.1/32"]);
+        assert!(body.bearer_token && body.allowed_connection_types.is_empty());
+    }
+
+    #[test]
+    fn a_signature_is_of_what_its_version_signs_and_of_nothing_else() {
+        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
+        let mut old = json!({"iss": account.public_key(), "sub": user.public_key(),
+            "type": "user", "nats": {}});
+        // Signed as the other version would be.
+        let text = signed(&account, HEADER, &old);
+        assert_eq!(decode_signed::<User>(&text), Err(TokenError::Signature));
+        let text = signed_as_of_old(&account, &user_claims(&account, &user));
+        assert_eq!(decode_signed::<User>(&text), Err(TokenError::Signature));
+        // No kind, and none that is known.
+        for kind in ["", "x"] {
+            old["type"] = kind.into();
+            let text = signed_as_of_old(&account, &old);
+            assert_eq!(decode_signed::<User>(&text), Err(TokenError::Kind), "{kind}");
         }
     }
 

@@ -40,12 +40,7 @@ pub(super) fn bind(mappings: &mut Vec<Mapping>, v: &mut Field<'_>) -> Result<(),
             return Err(entry.position.error(format!("\"{source}\" is not a valid subject")));
         }
         let destinations = destinations(v)?;
-        all(destinations.iter().map(|Destination { subject, .. }| {
-            Transform::new(source.as_bytes(), subject.as_bytes()).map_err(|error| {
-                v.error(format!("mapping for \"{source}\" to \"{subject}\": {error}"))
-            })
-        }))?;
-        check_together(&destinations).map_err(|reason| v.error(reason))?;
+        all(objections(source, &destinations).map(|reason| Err::<(), _>(v.error(reason))))?;
         mappings.retain(|mapping| mapping.source != *source);
         mappings.push(Mapping { source: source.clone(), destinations });
         Ok(())
@@ -102,6 +97,18 @@ fn weight(v: &Field<'_>) -> Result<u8, StartError> {
     };
     let weight = weight.filter(|weight| u32::from(*weight) <= WEIGHTS_MAX);
     weight.ok_or_else(|| v.error("weight is a whole number from 0 to 100, or such with a %"))
+}
+
+/// What is wrong with the destinations of a filter.
+pub(super) fn objections(
+    source: &str,
+    destinations: &[Destination],
+) -> impl Iterator<Item = String> {
+    let each = destinations.iter().filter_map(move |Destination { subject, .. }| {
+        let error = Transform::new(source.as_bytes(), subject.as_bytes()).err()?;
+        Some(format!("mapping for \"{source}\" to \"{subject}\": {error}"))
+    });
+    each.chain(check_together(destinations).err())
 }
 
 fn check_together(destinations: &[Destination]) -> Result<(), String> {

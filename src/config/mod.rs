@@ -120,6 +120,8 @@ pub struct Options {
     pub warnings: Vec<String>,
     /// What has no effect because this server does not have it; logged at start.
     pub missing: Vec<String>,
+    /// Clients are to have JetStream, which this server does not have (false).
+    pub wants_jetstream: bool,
 }
 
 impl Default for Options {
@@ -159,6 +161,7 @@ impl Default for Options {
             source: None,
             warnings: Vec::new(),
             missing: Vec::new(),
+            wants_jetstream: false,
         }
     }
 }
@@ -167,6 +170,12 @@ impl Options {
     /// Whether a client without credentials is turned away.
     pub fn requires_login(&self) -> bool {
         (self.auth.is_required() && self.auth.no_auth_user.is_none()) || self.trust.is_some()
+    }
+
+    /// What an account is called by people: the name that its token has, else its own.
+    pub fn account_label<'a>(&'a self, name: &'a str) -> &'a str {
+        let claims = self.trust.as_ref().and_then(|trust| trust.accounts.get(name));
+        claims.map(|claims| claims.name.as_str()).filter(|label| !label.is_empty()).unwrap_or(name)
     }
 
     /// Takes where the monitoring listens from another key or flag; what says the port alone

@@ -19,6 +19,7 @@ use super::auth::{Permissions, Responses, SubjectEntry, SubjectList};
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::mapping::{self, Destination, Mapping};
 use super::rules::Violation;
 use super::{Options, StartError};
 use crate::jwt::{self, Claims};
@@ -37,8 +38,8 @@ pub struct Trust {
     pub pinned: Vec<String>,
     /// Whose clock the hours of users are by that name no other.
     pub zone: Tz,
-    /// As it is written, until all is read.
-    operators: Vec<String>,
+    /// The tokens of those who run servers.
+    pub operators: Vec<String>,
     is_resolved: bool,
     /// The tokens in the file, by account.
     pub preloaded: Vec<(String, String)>,
@@ -105,6 +106,17 @@ impl Trust {
         if !self.keys.contains(&claims.issuer) {
             return Err("none of the operator's keys has signed it; push it anew".to_owned());
         }
+        Ok(claims)
+    }
+
+    /// The same of one that is new: what could not be put in force of it is refused.
+    ///
+    /// # Errors
+    ///
+    /// Why not, for people.
+    pub fn admit(&self, text: &str) -> Result<Claims<jwt::Account>, String> {
+        let claims = self.read(text)?;
+        mappings_of(&claims.body).try_for_each(|mapping| mapping.map(drop))?;
         Ok(claims)
     }
 }
@@ -266,8 +278,8 @@ const PRELOADED: &[&str] = &["resolver_preload"];
 pub(super) fn settle(options: &mut Options) -> Result<(), Violation> {
     let Some(mut trust) = options.trust.take() else { return Ok(()) };
     let refuse = |reason: &str| Err(Violation::of(KEYS, reason));
-    for text in std::mem::take(&mut trust.operators) {
-        let operator: Claims<jwt::Operator> = jwt::decode_signed(&text)
+    for text in &trust.operators {
+        let operator: Claims<jwt::Operator> = jwt::decode_signed(text)
             .map_err(|error| Violation::of(KEYS, format!("operator: {error}; export it anew")))?;
         if !operator.body.strict_signing_key_usage {
             trust.keys.push(operator.subject);
@@ -367,6 +379,15 @@ pub fn stored(directory: &Path) -> Result<Vec<(String, String)>, StartError> {
 fn share(trust: &Trust, options: &mut Options) {
     let now = chrono::Utc::now().timestamp();
     for (key, claims) in &trust.accounts {
+        let mut mappings = Vec::new();
+        for mapping in mappings_of(&claims.body) {
+            match mapping {
+                Ok(mapping) => mappings.push(mapping),
+                Err(reason) => {
+                    options.warnings.push(format!("account {key}: {reason}; it is left out"));
+                }
+            }
+        }
         let limits = &claims.body.limits;
         let limit = |value: i64| usize::try_from(value).ok();
         options.accounts.add(Account {
@@ -377,6 +398,7 @@ fn share(trust: &Trust, options: &mut Options) {
                 leafnodes_max: limit(limits.leaf),
             },
             exports: exports(trust, claims, now),
+            mappings,
             ..Account::named(key)
         });
     }
@@ -392,6 +414,26 @@ fn share(trust: &Trust, options: &mut Options) {
             }
         }
     }
+}
+
+/// What an account maps, or why one of it cannot be.
+fn mappings_of(account: &jwt::Account) -> impl Iterator<Item = Result<Mapping, String>> {
+    const ALL: u8 = 100;
+    account.mappings.iter().map(|(source, destinations)| {
+        if !is_valid_filter(source.as_bytes()) {
+            return Err(format!("mapping {source:?} is not a valid subject"));
+        }
+        let destination = |to: &jwt::WeightedMapping| Destination {
+            subject: to.subject.clone(),
+            weight: if to.weight == 0 { ALL } else { to.weight },
+            cluster: (!to.cluster.is_empty()).then(|| to.cluster.clone()),
+        };
+        let destinations: Vec<Destination> = destinations.iter().map(destination).collect();
+        match mapping::objections(source, &destinations).next() {
+            Some(reason) => Err(reason),
+            None => Ok(Mapping { source: source.clone(), destinations }),
+        }
+    })
 }
 
 fn shared(kind: &str) -> Option<Shared> {

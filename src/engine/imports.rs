@@ -25,6 +25,7 @@ use super::message_trace::{DEST, DISABLED, StepEvent, with_header};
 use super::publish::Source;
 use super::record::{Record, RunRecord};
 use super::run::{Content, Run};
+use super::tokens::TokenUser;
 use super::{Conn, ConnId, Engine, ShardId, ShardSet};
 use crate::config::Response;
 use crate::proto::encode;
@@ -161,6 +162,8 @@ pub struct ServerRequest {
     pub account_name: Arc<str>,
     /// The user who asks; none if it is nobody in particular.
     pub user: Option<Box<str>>,
+    /// What that one's token says of it, if it came by one.
+    pub token: Option<Arc<TokenUser>>,
 }
 
 /// A request of a local connection that may still be answered.
@@ -501,7 +504,10 @@ impl Engine {
         of_cluster: bool,
     ) -> bool {
         let conn = self.conns.get(source.publisher.conn);
-        let user = conn.and_then(|conn| conn.user.as_ref()).and_then(|user| user.name.clone());
+        let user = conn.and_then(|conn| conn.user.as_ref());
+        let token = user.and_then(|user| user.pass.as_ref()).map(|pass| &pass.says);
+        let user = user.and_then(|user| user.name.clone());
+        let token = token.map(Arc::clone);
         let account_name = self.accounts.name(source.account);
         for publish in run.publishes() {
             // What all servers are told need not be answered.
@@ -514,6 +520,7 @@ impl Engine {
                     payload: publish.body().into(),
                     account_name: Arc::clone(&account_name),
                     user: user.clone(),
+                    token: token.clone(),
                 });
             }
         }

@@ -58,7 +58,7 @@ use crate::histogram::Histogram;
 use crate::proto::encode;
 use crate::segment::Piece;
 use accounts::Accounts;
-pub use accounts::{AccountFigures, AccountId};
+pub use accounts::{ACCOUNT_REQUESTS, AccountFigures, AccountId, OWN_USER};
 use budget::Budget;
 use conn::{Conn, Phase};
 pub use conn::{Peer, Traffic};
@@ -79,6 +79,7 @@ pub use overflow::Dropped;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
+pub use tokens::TokenUser;
 
 use record::Publisher;
 pub use record::{InterestRecord, Record, Report, RunRecord};

@@ -36,12 +36,25 @@ pub(super) struct Trusted {
 /// What a token adds to its user.
 #[derive(Debug)]
 pub(super) struct Pass {
+    /// For those who ask who they are.
+    pub(super) says: Arc<TokenUser>,
     pub(super) subscriptions_max: Option<usize>,
     pub(super) payload_bytes_max: Option<usize>,
     /// When the token ends, in nanoseconds since the start.
     expires: u64,
     /// When that of the account does.
     account_expires: u64,
+}
+
+/// What the token of a user says of it.
+#[derive(Debug, Default, PartialEq)]
+pub struct TokenUser {
+    /// Its name for people.
+    pub name: String,
+    /// What it may do.
+    pub permissions: config::Permissions,
+    /// When it has to go, in seconds since 1970 (0: never).
+    pub expires: i64,
 }
 
 impl Pass {
@@ -131,11 +144,7 @@ impl Trusted {
         if let Some(refusal) = objection(claims, body, limits, (peer, transport), wall) {
             return Err(refusal);
         }
-        let mut expires = self.engine_time(claims.expires);
-        if !limits.times.is_empty() {
-            let end = self.stay_until(limits, wall)?;
-            expires = expires.min(self.engine_time(end));
-        }
+        let ends = self.ends(claims.expires, limits, wall)?;
         let filled = match signer {
             Some(SigningKey::Scoped { .. }) => fill_all(&limits.permissions, claims, account),
             _ => Some(limits.permissions.clone()),
@@ -148,10 +157,13 @@ impl Trusted {
             .and_then(|permissions| trust::permissions(&permissions))
             .ok_or(because("the permissions of the token are not valid"))?;
         let limit = |value: i64| usize::try_from(value).ok();
+        let (name_for_people, allowed) = (claims.name.clone(), permissions.clone());
+        let says = TokenUser { name: name_for_people, permissions: allowed, expires: ends };
         let pass = Pass {
+            says: Arc::new(says),
             subscriptions_max: limit(limits.subs),
             payload_bytes_max: limit(limits.payload),
-            expires,
+            expires: self.engine_time(ends),
             account_expires: self.engine_time(account.expires),
         };
         let own = (!limits.bearer_token).then(|| Proof::Signature {
@@ -170,6 +182,15 @@ impl Trusted {
             pass: Some(pass),
         };
         Ok((user, Proof::Token { token: token.signature, own: own.map(Box::new) }))
+    }
+
+    /// When the user has to go whose token ends at `expires`, in seconds since 1970 (0: never).
+    fn ends(&self, expires: i64, limits: &jwt::User, wall: i64) -> Result<i64, Refusal> {
+        if limits.times.is_empty() {
+            return Ok(expires);
+        }
+        let end = self.stay_until(limits, wall)?;
+        Ok(if expires == 0 { end } else { end.min(expires) })
     }
 
     /// When the hours end at which the user may be here.
@@ -206,7 +227,10 @@ fn objection(
     if account.has_revoked(&claims.subject, claims.issued_at) {
         return Some(Refusal::Revoked);
     }
-    let text = if !claims.is_in_time(now) {
+    let deciders = &account.authorization.auth_users;
+    let text = if !deciders.is_empty() && !deciders.contains(&claims.subject) {
+        "who is a user of the account is decided outside, which this server does not ask for"
+    } else if !claims.is_in_time(now) {
         "the token is not valid now"
     } else if limits.bearer_token && account.limits.disallow_bearer {
         "the account takes no bearer tokens"
@@ -298,6 +322,7 @@ mod tests {
             not_before: 0,
             name: name.into(),
             body,
+            text: String::new(),
         }
     }
 

@@ -2,7 +2,9 @@
 //! taken by us and by nats-server alike.
 
 use crate::broker::peers::{meet, next, within};
-use crate::broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
+use crate::broker::tokens::{
+    World, credentials, credentials_of, old_credentials, old_token, token, unix_now, unlimited,
+};
 use crate::broker::wire::Wire;
 use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions};
@@ -148,7 +150,7 @@ async fn a_user_may_do_what_its_token_says_or_the_scope_of_the_key_that_signed_i
 }
 
 /// A CONNECT that shows a token, and signs the nonce.
-fn login(user: &KeyPair, token: &str, nonce: &str) -> String {
+pub(crate) fn login(user: &KeyPair, token: &str, nonce: &str) -> String {
     use base64::Engine as _;
     let signature = user.sign(nonce.as_bytes()).expect("a key with a seed");
     let sig = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature);
@@ -294,4 +296,150 @@ fn a_chain_of_trust_with_a_weak_link_does_not_start() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(reason), "{reason}: {said}");
     }
+}
+
+#[tokio::test]
+async fn tokens_of_version_1_are_taken_beside_those_of_version_2() {
+    let mut world = World::of_version_1();
+    let (shop, fan, signing) =
+        (KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_account());
+    let exports = json!([
+        {"name": "o", "subject": "offers.>", "type": "stream"},
+        {"name": "p", "subject": "private.>", "type": "stream", "token_req": true}]);
+    world.account(&shop, json!({"exports": exports, "signing_keys": [signing.public_key()]}));
+    let activation = |issuer: &KeyPair, more: Value| {
+        let nats = json!({"subject": "private.>", "type": "stream"});
+        old_token(issuer, &fan.public_key(), "activation", nats, more)
+    };
+    // What is left out of version 1 there is left out here: a limit of an activation, and what
+    // only version 2 has.
+    let leave = activation(&signing, json!({"issuer_account": shop.public_key()}));
+    let imports = json!([
+        {"name": "o", "subject": "offers.>", "account": shop.public_key(), "type": "stream"},
+        {"name": "p", "subject": "private.>", "account": shop.public_key(), "type": "stream",
+         "token": leave}]);
+    let default_permissions = json!({"pub": {"deny": [">"]}});
+    world.account(&fan, json!({"imports": imports, "default_permissions": default_permissions}));
+    on_each(&world.config(), async |broker| {
+        let by_key = json!({"issuer_account": shop.public_key()});
+        let seller = connect(broker, &old_credentials(&signing, json!({}), by_key)).await;
+        let limited = json!({"pub": {"deny": ["x"]}, "src": "127.0.0.0/8,10.0.0.0/8"});
+        let buyer = connect(broker, &old_credentials(&fan, limited, json!({}))).await;
+        sends_to_itself(&buyer).await;
+        // A token of today in an account of then.
+        sends_to_itself(&connect(broker, &credentials(&fan, unlimited(), json!({}))).await).await;
+        let elsewhere = json!({"src": "10.0.0.0/8"});
+        is_refused(broker, &old_credentials(&fan, elsewhere, json!({}))).await;
+        let past = json!({"exp": unix_now() - 10});
+        is_refused(broker, &old_credentials(&fan, json!({}), past)).await;
+        let mut private = buyer.subscribe("private.>").await.expect("connected");
+        let got = async {
+            loop {
+                seller.publish("private.a", "x".into()).await.expect("connected");
+                let soon = std::time::Duration::from_millis(100);
+                if let Ok(message) = tokio::time::timeout(soon, private.next()).await {
+                    break message.expect("connected");
+                }
+            }
+        };
+        assert_eq!(within(got).await.subject.as_str(), "private.a");
+        // It is not the header that says which part is signed.
+        let user = KeyPair::new_user();
+        let text = old_token(&fan, &user.public_key(), "user", json!({}), json!({}));
+        let (_, rest) = text.split_once('.').expect("three parts");
+        for (header, is_good) in [
+            (r#"{"typ":"JWT","alg":"ed25519-nkey"}"#, true),
+            (r#"{"typ":"x","alg":"ed25519"}"#, false),
+            (r#"{"typ":"jwt","alg":"none"}"#, false),
+        ] {
+            use base64::Engine as _;
+            let header = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(header);
+            let mut wire =
+                Wire::open_with(broker, |nonce| login(&user, &format!("{header}.{rest}"), nonce));
+            wire.send(b"PING\r\n");
+            assert_eq!(wire.line() == "PONG", is_good, "{header}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn mappings_of_an_account_are_in_force() {
+    let mut world = World::new();
+    let (account, other) = (KeyPair::new_account(), KeyPair::new_account());
+    let mappings = json!({
+        "old.*": [{"subject": "new.$1"}],
+        "lost": [{"subject": "lost", "weight": 0}, {"subject": "nowhere", "cluster": "elsewhere"}],
+        "split": [{"subject": "half", "weight": 50}, {"subject": "rest", "weight": 50}],
+    });
+    world.account(&account, json!({"mappings": mappings}));
+    world.account(&other, json!({}));
+    on_each(&world.config(), async |broker| {
+        let client = connect(broker, &credentials(&account, unlimited(), json!({}))).await;
+        let mut all = client.subscribe(">").await.expect("connected");
+        let mut published = std::collections::BTreeMap::new();
+        for subject in ["old.a", "lost", "split"] {
+            for _ in 0..100 {
+                client.publish(subject, "x".into()).await.expect("connected");
+            }
+        }
+        client.publish("end", "x".into()).await.expect("connected");
+        loop {
+            let subject = next(&mut all).await.subject.to_string();
+            if subject == "end" {
+                break;
+            }
+            *published.entry(subject).or_insert(0) += 1;
+        }
+        assert_eq!((published["new.a"], published["lost"]), (100, 100), "{published:?}");
+        assert_eq!(published["half"] + published["rest"], 100, "{published:?}");
+        assert_eq!(published.len(), 4, "{published:?}");
+        let unmapped = connect(broker, &credentials(&other, unlimited(), json!({}))).await;
+        let mut old = unmapped.subscribe("old.a").await.expect("connected");
+        unmapped.publish("old.a", "x".into()).await.expect("connected");
+        next(&mut old).await;
+    })
+    .await;
+}
+
+/// Whoever decides is not asked here yet, so that nobody else may come in.
+#[tokio::test]
+async fn where_users_are_decided_outside_only_those_who_decide_come_in() {
+    let mut world = World::new();
+    let account = KeyPair::new_account();
+    let decider = KeyPair::new_user();
+    let authorization = json!({"auth_users": [decider.public_key()]});
+    world.account(&account, json!({"authorization": authorization}));
+    on_each(&world.config(), async |broker| {
+        let credentials_of_decider = credentials_of(&decider, &account, unlimited(), json!({}));
+        sends_to_itself(&connect(broker, &credentials_of_decider).await).await;
+        is_refused(broker, &credentials(&account, unlimited(), json!({}))).await;
+        is_refused(broker, &old_credentials(&account, json!({}), json!({}))).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_a_user_is_is_told_by_the_names_of_its_tokens() {
+    let mut world = World::new();
+    let account = KeyPair::new_account();
+    world.account(&account, json!({}));
+    let user = json!({"pub": {"allow": ["a", "$SYS.REQ.USER.INFO"]}, "resp": {"max": 2, "ttl": 9_000_000_000_i64},
+        "subs": -1, "data": -1, "payload": -1});
+    let told = std::cell::RefCell::new(Vec::new());
+    let (ann, in_an_hour) = (KeyPair::new_user(), unix_now() + 3600);
+    on_each(&world.config(), async |broker| {
+        let more = json!({"name": "ann", "exp": in_an_hour});
+        let client = connect(broker, &credentials_of(&ann, &account, user.clone(), more)).await;
+        let info = within(client.request("$SYS.REQ.USER.INFO", "".into())).await;
+        let info: Value = serde_json::from_slice(&info.expect("an answer").payload).unwrap();
+        let mut data = info["data"].clone();
+        let expires = data["expires"].take().as_i64().expect("a number") / 1_000_000_000;
+        assert!((3000..=3600).contains(&expires), "{info}");
+        assert_eq!((&data["user_name"], &data["account_name"]), (&json!("ann"), &json!("account")));
+        told.borrow_mut().push(data);
+    })
+    .await;
+    let told = told.into_inner();
+    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:#?}");
 }

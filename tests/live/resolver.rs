@@ -178,6 +178,9 @@ async fn an_account_is_deleted_by_the_operator_and_nobody_else() {
         let accounts = json!({"accounts": [key]});
         token(issuer, &issuer.public_key(), "generic", accounts, json!({}))
     };
+    let of_nsc = |issuer: &KeyPair, subject: &KeyPair, accounts: Value| {
+        token(issuer, &subject.public_key(), "", json!({"accounts": accounts}), json!({}))
+    };
     let (operator, system_key) = (initial.operator_key(), initial.system_key());
     on_each(&initial, "allow_delete: true", async |broker, system| {
         push(system, &text).await;
@@ -185,6 +188,8 @@ async fn an_account_is_deleted_by_the_operator_and_nobody_else() {
         let refusals = [
             (request(&stranger, &account.public_key()), "not trusted"),
             (request(operator, "xyz"), "malformed request"),
+            (of_nsc(operator, operator, Value::Null), "malformed request"),
+            (of_nsc(operator, &stranger, json!([account.public_key()])), "not self signed"),
             (request(operator, &system_key), "not allowed to delete system account"),
         ];
         for (request, reason) in refusals {
@@ -192,9 +197,15 @@ async fn an_account_is_deleted_by_the_operator_and_nobody_else() {
             let said = answer["error"]["description"].as_str().expect("an error");
             assert!(said.ends_with(reason), "{said}");
         }
-        let good = request(operator, &account.public_key());
-        let answer = parse(&ask(system, "$SYS.REQ.CLAIMS.DELETE", good).await);
-        assert_eq!(answer["data"], json!({"code": 200, "message": "deleted 1 accounts"}));
+        for named in [true, false] {
+            push(system, &text).await;
+            let good = match named {
+                true => request(operator, &account.public_key()),
+                false => of_nsc(operator, operator, json!([account.public_key()])),
+            };
+            let answer = parse(&ask(system, "$SYS.REQ.CLAIMS.DELETE", good).await);
+            assert_eq!(answer["data"], json!({"code": 200, "message": "deleted 1 accounts"}));
+        }
         let list = parse(&ask(system, "$SYS.REQ.CLAIMS.LIST", "").await);
         assert_eq!(list["data"], json!([system_key]));
         if !broker.is_original() {
@@ -208,6 +219,32 @@ async fn an_account_is_deleted_by_the_operator_and_nobody_else() {
         let answer = parse(&ask(system, "$SYS.REQ.CLAIMS.DELETE", good).await);
         let said = answer["error"]["description"].as_str().expect("an error");
         assert!(said.ends_with("delete must be enabled in server config"), "{said}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_account_with_mappings_that_cannot_be_is_refused() {
+    let mut world = World::new();
+    let account = KeyPair::new_account();
+    let initial = world.clone_of_keys();
+    let mut with = |mappings: Value| world.account(&account, json!({"mappings": mappings}));
+    let bad = [
+        with(json!({"a b": [{"subject": "c"}]})),
+        with(json!({"a": [{"subject": "b", "weight": 60}, {"subject": "c", "weight": 60}]})),
+        with(json!({"a": [{"subject": "b", "weight": 10}, {"subject": "b", "weight": 10}]})),
+        with(json!({"a.*": [{"subject": "b.$2"}]})),
+    ];
+    let good = with(json!({"a.*": [{"subject": "b.$1"}]}));
+    on_each(&initial, "", async |broker, system| {
+        for text in &bad {
+            assert_eq!(push(system, text).await["error"]["code"], 500);
+        }
+        assert_eq!(push(system, &good).await["data"]["code"], 200);
+        let client = connect(broker, &credentials(&account, unlimited(), json!({}))).await;
+        let mut mapped = client.subscribe("b.*").await.expect("connected");
+        client.publish("a.x", "hi".into()).await.expect("connected");
+        assert_eq!(next(&mut mapped).await.subject.as_str(), "b.x");
     })
     .await;
 }

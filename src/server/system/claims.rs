@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::store::Store;
 use super::{Order, Worker};
+use crate::config::trust::Trust;
 use crate::engine::{AccountId, ServerRequest};
 use crate::jwt::{self, Claims};
 
@@ -88,7 +89,7 @@ impl Worker {
     ) -> Result<(String, &'static str), Objection> {
         let unknown = || key.filter(|_| self.store.is_none()).unwrap_or("n/a");
         let (text, claims) =
-            self.read(payload).map_err(|reason| Objection::new(unknown(), reason))?;
+            self.read(payload, Trust::admit).map_err(|reason| Objection::new(unknown(), reason))?;
         let account = claims.subject.clone();
         if let Some(key) = key.filter(|key| *key != account) {
             return Err(Objection::new(key, "subject does not match jwt content"));
@@ -106,13 +107,17 @@ impl Worker {
         Ok((account, "jwt updated"))
     }
 
-    fn read(&self, payload: &[u8]) -> Result<(String, Claims<jwt::Account>), String> {
+    fn read(
+        &self,
+        payload: &[u8],
+        check: fn(&Trust, &str) -> Result<Claims<jwt::Account>, String>,
+    ) -> Result<(String, Claims<jwt::Account>), String> {
         let text = std::str::from_utf8(payload).map_err(|_| "it is no text".to_owned())?.trim();
         if text.is_empty() {
             return Err("request body is empty".to_owned());
         }
         let trust = self.options.trust.as_ref().ok_or("there is no operator")?;
-        trust.read(text).map(|claims| (text.to_owned(), claims))
+        check(trust, text).map(|claims| (text.to_owned(), claims))
     }
 
     fn trusted(&self, key: &str) -> Option<&Arc<Claims<jwt::Account>>> {
@@ -148,17 +153,21 @@ impl Worker {
         let text = String::from_utf8_lossy(payload);
         let claims: Claims<jwt::Deletion> =
             jwt::decode_signed(text.trim()).map_err(|error| error.to_string())?;
-        by.clone_from(&claims.issuer);
+        by.clone_from(&claims.subject);
         let Some(store) = &mut self.store else { return Err("there is no directory".to_owned()) };
         let trust = self.options.trust.as_ref();
-        let keys = claims.body.accounts;
+        let is_list = claims.body.accounts.is_some();
+        let keys = claims.body.accounts.unwrap_or_default();
         if !store.directory().allow_delete {
             return Err("delete must be enabled in server config".to_owned());
+        }
+        if claims.subject != claims.issuer {
+            return Err("not self signed".to_owned());
         }
         if !trust.is_some_and(|trust| trust.keys.contains(&claims.issuer)) {
             return Err("not trusted".to_owned());
         }
-        if !keys.iter().all(|key| jwt::is_key(key, &['A'])) {
+        if !is_list || !keys.iter().all(|key| jwt::is_key(key, &['A'])) {
             return Err("malformed request".to_owned());
         }
         let system = self.options.accounts.system.as_ref();
@@ -208,7 +217,7 @@ impl Worker {
         for line in payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let bar = line.iter().position(|byte| *byte == b'|').unwrap_or(line.len());
             let (key, text) = (&line[..bar], line.get(bar + 1..).unwrap_or_default());
-            let Ok((text, claims)) = self.read(text) else { continue };
+            let Ok((text, claims)) = self.read(text, Trust::read) else { continue };
             let before = self.trusted(&claims.subject).map(|claims| claims.issued_at);
             let is_newer = before.is_none_or(|before| before < claims.issued_at);
             let Some(store) = self.store.as_mut().filter(|_| is_newer) else { continue };

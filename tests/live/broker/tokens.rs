@@ -26,6 +26,10 @@ pub(crate) fn token(
         "iss": issuer.public_key(), "sub": subject, "iat": unix_now(), "jti": "X", "name": kind,
         "nats": {"type": kind, "version": 2},
     });
+    if kind.is_empty() {
+        // As `nsc` asks for accounts to be deleted.
+        claims["nats"] = json!({"version": 2});
+    }
     merge(&mut claims["nats"], nats);
     merge(&mut claims, more);
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
@@ -33,6 +37,27 @@ pub(crate) fn token(
     let signed = format!("{header}.{}", part(&claims.to_string()));
     let signature = issuer.sign(signed.as_bytes()).expect("a key with a seed");
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// The same in the form of version 1: what is said of every token stands beside the body, and the
+/// header is not signed.
+pub(crate) fn old_token(
+    issuer: &KeyPair,
+    subject: &str,
+    kind: &str,
+    nats: Value,
+    more: Value,
+) -> String {
+    let mut claims = json!({
+        "iss": issuer.public_key(), "sub": subject, "iat": unix_now(), "jti": "X", "name": kind,
+        "type": kind, "nats": nats,
+    });
+    merge(&mut claims, more);
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let header = part(r#"{"typ":"jwt","alg":"ed25519"}"#);
+    let body = part(&claims.to_string());
+    let signature = issuer.sign(body.as_bytes()).expect("a key with a seed");
+    format!("{header}.{body}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
 fn merge(into: &mut Value, from: Value) {
@@ -46,12 +71,23 @@ pub(crate) struct World {
     system: KeyPair,
     /// Public keys and tokens.
     accounts: Vec<(String, String)>,
+    /// Its tokens are of version 1.
+    is_old: bool,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::of(false)
+    }
+
+    /// The same with tokens of version 1.
+    pub(crate) fn of_version_1() -> Self {
+        Self::of(true)
+    }
+
+    fn of(is_old: bool) -> Self {
         let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
-        let mut world = Self { operator, system, accounts: Vec::new() };
+        let mut world = Self { operator, system, accounts: Vec::new(), is_old };
         let system = KeyPair::from_seed(&world.system.seed().expect("a seed")).expect("its own");
         world.account(&system, json!({}));
         world
@@ -64,7 +100,7 @@ impl World {
         let (operator, system) = (same(&self.operator), same(&self.system));
         let key = system.public_key();
         let accounts = self.accounts.iter().filter(|(other, _)| *other == key).cloned().collect();
-        Self { operator, system, accounts }
+        Self { operator, system, accounts, is_old: self.is_old }
     }
 
     pub(crate) fn operator_key(&self) -> &KeyPair {
@@ -90,7 +126,7 @@ impl World {
         let mut all = json!({"limits": {"subs": -1, "data": -1, "payload": -1, "imports": -1,
             "exports": -1, "wildcards": true, "conn": -1, "leaf": -1}});
         merge(&mut all, nats);
-        token(&self.operator, &key.public_key(), "account", all, json!({}))
+        self.token(&key.public_key(), "account", all)
     }
 
     /// Signs an account, in place of an earlier token about it.
@@ -105,7 +141,12 @@ impl World {
     pub(crate) fn operator(&self) -> String {
         let key = self.operator.public_key();
         let nats = json!({"system_account": self.system.public_key()});
-        token(&self.operator, &key, "operator", nats, json!({}))
+        self.token(&key, "operator", nats)
+    }
+
+    fn token(&self, subject: &str, kind: &str, nats: Value) -> String {
+        let token = if self.is_old { old_token } else { token };
+        token(&self.operator, subject, kind, nats, json!({}))
     }
 
     /// A configuration with everything in it.
@@ -154,6 +195,17 @@ pub(crate) fn credentials(issuer: &KeyPair, nats: Value, more: Value) -> String 
 
 pub(crate) fn credentials_of(user: &KeyPair, issuer: &KeyPair, nats: Value, more: Value) -> String {
     let text = token(issuer, &user.public_key(), "user", nats, more);
+    decorated(user, &text)
+}
+
+/// The same with a token of version 1.
+pub(crate) fn old_credentials(issuer: &KeyPair, nats: Value, more: Value) -> String {
+    let user = KeyPair::new_user();
+    let text = old_token(issuer, &user.public_key(), "user", nats, more);
+    decorated(&user, &text)
+}
+
+fn decorated(user: &KeyPair, text: &str) -> String {
     let seed = user.seed().expect("a seed");
     format!(
         "-----BEGIN NATS USER JWT-----\n{text}\n------END NATS USER JWT------\n\n\
