@@ -34,4 +34,11 @@ pub mod subject;
 pub mod uring;
 
 /// The nats-server release whose behaviour clients may count on; they test features by it.
-pub const NATS_VERSION: &str = "2.14.5";
+pub const NATS_VERSION: &str = "2.15.1";
+/// What that release says of the JetStream requests it knows, even where JetStream is off.
+pub const JETSTREAM_API_LEVEL: u32 = 5;
+/// The commit this was built from, if the build was told.
+pub const GIT_COMMIT: &str = match option_env!("SHARDCAST_GIT_COMMIT") {
+    Some(commit) => commit,
+    None => "not set",
+};

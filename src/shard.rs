@@ -470,6 +470,7 @@ impl Shard {
             braked_conns: self.engine.braked_conns(),
             rings: self.mesh.rings(),
             accounts: self.engine.account_figures(),
+            client_urls: self.engine.client_urls(),
             lanes: others.map(lane).collect(),
         }
     }

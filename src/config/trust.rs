@@ -429,7 +429,8 @@ fn mappings_of(account: &jwt::Account) -> impl Iterator<Item = Result<Mapping, S
             cluster: (!to.cluster.is_empty()).then(|| to.cluster.clone()),
         };
         let destinations: Vec<Destination> = destinations.iter().map(destination).collect();
-        match mapping::objections(source, &destinations).next() {
+        let objection = mapping::objections(source, &destinations).next();
+        match objection {
             Some(reason) => Err(reason),
             None => Ok(Mapping { source: source.clone(), destinations }),
         }

@@ -16,7 +16,7 @@ use crate::subject::Table;
 /// What JetStream is asked by.
 const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
 /// Who asks: that is for the server to know that it is connected to.
-const OWN_USER: &str = "$SYS.REQ.USER.INFO";
+pub const OWN_USER: &str = "$SYS.REQ.USER.INFO";
 /// What can be asked of a server in the system account, ping or one by its id.
 const SERVER_PAGES: [&str; 15] = [
     "ACCOUNTZ",
@@ -42,7 +42,7 @@ const DEBUG_SUBSCRIBERS: &str = "$SYS.DEBUG.SUBSCRIBERS";
 /// What a server does when it is asked there by its id.
 const SERVER_ORDERS: [&str; 3] = ["KICK", "LDM", "RELOAD"];
 /// What every other account may ask about itself, and what it is about there.
-const ACCOUNT_REQUESTS: [(&str, &str); 3] = [
+pub const ACCOUNT_REQUESTS: [(&str, &str); 3] = [
     ("$SYS.REQ.ACCOUNT.PING.CONNZ", "CONNZ"),
     ("$SYS.REQ.ACCOUNT.PING.STATZ", "STATZ"),
     ("$SYS.REQ.SERVER.PING.CONNZ", "CONNZ"),

@@ -21,6 +21,7 @@ use super::proof::Proof;
 use super::run::Run;
 use super::settings::RouteSettings;
 use super::timers::NEVER;
+use super::transport::Transport;
 use super::{AccountId, ConnId, Engine, Peer, Reason};
 use crate::cluster::names::{self, Agreement};
 use crate::cluster::{ClientUrls, Part};
@@ -294,6 +295,14 @@ impl Engine {
         let old = std::mem::replace(&mut self.cluster.urls, urls);
         let new = self.cluster.urls.clone();
         self.inform_clients(|transport| old.of(transport) != new.of(transport));
+    }
+
+    /// Where clients may connect, as INFO tells them.
+    pub fn client_urls(&self) -> ClientUrls {
+        let of = |transport| {
+            self.settings.client_urls(&self.cluster, transport, self.lame_duck.is_some())
+        };
+        ClientUrls { tcp: of(Transport::Tcp), websocket: of(Transport::WebSocket) }
     }
 
     /// The peer of a route may stay, and gets what goes over `part` of its connections.
@@ -782,6 +791,7 @@ impl Engine {
     fn send_route_info(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(id) else { return };
         let mut info = self.route_info();
+        info.nonce = self.settings.nonce(conn.peer.cid);
         if let Some(packing) = &conn.packing {
             info.compression = packing.mode.name().to_owned();
         }

@@ -32,6 +32,8 @@ use crate::proto::route::{Permitted, RouteInfo};
 pub struct Identity {
     /// A public key of 56 characters that begins with `N`.
     pub id: String,
+    /// A public key of 56 characters that begins with `X`.
+    pub xkey: String,
     /// The configured name, else the id.
     pub name: String,
     /// The port it really listens on.
@@ -500,6 +502,24 @@ impl Settings {
         }
     }
 
+    /// What the connection with this number may have to sign.
+    pub(super) fn nonce(&self, cid: u64) -> String {
+        self.nonces.nonce(cid)
+    }
+
+    /// Where clients over `transport` may connect, once it is known of another server: here, unless
+    /// it is a lame duck, and there.
+    pub(super) fn client_urls(
+        &self,
+        cluster: &Cluster,
+        transport: Transport,
+        lame_duck: bool,
+    ) -> Option<Vec<String>> {
+        let others = cluster.urls.of(transport)?;
+        let own = self.urls.of(transport).filter(|_| !lame_duck).unwrap_or_default();
+        Some(own.iter().chain(others).cloned().collect())
+    }
+
     /// The INFO for one client, as JSON.
     ///
     /// After CONNECT it says in which account the client is, and whether that is the system's.
@@ -514,10 +534,7 @@ impl Settings {
         if let Some(name) = &cluster.name {
             (info.cluster, info.cluster_dynamic) = (Some(name.clone()), cluster.is_dynamic);
         }
-        if let Some(others) = cluster.urls.of(transport) {
-            let own = self.urls.of(transport).filter(|_| !lame_duck).unwrap_or_default();
-            info.connect_urls = own.iter().chain(others).cloned().collect();
-        }
+        info.connect_urls = self.client_urls(cluster, transport, lame_duck).unwrap_or_default();
         info.client_id = peer.cid;
         info.client_ip = peer.ip.to_string();
         info.ldm = lame_duck;
@@ -603,6 +620,7 @@ fn info(options: &Options, identity: &Identity) -> Info {
         server_name: identity.name.clone(),
         version: crate::NATS_VERSION.to_owned(),
         proto: 1,
+        git_commit: crate::GIT_COMMIT.to_owned(),
         host: options.host.clone(),
         port: identity.port,
         headers: !options.no_header_support,
@@ -611,6 +629,8 @@ fn info(options: &Options, identity: &Identity) -> Info {
         tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
         auth_required: options.requires_login(),
         max_payload: options.limits.payload_bytes_max,
+        api_lvl: crate::JETSTREAM_API_LEVEL,
+        xkey: identity.xkey.clone(),
         ..Info::default()
     }
 }

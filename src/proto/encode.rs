@@ -197,6 +197,10 @@ pub struct Info {
     pub version: String,
     /// The protocol level: 1.
     pub proto: u32,
+    /// The commit that the server was built from.
+    pub git_commit: String,
+    /// The Go that it was built with: none, and clients look for it.
+    pub go: String,
     /// The configured listen address.
     pub host: String,
     /// The listening port.
@@ -248,6 +252,10 @@ pub struct Info {
     /// There: whether that is the system account.
     #[serde(skip_serializing_if = "is_false")]
     pub acc_is_sys: bool,
+    /// Which of JetStream's requests there would be.
+    pub api_lvl: u32,
+    /// The server's public key, to seal something for it: 56 characters beginning with `X`.
+    pub xkey: String,
 }
 
 impl Info {
@@ -364,15 +372,16 @@ mod tests {
         let mut info = Info { proto: 1, headers: true, max_payload: 16, ..Info::default() };
         assert_eq!(
             info.to_json(),
-            r#"{"server_id":"","server_name":"","version":"","proto":1,"host":"","port":0,"#
+            r#"{"server_id":"","server_name":"","version":"","proto":1,"git_commit":"","go":"","#
                 .to_owned()
-                + r#""headers":true,"max_payload":16,"client_id":0,"client_ip":""}"#
+                + r#""host":"","port":0,"headers":true,"max_payload":16,"client_id":0,"#
+                + r#""client_ip":"","api_lvl":0,"xkey":""}"#
         );
         info.connect_info = true;
         info.remote_account = Some("$G".into());
         info.connect_urls.push("h:1".into());
         let json = info.to_json();
         assert!(json.contains(r#""connect_urls":["h:1"],"connect_info":true"#), "{json}");
-        assert!(json.ends_with(r#""remote_account":"$G"}"#), "{json}");
+        assert!(json.contains(r#""remote_account":"$G","api_lvl""#), "{json}");
     }
 }

@@ -374,6 +374,8 @@ pub struct RouteInfo {
     pub version: String,
     /// What of the protocol it knows.
     pub proto: i32,
+    /// The Go that it was built with; empty if it was not.
+    pub go: String,
     /// Where it listens for routes.
     pub host: String,
     /// Where it listens for routes.
@@ -394,6 +396,9 @@ pub struct RouteInfo {
     /// It runs JetStream.
     #[serde(skip_serializing_if = "is_default")]
     pub jetstream: bool,
+    /// What who dials could sign; nobody does.
+    #[serde(skip_serializing_if = "is_default")]
+    pub nonce: String,
     /// `nats-route://host:port/`, where others may dial it.
     #[serde(skip_serializing_if = "is_default")]
     pub ip: String,

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
-use nkeys::KeyPair;
+use nkeys::{KeyPair, XKey};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 use tracing::{error, info, warn};
@@ -56,8 +56,6 @@ use unix::SocketFile;
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit it was built from, if the build said so.
-pub const GIT_COMMIT: Option<&str> = option_env!("SHARDCAST_GIT_COMMIT");
 /// Payloads above this deserve a warning.
 const PAYLOAD_BYTES_USUAL: usize = 8 * 1024 * 1024;
 
@@ -68,6 +66,8 @@ pub struct Identity {
     pub program: String,
     /// Public key of the server, 56 characters, new at each start.
     pub id: String,
+    /// Public key for what is sealed for the server, 56 characters, new at each start.
+    pub xkey: String,
     /// The configured name, else the id.
     pub name: String,
     /// The host as configured.
@@ -126,8 +126,8 @@ impl Identity {
         let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
         let websocket =
             self.websocket.as_ref().map(|endpoint| (endpoint.host.clone(), endpoint.port));
-        let (id, name) = (self.id.clone(), self.name.clone());
-        engine::Identity { id, name, port: self.port, websocket, nonces, cluster, epoch_ms }
+        let (id, xkey, name) = (self.id.clone(), self.xkey.clone(), self.name.clone());
+        engine::Identity { id, xkey, name, port: self.port, websocket, nonces, cluster, epoch_ms }
     }
 }
 
@@ -314,9 +314,10 @@ fn identify(options: &Options, program: String, bound: &Bound<'_>) -> Result<Ide
         is_tls: is_wss,
     });
     let id = KeyPair::new_server().public_key();
+    let xkey = XKey::new().public_key();
     let name = options.server_name.clone().unwrap_or_else(|| id.clone());
     let host = options.host.clone();
-    Ok(Identity { program, id, name, host, port, websocket, http, cluster: None })
+    Ok(Identity { program, id, xkey, name, host, port, websocket, http, cluster: None })
 }
 
 /// Listens everywhere where clients come in. Returns that, and the Unix socket's file.
@@ -394,9 +395,7 @@ fn start_monitor(
 fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
     info!("Starting shardcast");
     info!("  Version:  {VERSION}");
-    if let Some(commit) = GIT_COMMIT {
-        info!("  Git:      [{commit}]");
-    }
+    info!("  Git:      [{}]", crate::GIT_COMMIT);
     info!("  Name:     {}", identity.name);
     info!("  ID:       {}", identity.id);
     info!("  Shards:   {placement}");

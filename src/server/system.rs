@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::Identity;
 use super::Order;
-use super::monitor::{Change, Documents};
+use super::monitor::{Change, Documents, FEATURE_FLAGS, FeatureFlags};
 use super::shards::Reporter;
 use super::trace;
 use crate::config::{Options, StartError};
@@ -68,6 +68,7 @@ struct ServerInfo<'a> {
     ver: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     tags: &'a [String],
+    feature_flags: FeatureFlags,
     jetstream: bool,
     flags: u64,
     seq: u64,
@@ -249,6 +250,7 @@ impl Worker {
             cluster: self.identity.cluster.as_ref().map(|cluster| cluster.name.as_str()),
             ver: crate::NATS_VERSION,
             tags: &self.options.server_tags,
+            feature_flags: FEATURE_FLAGS,
             jetstream: false,
             flags: 0,
             seq: self.seq,
@@ -307,7 +309,7 @@ impl Worker {
         }
     }
 
-    fn client<'a>(&self, conn: &'a ConnSnapshot, stopped_ns: Option<u64>) -> ClientInfo<'a> {
+    fn client<'a>(&'a self, conn: &'a ConnSnapshot, stopped_ns: Option<u64>) -> ClientInfo<'a> {
         let at = |ns| super::monitor::time_after(self.reporter.started_at(), ns);
         ClientInfo {
             start: at(conn.opened_ns),
@@ -320,7 +322,7 @@ impl Worker {
             ver: &conn.version,
             rtt: stopped_ns.map(|_| conn.rtt_ns),
             stop: stopped_ns.map(at),
-            name_tag: &conn.account,
+            name_tag: self.options.account_label(&conn.account),
             kind: "Client",
             client_type: "nats",
         }

@@ -236,6 +236,8 @@ pub struct Figures {
     pub rings: u64,
     /// The accounts on it.
     pub accounts: Vec<AccountFigures>,
+    /// Where clients may connect, as INFO tells them.
+    pub client_urls: ClientUrls,
     /// Its lanes, each with the shard it goes to.
     pub lanes: Vec<(ShardId, LaneFigures)>,
 }

@@ -16,6 +16,7 @@ mod cluster_faults;
 mod conformance;
 mod denials;
 mod exchange;
+mod fields;
 mod jwt;
 mod logins;
 mod mapping;

@@ -248,6 +248,40 @@ fn the_exporters_dashboard_finds_its_figures() {
 }
 
 #[test]
+fn what_the_exporter_makes_of_varz_is_there() {
+    if is_nats_server() {
+        return;
+    }
+    let config = "http: 127.0.0.1:-1\ncluster { name: C, listen: \"127.0.0.1:-1\" }\n";
+    let broker = Broker::with_config(2, config);
+    let varz = http::json(&broker, "/varz");
+    let start = chrono::DateTime::parse_from_rfc3339(varz["start"].as_str().unwrap()).unwrap();
+    let scrape = Scrape::of(&broker);
+    for prefix in ["gnatsd", "nats"] {
+        let sum = |field: &str| scrape.sum(&format!("{prefix}_varz_{field}"));
+        // A time is told in milliseconds.
+        assert_eq!(sum("start"), start.timestamp_millis() as f64);
+        for kind in ["clients", "routes", "gateways", "leafs"] {
+            assert_eq!(sum(&format!("slow_consumer_stats_{kind}")), 0.0);
+            assert_eq!(sum(&format!("stale_connection_stats_{kind}")), 0.0);
+        }
+        for (field, figure) in [
+            ("config_load_time", start.timestamp_millis() as f64),
+            ("cluster_pool_size", 3.0),
+            ("cluster_name", 1.0),
+            ("http_req_stats_varz", 1.0),
+            ("http_req_stats_metrics", 1.0),
+            ("disk_io_wait_stats_waits", 0.0),
+        ] {
+            assert_eq!(sum(field), figure, "{prefix} {field}");
+        }
+        for left_out in ["cluster_tls_timeout", "cluster_cluster_port", "shardcast_version"] {
+            assert!(!scrape.kinds.contains_key(&format!("{prefix}_varz_{left_out}")), "{left_out}");
+        }
+    }
+}
+
+#[test]
 fn our_dashboard_asks_for_nothing_that_is_not_there() {
     if is_nats_server() {
         return;

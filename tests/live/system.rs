@@ -55,12 +55,12 @@ async fn id_of(system: &Client) -> String {
     idz.expect("an answer")["id"].as_str().expect("text").to_owned()
 }
 
-/// Keys of a value and of what is in it, but of nothing that only Go has.
+/// Keys of a value and of what is in it, but of nothing that only one of both has.
 fn shape(value: &Value) -> Value {
-    const OF_GO: [&str; 3] = ["feature_flags", "memstats", "System recvQ"];
+    const OF_ONE: [&str; 4] = ["memstats", "System recvQ", "shardcast", "http_req_stats"];
     match value {
         Value::Object(map) => {
-            let keys = map.iter().filter(|(key, _)| !OF_GO.contains(&key.as_str()));
+            let keys = map.iter().filter(|(key, _)| !OF_ONE.contains(&key.as_str()));
             keys.map(|(key, value)| (key.clone(), shape(value))).collect()
         }
         _ => json!(null),
@@ -81,6 +81,14 @@ async fn pages_and_errors_have_the_form_of_nats_servers() {
         ("SERVER.PING.IPQUEUESZ", ""),
         ("SERVER.PING.RAFTZ", ""),
         ("SERVER.PING.JSZ", ""),
+        ("SERVER.PING.JSZ", "{\"leader_only\": true}"),
+        ("SERVER.PING.JSZ", "{\"accounts\": true, \"streams\": true, \"limit\": 3}"),
+        ("SERVER.PING.HEALTHZ", "{\"stream\": \"s\"}"),
+        ("SERVER.PING.HEALTHZ", "{\"consumer\": \"c\", \"details\": true}"),
+        ("SERVER.PING.HEALTHZ", "{\"js-enabled-only\": true}"),
+        ("SERVER.PING.VARZ", ""),
+        ("SERVER.PING.ACCOUNTZ", "{\"account\": \"A\"}"),
+        ("ACCOUNT.A.INFO", ""),
         ("SERVER.PING.ROUTEZ", ""),
         ("SERVER.PING.GATEWAYZ", ""),
         ("SERVER.PING.LEAFZ", ""),

@@ -2,14 +2,20 @@
 
 #![forbid(unsafe_code)]
 
-use chrono::Utc;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::query::{Query, Refusal};
 use super::subsz::SublistStats;
 use super::{State, text};
-use crate::config::{self, Response, Shared};
-use crate::engine::AccountFigures;
+use crate::config::{self, Options, Response, Shared};
+use crate::engine::{ACCOUNT_REQUESTS, AccountFigures, OWN_USER};
+use crate::jwt::{self, Claims};
 
 #[derive(Serialize)]
 pub(super) struct Accountz<'a> {
@@ -35,12 +41,37 @@ struct Account<'a> {
     leafnode_connections: usize,
     client_connections: usize,
     subscriptions: usize,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    mappings: BTreeMap<&'a str, Vec<Destination<'a>>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     exports: Vec<Export<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     imports: Vec<Import<'a>>,
+    #[serde(flatten)]
+    token: Option<Token<'a>>,
     name_tag: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    tags: &'a [String],
+    #[serde(skip_serializing_if = "Value::is_null")]
+    decoded_jwt: Value,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    revoked_user: BTreeMap<&'a str, String>,
     sublist_stats: SublistStats,
+}
+
+/// Where an account comes from that is not in the file.
+#[derive(Serialize)]
+struct Token<'a> {
+    jwt: &'a str,
+    issuer_key: &'a str,
+}
+
+#[derive(Serialize)]
+struct Destination<'a> {
+    subject: String,
+    weight: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -51,13 +82,15 @@ struct Export<'a> {
     response_type: Option<&'static str>,
     #[serde(skip_serializing_if = "is_false")]
     token_req: bool,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    approved_accounts: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    approved_accounts: Vec<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    revoked_activations: BTreeMap<&'a str, String>,
 }
 
 #[derive(Serialize)]
 struct Import<'a> {
-    subject: &'a str,
+    subject: Cow<'a, str>,
     account: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a str>,
@@ -99,26 +132,109 @@ impl<'a> Account<'a> {
         let name = account.name.as_str();
         let figures = state.reporter.accounts();
         let figures: Vec<_> = figures.iter().filter(|figures| *figures.name == *name).collect();
+        let claims = state.options.trust.as_ref().and_then(|trust| trust.accounts.get(name));
+        let own = account.imports.iter().map(Import::new);
+        let of_server = server_imports(state, name);
         Self {
             account_name: name,
             update_time: text::time(state.configured_at),
             is_system: state.options.accounts.system.as_deref() == Some(name),
-            expired: false,
+            expired: claims.is_some_and(|claims| !claims.is_in_time(Utc::now().timestamp())),
             complete: true,
             jetstream_enabled: false,
             leafnode_connections: 0,
             client_connections: figures.iter().map(|figures| figures.conns).sum(),
             subscriptions: figures.iter().map(|figures| figures.subscriptions).sum(),
-            exports: account.exports.iter().map(Export::new).collect(),
-            imports: account.imports.iter().map(Import::new).collect(),
-            name_tag: name,
+            mappings: account.mappings.iter().map(mapping).collect(),
+            exports: account.exports.iter().map(|one| Export::new(name, one, claims)).collect(),
+            imports: own.chain(of_server).collect(),
+            token: claims.map(|claims| Token { jwt: &claims.text, issuer_key: &claims.issuer }),
+            name_tag: state.options.account_label(name),
+            tags: claims.map_or(&[], |claims| &claims.body.tags),
+            decoded_jwt: claims.map_or(Value::Null, |claims| jwt::document(&claims.text)),
+            revoked_user: claims.map(|claims| times(&claims.body.revocations)).unwrap_or_default(),
             sublist_stats: SublistStats::new(figures),
         }
     }
 }
 
+/// What becomes of a subject: destinations with the sums of weights up to each, and with what they
+/// leave of a hundred, for each cluster that has its own.
+fn mapping(mapping: &config::Mapping) -> (&str, Vec<Destination<'_>>) {
+    const ALL: u8 = 100;
+    let mut clusters = vec![None];
+    clusters.extend(mapping.destinations.iter().filter_map(|to| to.cluster.as_deref()).map(Some));
+    clusters.sort_unstable();
+    clusters.dedup();
+    let is_lossy = mapping.destinations.iter().any(|to| to.subject == mapping.source);
+    let mut shown = Vec::new();
+    for cluster in clusters {
+        let own = mapping.destinations.iter().filter(|to| to.cluster.as_deref() == cluster);
+        let mut own: Vec<_> = own.map(|to| (to.weight, to.subject.clone())).collect();
+        let sum = own.iter().fold(0, |sum: u8, (weight, _)| sum.saturating_add(*weight));
+        if sum < ALL && !is_lossy {
+            own.push((ALL - sum, numbered(&mapping.source)));
+        }
+        own.sort_by_key(|(weight, _)| *weight);
+        let mut sum: u8 = 0;
+        shown.extend(own.into_iter().map(|(weight, subject)| {
+            sum = sum.saturating_add(weight);
+            Destination { subject, weight: sum, cluster }
+        }));
+    }
+    (&mapping.source, shown)
+}
+
+/// A filter as its own destination: `a.$1` for `a.*`.
+fn numbered(filter: &str) -> String {
+    let mut wildcards = 0;
+    let tokens = filter.split('.').map(|token| match token {
+        "*" => {
+            wildcards += 1;
+            format!("${wildcards}")
+        }
+        token => token.to_owned(),
+    });
+    tokens.collect::<Vec<_>>().join(".")
+}
+
+/// What every account has of the system account, so that it can ask about itself.
+fn server_imports<'a>(state: &'a State, name: &str) -> Vec<Import<'a>> {
+    let system = state.options.accounts.system.as_deref();
+    let Some(system) = system.filter(|system| *system != name) else { return Vec::new() };
+    let import = |(local, about, share): (&'static str, String, bool)| Import {
+        subject: Cow::Owned(about),
+        account: system,
+        to: Some(local),
+        local_subject: local,
+        r#type: Shared::Service.name(),
+        invalid: false,
+        share,
+        tracking: false,
+    };
+    let pages = ACCOUNT_REQUESTS
+        .iter()
+        .map(|(asked, page)| (*asked, format!("$SYS.REQ.ACCOUNT.{name}.{page}"), false));
+    let user = (OWN_USER, format!("$SYS.REQ.USER.{name}.INFO"), true);
+    pages.chain([user]).map(import).collect()
+}
+
+/// Until when something was revoked, by key.
+fn times(revocations: &BTreeMap<String, i64>) -> BTreeMap<&str, String> {
+    let time = |seconds: i64| text::time(DateTime::from_timestamp(seconds, 0).unwrap_or_default());
+    revocations.iter().map(|(key, until)| (key.as_str(), time(*until))).collect()
+}
+
 impl<'a> Export<'a> {
-    fn new(export: &'a config::Export) -> Self {
+    fn new(
+        account: &str,
+        export: &'a config::Export,
+        claims: Option<&'a Arc<Claims<jwt::Account>>>,
+    ) -> Self {
+        let written = claims.and_then(|claims| {
+            let mut all = claims.body.exports.iter();
+            all.find(|one| one.subject == export.subject && one.shared == export.shared.name())
+        });
         let response_type = match export.response {
             Response::Singleton => "Singleton",
             Response::Stream => "Stream",
@@ -128,8 +244,16 @@ impl<'a> Export<'a> {
             subject: &export.subject,
             r#type: export.shared.name(),
             response_type: (export.shared == Shared::Service).then_some(response_type),
-            token_req: false,
-            approved_accounts: &export.accounts,
+            token_req: written.is_some_and(|export| export.token_req),
+            approved_accounts: export
+                .accounts
+                .iter()
+                .map(String::as_str)
+                .filter(|one| *one != account)
+                .collect(),
+            revoked_activations: written
+                .map(|export| times(&export.revocations))
+                .unwrap_or_default(),
         }
     }
 }
@@ -138,9 +262,9 @@ impl<'a> Import<'a> {
     fn new(import: &'a config::Import) -> Self {
         let is_service = import.shared == Shared::Service;
         Self {
-            subject: &import.subject,
+            subject: Cow::Borrowed(&import.subject),
             account: &import.account,
-            to: (is_service && import.local != import.subject).then_some(&import.local),
+            to: is_service.then_some(&import.local),
             local_subject: &import.local,
             r#type: import.shared.name(),
             invalid: false,
@@ -191,18 +315,19 @@ impl<'a> Accstatz<'a> {
         let unused = query.boolean("unused")?;
         let accounts = state.reporter.accounts();
         let shown = accounts.iter().filter(|account| unused || account.conns > 0);
+        let shown = shown.map(|account| Statz::new(account, &state.options));
         let (server_id, now) = (state.identity.id.as_str(), text::time(Utc::now()));
-        Ok(Self { server_id, now, account_statz: shown.map(Statz::new).collect() })
+        Ok(Self { server_id, now, account_statz: shown.collect() })
     }
 }
 
 impl Statz {
-    pub(super) fn new(account: &AccountFigures) -> Self {
+    fn new(account: &AccountFigures, options: &Options) -> Self {
         let traffic = &account.traffic;
         let flow = |msgs, bytes| Flow { msgs, bytes, ..Flow::default() };
         Self {
             acc: account.name.to_string(),
-            name: account.name.to_string(),
+            name: options.account_label(&account.name).to_owned(),
             conns: account.conns,
             leafnodes: 0,
             total_conns: account.conns,

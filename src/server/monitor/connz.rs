@@ -82,7 +82,7 @@ struct Conn {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list_detail: Vec<Sub>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    name_tag: Option<Arc<str>>,
+    name_tag: Option<String>,
 }
 
 /// Messages that a client has not got because it was behind.
@@ -141,7 +141,7 @@ pub(super) struct Sub {
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    account_tag: Option<Arc<str>>,
+    account_tag: Option<String>,
     subject: Box<str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     qgroup: Option<Box<str>>,
@@ -342,7 +342,7 @@ impl<'a> Connz<'a> {
         request.order(&mut found, text::ns_between(origin, now));
         let shown = found.into_iter().skip(request.offset).take(limit);
         let mut conns: Vec<Conn> =
-            shown.map(|found| Conn::new(found, request, origin, now)).collect();
+            shown.map(|found| Conn::new(found, request, state, now)).collect();
         if request.detail != Detail::None {
             add_subscriptions(state, &mut conns, request.detail);
         }
@@ -362,19 +362,16 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Conn {
-    fn new(
-        found: Found,
-        request: &ConnRequest<'_>,
-        origin: DateTime<Utc>,
-        now: DateTime<Utc>,
-    ) -> Self {
+    fn new(found: Found, request: &ConnRequest<'_>, state: &State, now: DateTime<Utc>) -> Self {
         let Found { conn, end } = found;
+        let origin = state.reporter.started_at();
         let opened = text::after(origin, conn.opened_ns);
         let last_active = text::after(origin, conn.last_active_ns);
         let stop = end.as_ref().map(|end| text::after(origin, end.at_ns));
         let until = stop.unwrap_or(now);
         // As there, an account is only shown of those that are open.
-        let name_tag = (request.auth && end.is_none()).then(|| Arc::clone(&conn.account));
+        let has_tag = request.auth && end.is_none();
+        let name_tag = has_tag.then(|| state.options.account_label(&conn.account).to_owned());
         let account = Some(conn.account).filter(|name| request.auth && **name != *GLOBAL);
         let tls = conn.tls.as_deref();
         let certs = tls.filter(|_| request.auth).map_or(&[][..], |tls| &tls.peer_certs);
@@ -385,7 +382,8 @@ impl Conn {
             Detail::None => {}
             Detail::Subjects => subscriptions_list.extend(subs.into_iter().map(|sub| sub.subject)),
             Detail::All => {
-                subscriptions_list_detail.extend(subs.into_iter().map(Sub::with_account));
+                let subs = subs.into_iter().map(|sub| Sub::with_account(sub, state));
+                subscriptions_list_detail.extend(subs);
             }
         }
         Self {
@@ -442,9 +440,10 @@ impl Sub {
         }
     }
 
-    pub(super) fn with_account(sub: SubSnapshot) -> Self {
+    pub(super) fn with_account(sub: SubSnapshot, state: &State) -> Self {
         let account = Some(Arc::clone(&sub.account));
-        Self { account: account.clone(), account_tag: account, ..Self::new(sub) }
+        let account_tag = Some(state.options.account_label(&sub.account).to_owned());
+        Self { account, account_tag, ..Self::new(sub) }
     }
 }
 

@@ -9,6 +9,7 @@
 use std::fmt::{Display, Write};
 use std::ops::RangeInclusive;
 
+use chrono::DateTime;
 use serde_json::Value;
 
 use super::State;
@@ -21,7 +22,16 @@ use crate::shard::Figures;
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What the exporter's names begin with: its default, and what its Helm chart sets.
 const PREFIXES: [&str; 2] = ["gnatsd_varz", "nats_varz"];
-/// The one account there is.
+/// Fields of text that are shown as labels, and those that are times.
+const LABELS: [&str; 4] = ["server_id", "server_name", "version", "name"];
+const TIMES: [&str; 2] = ["start", "config_load_time"];
+/// What the exporter leaves out, and what is ours.
+const NOT_TOLD: [&str; 4] = [
+    "_varz_cluster_tls_timeout",
+    "_varz_cluster_cluster_port",
+    "_varz_cluster_auth_timeout",
+    "_varz_shardcast",
+];
 const NS_PER_S: f64 = 1e9;
 
 /// A figure: its name, what it is, and where it comes from.
@@ -170,23 +180,37 @@ impl Exposition {
         let _ = writeln!(self.text, "{close} {value}");
     }
 
-    /// As the exporter does it: every number is a gauge, who the server is are labels.
+    /// As the exporter does it: every number is a gauge, and so is a time, in milliseconds; who
+    /// the server is are labels. What is in an object has its name before its own.
     fn varz(&mut self, prefix: &str, varz: &Value) {
         let id = varz["server_id"].as_str().unwrap_or_default();
-        for (field, value) in varz.as_object().into_iter().flatten() {
+        self.fields(prefix, id, varz);
+    }
+
+    fn fields(&mut self, prefix: &str, id: &str, object: &Value) {
+        for (field, value) in object.as_object().into_iter().flatten() {
+            // Requests are counted by their paths.
+            let field = field.trim_start_matches('/');
             let name = format!("{prefix}_{field}");
+            let is_told = !field.is_empty() && !NOT_TOLD.iter().any(|end| name.ends_with(end));
             let help = format!("The field {field} of /varz.");
             match value {
+                _ if !is_told => {}
                 Value::Number(number) => {
                     self.family(&name, "gauge", &help);
                     self.sample(&name, &[("server_id", id)], number);
                 }
-                Value::String(text)
-                    if ["server_id", "server_name", "version"].contains(&field.as_str()) =>
-                {
+                Value::String(text) if LABELS.contains(&field) => {
                     self.family(&name, "gauge", &help);
                     self.sample(&name, &[("server_id", id), ("value", text)], 1);
                 }
+                Value::String(text) if TIMES.contains(&field) => {
+                    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+                        self.family(&name, "gauge", &help);
+                        self.sample(&name, &[("server_id", id)], time.timestamp_millis());
+                    }
+                }
+                Value::Object(_) => self.fields(&name, id, value),
                 _ => {}
             }
         }

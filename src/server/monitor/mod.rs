@@ -12,6 +12,7 @@ mod connz;
 mod healthz;
 mod metrics;
 mod page;
+mod path;
 mod query;
 mod routez;
 mod subsz;
@@ -58,6 +59,8 @@ use query::{Query, Refusal};
 use routez::Routez;
 use subsz::Subsz;
 use varz::{Cpu, Varz};
+
+pub(super) use varz::{FEATURE_FLAGS, FeatureFlags};
 
 /// Connections at one time; more wait in the kernel. Each is a file that clients cannot have.
 const CONNS_MAX: usize = 64;
@@ -311,8 +314,12 @@ impl State {
     }
 
     fn answer(&mut self, request: &Request<Incoming>) -> Answer {
-        let query = Query::new(request.uri().query());
-        let path = request.uri().path().strip_prefix(&self.base_path);
+        let uri = request.uri();
+        if let Some(path) = path::cleaned(uri.path()) {
+            return path::redirection(request.method(), &path, uri.query());
+        }
+        let query = Query::new(uri.query());
+        let path = uri.path().strip_prefix(&self.base_path);
         self.page(path.unwrap_or("elsewhere"), &query)
     }
 
@@ -417,7 +424,11 @@ impl State {
 
     fn healthz(&mut self, query: &Query) -> Result<Answer, Refusal> {
         self.count("/healthz");
-        let (status, body) = healthz::probe(query, self.is_lame_duck)?;
+        let server = healthz::Server {
+            is_lame_duck: self.is_lame_duck,
+            wants_jetstream: self.options.wants_jetstream,
+        };
+        let (status, body) = healthz::probe(query, &server)?;
         Ok(in_json(status, body))
     }
 }

@@ -91,20 +91,20 @@ impl<'a> Subsz<'a> {
         if listed {
             state.reporter.subs(|sub| {
                 if wanted(&sub.account) {
-                    subsz.add(sub, test);
+                    subsz.add(sub, test, state);
                 }
             });
         }
         Ok(subsz)
     }
 
-    fn add(&mut self, sub: SubSnapshot, test: &str) {
+    fn add(&mut self, sub: SubSnapshot, test: &str, state: &State) {
         if !test.is_empty() && !subject::matches(sub.subject.as_bytes(), test.as_bytes()) {
             return;
         }
         self.total += 1;
         if self.total > self.offset && self.subscriptions_list.len() < self.limit {
-            self.subscriptions_list.push(Sub::with_account(sub));
+            self.subscriptions_list.push(Sub::with_account(sub, state));
         }
     }
 }

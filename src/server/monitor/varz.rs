@@ -11,11 +11,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{State, text};
+use crate::config;
 use crate::config::tls::TIMEOUT_MS;
 use crate::engine::RouteSnapshot;
+use crate::jwt;
 use crate::shard::{Figures, Report};
 
-/// The body. Fields that only a nats-server has something for are zero or empty.
+/// The body. Fields that only a nats-server has something for are as there with that off.
 #[derive(Serialize)]
 pub(super) struct Varz<'a> {
     #[serde(flatten)]
@@ -36,9 +38,13 @@ pub(super) struct Varz<'a> {
     http_req_stats: &'a BTreeMap<&'static str, u64>,
     config_load_time: String,
     config_digest: String,
-    feature_flags: Map<String, Value>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     tags: &'a [String],
+    feature_flags: FeatureFlags,
+    #[serde(flatten)]
+    trust: Trust<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system_account: Option<&'a str>,
     slow_consumer_stats: ByKind,
     stale_connection_stats: ByKind,
     disk_io_wait_stats: DiskWaits,
@@ -51,14 +57,54 @@ struct Identity<'a> {
     server_name: &'a str,
     version: &'static str,
     proto: i32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    git_commit: Option<&'static str>,
+    git_commit: &'static str,
     go: &'static str,
     host: &'a str,
     port: u16,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     auth_required: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_required: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_verify: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    connect_urls: &'a [String],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ws_connect_urls: &'a [String],
 }
+
+/// Who vouches for accounts; nothing if they are in the file.
+#[derive(Serialize, Default)]
+struct Trust<'a> {
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    trusted_operators_jwt: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trusted_operators_claim: Vec<Value>,
+}
+
+impl<'a> Trust<'a> {
+    fn new(trust: &'a config::trust::Trust) -> Self {
+        let tokens = trust.operators.as_slice();
+        let claims = tokens.iter().map(|token| jwt::document(token)).collect();
+        Self { trusted_operators_jwt: tokens, trusted_operators_claim: claims }
+    }
+}
+
+/// What of JetStream nats-server can switch, and how it is there by itself.
+#[derive(Serialize)]
+pub(in crate::server) struct FeatureFlags {
+    js_ack_fc_v2: bool,
+    js_api_reply_v2: bool,
+    js_raft_delete_range: bool,
+    js_snapshot_sources: bool,
+}
+
+pub(in crate::server) const FEATURE_FLAGS: FeatureFlags = FeatureFlags {
+    js_ack_fc_v2: false,
+    js_api_reply_v2: false,
+    js_raft_delete_range: true,
+    js_snapshot_sources: false,
+};
 
 #[derive(Serialize)]
 struct Limits<'a> {
@@ -136,7 +182,7 @@ impl<'a> Cluster<'a> {
         let tls_timeout_ms =
             options.tls.as_ref().map_or(TIMEOUT_MS, |mutual| mutual.tls.timeout_ms);
         let tls_timeout = Duration::from_millis(tls_timeout_ms);
-        let url = |url: &crate::config::RouteUrl| format!("{}:{}", url.host, url.port);
+        let url = |url: &config::RouteUrl| format!("{}:{}", url.host, url.port);
         Self {
             name: options.name.as_deref().unwrap_or(&identity.name),
             addr: &options.host,
@@ -247,27 +293,30 @@ struct Shard {
 const NS_PER_MS: u64 = 1_000_000;
 
 impl<'a> Varz<'a> {
-    pub(super) fn new(state: &'a State, figures: &[Figures], cpu: f64) -> Self {
+    pub(super) fn new(state: &'a State, figures: &'a [Figures], cpu: f64) -> Self {
         let reports: Vec<Report> = figures.iter().map(|figures| figures.report).collect();
         let options = &state.options;
         let traffic = Traffic::new(&reports, &state.reporter.routes(false));
         let digest = options.source.as_ref().map(|source| format!("sha256:{}", source.sha256));
         let shardcast = Shardcast::new(state, figures);
+        let tls_timeout_ms = options.tls.as_ref().map_or(TIMEOUT_MS, |tls| tls.timeout_ms);
         let clients = |clients| ByKind { clients, ..ByKind::default() };
         Self {
-            identity: Identity::new(state),
+            identity: Identity::new(state, figures),
             limits: Limits::new(state),
             websocket: WebSocket::new(state).unwrap_or_default(),
             cluster: Cluster::new(state),
             missing: Missing::default(),
-            tls_timeout: 2.0,
+            tls_timeout: Duration::from_millis(tls_timeout_ms).as_secs_f64(),
             write_deadline: options.write_deadline_ms.saturating_mul(NS_PER_MS),
             process: Process::new(state, cpu),
             http_req_stats: &state.requests,
             config_load_time: text::time(state.configured_at),
             config_digest: digest.unwrap_or_default(),
-            feature_flags: Map::new(),
             tags: &options.server_tags,
+            feature_flags: FEATURE_FLAGS,
+            trust: options.trust.as_ref().map(Trust::new).unwrap_or_default(),
+            system_account: options.accounts.system.as_deref(),
             slow_consumer_stats: clients(traffic.slow_consumers),
             stale_connection_stats: clients(traffic.stale_connections),
             disk_io_wait_stats: DiskWaits::default(),
@@ -278,17 +327,23 @@ impl<'a> Varz<'a> {
 }
 
 impl<'a> Identity<'a> {
-    fn new(state: &'a State) -> Self {
+    fn new(state: &'a State, figures: &'a [Figures]) -> Self {
+        let options = &state.options;
+        let urls = figures.first().map(|shard| &shard.client_urls);
         Self {
             server_id: &state.identity.id,
             server_name: &state.identity.name,
             version: crate::NATS_VERSION,
             proto: 1,
-            git_commit: crate::server::GIT_COMMIT,
+            git_commit: crate::GIT_COMMIT,
             go: "",
             host: &state.identity.host,
             port: state.identity.port,
-            auth_required: state.options.requires_login(),
+            auth_required: options.auth.is_required() || options.trust.is_some(),
+            tls_required: options.tls.is_some() && !options.allow_non_tls,
+            tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
+            connect_urls: urls.and_then(|urls| urls.tcp.as_deref()).unwrap_or_default(),
+            ws_connect_urls: urls.and_then(|urls| urls.websocket.as_deref()).unwrap_or_default(),
         }
     }
 }
@@ -326,7 +381,9 @@ impl<'a> WebSocket<'a> {
             advertise: options.advertise.as_deref(),
             no_auth_user: options.no_auth_user.as_deref(),
             jwt_cookie: options.cookies.jwt.as_deref(),
-            handshake_timeout: Some(options.handshake_timeout_ms.saturating_mul(NS_PER_MS)),
+            handshake_timeout: Some(options.handshake_timeout_ms)
+                .filter(|ms| *ms != config::WebSocketOptions::default().handshake_timeout_ms)
+                .map(|ms| ms.saturating_mul(NS_PER_MS)),
             auth_timeout,
             no_tls: options.no_tls,
             same_origin: options.same_origin,

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crossbeam_channel::bounded;
+use hyper::body::Bytes;
 use serde_json::{Value, json};
 
 use super::{Order, Worker};
@@ -12,6 +13,8 @@ use crate::engine::ServerRequest;
 use crate::server::Identity;
 use crate::shard::ClientOrder;
 use crate::subject;
+
+const NS_PER_S: i64 = 1_000_000_000;
 
 /// What a request asks for, or why there is no answer to it.
 pub(super) enum Reply {
@@ -185,11 +188,13 @@ impl Worker {
                 other => other,
             },
             "HEALTHZ" => {
-                let (status, body) = self.documents.page("/healthz", "");
+                let (status, body) = self.document("/healthz", &query_of(filter));
                 let mut health: Value = serde_json::from_slice(&body).unwrap_or_default();
                 health["status_code"] = status.into();
                 Reply::Data(health)
             }
+            // JetStream has no leader here, and who asks for one waits for it alone.
+            "JSZ" if filter["leader_only"] == true => Reply::None,
             "STATZ" => {
                 let unused = filter["include_unused"].as_bool().unwrap_or(false);
                 self.page("/accstatz", &[("unused", unused.to_string())])
@@ -236,9 +241,13 @@ impl Worker {
         }
     }
 
-    pub(super) fn page(&mut self, path: &str, query: &[(&str, String)]) -> Reply {
+    fn document(&mut self, path: &str, query: &[(&str, String)]) -> (u16, Bytes) {
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-        let (status, body) = self.documents.page(path, &query);
+        self.documents.page(path, &query)
+    }
+
+    pub(super) fn page(&mut self, path: &str, query: &[(&str, String)]) -> Reply {
+        let (status, body) = self.document(path, query);
         if status != 200 {
             return Reply::NoPage(String::from_utf8_lossy(&body).into_owned());
         }
@@ -248,7 +257,21 @@ impl Worker {
     /// Who asks, and what that user may do.
     fn user_info(&self, request: &ServerRequest) -> Value {
         let account = &*request.account_name;
-        let mut info = json!({"user": request.user, "account": account, "account_name": account});
+        let label = self.options.account_label(account);
+        let mut info = json!({"user": request.user, "account": account, "account_name": label});
+        if let Some(token) = &request.token {
+            if !token.name.is_empty() {
+                info["user_name"] = token.name.as_str().into();
+            }
+            if token.permissions != config::Permissions::default() {
+                info["permissions"] = permissions_of(&token.permissions);
+            }
+            let left_s = token.expires - chrono::Utc::now().timestamp();
+            if token.expires > 0 && left_s > 0 {
+                info["expires"] = left_s.saturating_mul(NS_PER_S).into();
+            }
+            return info;
+        }
         let mut users = self.options.auth.users.iter();
         let user = users.find(|user| Some(user.name.as_str()) == request.user.as_deref());
         let defaults = self.options.auth.default_permissions.as_ref();
@@ -314,7 +337,7 @@ fn parameters(payload: &[u8]) -> Result<Value, String> {
 /// The same as the monitoring's pages take it.
 fn query_of(parameters: &Value) -> Vec<(&'static str, String)> {
     /// A request's key, and the page's.
-    const KEYS: [(&str, &str); 14] = [
+    const KEYS: [(&str, &str); 28] = [
         ("sort", "sort"),
         ("auth", "auth"),
         ("subscriptions", "subs"),
@@ -329,6 +352,20 @@ fn query_of(parameters: &Value) -> Vec<(&'static str, String)> {
         ("test", "test"),
         ("state", "state"),
         ("include_unused", "unused"),
+        ("accounts", "accounts"),
+        ("streams", "streams"),
+        ("direct_consumer", "direct-consumers"),
+        ("config", "config"),
+        ("raft", "raft"),
+        ("stream_leader_only", "stream-leader-only"),
+        ("js-enabled", "js-enabled"),
+        ("js-enabled-only", "js-enabled-only"),
+        ("js-server-only", "js-server-only"),
+        ("js-meta-only", "js-meta-only"),
+        ("account", "account"),
+        ("stream", "stream"),
+        ("consumer", "consumer"),
+        ("details", "details"),
     ];
     let mut query = Vec::new();
     for (given, name) in KEYS {
