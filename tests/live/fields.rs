@@ -79,7 +79,8 @@ fn websocket_info(broker: &Broker) -> Value {
     let mut stream = TcpStream::connect(rest.lines().next().unwrap().trim()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let upgrade = "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+                   Sec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
     stream.write_all(upgrade.as_bytes()).unwrap();
     let (mut seen, mut byte) = (Vec::new(), [0]);
     while !(seen.ends_with(b"} \r\n") || seen.ends_with(b"}\r\n")) {

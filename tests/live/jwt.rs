@@ -424,7 +424,8 @@ async fn who_a_user_is_is_told_by_the_names_of_its_tokens() {
     let mut world = World::new();
     let account = KeyPair::new_account();
     world.account(&account, json!({}));
-    let user = json!({"pub": {"allow": ["a", "$SYS.REQ.USER.INFO"]}, "resp": {"max": 2, "ttl": 9_000_000_000_i64},
+    let user = json!({"pub": {"allow": ["a", "$SYS.REQ.USER.INFO"]},
+        "resp": {"max": 2, "ttl": 9_000_000_000_i64},
         "subs": -1, "data": -1, "payload": -1});
     let told = std::cell::RefCell::new(Vec::new());
     let (ann, in_an_hour) = (KeyPair::new_user(), unix_now() + 3600);
