@@ -291,14 +291,12 @@ var behaviours = map[string]func(){
 		}, "permissions violation for subscription to", user), "open.x")
 	},
 	"max-subscriptions": func() {
-		// It takes this error for the end of the connection.
-		nc := connect(nats.NoReconnect())
-		for _, subject := range []string{"a", "b", "c"} {
-			_, err := nc.SubscribeSync(subject)
-			must(err)
-		}
-		until(nc.IsClosed)
-		saw(nc.LastError())
+		errorsOf(func(nc *nats.Conn) {
+			for _, subject := range []string{"a", "b", "c"} {
+				_, err := nc.SubscribeSync(subject)
+				must(err)
+			}
+		}, "maximum subscriptions exceeded")
 	},
 	"max-connections": func() {
 		first := connect()
@@ -314,9 +312,18 @@ var behaviours = map[string]func(){
 		must(err)
 		works(connect(option))
 	},
-	"auth-jwt": func() { works(connect(nats.UserCredentials(dir + "/user.creds"))) },
+	"auth-jwt":   func() { works(connect(nats.UserCredentials(dir + "/user.creds"))) },
 	"auth-wrong": func() { saw(refused(nats.UserInfo("ann", "wrong"))) },
 	"tls":        func() { works(connect(authority())) },
+	"tls-first":  func() { works(connect(authority(), nats.TLSHandshakeFirst())) },
+	"websocket": func() {
+		nc, err := nats.Connect(os.Getenv("WS_URL"), nats.Compression(true))
+		must(err)
+		works(nc)
+		sub := listen(nc, "big")
+		must(nc.Publish("big", make([]byte, 100000)))
+		saw(len(next(sub).Data))
+	},
 	"tls-certificate": func() {
 		works(connect(authority(), certificate()))
 		refused(authority())

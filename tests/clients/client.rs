@@ -398,6 +398,14 @@ async fn behave(name: &str) {
             refused(trusting()).await;
             println!("refused without one");
         }
+        "websocket" => {
+            let url = env::var("WS_URL").unwrap();
+            let client = ConnectOptions::new().connect(url).await.unwrap();
+            works(&client).await;
+            let mut sub = listen(&client, "big").await;
+            client.publish("big", vec![0; 100_000].into()).await.unwrap();
+            println!("{}", next(&mut sub).await.payload.len());
+        }
         "tls-first" => works(&with(trusting().tls_first()).await).await,
         "reconnect" => reconnect().await,
         "closed" => closed().await,

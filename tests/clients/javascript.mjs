@@ -257,6 +257,14 @@ const behaviours = {
     await refused(tls());
     saw("refused without one");
   },
+  "websocket": async () => {
+    const nc = await nats.wsconnect({ servers: process.env.WS_URL });
+    await works(nc);
+    const sub = nc.subscribe("big");
+    nc.publish("big", new Uint8Array(100000));
+    const [message] = await take(sub, 1);
+    saw(message.data.length);
+  },
   "tls-first": async () => works(await connect(tls({ handshakeFirst: true }))),
   "reconnect": async () => {
     const nc = await connect();

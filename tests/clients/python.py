@@ -307,6 +307,14 @@ async def tls_certificate():
     saw("refused without one")
 
 
+async def websocket():
+    nc = await connect(os.environ["WS_URL"])
+    await works(nc)
+    sub = await nc.subscribe("big")
+    await nc.publish("big", bytes(100_000))
+    saw(len((await sub.next_msg(PATIENCE)).data))
+
+
 async def tls_first():
     await works(await connect(tls=context(), tls_handshake_first=True))
 

@@ -27,6 +27,8 @@ NOT_ASKED = 77
 
 USER = 'authorization { users: [{user: u, password: p, permissions: {publish: ["open.>", "_INBOX.>"]'
 USER += ', subscribe: ["open.>", "_INBOX.>"]}}] }'
+ACCOUNTS = "accounts { SYS { users: [{user: sys, password: s}] }"
+ACCOUNTS += ", APP { users: [{user: app, password: a}] } }, system_account: SYS, server_name: s"
 TLS = 'tls { cert_file: "$DIR/server.pem", key_file: "$DIR/server.key"'
 # bcrypt of "secret"
 HASH = "$2a$04$shardcastOfficialTableqHlxOomxU2uu9qgkj4.6UjMR.3CiYdm"
@@ -60,6 +62,9 @@ BEHAVIOURS = {
     "tls-certificate": (
         "shows a certificate, and is refused without", f'{TLS}, ca_file: "$DIR/ca.pem", verify: true }}'),
     "tls-first": ("handshakes before INFO", f"{TLS}, handshake_first: true }}"),
+    "websocket": (
+        "over WebSocket, compressed if it can be",
+        "websocket { listen: 127.0.0.1:$WS_PORT, no_tls: true, compression: true }"),
     "reconnect": ("publishes into an outage, and its subscription gets it afterwards", ""),
     "closed": ("hears of the end", ""),
     "lame-duck": ("is told to go elsewhere", "lame_duck_duration: 60s, lame_duck_grace_period: 30s"),
@@ -68,12 +73,19 @@ BEHAVIOURS = {
         "learns of the other server of a cluster, and goes there",
         "cluster { name: c, listen: 127.0.0.1:$ROUTE_PORT, routes: [$ROUTES] }"),
     "jetstream": ("asks for streams where there are none", ""),
+    "cli-messages": ("publishes, asks, answers, measures, and traces", ACCOUNTS),
+    "cli-server": ("lists, pings and reports servers, and asks each request", ACCOUNTS),
+    "cli-checks": ("checks server, connection and request as probes do", ACCOUNTS),
+    "cli-bench": ("publishes, subscribes and asks as fast as it can", ACCOUNTS),
+    "cli-events": ("shows who comes and goes", ACCOUNTS),
 }
 CLIENTS = {
     "async-nats": ("rust", "rust"),
     "nats-py": ("python", "python/bin/python " + str(HERE / "python.py")),
-    "nats.js": ("javascript", "node javascript.mjs"),
+    "nats.js": ("javascript", "node --experimental-websocket --no-warnings javascript.mjs"),
     "nats.go": ("go", "go"),
+    "jnats": ("java", "java -cp jnats:jnats/* Client"),
+    "nats CLI": ("cli", "python3 " + str(HERE / "cli.py")),
 }
 # Why something differs, by client (or `*`) and behaviour: "nats.js reconnect": "…". What differs
 # without a reason fails the run.
@@ -183,6 +195,8 @@ def start_servers(kind, command, behaviour, names):
     for at, port in enumerate(routes):
         others = [f'"nats://127.0.0.1:{other}"' for other in routes if other != port]
         here = {**names, "ROUTE_PORT": port, "ROUTES": ", ".join(others)}
+        if "$WS_PORT" in text:
+            here["WS_PORT"] = names["WS_PORT"] = str(free_port())
         filled = re.sub(r"\$([A-Z_]+)", lambda found: str(here.get(found[1], found[0])), text)
         config = pathlib.Path(names["DIR"]) / f"{kind}{at}.conf"
         config.write_text(filled + "\n")
@@ -197,7 +211,8 @@ def start_servers(kind, command, behaviour, names):
 
 def run_client(words, behaviour, servers, directory, env):
     """What the program saw, or why it failed."""
-    env = {**os.environ, **env, "URL": f"nats://localhost:{servers[0].port}", "DIR": env["DIR"]}
+    websocket = f"ws://127.0.0.1:{env.get('WS_PORT')}"
+    env = {**os.environ, **env, "WS_URL": websocket, "URL": f"nats://localhost:{servers[0].port}", "DIR": env["DIR"]}
     program = subprocess.Popen(
         [*words, behaviour], cwd=directory, env=env, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
