@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
-use super::field::Action::{Ignore, Refuse, Set};
-use super::field::{Field, Key, Warnings, bind_entry, bind_map, names, row_of};
+use super::field::Action::{Absent, Ignore, Refuse, Set};
+use super::field::{Field, Key, Part, Warnings, bind_entry, bind_map, names, row_of};
 use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::rules::Written;
@@ -37,6 +37,7 @@ pub(super) fn bind(map: Map, options: &mut Options, mistakes: &mut Mistakes) -> 
     accounts::settle(options);
     options.warnings.append(&mut warnings.doubtful);
     options.missing.append(&mut warnings.missing);
+    options.absent.append(&mut warnings.absent);
     written
 }
 
@@ -309,11 +310,35 @@ const AUTH: &[Key<Options>] = &[
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
-    Key(&["jetstream"], Ignore(&missing::JETSTREAM)),
+    Key(
+        &["jetstream"],
+        Absent(Part {
+            block: &missing::JETSTREAM,
+            misses: "clients have no streams, consumers, key-value or object stores",
+            note: |o| o.wants_jetstream = true,
+        }),
+    ),
     Key(&["store_dir", "storedir", "default_js_domain"], Ignore(&missing::ANY)),
-    Key(&["leafnodes", "leaf"], Ignore(&missing::LEAFNODES)),
-    Key(&["gateway"], Ignore(&missing::GATEWAY)),
-    Key(&["mqtt"], Ignore(&missing::MQTT)),
+    Key(
+        &["leafnodes", "leaf"],
+        Absent(Part {
+            block: &missing::LEAFNODES,
+            misses: "no leaf node can connect, and nothing goes to or comes from remotes",
+            note: |_| {},
+        }),
+    ),
+    Key(
+        &["gateway"],
+        Absent(Part {
+            block: &missing::GATEWAY,
+            misses: "nothing goes to or comes from other clusters",
+            note: |_| {},
+        }),
+    ),
+    Key(
+        &["mqtt"],
+        Absent(Part { block: &missing::MQTT, misses: "no MQTT client can connect", note: |_| {} }),
+    ),
     Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
     Key(&["no_fast_producer_stall", "server_metadata"], Ignore(&missing::ANY)),
     Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(&missing::ANY)),

@@ -13,9 +13,42 @@ pub(super) enum Action<T> {
     Set(fn(&mut T, &mut Field<'_>) -> Result<(), StartError>),
     /// It belongs to what this server does not have, and nobody gets more or less than without.
     Ignore(&'static Block),
+    /// It is a whole part that this server does not have.
+    Absent(Part<T>),
     /// It belongs to what this server does not have, and leaving it out would change who may do
     /// what, or whom messages reach.
     Refuse(&'static Block),
+}
+
+/// A part of nats-server that this server does not have.
+pub(super) struct Part<T> {
+    pub(super) block: &'static Block,
+    /// What clients do not have then, for people.
+    pub(super) misses: &'static str,
+    /// Takes note that it is wanted.
+    pub(super) note: fn(&mut T),
+}
+
+impl<T> Part<T> {
+    /// Whether the value, a block or a switch, asks for it.
+    fn is_wanted(&self, field: &Field<'_>) -> Result<bool, StartError> {
+        match &field.value.kind {
+            Kind::Boolean(wanted) => Ok(*wanted),
+            Kind::Text(text) => match text.to_ascii_lowercase().as_str() {
+                "enable" | "enabled" => Ok(true),
+                "disable" | "disabled" => Ok(false),
+                _ => Err(field.expected("enabled, disabled, or a block { … }")),
+            },
+            _ => {
+                self.block.check(field.value)?;
+                let is_off = |entry: &Entry| {
+                    ["enable", "enabled"].contains(&entry.key.to_ascii_lowercase().as_str())
+                        && entry.value.kind == Kind::Boolean(false)
+                };
+                Ok(!field.map()?.entries().any(is_off))
+            }
+        }
+    }
 }
 
 /// A row of a table of keys: the synonyms, in lower case, and what is done with the value.
@@ -71,6 +104,15 @@ pub(super) fn bind_entry<T>(
     let mut field = Field { key: &key, value: &entry.value, warnings: &mut *warnings };
     match action {
         Action::Set(set) => set(target, &mut field),
+        Action::Absent(part) => {
+            if part.is_wanted(&field)? {
+                (part.note)(target);
+                let (place, misses) = (&entry.position, part.misses);
+                let text = format!("{key} is not supported yet and has no effect: {misses}");
+                warnings.absent.push(format!("{place}: {text}"));
+            }
+            Ok(())
+        }
         Action::Ignore(block) => {
             block.check(&entry.value)?;
             let place = &entry.position;
@@ -104,6 +146,8 @@ pub(super) struct Warnings {
     pub(super) doubtful: Vec<String>,
     /// What has no effect here.
     pub(super) missing: Vec<String>,
+    /// Whole parts that clients may count on and that are not here.
+    pub(super) absent: Vec<String>,
 }
 
 /// A key of the file and its value.

@@ -36,12 +36,74 @@ impl Block {
         if let Some((_, block)) = self.blocks.iter().find(|(name, _)| *name == key) {
             return block.check(&entry.value);
         }
-        match self.keys.contains(&key.as_str()) || entry.is_variable {
-            true => Ok(()),
-            false => Err(unknown(self.keys.iter().copied(), entry)),
+        if !self.keys.contains(&key.as_str()) {
+            let is_unknown = !entry.is_variable;
+            return if is_unknown {
+                Err(unknown(self.keys.iter().copied(), entry))
+            } else {
+                Ok(())
+            };
         }
+        let kind = &entry.value.kind;
+        let wanted = match key.as_str() {
+            name if TEXTS.contains(&name) && !matches!(kind, Kind::Text(_)) => "text",
+            name if SWITCHES.contains(&name) && !matches!(kind, Kind::Boolean(_)) => {
+                "true or false, without quotes"
+            }
+            name if NUMBERS.contains(&name) && !matches!(kind, Kind::Integer(_)) => {
+                "a whole number, without quotes"
+            }
+            _ => return Ok(()),
+        };
+        Err(entry.value.position.error(format!("{key} is {wanted}")))
     }
 }
+
+/// Keys whose values are the same kind of thing in whichever of these blocks they stand.
+const TEXTS: &[&str] = &[
+    "advertise",
+    "ca_file",
+    "cert_file",
+    "credentials",
+    "creds",
+    "domain",
+    "js_domain",
+    "key_file",
+    "nkey",
+    "no_auth_user",
+    "store_dir",
+    "storedir",
+    "unique_tag",
+];
+const SWITCHES: &[&str] = &[
+    "disabled",
+    "downgrade_qos2_subscribe",
+    "enable",
+    "enabled",
+    "hub",
+    "ignore_discovered_servers",
+    "insecure",
+    "no_advertise",
+    "reject_qos2_publish",
+    "reject_unknown",
+    "reject_unknown_cluster",
+    "verify",
+    "verify_and_map",
+    "websocket_compression",
+    "websocket_no_masking",
+    "ws_compress",
+    "ws_compression",
+    "ws_no_masking",
+];
+const NUMBERS: &[&str] = &[
+    "connect_retries",
+    "consumer_replicas",
+    "info_queue_limit",
+    "max_ha_assets",
+    "port",
+    "request_queue_limit",
+    "stream_replicas",
+];
 
 /// A value that is no block, or one whose keys are anybody's.
 pub(super) static ANY: Block = Block { keys: &[], blocks: &[] };

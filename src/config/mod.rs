@@ -120,6 +120,8 @@ pub struct Options {
     pub warnings: Vec<String>,
     /// What has no effect because this server does not have it; logged at start.
     pub missing: Vec<String>,
+    /// Whole parts that clients may count on and that this server does not have; errors at start.
+    pub absent: Vec<String>,
     /// Clients are to have JetStream, which this server does not have (false).
     pub wants_jetstream: bool,
 }
@@ -161,6 +163,7 @@ impl Default for Options {
             source: None,
             warnings: Vec::new(),
             missing: Vec::new(),
+            absent: Vec::new(),
             wants_jetstream: false,
         }
     }

@@ -189,7 +189,8 @@ fn say(to: &mut dyn Write, line: &str) {
 }
 
 fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError> {
-    for warning in options.warnings.iter().chain(&options.missing) {
+    let remarks = options.warnings.iter().chain(&options.missing).chain(&options.absent);
+    for warning in remarks {
         say(&mut io::stderr(), &format!("{program}: {warning}"));
     }
     if !options.warnings.is_empty() {
@@ -418,6 +419,9 @@ fn log_remarks(options: &Options) {
     for warning in options.warnings.iter().chain(&options.missing) {
         warn!("{warning}");
     }
+    for absent in &options.absent {
+        error!("{absent}");
+    }
     if let Some(source) = &options.source {
         let path = source.path.display();
         info!("Using configuration file: {path} (sha256:{})", source.sha256);
@@ -523,6 +527,9 @@ impl Running<'_> {
         }
         for warning in self.options.warnings.iter().chain(&self.options.missing) {
             warn!("{warning}");
+        }
+        for absent in &self.options.absent {
+            error!("{absent}");
         }
         match &self.options.source {
             Some(source) => info!("Reloaded server configuration (sha256:{})", source.sha256),

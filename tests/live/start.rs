@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 use crate::broker::wire::Wire;
-use crate::broker::{Broker, is_nats_server, server_command, shard_counts};
+use crate::broker::{Broker, http, is_nats_server, server_command, shard_counts};
 
 #[test]
 fn the_version_flag_prints_the_version_and_ends() {
@@ -166,4 +166,60 @@ fn run(args: &[&str]) -> Output {
 
 fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What is told of parts that are configured and not there.
+const ABSENT: [(&str, &str); 4] = [
+    ("jetstream { store_dir: /tmp/x, max_mem: 1GB }", "clients have no streams"),
+    ("leafnodes { port: 7422 }", "no leaf node can connect"),
+    ("gateway { name: A, port: 7222 }", "other clusters"),
+    ("mqtt { port: 1883 }", "no MQTT client can connect"),
+];
+
+#[test]
+fn a_part_that_is_configured_and_not_there_is_an_error_in_the_log_and_in_a_check() {
+    if is_nats_server() {
+        return;
+    }
+    let lines: Vec<&str> = ABSENT.iter().map(|(line, _)| *line).collect();
+    let config = lines.join("\n");
+    let broker = Broker::with_config(1, &config);
+    let banner = broker.banner();
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let path = dir.path().join("c.conf");
+    std::fs::write(&path, &config).expect("written");
+    let mut check = Command::new(server_command());
+    let output = check.args(["-t", "-c"]).arg(&path).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for (number, (line, misses)) in (1..).zip(ABSENT) {
+        let key = line.split(' ').next().expect("a key");
+        let wanted = format!("{number}:1: {key} is not supported yet and has no effect: ");
+        let logged = banner.lines().find(|logged| logged.contains(&wanted));
+        let logged = logged.unwrap_or_else(|| panic!("{key} is not in {banner}"));
+        assert!(logged.contains("[ERR]") && logged.contains(misses), "{logged}");
+        let told = said.lines().find(|told| told.contains(&wanted));
+        assert!(told.is_some_and(|told| told.contains(misses)), "{key} is not in {said}");
+    }
+    let quiet = Broker::with_config(1, "jetstream: disabled\n");
+    assert!(!quiet.banner().contains("[ERR]"), "{}", quiet.banner());
+}
+
+#[test]
+fn a_probe_fails_where_clients_count_on_jetstream() {
+    if is_nats_server() {
+        return;
+    }
+    let http = "http: \"127.0.0.1:-1\"\n";
+    let broker = Broker::with_config(1, &format!("{http}jetstream: enabled\n"));
+    for path in ["/healthz", "/healthz?js-enabled-only=true", "/healthz?js-meta-only=1"] {
+        let (status, _, body) = http::get(&broker, path);
+        let wanted = r#"{"status":"unavailable","error":"JetStream not enabled (10076)"}"#;
+        assert_eq!((status, body.as_str()), (503, wanted), "{path}");
+    }
+    assert_eq!(http::get(&broker, "/healthz?js-server-only=true").0, 200);
+    for off in ["", "jetstream: false\n", "jetstream { enabled: false }\n"] {
+        let broker = Broker::with_config(1, &format!("{http}{off}"));
+        assert_eq!(http::get(&broker, "/healthz").0, 200, "{off}");
+    }
 }
