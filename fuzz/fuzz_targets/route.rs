@@ -1,6 +1,6 @@
 //! Routes: whatever bytes a peer sends, compressed or not, what is made of them does not depend on
-//! where TCP cuts them, nothing is asserted, and all memory comes home. Checksums are not looked
-//! at here, so that the fuzzer gets past them.
+//! where TCP cuts them, nothing is asserted, clients and other peers get whole messages, and all
+//! memory comes home. Checksums are not looked at here, so that the fuzzer gets past them.
 
 #![no_main]
 
@@ -12,13 +12,24 @@ use shardcast::config::Options;
 use shardcast::engine::{
     Action, ConnId, Engine, Identity, NewRoute, Peer, RouteNotice, Settings, ShardId,
 };
+use shardcast::proto::route::{self, Accounts, Form, RouteParsed};
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
+/// A client that gets everything, and is a member of a queue group.
+const CLIENT: ConnId = ConnId { slot: 1, generation: 0 };
+const CLIENT_SAYS: &[u8] =
+    b"CONNECT {\"verbose\":false,\"headers\":true}\r\nSUB > 1\r\nSUB s g 2\r\n";
+/// Another peer, which has members of groups, and leaf nodes that do.
+const OTHER: ConnId = ConnId { slot: 2, generation: 0 };
+const OTHER_SAYS: &[u8] =
+    b"CONNECT {\"name\":\"Q\",\"cluster\":\"C\"}\r\nINFO {\"server_id\":\"Q\",\
+    \"server_name\":\"q\",\"cluster\":\"C\",\"headers\":true,\"ln\":true}\r\nRS+ $G s h 1\r\n\
+    LS+ o $G s i 1\r\nLS+ _ $G * j 2\r\n";
 const CONNECT: &[u8] = b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n";
 const INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cluster\":\"C\",\
     \"headers\":true,\"compression\":\"s2_fast\"}\r\n";
 const PLAIN_INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cluster\":\"C\",\
-    \"headers\":true}\r\n";
+    \"headers\":true,\"ln\":true}\r\n";
 
 // The first two bytes choose whether there is compression, whether the peer has said before who it
 // is, whether the route is for one account only, and the size of the pieces.
@@ -42,8 +53,13 @@ fn heard(
     let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
     engine.name_cluster("C", false);
     let peer = Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 };
-    engine.open_route(ID, peer, NewRoute { rid: 1, dialed: None, host: String::new() });
     let mut closed = false;
+    engine.open(CLIENT, peer.clone(), true);
+    engine.on_bytes(CLIENT, CLIENT_SAYS);
+    engine.open_route(OTHER, peer.clone(), NewRoute { rid: 2, dialed: None, host: String::new() });
+    engine.on_bytes(OTHER, OTHER_SAYS);
+    turn(&mut engine, &Part::All, &mut closed);
+    engine.open_route(ID, peer, NewRoute { rid: 1, dialed: None, host: String::new() });
     engine.on_bytes(ID, CONNECT);
     engine.on_bytes(ID, if packed { INFO } else { PLAIN_INFO });
     turn(&mut engine, &part, &mut closed);
@@ -60,7 +76,8 @@ fn heard(
         engine.on_bytes(ID, piece);
         turn(&mut engine, &part, &mut closed);
     }
-    let wishes = engine.routes(false).first().map_or(0, |route| route.subscriptions);
+    let routes = engine.routes(false);
+    let wishes = routes.iter().find(|route| route.rid == 1).map_or(0, |route| route.subscriptions);
     let in_msgs = engine.stats().routed.in_msgs;
     let said = (in_msgs, if closed { 0 } else { wishes }, closed);
     if !closed {
@@ -85,11 +102,17 @@ fn turn(engine: &mut Engine, part: &Part, closed: &mut bool) {
                 Action::Flush(id) => {
                     if let Some(batch) = engine.take_batch(id) {
                         let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
+                        let said: Vec<u8> = batch.iter().flat_map(|p| p.bytes()).copied().collect();
+                        match id {
+                            CLIENT => assert_client_understands(&said),
+                            OTHER => assert_peer_understands(&said),
+                            _ => {}
+                        }
                         engine.on_sent(id, bytes, Some(batch));
                     }
                 }
                 Action::Close { conn, .. } => {
-                    *closed = true;
+                    *closed |= conn == ID;
                     engine.on_closed(conn);
                 }
                 Action::Pause(_) | Action::Resume(_) => {}
@@ -99,5 +122,38 @@ fn turn(engine: &mut Engine, part: &Part, closed: &mut bool) {
             return;
         }
         engine.tick();
+    }
+}
+
+/// What a client is sent are lines, with payloads as long as MSG and HMSG say.
+fn assert_client_understands(mut said: &[u8]) {
+    while !said.is_empty() {
+        let end = said.windows(2).position(|two| two == b"\r\n").expect("a whole line");
+        let (line, rest) = (&said[..end], &said[end + 2..]);
+        said = rest;
+        let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let sizes = match words[0] {
+            b"MSG" => 1,
+            b"HMSG" => 2,
+            _ => continue,
+        };
+        assert!((3 + sizes..=4 + sizes).contains(&words.len()), "{}", line.escape_ascii());
+        let number = |word: &[u8]| std::str::from_utf8(word).ok().and_then(|n| n.parse().ok());
+        let size: usize = number(words[words.len() - 1]).expect("a size");
+        let header: usize = number(words[words.len() - sizes]).expect("a size");
+        assert!(header <= size);
+        assert_eq!(&said[size..size + 2], b"\r\n");
+        said = &said[size + 2..];
+    }
+}
+
+/// What a peer is sent it can read.
+fn assert_peer_understands(mut said: &[u8]) {
+    let form = Form { accounts: Accounts::Named, origins: true };
+    while !said.is_empty() {
+        let Ok(RouteParsed::Op { used, .. }) = route::parse(said, usize::MAX, form) else {
+            panic!("{}", said.escape_ascii());
+        };
+        said = &said[used..];
     }
 }

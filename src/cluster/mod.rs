@@ -33,6 +33,10 @@ const POOL_PATIENCE_NS: u64 = 3_000_000_000;
 /// A newcomer is spoken of once more after so many nanoseconds.
 const RETELL_NS: u64 = 1_000_000_000;
 
+/// A second connection for the same waits at most so many nanoseconds until the first is known to
+/// be the one that the peer has taken, too.
+const DOUBT_NS: u64 = 1_000_000_000;
+
 /// Handshakes that end too early one after the other until a dialled server counts as failed.
 const BROKEN_MAX: u32 = 8;
 
@@ -71,6 +75,8 @@ pub enum Step {
     Register(u64, Part),
     /// The route is not needed.
     Close(u64),
+    /// Ask the route's peer, which has to answer, now: [`Members::on_confirmed`].
+    Ask(u64),
     /// The route's server is configured no more.
     Remove(u64),
     /// Tell the route's peer of another server.
@@ -130,6 +136,10 @@ struct Link {
     /// What it is for, as soon as the peer is known.
     part: Part,
     is_registered: bool,
+    /// The peer has taken it, too.
+    is_confirmed: bool,
+    /// There is another one for the same: what becomes of that is known by then.
+    in_doubt_until: Option<u64>,
     /// It is configured no more, and not to come back by itself.
     is_unwanted: bool,
 }
@@ -137,8 +147,18 @@ struct Link {
 impl Link {
     fn new(target: Option<u64>) -> Self {
         let (is_dialed, part) = (target.is_some(), Part::All);
-        let (is_registered, is_unwanted) = (false, false);
-        Self { target, is_dialed, peer: None, part, is_registered, is_unwanted }
+        let (peer, in_doubt_until) = (None, None);
+        let (is_registered, is_confirmed, is_unwanted) = (false, false, false);
+        Self {
+            target,
+            is_dialed,
+            peer,
+            part,
+            is_registered,
+            is_confirmed,
+            in_doubt_until,
+            is_unwanted,
+        }
     }
 
     fn id(&self) -> &str {
@@ -188,6 +208,7 @@ impl Members {
         self.now = self.now.max(now);
         self.drop_complete_pools();
         self.retell();
+        self.end_doubts(|link, now| link.in_doubt_until.is_some_and(|until| until <= now));
         for (number, target) in &mut self.targets {
             if matches!(target.state, State::Waiting { until } if until <= self.now) {
                 target.state = State::Dialing;
@@ -204,7 +225,8 @@ impl Members {
             _ => None,
         };
         let dials = self.targets.values().filter_map(due);
-        dials.chain(self.newcomers.values().copied()).min()
+        let doubts = self.links.values().filter_map(|link| link.in_doubt_until);
+        dials.chain(self.newcomers.values().copied()).chain(doubts).min()
     }
 
     /// What is to be done, until there is nothing more.
@@ -297,9 +319,9 @@ impl Members {
 
     /// A peer, at the address `ip`, has said who it is: it may stay, or not.
     ///
-    /// Of two routes for the same to a server that decides by itself neither is closed here: it
-    /// closes the one that it does not want, and only it knows which. Two of our own keep what
-    /// the one with the smaller id has dialled.
+    /// Of two routes for the same the first one stays, once it is known that the peer has taken it:
+    /// where both have dialled, a peer that decides by itself may want the other one, and closes
+    /// this one then. Two of our own keep what the one with the smaller id has dialled.
     pub fn on_greeted(&mut self, rid: u64, mut info: RouteInfo, ip: &str) {
         let id = info.server_id.clone();
         if info.ip.is_empty() {
@@ -332,17 +354,42 @@ impl Members {
                     self.steps.push_back(Step::Close(rid));
                 }
             }
-            _ => self.register(rid),
+            Some((other, _)) => self.doubt(rid, other),
+            None => self.register(rid),
         }
         if !is_dialed {
             self.fill(&id, POOL_PATIENCE_NS);
         }
     }
 
+    /// A second route for the same as `other` waits until the peer is known to have taken that.
+    fn doubt(&mut self, rid: u64, other: u64) {
+        if self.links.get(&other).is_some_and(|other| other.is_confirmed) {
+            return self.steps.push_back(Step::Close(rid));
+        }
+        if let Some(link) = self.links.get_mut(&rid) {
+            link.in_doubt_until = Some(self.now + DOUBT_NS);
+            self.steps.push_back(Step::Ask(other));
+        }
+    }
+
+    /// Closes the second routes of which that is so.
+    fn end_doubts(&mut self, is_over: impl Fn(&Link, u64) -> bool) {
+        for (rid, link) in &mut self.links {
+            if link.in_doubt_until.is_some() && is_over(link, self.now) {
+                link.in_doubt_until = None;
+                self.steps.push_back(Step::Close(*rid));
+            }
+        }
+    }
+
     /// The peer has taken a route as well.
     pub fn on_confirmed(&mut self, rid: u64) {
+        let Some(link) = self.links.get_mut(&rid) else { return };
+        link.is_confirmed = true;
+        let (id, part) = (link.id().to_owned(), link.part.clone());
+        self.end_doubts(|link, _| link.id() == id && link.part == part);
         let Some(link) = self.links.get_mut(&rid).filter(|link| link.is_dialed) else { return };
-        let id = link.id().to_owned();
         let target = link.target.and_then(|target| self.targets.get_mut(&target));
         if let Some(target) = target.filter(|target| target.kind == Kind::Pool) {
             link.target = None;
@@ -544,7 +591,7 @@ impl Members {
 
     fn register(&mut self, rid: u64) {
         let Some(link) = self.links.get_mut(&rid) else { return };
-        link.is_registered = true;
+        (link.is_registered, link.in_doubt_until) = (true, None);
         let target = link.target;
         let Some(newcomer) = link.peer.clone() else { return };
         let part = link.part.clone();

@@ -163,6 +163,7 @@ impl World {
                     conn.news[1 - side].push_back(News::Heard(*info));
                 }
                 Step::Urls(urls) => self.urls[server] = urls.tcp.unwrap_or_default(),
+                Step::Ask(_) => unreachable!("two of ours agree at once"),
             }
         }
     }
@@ -347,4 +348,61 @@ fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
     assert_eq!(urls(&mut members), Some(Vec::new()));
     members.reload(plan(0, &[], &Pooling::default()));
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
+}
+
+/// Both have dialled; the peer, which decides by itself, has taken `taken` of the two routes. What
+/// this server then does with them.
+fn of_two_routes(taken: u64) -> (Vec<Step>, Vec<u64>) {
+    const DIALED: u64 = 1;
+    const ACCEPTED: u64 = 2;
+    let peer = RouteInfo { shardcast: false, ..info(7) };
+    let mut members = Members::new(plan(0, &[7], &Pooling::default()), 1);
+    let mut steps = Vec::new();
+    let mut go_on = |members: &mut Members| {
+        members.set_now(0);
+        steps.extend(std::iter::from_fn(|| members.next_step()));
+    };
+    go_on(&mut members);
+    members.on_dialed(0, Some(DIALED));
+    members.on_accepted(ACCEPTED);
+    members.on_greeted(DIALED, peer.clone(), "host");
+    members.on_greeted(ACCEPTED, peer, "host");
+    go_on(&mut members);
+    match taken {
+        DIALED => members.on_confirmed(DIALED),
+        _ => members.on_ended(DIALED, false),
+    }
+    go_on(&mut members);
+    let registered = members.registered().map(|(rid, _)| rid).collect();
+    let concerned =
+        |step: &Step| matches!(step, Step::Register(..) | Step::Close(_) | Step::Ask(_));
+    (steps.into_iter().filter(concerned).collect(), registered)
+}
+
+#[test]
+fn of_two_routes_to_a_server_that_decides_by_itself_the_one_stays_that_it_has_taken() {
+    let (steps, registered) = of_two_routes(1);
+    assert_eq!(steps, [Step::Register(1, Part::All), Step::Ask(1), Step::Close(2)]);
+    assert_eq!(registered, [1]);
+    let (steps, registered) = of_two_routes(2);
+    assert_eq!(steps, [Step::Register(1, Part::All), Step::Ask(1), Step::Register(2, Part::All)]);
+    assert_eq!(registered, [2]);
+}
+
+#[test]
+fn a_second_route_waits_no_longer_than_the_first_may_take_to_answer() {
+    let peer = RouteInfo { shardcast: false, ..info(7) };
+    let mut members = Members::new(plan(0, &[], &Pooling::default()), 1);
+    for rid in [1, 2] {
+        members.on_accepted(rid);
+        members.on_greeted(rid, peer.clone(), "host");
+    }
+    let mut closed = |now| {
+        members.set_now(now);
+        std::iter::from_fn(|| members.next_step()).any(|step| step == Step::Close(2))
+    };
+    assert_eq!(
+        [closed(DOUBT_NS - 1), closed(DOUBT_NS), closed(2 * DOUBT_NS)],
+        [false, true, false]
+    );
 }

@@ -10,6 +10,7 @@ use super::file::Kind;
 use super::rules::Violation;
 use super::tls::{self, MutualTls};
 use super::{Options, StartError, missing};
+use crate::proto::route::NO_CLUSTER;
 
 /// What an operator can choose about the cluster that a server is part of.
 #[derive(Debug, Clone, PartialEq)]
@@ -358,6 +359,9 @@ pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
     };
     if let Some(name) = cluster.name.as_ref().filter(|name| name.contains(' ')) {
         refuse("name", &format!("cluster name \"{name}\" cannot contain spaces"));
+    }
+    if cluster.name.as_deref() == Some(NO_CLUSTER) {
+        refuse("name", &format!("cluster name \"{NO_CLUSTER}\" is reserved"));
     }
     if cluster.pool_size == 0 && !cluster.accounts.is_empty() {
         let reason = "cluster accounts have routes of their own beside a pool, and a negative \

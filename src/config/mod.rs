@@ -16,6 +16,7 @@ pub mod cluster;
 mod duration;
 mod field;
 pub mod file;
+mod insecure;
 pub mod listeners;
 pub mod mapping;
 mod missing;

@@ -22,6 +22,7 @@ use super::ciphers::{self, CipherSuites, bind_curves};
 use super::field::Action::{Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use super::insecure::Anybody;
 use super::mistakes::{Mistakes, all};
 use super::{StartError, missing, verifier};
 
@@ -63,12 +64,14 @@ pub struct MutualTls {
     pub tls: Tls,
     /// For dialling.
     pub client: Arc<ClientConfig>,
+    /// Whoever is dialled may be anybody (false).
+    pub is_insecure: bool,
 }
 
 impl PartialEq for MutualTls {
     fn eq(&self, other: &Self) -> bool {
         // Both are made of the same files.
-        self.tls == other.tls
+        self.tls == other.tls && self.is_insecure == other.is_insecure
     }
 }
 
@@ -195,11 +198,6 @@ pub(super) fn bind(v: &mut Field<'_>) -> Result<Tls, StartError> {
 pub(super) fn bind_mutual(v: &mut Field<'_>) -> Result<MutualTls, StartError> {
     let mut block = Block::default();
     bind_map(&[TLS], v.map()?, &mut block, v.warnings)?;
-    if block.is_insecure {
-        let reason = "insecure is not supported between servers: anybody could answer for them; \
-                      name the ca_file that vouches for all of them instead";
-        return Err(v.error(reason));
-    }
     (block.verify, block.map) = (true, false);
     block.load_mutual().map_err(|error| v.place(error))
 }
@@ -278,6 +276,7 @@ impl Block {
 
     fn load_mutual(self) -> Result<MutualTls, StartError> {
         let materials = self.read()?;
+        let provider = Arc::clone(&materials.provider);
         let Some(own) = materials.certificates.first() else {
             return Err(StartError::new("tls needs cert_file and key_file; name both"));
         };
@@ -287,9 +286,13 @@ impl Block {
             .map_err(|error| StartError::new(format!("tls: {error}")))?
             .with_root_certificates(Arc::clone(&materials.roots))
             .with_client_cert_resolver(Arc::new(own));
+        if self.is_insecure {
+            client.dangerous().set_certificate_verifier(Arc::new(Anybody(provider)));
+        }
         // Routes last: there is little to be won.
         client.resumption = Resumption::disabled();
-        Ok(MutualTls { client: Arc::new(client), tls: self.assemble(&materials)? })
+        let is_insecure = self.is_insecure;
+        Ok(MutualTls { client: Arc::new(client), tls: self.assemble(&materials)?, is_insecure })
     }
 
     fn read(&self) -> Result<Materials, StartError> {

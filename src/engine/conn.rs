@@ -353,6 +353,11 @@ impl Conn {
         own.fold(server.payload_bytes_max, usize::min)
     }
 
+    /// Places in tables of interest that name it.
+    pub(super) fn interests(&self) -> usize {
+        self.subs.len() + self.route.as_ref().map_or(0, |route| route.wishes.len())
+    }
+
     /// Its subscriptions: what server (0: any number), account and user allow.
     pub(super) fn subscriptions_max(&self, server: &Limits) -> usize {
         let user = self.pass().and_then(|pass| pass.subscriptions_max);

@@ -41,7 +41,7 @@ impl Reason {
     }
 }
 
-/// A connection that ends with more subscriptions than these stands in line with them.
+/// A connection that ends and wants more than this stands in line with it.
 const RETRACTED_AT_ONCE: usize = 64;
 /// One that stands there has so many taken out before it is another's turn.
 const RETRACTED_PER_STEP: usize = 512;
@@ -161,9 +161,9 @@ impl Engine {
         self.close_if_left(id);
     }
 
-    /// Lets go of the slot: its subscriptions, which name it, are gone.
+    /// Lets go of the slot: what names it in tables of interest is gone.
     fn close_if_left(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.subs.is_empty())
+        if let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.interests() == 0)
             && let Some(abort) = conn.closing.take()
         {
             self.actions.push_back(Action::Close { conn: id, abort });
@@ -181,14 +181,14 @@ impl Engine {
         self.close_if_left(id);
     }
 
-    /// Nothing is delivered any more to the subscriptions that a connection has. They are taken
-    /// out: a few at once, very many in turns to come.
+    /// Nothing is delivered any more to the subscriptions that a connection has, or for what its
+    /// server wants. That is taken out: a little at once, very much in turns to come.
     pub(super) fn drop_subscriptions(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.is_leaving {
             return;
         }
-        if conn.subs.len() <= RETRACTED_AT_ONCE {
+        if conn.interests() <= RETRACTED_AT_ONCE {
             self.retract_some(id, RETRACTED_AT_ONCE);
             return;
         }
@@ -210,7 +210,7 @@ impl Engine {
         {
             self.retract_some(id, count.min(RETRACTED_PER_STEP));
             let Some(conn) = self.conns.get_mut(id) else { continue };
-            if !conn.subs.is_empty() {
+            if conn.interests() > 0 {
                 self.leaving.push_back(id);
                 continue;
             }
@@ -221,14 +221,16 @@ impl Engine {
         }
     }
 
-    /// Takes out up to `count` subscriptions of a connection.
+    /// Takes out up to `count` subscriptions of a connection, or wishes of a peer.
     pub(super) fn retract_some(&mut self, id: ConnId, count: usize) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let keys: Vec<SubKey> = conn.subs.extract_if(|_| true).take(count).collect();
-        self.budget.spend_retract(keys.len());
+        let retracted = keys.len();
         for key in keys {
             self.retract(key);
         }
+        let wishes = self.retract_wishes(id, count - retracted);
+        self.budget.spend_retract(retracted + wishes);
     }
 
     /// Counts a connection as one of its account no more.

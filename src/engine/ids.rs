@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use ahash::RandomState;
+
 use super::conn::Conn;
 
 /// A shard of this server, from 0.
@@ -15,6 +17,26 @@ impl ShardId {
     /// Its place in tables of all shards.
     pub fn index(self) -> usize {
         usize::from(self.0)
+    }
+}
+
+/// Whose interest it is that a peer speaks of, and whose messages it passes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Origin(u64);
+
+impl Origin {
+    /// Its own clients'.
+    pub(super) const PEER: Self = Self(0);
+
+    /// That of leaf nodes of this cluster, if it is known.
+    pub(super) fn of_leaves(cluster: &[u8]) -> Self {
+        // Equal on all shards. Two clusters that share a number lose a queue message at worst.
+        let hash = RandomState::with_seeds(0x6c65_6166, 1, 2, 3).hash_one(cluster);
+        Self(hash.max(1))
+    }
+
+    pub(super) fn of(cluster: Option<&[u8]>) -> Self {
+        cluster.map_or(Self::PEER, Self::of_leaves)
     }
 }
 

@@ -368,7 +368,7 @@ impl Engine {
         }
         // An import is of what is published there, not of what is imported there.
         // Other servers have the message as it was published, and import it themselves.
-        let source = Source { account: to, routed: true, ..source };
+        let source = Source { account: to, routed: true, origin: None, ..source };
         self.deliver_at_home(source, &run.renamed(subject), &targets, None)
     }
 
@@ -467,8 +467,8 @@ impl Engine {
             let content = Content::new(&header, publish.body());
             let answer = Run::of(content.publish(&subject, reply.as_deref()));
             // Whoever waits may be anywhere in the cluster.
-            let (hops, routed) = (source.hops + 1, false);
-            let next = Source { account: to, hops, routed, ..source };
+            let (hops, routed, origin) = (source.hops + 1, false, None);
+            let next = Source { account: to, hops, routed, origin, ..source };
             let targets = self.targets(to, &subject);
             self.deliver(next, &answer, &targets);
             if aside.is_some() {
@@ -484,6 +484,7 @@ impl Engine {
             publisher,
             echo,
             routed,
+            origin: None,
             visited: ShardSet::default(),
             arrived: self.arrived,
             trace: self.ticket(),

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use super::imports::{Exit, Outlet, answering_shard};
 use super::named::{Name, Named};
 use super::overflow::{Overflow, Policy};
-use super::{ShardId, ShardSet};
+use super::{Origin, ShardId, ShardSet};
 use crate::subject::{Scan, Table, first_token, is_literal};
 
 /// Index of a subscription on its shard.
@@ -90,6 +90,25 @@ pub(super) enum Side {
     Clients,
     /// Other servers: only what clients of this one publish goes there.
     Routes,
+    /// Leaf nodes behind other servers: their members of a queue group are the last to be chosen.
+    Leaves,
+}
+
+/// What is wanted over a route.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Behind {
+    /// The slot of the route.
+    pub(super) route: u32,
+    /// Members of a queue group.
+    pub(super) members: u32,
+    /// Who wants it.
+    pub(super) origin: Origin,
+}
+
+impl Behind {
+    pub(super) fn is_peers(&self) -> bool {
+        self.origin == Origin::PEER
+    }
 }
 
 /// Who must be told what after a change.
@@ -105,8 +124,8 @@ pub(super) struct Change {
 #[derive(Debug, Default)]
 struct Filter {
     plain: SmallVec<[SubKey; 4]>,
-    /// Own routes, by slot, over which plain interest came.
-    routes: SmallVec<[u32; 4]>,
+    /// Plain interest that came over own routes.
+    routes: SmallVec<[Behind; 1]>,
     /// Other shards with clients that have plain interest.
     shards: ShardSet,
     /// Other shards with routes over which plain interest came.
@@ -118,8 +137,8 @@ struct Filter {
 struct Queue {
     name: Rc<[u8]>,
     local: SmallVec<[SubKey; 4]>,
-    /// Members behind own routes, by slot.
-    routes: SmallVec<[(u32, u32); 1]>,
+    /// Members behind own routes.
+    routes: SmallVec<[Behind; 1]>,
     remote: SmallVec<[Remote; 2]>,
 }
 
@@ -137,12 +156,23 @@ pub(super) struct Remote {
     pub(super) clients: u32,
     /// Members on other servers that its routes lead to.
     pub(super) routed: u32,
+    /// Members at leaf nodes behind those.
+    pub(super) leaves: u32,
 }
 
 impl Remote {
     /// Members that a message may go to; one that came over a route stays on this server.
     pub(super) fn members(&self, is_routed: bool) -> u64 {
         u64::from(self.clients) + if is_routed { 0 } else { u64::from(self.routed) }
+    }
+
+    /// Members that it may go to if there are none of those.
+    pub(super) fn last_resorts(&self, is_routed: bool) -> u64 {
+        u64::from(self.leaves) + if is_routed { u64::from(self.routed) } else { 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.members(false) + self.last_resorts(false) == 0
     }
 }
 
@@ -196,8 +226,8 @@ pub(super) struct SidGroup {
 pub(super) struct QueueTargets {
     pub(super) name: Rc<[u8]>,
     pub(super) local: Vec<Member>,
-    /// Members behind own routes, by the route's slot.
-    pub(super) routes: SmallVec<[(u32, u32); 1]>,
+    /// Members behind own routes, those at leaf nodes among them.
+    pub(super) routes: SmallVec<[Behind; 1]>,
     /// Members on other shards.
     pub(super) remote: SmallVec<[Remote; 2]>,
 }
@@ -239,7 +269,12 @@ impl Targets {
 
     /// Whether a client's message surely reaches another shard or server.
     pub(super) fn has_plain_elsewhere(&self) -> bool {
-        !self.shards.union(self.routers).is_empty() || !self.routes.is_empty()
+        self.has_plain_on_shards() || !self.routes.is_empty()
+    }
+
+    /// The same by way of other shards.
+    pub(super) fn has_plain_on_shards(&self) -> bool {
+        !self.shards.union(self.routers).is_empty()
     }
 
     /// Whether there are none but plain subscriptions of this shard in the account.
@@ -260,7 +295,7 @@ impl Targets {
     /// Plain subscribers behind a route get whatever comes over it. So what is passed on late, for
     /// a member that has gone, goes only where nobody can have got it before.
     pub(super) fn is_only_for(&self, route: u32, group: usize) -> bool {
-        let goes = |queue: &QueueTargets| queue.routes.iter().any(|(other, _)| *other == route);
+        let goes = |queue: &QueueTargets| queue.routes.iter().any(|other| other.route == route);
         let mut groups = self.queues.iter().enumerate();
         !self.routes.contains(&route) && !groups.any(|(at, queue)| at != group && goes(queue))
     }
@@ -489,7 +524,7 @@ impl Interest {
                 let had_clients = filter.has_clients();
                 let set = match side {
                     Side::Clients => &mut filter.shards,
-                    Side::Routes => &mut filter.routers,
+                    Side::Routes | Side::Leaves => &mut filter.routers,
                 };
                 if members > 0 {
                     set.insert(shard)
@@ -503,15 +538,16 @@ impl Interest {
                 let queue = filter.queue(name);
                 let at = queue.remote.iter().position(|remote| remote.shard == shard);
                 let at = at.unwrap_or_else(|| {
-                    queue.remote.push(Remote { shard, clients: 0, routed: 0 });
+                    queue.remote.push(Remote { shard, clients: 0, routed: 0, leaves: 0 });
                     queue.remote.len() - 1
                 });
                 let remote = &mut queue.remote[at];
                 match side {
                     Side::Clients => remote.clients = members,
                     Side::Routes => remote.routed = members,
+                    Side::Leaves => remote.leaves = members,
                 }
-                if remote.members(false) == 0 {
+                if remote.is_empty() {
                     queue.remote.swap_remove(at);
                 }
                 (side == Side::Clients).then(|| queue.clients())
@@ -521,33 +557,37 @@ impl Interest {
         tell
     }
 
-    /// What the server behind an own route wants of a filter. Returns what the other shards are
-    /// to be told: that of all own routes together.
+    /// What the server behind an own route wants of a filter, for itself or for leaf nodes. Returns
+    /// what the other shards are to be told, and as what: that of all own routes together.
     pub(super) fn set_route(
         &mut self,
-        route: u32,
+        (route, origin): (u32, Origin),
         subject: &[u8],
         queue: Option<&[u8]>,
         members: u32,
-    ) -> Option<u32> {
+    ) -> Option<(Side, u32)> {
+        let is_it = |other: &Behind| (other.route, other.origin) == (route, origin);
+        let set = |all: &mut SmallVec<[Behind; 1]>| {
+            all.retain(|other| !is_it(other));
+            if members > 0 {
+                all.push(Behind { route, members, origin });
+            }
+        };
         let filter = self.table.entry(subject);
         let announce = match queue {
             None => {
                 let had_any = !filter.routes.is_empty();
-                filter.routes.retain(|other| *other != route);
-                if members > 0 {
-                    filter.routes.push(route);
-                }
+                set(&mut filter.routes);
                 let has_any = !filter.routes.is_empty();
-                (has_any != had_any).then_some(u32::from(has_any))
+                (has_any != had_any).then_some((Side::Routes, u32::from(has_any)))
             }
             Some(name) => {
                 let routes = &mut filter.queue(name).routes;
-                routes.retain(|(other, _)| *other != route);
-                if members > 0 {
-                    routes.push((route, members));
-                }
-                Some(routes.iter().map(|(_, members)| *members).fold(0, u32::saturating_add))
+                set(routes);
+                let is_peers = origin == Origin::PEER;
+                let same = routes.iter().filter(|behind| behind.is_peers() == is_peers);
+                let all = same.map(|behind| behind.members).fold(0, u32::saturating_add);
+                Some((if is_peers { Side::Routes } else { Side::Leaves }, all))
             }
         };
         self.tidy_up(subject, queue);
@@ -647,7 +687,7 @@ impl Interest {
         self.table.for_each_match(subject, |filter| {
             targets.shards = targets.shards.union(filter.shards);
             targets.routers = targets.routers.union(filter.routers);
-            for route in &filter.routes {
+            for Behind { route, .. } in &filter.routes {
                 if !targets.routes.contains(route) {
                     targets.routes.push(*route);
                 }
@@ -683,10 +723,12 @@ fn join_queue(groups: &mut Named<QueueTargets>, queue: &Queue, subs: &Slab<Sub>)
     });
     let members = queue.local.iter().map(|&sub| Member { conn: subs[sub as usize].conn, sub });
     group.local.extend(members);
-    for &(route, members) in &queue.routes {
-        match group.routes.iter_mut().find(|(other, _)| *other == route) {
-            Some((_, sum)) => *sum = sum.saturating_add(members),
-            None => group.routes.push((route, members)),
+    for &behind in &queue.routes {
+        let same =
+            |other: &&mut Behind| (other.route, other.origin) == (behind.route, behind.origin);
+        match group.routes.iter_mut().find(same) {
+            Some(all) => all.members = all.members.saturating_add(behind.members),
+            None => group.routes.push(behind),
         }
     }
     for &remote in &queue.remote {
@@ -694,6 +736,7 @@ fn join_queue(groups: &mut Named<QueueTargets>, queue: &Queue, subs: &Slab<Sub>)
             Some(sum) => {
                 sum.clients = sum.clients.saturating_add(remote.clients);
                 sum.routed = sum.routed.saturating_add(remote.routed);
+                sum.leaves = sum.leaves.saturating_add(remote.leaves);
             }
             None => group.remote.push(remote),
         }
@@ -743,7 +786,10 @@ mod tests {
                         let key = keys.swap_remove(filter % keys.len());
                         interest.remove(key, &mut subs);
                     }
-                    4 | 5 => drop(interest.set_route(9, subject, None, u32::from(change == 4))),
+                    4 | 5 => {
+                        let (by, members) = ((9, Origin::PEER), u32::from(change == 4));
+                        interest.set_route(by, subject, None, members);
+                    }
                     _ => {
                         let side = if change > 5 { Side::Routes } else { Side::Clients };
                         let members = u32::from(change % 2 == 1);

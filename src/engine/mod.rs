@@ -67,6 +67,7 @@ use ending::LameDuck;
 pub use ending::Reason;
 pub use events::ConnEvent;
 use ids::Conns;
+use ids::Origin;
 pub use ids::{ConnId, SHARDS_MAX, ShardId, ShardSet};
 use imports::Answers;
 pub use imports::ServerRequest;

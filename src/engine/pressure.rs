@@ -391,6 +391,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::engine::Origin;
     use crate::engine::run::{Run, parse_run};
     use crate::engine::{AccountId, Peer, Settings};
 
@@ -571,7 +572,7 @@ mod tests {
         let wire = much();
         let mut run = Run::default();
         assert_eq!(parse_run(&wire, &mut run), 0, "all of it is read");
-        engine.publish_routed(route, AccountId::GLOBAL, b"", &run);
+        engine.publish_routed(route, AccountId::GLOBAL, (Origin::PEER, b""), &run);
         engine.end_turn();
         paused(engine, route)
     }

@@ -12,13 +12,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::interest::{Member, NO_MAX, QueueTargets, Remote, SidGroup, Targets};
+use super::interest::{Behind, Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::message_trace::Traced;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
-use super::relay::{RoutePick, draw_route};
+use super::relay::{Places, RoutePick, draw, members};
 use super::run::{Message, Run, parse_run};
-use super::{AccountId, Action, ConnId, Engine, ShardId, ShardSet};
+use super::{AccountId, Action, ConnId, Engine, Origin, ShardId, ShardSet};
 use crate::proto::{Publish, encode, route};
 use crate::segment::Segment;
 
@@ -36,6 +36,9 @@ pub(super) struct Source {
     pub(super) echo: bool,
     /// It came from another server: only clients of this one get it.
     pub(super) routed: bool,
+    /// Whose it is, if another server sent it and has named queue groups: what no client of this
+    /// one can take goes on to members elsewhere, but not back to those.
+    pub(super) origin: Option<Origin>,
     /// Shards that could not place a queue message of this run.
     pub(super) visited: ShardSet,
     /// Accounts that it has come through.
@@ -47,7 +50,7 @@ impl Source {
     pub(super) fn new(account: AccountId, shard: ShardId, conn: ConnId) -> Self {
         let publisher = Publisher { shard, conn };
         let visited = ShardSet::default();
-        Self { account, publisher, echo: true, routed: false, visited, hops: 0 }
+        Self { account, publisher, echo: true, routed: false, origin: None, visited, hops: 0 }
     }
 }
 
@@ -93,18 +96,19 @@ impl Engine {
         &mut self,
         from: ConnId,
         account: AccountId,
-        queues: &[u8],
+        (origin, queues): (Origin, &[u8]),
         run: &Run<'_>,
     ) {
+        let named = (origin, queues);
         let is_traced = |publish: &Publish<'_>| self.is_traced(account, publish);
         if !run.has_headers() || !run.publishes().any(is_traced) {
-            return self.take_in_routed(from, account, queues, run);
+            return self.take_in_routed(from, account, named, run);
         }
         let mut one = Run::default();
         for message in &run.messages {
             match self.begin_trace(from, account, &message.publish) {
                 Traced::No | Traced::Yes => {
-                    self.take_in_routed(from, account, queues, one.only(message));
+                    self.take_in_routed(from, account, named, one.only(message));
                     self.end_trace();
                 }
                 // The other server has no ear for errors.
@@ -113,13 +117,21 @@ impl Engine {
         }
     }
 
-    fn take_in_routed(&mut self, from: ConnId, account: AccountId, queues: &[u8], run: &Run<'_>) {
+    fn take_in_routed(
+        &mut self,
+        from: ConnId,
+        account: AccountId,
+        (origin, queues): (Origin, &[u8]),
+        run: &Run<'_>,
+    ) {
         let Some(conn) = self.conns.get_mut(from) else { return };
         conn.traffic.in_msgs += run.len() as u64;
         conn.traffic.in_bytes += run.payload_bytes as u64;
         self.stats.routed.in_msgs += run.len() as u64;
         self.stats.routed.in_bytes += run.payload_bytes as u64;
-        let source = Source { routed: true, ..Source::new(account, self.shard, from) };
+        let echo = conn.connect.echo;
+        let source = Source::new(account, self.shard, from);
+        let source = Source { routed: true, origin: Some(origin), echo, ..source };
         let targets = self.targets(account, run.subject());
         self.deliver_at_home(source, run, &targets, Some(queues));
         if targets.leaves_account() {
@@ -137,9 +149,9 @@ impl Engine {
             debug_assert!(false, "only whole publishes travel: {unread_bytes} bytes are left");
             self.stats.garbled_runs += 1;
         }
-        let RunRecord { account, publisher, echo, routed, visited, arrived, hops, .. } = *record;
-        let now = std::mem::replace(&mut self.arrived, arrived);
-        let source = Source { account, publisher, echo, routed, visited, hops };
+        let RunRecord { account, publisher, echo, routed, origin, visited, hops, .. } = *record;
+        let now = std::mem::replace(&mut self.arrived, record.arrived);
+        let source = Source { account, publisher, echo, routed, origin, visited, hops };
         if record.answers {
             self.deliver_answers(source, &run);
         }
@@ -181,7 +193,9 @@ impl Engine {
 
     /// Whether somebody gets every message that resolves to `targets`, whatever it is.
     fn is_certain(&self, targets: &Targets) -> bool {
-        targets.has_plain_elsewhere()
+        // A route that is at its end may still be in the table of interest.
+        targets.has_plain_on_shards()
+            || targets.routes.iter().any(|route| self.is_open(*route))
             || targets.groups.iter().flat_map(|group| &group.members).any(|member| {
                 self.conns.at(member.conn).is_some_and(|conn| conn.plain)
                     && self.subs[member.sub as usize].max == NO_MAX
@@ -214,7 +228,7 @@ impl Engine {
         for (at, group) in targets.queues.iter().enumerate() {
             if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
             {
-                reached |= self.deliver_to_group(source, run, (at, group), &mut picks);
+                reached |= self.deliver_to_group(source, run, (at, targets), &mut picks);
             }
         }
         self.count_deliveries(source.account, before);
@@ -383,39 +397,39 @@ impl Engine {
         }
     }
 
-    /// Gives each message of the run to one member of the group: here, on another shard, or
-    /// behind a route.
+    /// Gives each message of the run to one member of the group, by its number: here, on another
+    /// shard, or behind a route.
     fn deliver_to_group(
         &mut self,
         source: Source,
         run: &Run<'_>,
-        (number, group): (usize, &QueueTargets),
+        (number, targets): (usize, &Targets),
         picks: &mut Picks,
     ) -> bool {
+        let group = &targets.queues[number];
         let mut reached = false;
-        let remote: u64 = group.remote.iter().map(|remote| remote.members(source.routed)).sum();
-        let behind_routes = if source.routed { 0 } else { group.behind_routes() };
-        let elsewhere = remote + behind_routes;
+        let elsewhere = self.elsewhere(source, (number, targets));
+        let (local, away) = (group.local.len() as u64, members(&elsewhere));
         let mut one = Run::default();
         for (at, message) in run.messages.iter().enumerate() {
-            let all = group.local.len() as u64 + elsewhere;
-            let pick = self.rng.u64(..all.max(1));
-            let local = pick < group.local.len() as u64
+            let is_local = self.rng.u64(..(local + away).max(1)) < local
                 && self.deliver_to_one(source, one.only(message), group);
-            if local {
+            if is_local {
                 reached = true;
-            } else if elsewhere > 0 {
-                // With `pick` beyond the local members it is uniform over the remote ones; where
-                // no local member could take the message it is drawn anew.
-                reached = true;
-                if behind_routes > 0 && self.rng.u64(..elsewhere) < behind_routes {
-                    let route = draw_route(&mut self.rng, &group.routes);
-                    picks.routes.push(RoutePick { route, group: index(number), at: index(at) });
-                    continue;
-                }
-                let Some(shard) = self.draw(source, &group.remote) else { continue };
-                add_pick(&mut picks.shards, shard, &group.name, at);
+                continue;
             }
+            let place = draw(&mut self.rng, &elsewhere).or_else(|| {
+                let last = self.last_resorts(source, (number, targets));
+                draw(&mut self.rng, &last)
+            });
+            match place {
+                Some(Away::Route(route)) => {
+                    picks.routes.push(RoutePick { route, group: index(number), at: index(at) });
+                }
+                Some(Away::Shard(shard)) => add_pick(&mut picks.shards, shard, &group.name, at),
+                None => continue,
+            }
+            reached = true;
         }
         reached
     }
@@ -431,26 +445,70 @@ impl Engine {
         at: u32,
     ) -> Option<Option<RoutePick>> {
         let group = &targets.queues[number];
-        let local = group.local.len() as u64;
-        let routes: SmallVec<[(u32, u32); 1]> = match source.routed {
-            true => SmallVec::new(),
-            false => {
-                let is_open = |(route, _): &&(u32, u32)| {
-                    source.visited.is_empty() || targets.is_only_for(*route, number)
-                };
-                group.routes.iter().filter(is_open).copied().collect()
-            }
-        };
-        let behind_routes: u64 = routes.iter().map(|(_, members)| u64::from(*members)).sum();
+        let routes = Away::routes(&self.elsewhere(source, (number, targets)));
+        let (local, behind_routes) = (group.local.len() as u64, members(&routes));
         let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
         if prefers_local && self.deliver_to_one(source, one, group) {
             return Some(None);
         }
-        if behind_routes > 0 {
-            let route = draw_route(&mut self.rng, &routes);
-            return Some(Some(RoutePick { route, group: index(number), at }));
+        let route = draw(&mut self.rng, &routes).or_else(|| {
+            let last = Away::routes(&self.last_resorts(source, (number, targets)));
+            draw(&mut self.rng, &last)
+        });
+        route.map(|route| Some(RoutePick { route, group: index(number), at }))
+    }
+
+    /// Where members of a group are that are not connected here: clients on other shards that were
+    /// not visited, and of servers behind routes.
+    ///
+    /// What was passed on once goes only over routes over which nobody can have had it before.
+    fn elsewhere(&self, source: Source, (number, targets): (usize, &Targets)) -> Places<Away> {
+        let group = &targets.queues[number];
+        let is_late = !source.visited.is_empty();
+        let takes = |behind: &Behind| {
+            !source.routed
+                && behind.is_peers()
+                && (!is_late || targets.is_only_for(behind.route, number))
+        };
+        let routes =
+            group.routes.iter().filter(|behind| takes(behind) && self.is_open(behind.route));
+        let shards = group.remote.iter().filter(|remote| !source.visited.contains(remote.shard));
+        let shards = shards.map(|remote| {
+            let is_told = is_late && targets.routers.contains(remote.shard);
+            (Away::Shard(remote.shard), remote.members(source.routed || is_told))
+        });
+        routes.map(Away::behind).chain(shards).collect()
+    }
+
+    /// Where members are that get what nobody else takes: those at leaf nodes, and all behind
+    /// routes where another server has named the group. It does not go back to where it came from.
+    fn last_resorts(&self, source: Source, (number, targets): (usize, &Targets)) -> Places<Away> {
+        let Source { routed, origin, visited, publisher, echo, .. } = source;
+        if routed && origin.is_none() {
+            return Places::new();
         }
-        None
+        let group = &targets.queues[number];
+        let is_late = routed || !visited.is_empty();
+        let is_senders =
+            |behind: &Behind| publisher.shard == self.shard && publisher.conn.slot == behind.route;
+        let takes = |behind: &Behind| {
+            let counts = if behind.is_peers() { routed } else { Some(behind.origin) != origin };
+            counts
+                && (echo || !is_senders(behind))
+                && (!is_late || targets.is_only_for(behind.route, number))
+        };
+        let routes =
+            group.routes.iter().filter(|behind| takes(behind) && self.is_open(behind.route));
+        let shards = group.remote.iter().filter(|remote| {
+            let is_told = is_late && targets.routers.contains(remote.shard);
+            !is_told && !visited.contains(remote.shard)
+        });
+        let shards = shards.map(|r| (Away::Shard(r.shard), r.last_resorts(routed)));
+        routes.map(Away::behind).chain(shards).collect()
+    }
+
+    fn is_open(&self, slot: u32) -> bool {
+        self.conns.at(slot).is_some_and(|conn| conn.is_open())
     }
 
     /// Gives a message to one local member: a random one, or the next that can take it.
@@ -487,40 +545,20 @@ impl Engine {
     fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<usize>, targets: &Targets) {
         let visited = source.visited.with(self.shard);
         let source = Source { visited, ..source };
-        let group = group.map(|group| &targets.queues[group]);
-        // Members behind routes count where nobody behind them has had it as a plain subscriber.
-        let members = |remote: &Remote| {
-            let routed = if targets.routers.contains(remote.shard) { 0 } else { remote.routed };
-            Remote { routed, ..*remote }
-        };
         let shard = group.and_then(|group| {
-            let members: SmallVec<[Remote; 2]> = group.remote.iter().map(members).collect();
-            self.draw(source, &members)
+            let places = Away::shards(&self.elsewhere(source, (group, targets)));
+            draw(&mut self.rng, &places).or_else(|| {
+                let last = Away::shards(&self.last_resorts(source, (group, targets)));
+                draw(&mut self.rng, &last)
+            })
         });
         let (Some(shard), Some(group)) = (shard, group) else {
             self.stats.queue_msgs_lost += 1;
             return;
         };
         let mut picks = SmallVec::new();
-        add_pick(&mut picks, shard, &group.name, 0);
+        add_pick(&mut picks, shard, &targets.queues[group].name, 0);
         self.stage_run(source, one, ShardSet::default(), picks);
-    }
-
-    /// A shard that was not visited, at random by its number of members.
-    fn draw(&mut self, source: Source, members: &[Remote]) -> Option<ShardId> {
-        let open = || members.iter().filter(|remote| !source.visited.contains(remote.shard));
-        let all: u64 = open().map(|remote| remote.members(source.routed)).sum();
-        if all == 0 {
-            return None;
-        }
-        let mut pick = self.rng.u64(..all);
-        for remote in open() {
-            match pick.checked_sub(remote.members(source.routed)) {
-                Some(rest) => pick = rest,
-                None => return Some(remote.shard),
-            }
-        }
-        None
     }
 
     /// Puts the run on the lanes of the shards that have plain interest or were picked.
@@ -531,7 +569,7 @@ impl Engine {
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, routed, visited, hops } = source;
+        let Source { account, publisher, echo, routed, origin, visited, hops } = source;
         let arrived = self.arrived;
         let record = |wire, plain, picks, trace| {
             Record::Run(Box::new(RunRecord {
@@ -539,6 +577,7 @@ impl Engine {
                 publisher,
                 echo,
                 routed,
+                origin,
                 visited,
                 arrived,
                 wire,
@@ -597,6 +636,37 @@ impl Engine {
 struct Picks {
     shards: SmallVec<[(ShardId, Pick); 2]>,
     routes: Vec<RoutePick>,
+}
+
+/// Where a member of a queue group is that is not connected here.
+#[derive(Debug, Clone, Copy)]
+enum Away {
+    /// On another shard, or behind a route of that.
+    Shard(ShardId),
+    /// Behind an own route, by its slot.
+    Route(u32),
+}
+
+impl Away {
+    fn behind(behind: &Behind) -> (Self, u64) {
+        (Self::Route(behind.route), u64::from(behind.members))
+    }
+
+    fn routes(places: &Places<Self>) -> Places<u32> {
+        let route = |(away, members): &(Self, u64)| match away {
+            Self::Route(route) => Some((*route, *members)),
+            Self::Shard(_) => None,
+        };
+        places.iter().filter_map(route).collect()
+    }
+
+    fn shards(places: &Places<Self>) -> Places<ShardId> {
+        let shard = |(away, members): &(Self, u64)| match away {
+            Self::Shard(shard) => Some((*shard, *members)),
+            Self::Route(_) => None,
+        };
+        places.iter().filter_map(shard).collect()
+    }
 }
 
 /// How a run gets into an outbox.

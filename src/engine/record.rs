@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::interest::Side;
 use super::message_trace::{STEP_BYTES, Step, Ticket};
-use super::{AccountId, ConnId, ShardId, ShardSet};
+use super::{AccountId, ConnId, Origin, ShardId, ShardSet};
 
 /// One message from a shard to another.
 #[derive(Debug)]
@@ -52,6 +52,8 @@ pub struct RunRecord {
     pub(super) arrived: u64,
     /// It came from another server: it goes to clients only.
     pub(super) routed: bool,
+    /// Of a run that named queue groups there: whose message it is.
+    pub(super) origin: Option<Origin>,
     /// The operations as the client or the other server sent them.
     pub(super) wire: Bytes,
     /// It answers requests of the receiving shard, which knows where it goes.

@@ -28,29 +28,30 @@ pub(super) struct RoutePick {
     pub(super) at: u32,
 }
 
-impl QueueTargets {
-    /// Members on servers that own routes lead to.
-    pub(super) fn behind_routes(&self) -> u64 {
-        self.routes.iter().map(|(_, members)| u64::from(*members)).sum()
-    }
+/// Places where members of a queue group are: routes or shards, and how many are there.
+pub(super) type Places<T> = SmallVec<[(T, u64); 4]>;
+
+/// How many those are.
+pub(super) fn members<T>(places: &Places<T>) -> u64 {
+    places.iter().map(|(_, members)| members).sum()
 }
 
-/// One of `routes`, at random by the members behind it; there is at least one.
-pub(super) fn draw_route(rng: &mut fastrand::Rng, routes: &[(u32, u32)]) -> u32 {
-    let all = routes.iter().map(|(_, members)| u64::from(*members)).sum::<u64>();
-    let mut pick = rng.u64(..all.max(1));
-    for (route, members) in routes {
-        match pick.checked_sub(u64::from(*members)) {
+/// One of the places, at random by their members; none if there are none.
+pub(super) fn draw<T: Copy>(rng: &mut fastrand::Rng, places: &Places<T>) -> Option<T> {
+    let all = members(places);
+    let mut pick = (all > 0).then(|| rng.u64(..all))?;
+    for (place, members) in places {
+        match pick.checked_sub(*members) {
             Some(rest) => pick = rest,
-            None => return *route,
+            None => return Some(*place),
         }
     }
-    unreachable!("the pick is less than the sum")
+    None
 }
 
 impl Engine {
     /// Sends the run over the own routes in `plain`, and of those in `picks` what was picked: one
-    /// copy of each message for each route. False if there are none.
+    /// copy of each message for each route. False if none of them takes it.
     pub(super) fn deliver_to_routes(
         &mut self,
         source: Source,
@@ -75,6 +76,7 @@ impl Engine {
         let picked = picks.chunk_by(|one, other| one.route == other.route);
         let picked_only = picked.clone().map(|mine| mine[0].route);
         let picked_only = picked_only.filter(|route| !plain.contains(route));
+        let mut reached = false;
         for slot in plain.iter().copied().chain(picked_only) {
             let mine = picked.clone().find(|mine| mine[0].route == slot).unwrap_or_default();
             let is_plain = plain.contains(&slot);
@@ -83,6 +85,7 @@ impl Engine {
                 let member = Member { conn: slot, sub: 0 };
                 self.observe(member, &mut backlog);
                 members.push(member);
+                reached = true;
             }
         }
         shared
@@ -93,7 +96,7 @@ impl Engine {
         if backlog.behind * 2 > backlog.members {
             self.wait_for(source, members.iter(), backlog.level_bytes);
         }
-        true
+        reached
     }
 
     /// Sends over one route what it is to get.

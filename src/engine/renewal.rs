@@ -51,21 +51,19 @@ impl Engine {
 
     /// Sets how many members count of what peers want of accounts of which `of` says so.
     fn set_wishes(&mut self, of: impl Fn(&str) -> bool, members: u32) {
-        type Wanted = (ConnId, AccountId, Vec<u8>, Option<Vec<u8>>);
-        let mut wanted: Vec<Wanted> = Vec::new();
+        let mut wanted: Vec<(ConnId, AccountId, bool, Vec<u8>)> = Vec::new();
         for id in &self.cluster.routes {
             let route = self.conns.get(*id).and_then(|conn| conn.route.as_ref());
             for (wish, name) in route.into_iter().flat_map(|route| route.wishes()) {
                 if std::str::from_utf8(name).is_ok_and(&of)
                     && let Some(account) = self.accounts.find(name)
                 {
-                    let queue = wish.queue.map(<[u8]>::to_vec);
-                    wanted.push((*id, account, wish.subject.to_vec(), queue));
+                    wanted.push((*id, account, wish.origin.is_some(), wish.key.to_vec()));
                 }
             }
         }
-        for (id, account, subject, queue) in wanted {
-            self.set_wish(id, account, &subject, queue.as_deref(), members);
+        for (id, account, of_leaves, key) in wanted {
+            self.set_known_wish((id, account), (of_leaves, &key), members);
         }
     }
 

@@ -11,7 +11,6 @@
 mod review;
 mod wishes;
 
-use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -22,13 +21,16 @@ use super::run::Run;
 use super::settings::RouteSettings;
 use super::timers::NEVER;
 use super::transport::Transport;
-use super::{AccountId, ConnId, Engine, Peer, Reason};
+use super::{AccountId, ConnId, Engine, Origin, Peer, Reason};
 use crate::cluster::names::{self, Agreement};
 use crate::cluster::{ClientUrls, Part};
 use crate::config::Secret;
 use crate::proto::ProtoError;
 use crate::proto::encode;
-use crate::proto::route::{self as wire, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish};
+use crate::proto::route::{
+    self as wire, Accounts, Form, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish,
+};
+use wishes::Wishes;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
 const FIRST_PING_NS: u64 = 1_000_000_000;
@@ -38,6 +40,8 @@ const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Monitoring is shown no more of what a peer wants.
 const WISHES_SHOWN_MAX: usize = 4096;
+/// So much may a peer say of what it wants before it says who it is.
+const EARLY_BYTES_MAX: usize = 64 * 1024;
 /// How a server says that it will not have a route for one account alone with this one.
 const NO_DEDICATED: &str = "Not possible to have a dedicated route";
 
@@ -127,9 +131,10 @@ pub(super) struct Route {
     /// The peer takes HMSG.
     pub(super) headers: bool,
     peer: RouteInfo,
-    /// Everything the peer wants, by what it wrote.
-    wishes: HashSet<Box<[u8]>, ahash::RandomState>,
-    wishes_bytes: usize,
+    /// Everything the peer wants.
+    pub(super) wishes: Wishes,
+    /// Lines in which it said so before it said who it is.
+    early: Vec<u8>,
     /// With more than this unsent it is a slow consumer.
     pub(super) pending_bytes_max: usize,
 }
@@ -137,8 +142,7 @@ pub(super) struct Route {
 impl Route {
     /// Everything the peer wants, each with the account that it is about.
     pub(super) fn wishes(&self) -> impl Iterator<Item = (Wish<'_>, &[u8])> {
-        let wishes = self.wishes.iter().filter_map(|key| wire::wish(key, self.accounts()));
-        wishes.map(|wish| match &self.part {
+        self.wishes.iter(self.form()).map(|wish| match &self.part {
             Part::Account(name) => (wish, name.as_bytes()),
             _ => (wish, wish.account),
         })
@@ -159,8 +163,32 @@ impl Route {
         matches!(self.part, Part::Account(_))
     }
 
-    fn accounts(&self) -> wire::Accounts {
-        if self.is_dedicated() { wire::Accounts::Unnamed } else { wire::Accounts::Named }
+    /// How its peer writes.
+    fn form(&self) -> Form {
+        let accounts = if self.is_dedicated() { Accounts::Unnamed } else { Accounts::Named };
+        Form { accounts, origins: self.peer.lnocu || self.peer.ln }
+    }
+
+    /// What the peer wanted before it said who it is, as it would say so now. Then it cannot have
+    /// left out the account that the route is for.
+    fn take_early(&mut self) -> Vec<u8> {
+        let early = std::mem::take(&mut self.early);
+        let Part::Account(name) = &self.part else { return early };
+        let (mut lines, mut rest) = (Vec::new(), &early[..]);
+        let form = Form { accounts: Accounts::Named, ..self.form() };
+        while let Ok(RouteParsed::Op { op, used }) = wire::parse(rest, 0, form) {
+            rest = &rest[used..];
+            match op {
+                RouteOp::Interest(wish, members) if wish.account == name.as_bytes() => {
+                    wire::interest(&mut lines, b"", wish.subject, wish.queue.zip(members));
+                }
+                RouteOp::NoInterest(wish) if wish.account == name.as_bytes() => {
+                    wire::no_interest(&mut lines, b"", wish.subject, wish.queue);
+                }
+                _ => {}
+            }
+        }
+        lines
     }
 
     /// What of the protocol the peer knows.
@@ -172,6 +200,17 @@ impl Route {
     pub(super) fn peer_names(&self) -> (u64, &str) {
         (self.rid, &self.peer.server_name)
     }
+}
+
+/// What a message says of itself besides its subject: its origin, its account, and the queue groups
+/// to be served.
+type Head<'a> = (Option<&'a [u8]>, &'a [u8], &'a [u8]);
+
+/// A wish as monitoring shows it.
+fn shown_wish(wish: Wish<'_>) -> Box<[u8]> {
+    let words = [Some(wish.account), Some(wish.subject), wish.queue];
+    let words: Vec<&[u8]> = words.into_iter().flatten().filter(|word| !word.is_empty()).collect();
+    words.join(&b' ').into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,8 +276,8 @@ impl Engine {
             offered: None,
             headers: false,
             peer: RouteInfo::default(),
-            wishes: HashSet::with_hasher(self.hasher.clone()),
-            wishes_bytes: 0,
+            wishes: Wishes::new(&self.hasher),
+            early: Vec::new(),
             pending_bytes_max: self.settings.limits.pending_bytes_max,
         };
         conn.route = Some(Box::new(route));
@@ -348,10 +387,20 @@ impl Engine {
             return; // It was heard before.
         }
         conn.need_bytes = 0;
-        let rest = std::mem::take(&mut conn.partial);
+        let early = conn.route.as_mut().map(|route| route.take_early()).unwrap_or_default();
+        let rest = [early, std::mem::take(&mut conn.partial)].concat();
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
         self.resume_unpacking(id);
+    }
+
+    /// The peer of a route has to answer now: whether it has taken the route is the question.
+    pub fn ask_route(&mut self, rid: u64) {
+        let Some(id) = self.find_route(rid) else { return };
+        if let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) {
+            conn.timing.ping_due = self.now;
+            self.rearm(id);
+        }
     }
 
     /// A route is not needed, for this reason.
@@ -404,7 +453,7 @@ impl Engine {
                     Part::Account(name) => Some(name.clone()),
                     _ => None,
                 },
-                wishes: route.wishes.iter().take(shown).cloned().collect(),
+                wishes: route.wishes.iter(route.form()).take(shown).map(shown_wish).collect(),
             })
         };
         conns.filter_map(snapshot).collect()
@@ -429,23 +478,26 @@ impl Engine {
         let mut at = 0;
         let mut need_bytes = 0;
         let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else { return 0 };
-        let accounts = route.accounts();
+        let form = route.form();
         // What the messages of a run have in common besides their subject.
-        let mut head: (&[u8], &[u8]) = (b"", b"");
+        let mut head = Head::default();
         while at < bytes.len() {
-            match wire::parse(&bytes[at..], payload_bytes_max, accounts) {
-                Ok(RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }) => {
-                    if head != (account, queues) || !run.continues_with(&publish) {
+            match wire::parse(&bytes[at..], payload_bytes_max, form) {
+                Ok(RouteParsed::Op {
+                    op: RouteOp::Message { origin, account, queues, publish },
+                    used,
+                }) => {
+                    if head != (origin, account, queues) || !run.continues_with(&publish) {
                         self.flush_routed(id, head, run);
-                        head = (account, queues);
+                        head = (origin, account, queues);
                     }
-                    run.push_routed(publish, &bytes[at..at + used], accounts);
+                    run.push_routed(publish, &bytes[at..at + used], form.accounts);
                     at += used;
                 }
                 Ok(RouteParsed::Op { op, used }) => {
                     self.flush_routed(id, head, run);
+                    self.on_route_operation(id, &op, &bytes[at..at + used]);
                     at += used;
-                    self.on_route_operation(id, &op);
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
                         return bytes.len();
                     };
@@ -473,14 +525,18 @@ impl Engine {
         at
     }
 
-    fn flush_routed(&mut self, id: ConnId, (account, queues): (&[u8], &[u8]), run: &mut Run<'_>) {
+    fn flush_routed(&mut self, id: ConnId, (origin, account, queues): Head<'_>, run: &mut Run<'_>) {
         if run.is_empty() {
             return;
         }
-        if self.is_early(id) {
-            self.refuse_route(id, "Authorization Violation");
-        } else if let Some(account) = self.account_of(id, account) {
-            self.publish_routed(id, account, queues, run);
+        match self.stage_of(id) {
+            Stage::Connect | Stage::Info => self.refuse_route(id, "Authorization Violation"),
+            Stage::Registered => {
+                if let Some(account) = self.account_of(id, account) {
+                    self.publish_routed(id, account, (Origin::of(origin), queues), run);
+                }
+            }
+            Stage::Ended => {}
         }
         run.clear();
     }
@@ -496,12 +552,6 @@ impl Engine {
     fn stage_of(&self, id: ConnId) -> Stage {
         let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
         route.map_or(Stage::Ended, |route| route.stage)
-    }
-
-    /// Whether nobody has agreed to this route yet. What a peer says then is held back by then, if
-    /// it keeps to the protocol: it speaks of subjects behind INFO.
-    fn is_early(&self, id: ConnId) -> bool {
-        matches!(self.stage_of(id), Stage::Connect | Stage::Info)
     }
 
     fn on_route_violation(&mut self, id: ConnId, error: &ProtoError) {
@@ -527,8 +577,11 @@ impl Engine {
         self.fail(id, Some(error), Reason::Protocol("Route Refused"));
     }
 
-    fn on_route_operation(&mut self, id: ConnId, op: &RouteOp<'_>) {
+    /// Handles an operation, which was written so.
+    fn on_route_operation(&mut self, id: ConnId, op: &RouteOp<'_>, line: &[u8]) {
         match *op {
+            // What came before it may have ended the connection.
+            _ if self.stage_of(id) == Stage::Ended => {}
             RouteOp::Connect(json) => self.on_route_connect(id, json),
             _ if self.stage_of(id) == Stage::Connect => {
                 self.refuse_route(id, "Authorization Violation");
@@ -536,8 +589,8 @@ impl Engine {
             RouteOp::Info(json) => self.on_route_info(id, json),
             RouteOp::Ping => self.confirm(id, encode::pong),
             RouteOp::Pong => self.on_route_pong(id),
-            RouteOp::Interest(..) | RouteOp::NoInterest(..) if self.is_early(id) => {
-                self.refuse_route(id, "Authorization Violation");
+            RouteOp::Interest(..) | RouteOp::NoInterest(..) if self.stage_of(id) == Stage::Info => {
+                self.on_early_wish(id, line);
             }
             RouteOp::Interest(wish, members) => self.on_wish(id, &wish, members),
             RouteOp::NoInterest(wish) => self.on_wish_end(id, &wish),
@@ -545,6 +598,16 @@ impl Engine {
             RouteOp::Message { .. } => unreachable!("messages are gathered into runs"),
         }
         self.settle_deliveries();
+    }
+
+    /// A peer says what it wants before it says who it is: that waits until it may stay.
+    fn on_early_wish(&mut self, id: ConnId, line: &[u8]) {
+        let route = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut());
+        let Some(route) = route else { return };
+        if route.early.len() + line.len() > EARLY_BYTES_MAX {
+            return self.refuse_route(id, "Authorization Violation");
+        }
+        route.early.extend_from_slice(line);
     }
 
     fn on_route_pong(&mut self, id: ConnId) {
@@ -565,6 +628,11 @@ impl Engine {
         };
         if !connect.lang.is_empty() {
             return self.refuse_route(id, "attempted to connect to route port");
+        }
+        if connect.cluster == wire::NO_CLUSTER {
+            let name = encode::go_quoted(connect.cluster.as_bytes());
+            let error = format!("Rejecting connection, cluster name {name} is reserved");
+            return self.refuse_route(id, &error);
         }
         if !connect.gateway.is_empty() {
             let gateway = encode::go_quoted(connect.gateway.as_bytes());
@@ -595,6 +663,8 @@ impl Engine {
         if let Some(conn) = self.conns.get_mut(id)
             && let Some(route) = &mut conn.route
         {
+            (route.peer.lnocu, route.peer.ln) = (false, connect.ln);
+            conn.connect.echo = connect.echo;
             route.login = Some((connect.user, Secret::new(connect.pass)));
             route.stage = Stage::Info;
             conn.timing.auth_due = due;
@@ -669,6 +739,8 @@ impl Engine {
         } else if !is_dialed && info.server_name == own.server_name {
             tracing::error!("{label} - Remote server has a duplicate name: {:?}", info.server_name);
             "Duplicate Server Name"
+        } else if info.cluster == wire::NO_CLUSTER {
+            "Cluster Name Conflict"
         } else if !info.cluster.is_empty()
             && !self.agree_on_name(id, &info.cluster, info.cluster_dynamic)
         {
@@ -689,6 +761,8 @@ impl Engine {
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
         let ip = conn.peer.ip.clone();
+        // Who has dialled has said so in CONNECT; who was dialled says nothing, and ours want none.
+        conn.connect.echo &= !info.shardcast;
         if let Some(route) = &mut conn.route {
             route.headers = info.headers && self.settings.headers;
             route.peer = info.clone();
@@ -704,21 +778,17 @@ impl Engine {
         let (account, index) = (&info.route_account, info.route_pool_idx);
         let size = pooling.size_with(info.route_pool_size);
         if !account.is_empty() {
-            if size > 0 && pooling.is_dedicated(account) {
-                return None;
-            }
             let name = encode::go_quoted(account.as_bytes());
-            return Some(match (pooling.size(), self.accounts.find(account.as_bytes())) {
-                (0, _) => format!("{NO_DEDICATED} for account {name} between those servers"),
-                (_, None) => format!("Unable to lookup account {name}: account missing"),
-                (_, Some(_)) => format!("No route for account {name}"),
-            });
+            return match (self.accounts.find(account.as_bytes()), size) {
+                (None, _) => Some(format!("Unable to lookup account {name}: account missing")),
+                (_, 0) => Some(format!("{NO_DEDICATED} for account {name} between those servers")),
+                _ if pooling.is_dedicated(account) => None,
+                _ => Some(format!("No route for account {name}")),
+            };
         }
         match u16::try_from(index) {
-            Ok(0) => None,
-            _ if size == 0 => {
-                Some(format!("Route pool index should not be set but is set to {index}"))
-            }
+            // Without a pool there are no places in it.
+            _ if size == 0 => None,
             Ok(at) if at < size => None,
             _ => Some(format!("Invalid route pool index: {index} - pool size is {size}")),
         }
@@ -767,6 +837,8 @@ impl Engine {
             name: self.settings.route.info.server_id.clone(),
             cluster: self.cluster.name.clone().unwrap_or_default(),
             dynamic: self.cluster.is_dynamic,
+            lnoc: true,
+            ln: true,
             ..RouteConnect::default()
         }
     }

@@ -290,10 +290,11 @@ pub(super) fn parse_run<'a>(wire: &'a [u8], run: &mut Run<'a>) -> usize {
         headers: true,
     };
     let mut rest = wire;
-    // RMSG and HMSG, as another server has sent them; clients send PUB and HPUB.
+    // RMSG, HMSG and LMSG, as another server has sent them; clients send PUB and HPUB.
     if matches!(wire, [b'R' | b'r', ..] | [_, b'M' | b'm', ..]) {
+        let form = route::Form { accounts: route::Accounts::Named, origins: true };
         while let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) =
-            route::parse(rest, usize::MAX, route::Accounts::Named)
+            route::parse(rest, usize::MAX, form)
         {
             run.push_routed(publish, &rest[..used], route::Accounts::Named);
             rest = &rest[used..];

@@ -287,7 +287,7 @@ impl Engine {
     /// says first what it can; `host` is whom its certificate has to be for.
     pub(super) fn begin_route_secure(&mut self, id: ConnId, host: Option<&str>) -> bool {
         let Some(conn) = self.conns.get_mut(id) else { return false };
-        let Some(MutualTls { tls, client }) = &self.settings.route.tls else { return true };
+        let Some(MutualTls { tls, client, .. }) = &self.settings.route.tls else { return true };
         conn.timing.auth_due = self.now.saturating_add(ms_to_ns(tls.timeout_ms));
         conn.secure = Some(Secure::new(Stage::Expected));
         let Some(host) = host else { return false };

@@ -4,7 +4,7 @@
 
 use super::interest::Side;
 use super::*;
-use crate::cluster::ClientUrls;
+use crate::cluster::{ClientUrls, Part};
 use crate::config::Options;
 use crate::config::{Account, Destination, Mapping};
 
@@ -54,6 +54,59 @@ fn very_many_subscriptions_of_one_who_leaves_go_in_pieces() {
     assert_eq!(engine.stats().out_msgs, 0, "nothing is delivered to who has left");
     engine.on_closed(ids[0]);
     assert_eq!(engine.open_conns(), 1);
+}
+
+#[test]
+fn what_a_peer_wants_that_leaves_goes_in_pieces_and_counts_no_more() {
+    const WISHES: usize = 10_000;
+    const ASKED: usize = 50;
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
+    engine.name_cluster("C", false);
+    let route = ConnId { slot: 7, generation: 0 };
+    let peer = Peer { cid: 7, ip: "".into(), port: 1 };
+    engine.open_route(route, peer, NewRoute { rid: 7, dialed: None, host: String::new() });
+    engine.on_bytes(route, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+    engine.on_bytes(route, b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"ln\":true}\r\n");
+    engine.register_route(7, Part::All);
+    engine.tick();
+    let before = engine.filters();
+    let wishes: String = (0..WISHES / 2)
+        .map(|at| format!("RS+ $G a.{at}\r\nLS+ leaves $G b.{at} q 3\r\n"))
+        .collect();
+    engine.on_bytes(route, wishes.as_bytes());
+    engine.on_bytes(
+        ids[0],
+        b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n",
+    );
+    engine.on_bytes(ids[0], b"SUB re 1\r\n");
+    assert_eq!(engine.filters() - before, WISHES + 1);
+    out(&mut engine, route);
+    out(&mut engine, ids[0]);
+    engine.on_ended(route, true);
+    let mut left = vec![engine.filters() - before - 1];
+    let is_closed = |engine: &mut Engine| {
+        let closes = |action| matches!(action, Action::Close { conn, .. } if conn == route);
+        std::iter::from_fn(|| engine.next_action()).any(closes)
+    };
+    while !is_closed(&mut engine) {
+        assert!(engine.next_deadline().is_some_and(|due| due <= engine.now), "nobody sleeps");
+        // Whoever asks is told at once that nobody is there.
+        for at in (0..WISHES / 2).step_by(WISHES / 2 / ASKED) {
+            engine.on_bytes(
+                ids[0],
+                format!("PUB a.{at} re 0\r\n\r\nPUB b.{at} re 0\r\n\r\n").as_bytes(),
+            );
+        }
+        let answers = out(&mut engine, ids[0]);
+        assert_eq!(answers.matches("NATS/1.0 503").count(), 2 * ASKED);
+        engine.tick();
+        engine.end_turn();
+        left.push(engine.filters() - before - 1);
+    }
+    let pieces: Vec<usize> = left.windows(2).map(|pair| pair[0] - pair[1]).collect();
+    assert!(pieces.iter().all(|piece| (1..=512).contains(piece)), "{left:?}");
+    assert_eq!(left.last(), Some(&0));
+    engine.on_closed(route);
 }
 
 /// With a look at all groups for each of them it would take minutes.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::encode::append;
-use super::parse::{self, Kind, Line, bad_arguments, parse_number, trim};
+use super::parse::{self, Line, bad_arguments, parse_number, trim};
 use super::{Header, Limits, Parsed, ProtoError, Publish};
 
 /// Bytes in the arguments of one operation.
@@ -25,12 +25,14 @@ pub enum RouteOp<'a> {
     Ping,
     /// PONG: answers a PING of ours.
     Pong,
-    /// RS+: the peer's clients want messages.
+    /// RS+ or LS+: the peer's clients, or leaf nodes behind it, want messages.
     Interest(Wish<'a>, Option<u32>),
-    /// RS-: they want them no more.
+    /// RS- or LS-: they want them no more.
     NoInterest(Wish<'a>),
-    /// RMSG or HMSG.
+    /// RMSG, HMSG or LMSG.
     Message {
+        /// The cluster of leaf nodes that it comes from, if it comes from one.
+        origin: Option<&'a [u8]>,
         /// The account's name; empty where it goes without saying.
         account: &'a [u8],
         /// The names of the queue groups that are to be served, with blanks between them.
@@ -42,11 +44,15 @@ pub enum RouteOp<'a> {
     Nothing,
 }
 
-/// What RS+ and RS- speak of.
+/// What RS+ and RS-, LS+ and LS- speak of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish<'a> {
-    /// `[<account>] <subject> [<queue>]` as it was written: equal texts are equal wishes.
+    /// `[<origin>] [<account>] <subject> [<queue>]` as it was written: of wishes with an origin,
+    /// and of those without, equal texts are equal wishes.
     pub key: &'a [u8],
+    /// The cluster of the leaf nodes whose wish it is, if it is theirs: [`NO_CLUSTER`] for those
+    /// without one, and empty where the peer does not name it.
+    pub origin: Option<&'a [u8]>,
     /// The account's name; empty where it goes without saying.
     pub account: &'a [u8],
     /// The filter, unchecked.
@@ -72,13 +78,38 @@ pub enum RouteParsed<'a> {
     },
 }
 
-const RMSG: &[u8] = b"RMSG";
-const HMSG: &[u8] = b"HMSG";
-const RS_PLUS: &[u8] = b"RS+";
-const RS_MINUS: &[u8] = b"RS-";
-const INFO: &[u8] = b"INFO";
-/// What is read otherwise than from clients, likely ones first.
-const NAMES: [&[u8]; 5] = [RMSG, HMSG, RS_PLUS, RS_MINUS, INFO];
+/// What stands for the cluster of leaf nodes that are in none; no cluster may be called so.
+pub const NO_CLUSTER: &str = "_";
+
+/// Operations that are read otherwise than from clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Message(Kind),
+    Interest { of_leaves: bool },
+    NoInterest { of_leaves: bool },
+    Info,
+}
+
+/// How a message says where it comes from, and whether it has a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    WithHeader,
+    /// With an origin, and always the size of a header, which may be 0.
+    OfLeaf,
+}
+
+/// Likely ones first.
+const NAMES: [(&[u8], Name); 8] = [
+    (b"RMSG", Name::Message(Kind::Plain)),
+    (b"HMSG", Name::Message(Kind::WithHeader)),
+    (b"RS+", Name::Interest { of_leaves: false }),
+    (b"RS-", Name::NoInterest { of_leaves: false }),
+    (b"LMSG", Name::Message(Kind::OfLeaf)),
+    (b"LS+", Name::Interest { of_leaves: true }),
+    (b"LS-", Name::NoInterest { of_leaves: true }),
+    (b"INFO", Name::Info),
+];
 
 /// Whether the operations of a connection name the account that they are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +120,16 @@ pub enum Accounts {
     Unnamed,
 }
 
+/// How a peer writes its lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// Whether they name accounts.
+    pub accounts: Accounts,
+    /// Whether LS- names the cluster that LS+ has named. Where it does not, that is no part of what
+    /// a wish is known by.
+    pub origins: bool,
+}
+
 /// Reads the first operation of `input`. No message may be larger than `payload_bytes_max`.
 ///
 /// # Errors
@@ -97,7 +138,7 @@ pub enum Accounts {
 pub fn parse(
     input: &[u8],
     payload_bytes_max: usize,
-    accounts: Accounts,
+    form: Form,
 ) -> Result<RouteParsed<'_>, ProtoError> {
     // What is read again, without a limit, may be longer than it came by the name of its account.
     let control_line_bytes_max =
@@ -105,18 +146,22 @@ pub fn parse(
     let limits = Limits { control_line_bytes_max, payload_bytes_max, headers: true };
     let starts_with =
         |name: &[u8]| input.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
-    let Some(name) = NAMES.into_iter().find(|name| starts_with(name)) else {
+    let Some((text, name)) = NAMES.into_iter().find(|(text, _)| starts_with(text)) else {
         return parse_common(input, &limits);
     };
-    let kind = if name == INFO { Kind::Info } else { Kind::Pub };
-    let Some(line) = parse::find_line(input, kind, name.len(), &limits)? else {
+    let kind = if name == Name::Info { parse::Kind::Info } else { parse::Kind::Pub };
+    let Some(line) = parse::find_line(input, kind, text.len(), &limits)? else {
         return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
     };
     let op = match name {
-        RS_PLUS => parse_interest(line.args, accounts)?,
-        RS_MINUS => parse_no_interest(line.args, accounts)?,
-        INFO => RouteOp::Info(trim(line.args)),
-        _ => return parse_message(input, &line, (name == HMSG, accounts), &limits),
+        Name::Message(kind) => return parse_message(input, &line, (kind, form), &limits),
+        Name::Interest { of_leaves } => parse_interest(line.args, of_leaves, form)?,
+        Name::NoInterest { of_leaves } => {
+            let wish = parse_wish(line.args, of_leaves, form);
+            let bad = || bad_arguments("processRemoteUnsub Parse Error", line.args);
+            RouteOp::NoInterest(wish.ok_or_else(bad)?)
+        }
+        Name::Info => RouteOp::Info(trim(line.args)),
     };
     Ok(RouteParsed::Op { op, used: line.used })
 }
@@ -124,8 +169,8 @@ pub fn parse(
 /// What clients send, too; not all of it makes sense here.
 fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>, ProtoError> {
     let is_start =
-        |name: &&[u8]| input.len() < name.len() && name[..input.len()].eq_ignore_ascii_case(input);
-    if NAMES.iter().any(is_start) {
+        |name: &[u8]| input.len() < name.len() && name[..input.len()].eq_ignore_ascii_case(input);
+    if NAMES.iter().any(|(text, _)| is_start(text)) {
         return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
     }
     match parse::parse(input, limits)? {
@@ -145,55 +190,89 @@ fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>,
     }
 }
 
+/// The arguments of a line one by one.
 type Words<'a> = SmallVec<[&'a [u8]; 8]>;
 
-/// The arguments one by one, an account always first.
-fn words(args: &[u8], accounts: Accounts) -> Words<'_> {
-    let unnamed = (accounts == Accounts::Unnamed).then_some(&args[..0]);
-    let words = args.split(parse::is_blank).filter(|word| !word.is_empty());
-    unnamed.into_iter().chain(words).collect()
+fn words(args: &[u8]) -> Words<'_> {
+    args.split(parse::is_blank).filter(|word| !word.is_empty()).collect()
 }
 
-fn parse_interest(args: &[u8], accounts: Accounts) -> Result<RouteOp<'_>, ProtoError> {
-    match *words(args, accounts).as_slice() {
-        [account, subject] => {
-            Ok(RouteOp::Interest(Wish { key: args, account, subject, queue: None }, None))
-        }
-        [account, subject, queue, weight] => {
-            let key = trim(&args[..args.len() - weight.len()]);
-            // What is no number of members is none, as for nats-server.
-            let members = parse_number(weight).unwrap_or(0);
-            let members = u32::try_from(members).unwrap_or(u32::MAX);
-            let wish = Wish { key, account, subject, queue: Some(queue) };
-            Ok(RouteOp::Interest(wish, Some(members)))
-        }
-        _ => Err(bad_arguments("processRemoteSub Parse Error", args)),
+/// Where a word of a line begins.
+fn place(args: &[u8], word: &[u8]) -> usize {
+    word.as_ptr() as usize - args.as_ptr() as usize
+}
+
+/// Takes the account's name off, which is empty where the lines have none.
+fn take_account<'a, 'w>(words: &'w [&'a [u8]], accounts: Accounts) -> (&'a [u8], &'w [&'a [u8]]) {
+    match (accounts, words) {
+        (Accounts::Named, [account, rest @ ..]) => (account, rest),
+        _ => (b"", words),
     }
 }
 
-fn parse_no_interest(args: &[u8], accounts: Accounts) -> Result<RouteOp<'_>, ProtoError> {
-    let (account, subject, queue) = match *words(args, accounts).as_slice() {
-        [account, subject] => (account, subject, None),
-        [account, subject, queue] => (account, subject, Some(queue)),
-        _ => return Err(bad_arguments("processRemoteUnsub Parse Error", args)),
+fn parse_interest(args: &[u8], of_leaves: bool, form: Form) -> Result<RouteOp<'_>, ProtoError> {
+    let bad = || bad_arguments("processRemoteSub Parse Error", args);
+    let words = words(args);
+    // The origin comes first, and is part of the key only where LS- names it, too.
+    let (origin, key) = match words.first() {
+        Some(origin) if of_leaves && !form.origins => {
+            (1, trim(&args[place(args, origin) + origin.len()..]))
+        }
+        _ => (0, args),
     };
-    Ok(RouteOp::NoInterest(Wish { key: args, account, subject, queue }))
+    let named = origin + usize::from(of_leaves && form.origins);
+    let fixed = named + usize::from(form.accounts == Accounts::Named) + 1;
+    let weight = match words.len().checked_sub(fixed) {
+        Some(0) => None,
+        Some(2) => words.last(),
+        _ => return Err(bad()),
+    };
+    let key = weight.map_or(key, |weight| trim(&key[..key.len() - weight.len()]));
+    let wish = parse_wish(key, of_leaves, form).ok_or_else(bad)?;
+    // What is no number of members is none, as for nats-server.
+    let members = weight.map(|weight| parse_number(weight).unwrap_or(0));
+    Ok(RouteOp::Interest(wish, members.map(|all| u32::try_from(all).unwrap_or(u32::MAX))))
+}
+
+/// Takes [`Wish::key`] apart, of the peer's clients or of leaf nodes.
+pub fn parse_wish(key: &[u8], of_leaves: bool, form: Form) -> Option<Wish<'_>> {
+    let all = words(key);
+    let (origin, rest) = match (of_leaves, form.origins) {
+        (false, _) => (None, &all[..]),
+        (true, false) => (Some(&key[..0]), &all[..]),
+        (true, true) => {
+            let (origin, rest) = all.split_first()?;
+            (Some(*origin), rest)
+        }
+    };
+    let (account, rest) = take_account(rest, form.accounts);
+    let (subject, queue) = match *rest {
+        [subject] => (subject, None),
+        [subject, queue] => (subject, Some(queue)),
+        _ => return None,
+    };
+    Some(Wish { key, origin, account, subject, queue })
 }
 
 fn parse_message<'a>(
     input: &'a [u8],
     line: &Line<'a>,
-    (has_header, accounts): (bool, Accounts),
+    (kind, form): (Kind, Form),
     limits: &Limits,
 ) -> Result<RouteParsed<'a>, ProtoError> {
     let bad = |problem| bad_arguments(problem, line.args);
-    let words = words(line.args, accounts);
-    let sizes = if has_header { 2 } else { 1 };
-    if words.len() < 2 + sizes {
+    let all = words(line.args);
+    let sizes = if kind == Kind::Plain { 1 } else { 2 };
+    let head = all.len().checked_sub(sizes).and_then(|len| all.split_at_checked(len));
+    let (head, sizes) = head.ok_or_else(|| bad("processRoutedMsgArgs Parse Error"))?;
+    let (origin, head) = match head {
+        [origin, rest @ ..] if kind == Kind::OfLeaf => (Some(*origin), rest),
+        _ => (None, head),
+    };
+    let (account, head) = take_account(head, form.accounts);
+    let [subject, rest @ ..] = head else {
         return Err(bad("processRoutedMsgArgs Parse Error"));
-    }
-    let (head, sizes) = words.split_at(words.len() - sizes);
-    let [account, subject, rest @ ..] = head else { unreachable!("there are at least two") };
+    };
     let (reply, groups) = match rest {
         [] => (None, &[][..]),
         [reply] => (Some(*reply), &[][..]),
@@ -205,7 +284,7 @@ fn parse_message<'a>(
     let size =
         parse_number(size_text).ok_or_else(|| bad("processRoutedMsgArgs Bad or Missing Size"))?;
     let mut header = None;
-    if has_header {
+    if kind != Kind::Plain {
         let len = parse_number(sizes[0])
             .ok_or_else(|| bad("processRoutedHeaderMsgArgs Bad or Missing Header Size"))?;
         if len > size {
@@ -214,25 +293,18 @@ fn parse_message<'a>(
         header = (len > 0).then_some(Header { len, text: sizes[0] });
     }
     let publish = Publish { subject, reply, header, size_text, payload: b"", tail: None };
-    // What only servers understand is not passed on.
-    let is_plain = rest.len() == usize::from(reply.is_some()) && groups.is_empty();
-    let is_plain = is_plain && header.is_some() == has_header;
-    let named = usize::from(accounts == Accounts::Unnamed);
-    let is_passed_on = is_plain && parse::is_canonical(line, &words[named..]);
-    let before = account.len() + blank(account).len();
-    let tail_start = is_passed_on.then(|| before + subject.len() + 1);
+    // A receiver is told of neither a mark before the reply, nor queue groups, nor a size of 0.
+    let is_plain = rest.len() <= 1 && header.is_some() == (kind != Kind::Plain);
+    let is_passed_on = is_plain && parse::is_canonical(line, &all);
+    let tail_start = is_passed_on.then(|| place(line.args, subject) + subject.len() + 1);
     let queues = match groups {
         [] => &[][..],
-        [first, ..] => {
-            let at = first.as_ptr() as usize - line.args.as_ptr() as usize;
-            let end = sizes[0].as_ptr() as usize - line.args.as_ptr() as usize;
-            trim(&line.args[at..end])
-        }
+        [first, ..] => trim(&line.args[place(line.args, first)..place(line.args, sizes[0])]),
     };
     let parsed = parse::parse_payload(input, line, publish, tail_start, size, limits)?;
     Ok(match parsed {
         Parsed::Op { op: super::Op::Pub(publish), used } => {
-            RouteParsed::Op { op: RouteOp::Message { account, queues, publish }, used }
+            RouteParsed::Op { op: RouteOp::Message { origin, account, queues, publish }, used }
         }
         Parsed::Op { .. } => unreachable!("a payload belongs to a message"),
         Parsed::Incomplete { need } => RouteParsed::Incomplete { need },
@@ -263,14 +335,6 @@ pub fn delivered<'a>(message: &Publish<'a>) -> Publish<'a> {
             Publish { subject: &reply[at..], reply: Some(&reply[..at - 1]), tail: None, ..*message }
         }
         None => *message,
-    }
-}
-
-/// Takes [`Wish::key`] apart.
-pub fn wish(key: &[u8], accounts: Accounts) -> Option<Wish<'_>> {
-    match parse_no_interest(key, accounts) {
-        Ok(RouteOp::NoInterest(wish)) => Some(wish),
-        _ => None,
     }
 }
 
@@ -428,10 +492,19 @@ pub struct RouteInfo {
     pub route_pool_size: i32,
     /// Which of them this is; only who dials says so.
     #[serde(skip_serializing_if = "is_default")]
-    pub route_pool_idx: i32,
+    pub route_pool_idx: i64,
     /// Whether and how it compresses.
     #[serde(skip_serializing_if = "is_default")]
     pub compression: String,
+    /// It takes LS+ and LMSG, each with an origin, …
+    #[serde(skip_serializing_if = "is_default")]
+    pub lnoc: bool,
+    /// … LS- with one, …
+    #[serde(skip_serializing_if = "is_default")]
+    pub lnocu: bool,
+    /// … and both of leaf nodes without a cluster.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ln: bool,
     /// What it lets its clients' interest be told of.
     #[serde(skip_serializing_if = "is_default")]
     pub import: Option<Permitted>,
@@ -491,6 +564,10 @@ pub struct RouteConnect {
     /// There only if a gateway has dialled.
     #[serde(skip_serializing_if = "is_default")]
     pub gateway: String,
+    /// As in [`RouteInfo`], which decides.
+    pub lnoc: bool,
+    /// As in [`RouteInfo`], which decides.
+    pub ln: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -499,6 +576,9 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::encode;
     use super::*;
 
     /// Every operation in its usual writing, and some in an unusual one.
@@ -507,13 +587,19 @@ mod tests {
         PING\r\nRS+ $G t.a\r\nRS+ $G t.q  g1 3\r\nrs- $G\tt.a\r\nRS- $G t.q g1\r\nRMSG $G t.a 5\r\n\
         hello\r\nRMSG $G t.a 0\r\n\r\nRMSG $G t.b rep.1 5\r\nhello\r\nRMSG $G t.q | g1 g2 5\r\n\
         hello\r\nRMSG $G t.q + rep.2 g1 g2 5\r\nhello\r\nHMSG $G t.a 12 14\r\nNATS/1.0\r\n\r\nhi\
-        \r\nHMSG $G t.q + rep.3 g1 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPONG\r\n+OK\r\n";
+        \r\nHMSG $G t.q + rep.3 g1 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPONG\r\n+OK\r\n\
+        LS+ leaves $G t.a\r\nls+ _ $G t.q g1 2\r\nLS- leaves $G t.a\r\n\
+        LMSG leaves $G t.a 0 5\r\nhello\r\nlmsg leaves $G t.q + rep.4 g1 12 14\r\nNATS/1.0\r\n\
+        \r\nhi\r\n";
+
+    const NAMED: Form = Form { accounts: Accounts::Named, origins: true };
+    const UNNAMED: Form = Form { accounts: Accounts::Unnamed, origins: true };
 
     /// The operations of `wire`, when only its first `cut` bytes are there at first.
     fn ops(wire: &[u8], cut: usize) -> Vec<String> {
         let (mut ops, mut at, mut end, mut need) = (Vec::new(), 0, cut, 0);
         loop {
-            match parse(&wire[at..end], 1000, Accounts::Named) {
+            match parse(&wire[at..end], 1000, NAMED) {
                 Ok(RouteParsed::Op { op, used }) => {
                     ops.push(format!("{op:?}"));
                     at += used;
@@ -533,13 +619,13 @@ mod tests {
     fn what_has_been_read_can_be_read_again_with_the_name_of_its_account() {
         let subject = "s".repeat(CONTROL_LINE_BYTES_MAX - 2);
         let wire = format!("RMSG {subject} 0\r\n\r\n");
-        let read = parse(wire.as_bytes(), 1024, Accounts::Unnamed);
+        let read = parse(wire.as_bytes(), 1024, UNNAMED);
         let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) = read else {
             panic!("{read:?}")
         };
         let mut again = Vec::new();
         msg(&mut again, b"-", &publish, &[], true);
-        let read = parse(&again, usize::MAX, Accounts::Named);
+        let read = parse(&again, usize::MAX, NAMED);
         let Ok(RouteParsed::Op { used, .. }) = read else { panic!("{read:?}") };
         assert_eq!(used, again.len());
     }
@@ -547,7 +633,7 @@ mod tests {
     #[test]
     fn where_tcp_cuts_a_route_never_matters() {
         let whole = ops(SAMPLE, SAMPLE.len());
-        assert_eq!(whole.len(), 16);
+        assert_eq!(whole.len(), 21);
         for cut in 0..SAMPLE.len() {
             assert_eq!(ops(SAMPLE, cut), whole, "cut at {cut}");
         }
@@ -563,10 +649,10 @@ mod tests {
             b"HMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
             b"HMSG $G a + r g1 g2 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
         ] {
-            let Ok(RouteParsed::Op { op, used }) = parse(wire, 1000, Accounts::Named) else {
+            let Ok(RouteParsed::Op { op, used }) = parse(wire, 1000, NAMED) else {
                 panic!("{wire:?}")
             };
-            let RouteOp::Message { account, queues, publish } = op else { panic!("{op:?}") };
+            let RouteOp::Message { account, queues, publish, .. } = op else { panic!("{op:?}") };
             assert_eq!(used, wire.len());
             let queues: Vec<_> = queue_names(queues).collect();
             let mut out = Vec::new();
@@ -578,12 +664,12 @@ mod tests {
     #[test]
     fn the_mark_of_a_reply_before_groups_reaches_no_client_even_if_there_are_no_groups() {
         let wire = b"RMSG $G a + r 2\r\nhi\r\n";
-        let parsed = parse(wire, 1000, Accounts::Named);
+        let parsed = parse(wire, 1000, NAMED);
         let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) = parsed else {
             panic!("{parsed:?}")
         };
         let mut out = Vec::new();
-        crate::proto::encode::msg(&mut out, &publish, b"1", true);
+        encode::msg(&mut out, &publish, b"1", true);
         assert_eq!(out, b"MSG a 1 r 2\r\nhi\r\n");
     }
 
@@ -595,9 +681,9 @@ mod tests {
             b"RMSG a | g1 g2 2\r\nhi\r\n",
             b"HMSG a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
         ] {
-            let parsed = parse(wire, 1000, Accounts::Unnamed);
+            let parsed = parse(wire, 1000, UNNAMED);
             let Ok(RouteParsed::Op { op, used }) = parsed else { panic!("{parsed:?}") };
-            let RouteOp::Message { account, queues, publish } = op else { panic!("{op:?}") };
+            let RouteOp::Message { account, queues, publish, .. } = op else { panic!("{op:?}") };
             assert_eq!((used, account, publish.subject), (wire.len(), &b""[..], &b"a"[..]));
             let queues: Vec<_> = queue_names(queues).collect();
             let mut out = Vec::new();
@@ -605,15 +691,91 @@ mod tests {
             assert_eq!(out, wire);
         }
         let (mut out, wish) = (Vec::new(), &b"RS+ a q 3\r\n"[..]);
-        let parsed = parse(wish, 1000, Accounts::Unnamed);
+        let parsed = parse(wish, 1000, UNNAMED);
         let Ok(RouteParsed::Op { op, .. }) = parsed else { panic!("{parsed:?}") };
-        let RouteOp::Interest(Wish { account, subject, queue, key }, members) = op else {
+        let RouteOp::Interest(Wish { account, subject, queue, key, .. }, members) = op else {
             panic!("{op:?}")
         };
         assert_eq!((key, members), (&b"a q"[..], Some(3)));
         interest(&mut out, account, subject, queue.zip(members));
         assert_eq!(out, wish);
-        assert!(parse(b"RS+ A a q 3\r\n", 1000, Accounts::Unnamed).is_err());
+        assert!(parse(b"RS+ A a q 3\r\n", 1000, UNNAMED).is_err());
+    }
+
+    /// A line of these words, and what follows it.
+    fn written(name: &str, words: &[&str], size: usize) -> Vec<u8> {
+        let mut wire = format!("{name} {}\r\n", words.join(" ")).into_bytes();
+        wire.extend(std::iter::repeat_n(b'x', size));
+        wire.extend_from_slice(b"\r\n");
+        wire
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        #[test]
+        fn whatever_a_peer_sends_reaches_clients_as_one_line_and_a_payload(
+            name in prop::sample::select(&["RMSG", "HMSG", "LMSG"]),
+            words in prop::collection::vec(
+                prop::sample::select(&["A", "s", "|", "+", "g", "0", "2", "05", "", "\t", "5\r"]),
+                0..8,
+            ),
+            is_named: bool,
+            headers: bool,
+        ) {
+            let form = if is_named { NAMED } else { UNNAMED };
+            for size in [0, 2, 5] {
+                let wire = written(name, &words, size);
+                let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, used }) =
+                    parse(&wire, 1000, form)
+                else {
+                    continue;
+                };
+                prop_assert_eq!(used, wire.len());
+                let mut out = Vec::new();
+                encode::msg(&mut out, &publish, b"sid", headers);
+                let end = out.windows(2).position(|two| two == b"\r\n").expect("a line");
+                let (line, payload) = (&out[..end], &out[end + 2..]);
+                let has_header = publish.header.is_some() && headers;
+                let mut wanted = vec![publish.subject, b"sid"];
+                wanted.insert(0, if has_header { b"HMSG" } else { b"MSG" });
+                wanted.extend(publish.reply);
+                let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+                let sizes = words.len() - wanted.len();
+                prop_assert_eq!(&words[..wanted.len()], &wanted[..]);
+                prop_assert_eq!(sizes, 1 + usize::from(has_header));
+                let number = |word: &[u8]| parse_number(word).expect("a number");
+                let size = number(words[words.len() - 1]);
+                prop_assert!(number(words[wanted.len()]) <= size);
+                prop_assert_eq!(payload.len(), size + 2);
+            }
+        }
+    }
+
+    #[test]
+    fn interest_of_leaf_nodes_is_known_by_whose_it_is_where_the_peer_names_that() {
+        let of_old = Form { origins: false, ..NAMED };
+        let key = |wire: &'static [u8], form| match parse(wire, 0, form) {
+            Ok(RouteParsed::Op { op: RouteOp::Interest(wish, _), .. })
+            | Ok(RouteParsed::Op { op: RouteOp::NoInterest(wish), .. }) => {
+                assert_eq!((wish.account, wish.subject), (&b"A"[..], &b"s"[..]));
+                (wish.key, wish.origin, wish.queue)
+            }
+            other => panic!("{other:?}"),
+        };
+        let own = (&b"A s"[..], None, None);
+        let theirs = (&b"o A s"[..], Some(&b"o"[..]), None);
+        assert_eq!(key(b"RS+ A s\r\n", NAMED), own);
+        assert_eq!(key(b"LS+ o A s\r\n", NAMED), theirs);
+        assert_eq!(key(b"LS- o A s\r\n", NAMED), theirs);
+        assert_eq!(parse_wish(b"o A s", true, NAMED).unwrap().origin, Some(&b"o"[..]));
+        let unnamed = (&b"A s q"[..], Some(&b""[..]), Some(&b"q"[..]));
+        assert_eq!(key(b"LS+ o A s q 3\r\n", of_old), unnamed);
+        assert_eq!(key(b"LS- A s q\r\n", of_old), unnamed);
+        for wire in [&b"LS+ o A\r\n"[..], b"LS- o A s q r\r\n", b"LS+\r\n", b"LMSG o A 0 0\r\n\r\n"]
+        {
+            assert!(parse(wire, 0, NAMED).is_err(), "{}", wire.escape_ascii());
+        }
     }
 
     #[test]
@@ -645,7 +807,7 @@ mod tests {
     fn a_peer_without_headers_gets_the_body_alone() {
         let wire = b"HMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n";
         let Ok(RouteParsed::Op { op: RouteOp::Message { publish, .. }, .. }) =
-            parse(wire, 1000, Accounts::Named)
+            parse(wire, 1000, NAMED)
         else {
             panic!("it is a message")
         };
@@ -671,19 +833,15 @@ mod tests {
             b"PUB a 1\r\nx\r\n",
             b"-ERR 'x'\r\n",
         ] {
-            assert!(
-                parse(wire, 1000, Accounts::Named).is_err(),
-                "{}",
-                String::from_utf8_lossy(wire)
-            );
+            assert!(parse(wire, 1000, NAMED).is_err(), "{}", String::from_utf8_lossy(wire));
         }
         let long = [b"RS+ $G ".to_vec(), vec![b'a'; CONTROL_LINE_BYTES_MAX]].concat();
-        assert_eq!(parse(&long, 1000, Accounts::Named), Err(ProtoError::ControlLineTooLong));
+        assert_eq!(parse(&long, 1000, NAMED), Err(ProtoError::ControlLineTooLong));
     }
 
     #[test]
     fn a_weight_is_no_part_of_what_a_wish_is_known_by() {
-        let wish = |wire: &'static [u8]| match parse(wire, 0, Accounts::Named) {
+        let wish = |wire: &'static [u8]| match parse(wire, 0, NAMED) {
             Ok(RouteParsed::Op { op: RouteOp::Interest(wish, weight), .. }) => (wish.key, weight),
             other => panic!("{other:?}"),
         };

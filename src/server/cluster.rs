@@ -111,6 +111,7 @@ impl Cluster {
         if own.is_dynamic {
             tracing::warn!("Cluster name was dynamically generated, consider setting one");
         }
+        warn_if_insecure(options);
         let at = host_port(&options.cluster.host, own.port);
         info!("Listening for route connections on {at}");
         let (addresses, notices, started) = shards.for_cluster();
@@ -140,6 +141,16 @@ impl Cluster {
             spawn("cluster-accept", Box::new(move || accept(&listener, &accepted_to)))?,
         ];
         Ok(Some(Self { listener: ends, reload_to, stop: Some(stop), threads }))
+    }
+}
+
+/// Says what `insecure` means, wherever it is in force.
+fn warn_if_insecure(options: &Options) {
+    if options.cluster.tls.as_ref().is_some_and(|tls| tls.is_insecure) {
+        tracing::warn!(
+            "TLS certificate chain and hostname of solicited routes will not be verified. \
+             DO NOT USE IN PRODUCTION!"
+        );
     }
 }
 
@@ -256,6 +267,7 @@ impl Side {
 
     fn reload(&mut self, options: &Options) {
         self.name = first_name(&options.cluster.routes);
+        warn_if_insecure(options);
         self.members.reload(plan(&self.id, &self.pooling, options));
         if let Some(name) = options.cluster.name.clone().filter(|name| *name != self.cluster) {
             info!("Cluster name updated to {name}");
@@ -355,6 +367,7 @@ impl Side {
         match step {
             Step::Register(rid, part) => order(rid, RouteOrder::Register(rid, part)),
             Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
+            Step::Ask(rid) => order(rid, RouteOrder::Ask(rid)),
             Step::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
             Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
             Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),

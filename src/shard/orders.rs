@@ -143,6 +143,8 @@ pub enum RouteOrder {
     Register(u64, Part),
     /// This route is not needed.
     Close(u64),
+    /// The peer of this route has to answer now.
+    Ask(u64),
     /// This route is configured no more.
     Remove(u64),
     /// Tell the peer of this route of another server.

@@ -29,6 +29,7 @@ mod pool;
 mod raw;
 mod reload;
 mod resolver;
+mod route_peers;
 mod routes;
 mod seccomp;
 mod start;

@@ -124,7 +124,7 @@ async fn members_with_pools_of_different_sizes_or_none_are_one_system() {
 }
 
 /// A connection for routes of a peer of the test's own that has a pool, or a route for `account`.
-fn pooled_peer(broker: &mut Broker, index: i32, account: &str) -> Wire {
+fn pooled_peer(broker: &mut Broker, index: i64, account: &str) -> Wire {
     let mut wire = Wire::at(broker.route_port());
     let hello = format!(
         "CONNECT {{\"name\":\"PEER\",\"cluster\":\"C\",\"echo\":false}}\r\nINFO \
@@ -223,6 +223,8 @@ fn a_peer_that_asks_for_a_place_in_the_pool_that_is_not_there_is_told_so() {
         let mut broker = member_with(kind, "a", &mut [], "accounts: [A7]");
         for (index, account, error) in [
             (3, "", "-ERR 'Invalid route pool index: 3 - pool size is 3'"),
+            (-1, "", "-ERR 'Invalid route pool index: -1 - pool size is 3'"),
+            (5_000_000_000, "", "-ERR 'Invalid route pool index: 5000000000 - pool size is 3'"),
             (0, "A1", "-ERR 'No route for account \"A1\"'"),
             (0, "NOPE", "-ERR 'Unable to lookup account \"NOPE\": account missing'"),
         ] {
@@ -230,5 +232,41 @@ fn a_peer_that_asks_for_a_place_in_the_pool_that_is_not_there_is_told_so() {
             assert_eq!(told(&mut wire), error, "{kind:?}");
             wire.expect_end();
         }
+    }
+}
+
+#[test]
+fn a_peer_without_a_pool_has_no_places_in_one_and_no_account_a_route_of_its_own() {
+    let mut kinds = vec![Ours(2)];
+    if has_original() {
+        kinds.push(Original);
+    }
+    for kind in kinds {
+        let mut broker = member_with(kind, "a", &mut [], "accounts: [A7]");
+        let mut said = |more: &str| {
+            let mut wire = Wire::at(broker.route_port());
+            let hello = format!(
+                "CONNECT {{\"name\":\"LONE\",\"cluster\":\"C\"}}\r\nINFO \
+                 {{\"server_id\":\"LONE\",\"server_name\":\"LONE\",\"cluster\":\"C\",{more}}}\r\n\
+                 PING\r\n"
+            );
+            wire.send(hello.as_bytes());
+            let line = told(&mut wire);
+            (line, wire)
+        };
+        for (more, account) in [
+            ("\"route_account\":\"A7\"", "A7"),
+            ("\"route_account\":\"A1\"", "A1"),
+            ("\"route_account\":\"A7\",\"route_pool_size\":-1", "A7"),
+        ] {
+            let (line, mut wire) = said(more);
+            let error = format!(
+                "-ERR 'Not possible to have a dedicated route for account \"{account}\" between \
+                 those servers'"
+            );
+            assert_eq!(line, error, "{kind:?}");
+            wire.expect_end();
+        }
+        assert_eq!(said("\"route_pool_idx\":2").0, "PONG", "{kind:?}");
     }
 }

@@ -131,6 +131,34 @@ fn who_cannot_show_a_certificate_that_holds_has_no_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_insecure_dials_anybody_says_so_and_is_asked_for_its_own_certificate() {
+    let (good, bad) = (authority(), authority_called("another one"));
+    let unknown = tls(&bad, "member", &good, "");
+    let insecure = tls(&good, "member", &good, "insecure: true");
+    const WARNING: &str = "TLS certificate chain and hostname of solicited routes will not be \
+                           verified. DO NOT USE IN PRODUCTION!";
+    for kinds in pairs() {
+        // It is dialled under a name that its certificate is not for, and nobody vouches for it.
+        let mut first = start(kinds[0], &config("a", "", &unknown, ""));
+        let to_first = routes("127.0.0.1", &mut [&mut first]);
+        let mut second = start(kinds[1], &config("b", &to_first, &insecure, ""));
+        if !second.banner().contains(WARNING) {
+            second.wait_for_line(WARNING);
+        }
+        assert!(!first.banner().contains(WARNING), "{kinds:?}");
+        check(&first, &second).await;
+        check(&second, &first).await;
+        // Who dials an insecure one is asked as ever.
+        let lines: [&[&str]; 2] = [&["UnknownIssuer", "no certificate"], &[]];
+        let strange = tls(&bad, "member", &bad, "insecure: true");
+        refuse(kinds, [&insecure, &strange], "localhost", lines);
+    }
+}
+
+/// However long a round trip takes here, it is short.
+const AUTO: &str = "{mode: s2_auto, rtt_thresholds: [60s]}";
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_compress_as_they_agree_whoever_dials() {
     for kinds in pairs() {
         for (modes, shown) in [
@@ -138,7 +166,11 @@ async fn members_compress_as_they_agree_whoever_dials() {
             (["s2_fast", "accept"], ["s2_fast", "s2_fast"]),
             (["accept", "true"], ["s2_fast", "s2_fast"]),
             (["s2_best", "s2_better"], ["s2_best", "s2_better"]),
-            (["{mode: s2_auto, rtt_thresholds: [60s]}", "s2_fast"], ["s2_uncompressed", "s2_fast"]),
+            ([AUTO, "s2_fast"], ["s2_uncompressed", "s2_fast"]),
+            (["s2_fast", AUTO], ["s2_fast", "s2_uncompressed"]),
+            ([AUTO, "accept"], ["s2_uncompressed", "s2_fast"]),
+            (["accept", AUTO], ["s2_fast", "s2_uncompressed"]),
+            ([AUTO, AUTO], ["s2_uncompressed", "s2_uncompressed"]),
             (["off", "s2_fast"], ["off", "off"]),
         ] {
             let block = |at: usize| format!("compression: {}", modes[at]);
@@ -270,9 +302,10 @@ fn permissions_say_what_interest_crosses_a_route() {
 }
 
 #[test]
-fn who_speaks_of_subjects_before_it_is_part_of_the_cluster_gets_no_route() {
+fn who_says_much_or_sends_messages_before_it_is_part_of_the_cluster_gets_no_route() {
     let mut broker = start(Ours(2), &config("a", "", ALONE, ""));
-    for early in ["RS+ $G foo q 1000000\r\n", "RS- $G foo\r\n", "RMSG $G foo 2\r\nhi\r\n"] {
+    let much = "RS+ $G much\r\n".repeat(64 * 1024 / 12 + 1);
+    for early in ["RMSG $G foo 2\r\nhi\r\n", "LMSG o $G foo 0 2\r\nhi\r\n", &much] {
         let mut wire = Wire::ungreeted_at(broker.route_port());
         let hello = "CONNECT {\"name\":\"PEER\",\"cluster\":\"C\"}\r\n";
         wire.send(format!("{hello}{early}").as_bytes());

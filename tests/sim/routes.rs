@@ -165,6 +165,7 @@ impl World {
                 }
                 (rid, RouteOrder::Close(rid))
             }
+            Task::Ask(rid) => (rid, RouteOrder::Ask(rid)),
             Task::Remove(rid) => (rid, RouteOrder::Remove(rid)),
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };

@@ -80,6 +80,7 @@ impl Shard {
         match order {
             RouteOrder::Register(rid, part) => self.engine.register_route(rid, part),
             RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
+            RouteOrder::Ask(rid) => self.engine.ask_route(rid),
             RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),

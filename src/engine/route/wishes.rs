@@ -2,12 +2,71 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
+
+use ahash::RandomState;
+
 use super::{RouteNotice, Stage};
-use crate::engine::interest::Side;
-use crate::engine::{AccountId, ConnId, Engine, Reason};
+use crate::engine::{AccountId, ConnId, Engine, Origin, Reason};
 use crate::proto::encode;
-use crate::proto::route::{self as wire, Wish};
+use crate::proto::route::{self as wire, Form, Wish};
 use crate::subject;
+
+/// Everything a peer wants, by what it wrote.
+#[derive(Debug)]
+pub(in crate::engine) struct Wishes {
+    /// For its own clients, and for leaf nodes behind it.
+    keys: [HashSet<Box<[u8]>, RandomState>; 2],
+    /// What they cost.
+    bytes: usize,
+}
+
+impl Wishes {
+    pub(super) fn new(hasher: &RandomState) -> Self {
+        let keys = [(); 2].map(|()| HashSet::with_hasher(hasher.clone()));
+        Self { keys, bytes: 0 }
+    }
+
+    fn cost_bytes(key: &[u8]) -> usize {
+        key.len() + size_of::<Box<[u8]>>()
+    }
+
+    /// Enters a wish; false if it was known.
+    fn insert(&mut self, wish: &Wish<'_>) -> bool {
+        let keys = &mut self.keys[usize::from(wish.origin.is_some())];
+        let is_new = !keys.contains(wish.key);
+        if is_new {
+            keys.insert(wish.key.into());
+            self.bytes += Self::cost_bytes(wish.key);
+        }
+        is_new
+    }
+
+    /// Takes a wish out; false if there was none.
+    fn remove(&mut self, wish: &Wish<'_>) -> bool {
+        let was_there = self.keys[usize::from(wish.origin.is_some())].remove(wish.key);
+        self.bytes -= if was_there { Self::cost_bytes(wish.key) } else { 0 };
+        was_there
+    }
+
+    /// Takes out up to so many, and tells of each whether it is of leaf nodes.
+    fn take(&mut self, count: usize) -> Vec<(bool, Box<[u8]>)> {
+        let [own, leaves] = &mut self.keys;
+        let own = own.extract_if(|_| true).map(|key| (false, key));
+        own.chain(leaves.extract_if(|_| true).map(|key| (true, key))).take(count).collect()
+    }
+
+    pub(in crate::engine) fn len(&self) -> usize {
+        self.keys.iter().map(HashSet::len).sum()
+    }
+
+    /// All of them, from a peer that writes in this form.
+    pub(super) fn iter(&self, form: Form) -> impl Iterator<Item = Wish<'_>> {
+        let [own, leaves] = &self.keys;
+        let own = own.iter().filter_map(move |key| wire::parse_wish(key, false, form));
+        own.chain(leaves.iter().filter_map(move |key| wire::parse_wish(key, true, form)))
+    }
+}
 
 impl Engine {
     pub(super) fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
@@ -17,26 +76,22 @@ impl Engine {
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
             tracing::error!("{} - Invalid subscription to {subject}", conn.label());
-            return;
+            return self.reply(id, |out| encode::err(out, "Invalid Subscription"));
         }
         if !self.settings.route.takes(wish.subject) {
             return;
         }
         let Some(route) = &mut conn.route else { return };
-        let is_known = route.wishes.contains(wish.key);
-        if is_known && members.is_none() {
-            return;
-        }
-        if !is_known {
-            route.wishes_bytes += wish.key.len() + size_of::<Box<[u8]>>();
-            route.wishes.insert(wish.key.into());
-            if route.wishes_bytes > self.settings.memory_bytes_max {
-                tracing::error!("{} - more interest than memory", conn.label());
-                return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
+        if !route.wishes.insert(wish) {
+            if members.is_none() {
+                return;
             }
+        } else if route.wishes.bytes > self.settings.memory_bytes_max {
+            tracing::error!("{} - more interest than memory", conn.label());
+            return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
         }
         if let Some(account) = account {
-            self.set_wish(id, account, wish.subject, wish.queue, members.unwrap_or(1));
+            self.set_wish(id, account, wish, members.unwrap_or(1));
         }
     }
 
@@ -44,11 +99,10 @@ impl Engine {
         let account = self.account_of(id, wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
-        if route.wishes.remove(wish.key) {
-            route.wishes_bytes -= wish.key.len() + size_of::<Box<[u8]>>();
-            if let Some(account) = account {
-                self.set_wish(id, account, wish.subject, wish.queue, 0);
-            }
+        if route.wishes.remove(wish)
+            && let Some(account) = account
+        {
+            self.set_wish(id, account, wish, 0);
         }
     }
 
@@ -56,33 +110,56 @@ impl Engine {
         &mut self,
         id: ConnId,
         account: AccountId,
-        subject: &[u8],
-        queue: Option<&[u8]>,
+        wish: &Wish<'_>,
         members: u32,
     ) {
+        let (subject, queue) = (wish.subject, wish.queue);
+        let by = (id.slot, Origin::of(wish.origin));
         let interest = &mut self.accounts.at(account).interest;
-        if let Some(all) = interest.set_route(id.slot, subject, queue, members) {
-            self.announce(id, account, Side::Routes, (subject, queue), all);
+        if let Some((side, all)) = interest.set_route(by, subject, queue, members) {
+            self.announce(id, account, side, (subject, queue), all);
         }
     }
 
-    /// Takes a route out of every table.
+    /// The same for a wish that is known, by its key.
+    pub(in crate::engine) fn set_known_wish(
+        &mut self,
+        (id, account): (ConnId, AccountId),
+        (of_leaves, key): (bool, &[u8]),
+        members: u32,
+    ) {
+        let Some(route) = self.conns.get(id).and_then(|conn| conn.route.as_ref()) else { return };
+        if let Some(wish) = wire::parse_wish(key, of_leaves, route.form()) {
+            self.set_wish(id, account, &wish, members);
+        }
+    }
+
+    /// Takes a route out of every table, but for what its peer wants.
     pub(in crate::engine) fn leave_route(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
         conn.claim = None;
-        let (rid, wishes) = (route.rid, std::mem::take(&mut route.wishes));
+        let rid = route.rid;
         if std::mem::replace(&mut route.stage, Stage::Ended) != Stage::Ended {
             self.cluster.notices.push_back(RouteNotice::Ended { rid, is_self: false });
         }
         self.cluster.routes.retain(|route| *route != id);
-        let accounts = route.accounts();
-        for key in wishes {
-            let Some(wish) = wire::wish(&key, accounts) else { continue };
-            if let Some(account) = self.account_of(id, wish.account) {
-                self.set_wish(id, account, wish.subject, wish.queue, 0);
+    }
+
+    /// Gives up to `count` wishes of a peer up, and says how many.
+    pub(in crate::engine) fn retract_wishes(&mut self, id: ConnId, count: usize) -> usize {
+        let route = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut());
+        let Some(route) = route else { return 0 };
+        let (form, keys) = (route.form(), route.wishes.take(count));
+        let taken = keys.len();
+        for (of_leaves, key) in keys {
+            if let Some(wish) = wire::parse_wish(&key, of_leaves, form)
+                && let Some(account) = self.account_of(id, wish.account)
+            {
+                self.set_wish(id, account, &wish, 0);
             }
         }
+        taken
     }
 
     /// Forgets what a peer wants and is not taken any more.
@@ -90,14 +167,12 @@ impl Engine {
         let Some(route) = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut()) else {
             return;
         };
-        let (settings, accounts) = (&self.settings.route, route.accounts());
-        let is_over = |key: &[u8]| {
-            wire::wish(key, accounts).is_some_and(|wish| !settings.takes(wish.subject))
-        };
-        let over: Vec<Box<[u8]>> =
-            route.wishes.iter().filter(|key| is_over(key)).cloned().collect();
-        for key in over {
-            if let Some(wish) = wire::wish(&key, accounts) {
+        let (settings, form) = (&self.settings.route, route.form());
+        let over = route.wishes.iter(form).filter(|wish| !settings.takes(wish.subject));
+        let over: Vec<(bool, Box<[u8]>)> =
+            over.map(|wish| (wish.origin.is_some(), wish.key.into())).collect();
+        for (of_leaves, key) in over {
+            if let Some(wish) = wire::parse_wish(&key, of_leaves, form) {
                 self.on_wish_end(id, &wish);
             }
         }

@@ -106,6 +106,23 @@ impl Wire {
         }
     }
 
+    /// The next line, whatever it is: a PING is not answered.
+    pub(crate) fn raw_line(&mut self) -> String {
+        loop {
+            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                return String::from_utf8_lossy(&line).trim_end().to_owned();
+            }
+            assert!(self.fill(), "closed after {:?}", String::from_utf8_lossy(&self.unread));
+        }
+    }
+
+    /// Everything up to the first PONG, or to the end of the connection.
+    pub(crate) fn until_pong_or_end(&mut self) -> Vec<u8> {
+        while !self.unread.ends_with(PONG) && self.fill() {}
+        std::mem::take(&mut self.unread)
+    }
+
     /// Exactly these bytes come next, but for a PING of the server, which is answered.
     pub(crate) fn expect(&mut self, wanted: &[u8]) {
         let differs = loop {
