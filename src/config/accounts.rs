@@ -15,7 +15,9 @@ use super::mistakes::Mistakes;
 use super::rules::Violation;
 use super::{Mapping, Options, OverflowRule, StartError, missing};
 use crate::jwt;
-use crate::subject::{Transform, TransformError, covers, is_valid_filter, is_valid_publish};
+use crate::subject::{
+    Transform, TransformError, covers, is_valid_filter, is_valid_publish, is_word,
+};
 use crate::subject::{overlap, tokens};
 
 /// Everybody who is in no other account is in this one.
@@ -337,7 +339,7 @@ fn add(options: &mut Options, account: Account, v: &Field<'_>) -> Result<(), Sta
         let reason = format!("\"{name}\" is a reserved account; choose another name");
         return Err(v.error(reason));
     }
-    if name.is_empty() || name.contains(' ') {
+    if !is_word(name.as_bytes()) {
         return Err(v.error("the name of an account has no blanks"));
     }
     if name != SYSTEM && options.accounts.get(name).is_some() {

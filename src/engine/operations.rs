@@ -637,8 +637,8 @@ impl Engine {
             conn = again;
         }
         let subject = mapped.map_or(publish.subject, |mapped| &mapped.subject);
-        let is_system = self.accounts.system == Some(conn.account);
-        let reserved = !continues && is_reserved_subject(subject, is_system);
+        let reserved =
+            !continues && is_reserved_subject(subject, self.accounts.system == Some(conn.account));
         if reserved || !may_publish(conn, subject, self.now) {
             let name = encode::go_quoted(subject);
             tracing::error!("{} - Publish Violation - Subject {name}", conn.label());

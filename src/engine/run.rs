@@ -149,11 +149,13 @@ impl<'a> Run<'a> {
 
     /// Takes in a message that was made here, and so has never been on a wire.
     fn push_made(&mut self, publish: Publish<'a>) {
-        self.push(publish, b"");
+        let message = Message { publish, wire: b"", is_stored: false, is_unnamed: false };
+        self.add(message, message.wire_bytes());
     }
 
     pub(super) fn push(&mut self, publish: Publish<'a>, wire: &'a [u8]) {
-        self.add(Message { publish, wire, is_stored: false, is_unnamed: false });
+        let message = Message { publish, wire, is_stored: false, is_unnamed: false };
+        self.add(message, wire.len());
     }
 
     /// The same for what another server has sent.
@@ -164,13 +166,14 @@ impl<'a> Run<'a> {
         accounts: route::Accounts,
     ) {
         let is_unnamed = accounts == route::Accounts::Unnamed;
-        self.add(Message { publish, wire, is_stored: route::is_stored(&publish), is_unnamed });
+        let message = Message { publish, wire, is_stored: route::is_stored(&publish), is_unnamed };
+        self.add(message, wire.len());
     }
 
-    fn add(&mut self, message: Message<'a>) {
+    fn add(&mut self, message: Message<'a>, wire_bytes: usize) {
         let Message { publish, is_stored, .. } = message;
         self.has_stored |= is_stored;
-        self.wire_bytes += message.wire_bytes();
+        self.wire_bytes += wire_bytes;
         self.payload_bytes += publish.payload.len();
         self.header_bytes += publish.header.map_or(0, |header| header.len);
         self.payload_bytes_max = self.payload_bytes_max.max(publish.payload.len());
@@ -206,7 +209,7 @@ impl<'a> Run<'a> {
     /// Makes it a run of one message.
     pub(super) fn only(&mut self, message: &Message<'a>) -> &Self {
         self.clear();
-        self.add(*message);
+        self.add(*message, message.wire_bytes());
         self
     }
 
