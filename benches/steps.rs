@@ -17,7 +17,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use rustix::time::{ClockId, clock_gettime};
 use shardcast::config::Options;
 use shardcast::engine::{Engine, Identity, Record, Settings, ShardId};
-use shardcast::mesh::{DRAIN_RECORDS_MAX, LANE_RECORDS_MAX, Mesh};
+use shardcast::mesh::{DRAIN_RECORDS_MAX, LANE_RECORDS_MAX, Mesh, Receiver};
 use shardcast::proto::{Limits, Op, Parsed, encode, parse};
 use shardcast::subject::Table;
 
@@ -188,15 +188,26 @@ fn hopping(criterion: &mut Criterion<ThreadTime>) {
                 for epoch in 1..=records {
                     engine.on_record(ShardId(1), Record::Barrier { epoch });
                 }
+                engine.end_turn();
                 here.publish(&mut engine, |_| {});
-                let mut seen = 0;
-                there.drain(
-                    |_, record| seen += u64::from(matches!(record, Record::Settled { .. })),
-                    |_| {},
-                );
-                assert_eq!(seen, records, "all have come");
+                let mut seen = Seen(0);
+                there.drain(&mut seen, |_| {});
+                assert_eq!(seen.0, records, "all have come");
             });
         });
+    }
+}
+
+/// Counts answers to barriers.
+struct Seen(u64);
+
+impl Receiver for Seen {
+    fn takes(&self, _from: ShardId) -> bool {
+        true
+    }
+
+    fn take(&mut self, _from: ShardId, record: Record) {
+        self.0 += u64::from(matches!(record, Record::Settled { .. }));
     }
 }
 

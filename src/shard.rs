@@ -25,7 +25,7 @@ use crate::engine::{
     Settings, ShardId, Transport,
 };
 use crate::histogram::Histogram;
-use crate::mesh::Mesh;
+use crate::mesh::{Drained, Mesh};
 use crate::rates::Gate;
 use crate::uring::{self, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
 use inbox::Inbox;
@@ -172,7 +172,8 @@ impl Shard {
             self.reactor.turn(wait, &mut events)?;
             self.mesh.wake();
             let began = self.read_clock();
-            let mut is_busy = !events.is_empty() || !self.inbox.is_empty();
+            let mut is_busy =
+                !events.is_empty() || !self.inbox.is_empty() || self.engine.has_more();
             if !events.is_empty() {
                 self.busy_until = self.now + self.busy_poll;
             }
@@ -251,7 +252,7 @@ impl Shard {
     /// Hands a bounded amount of what has arrived to the engine.
     fn take_input(&mut self, now: u64) {
         let mut taken_bytes = 0;
-        while taken_bytes < INPUT_BYTES_PER_TURN {
+        while taken_bytes < INPUT_BYTES_PER_TURN && self.engine.takes_input() {
             let Some((arrived, Event::Received { socket, chunk })) = self.inbox.pop() else {
                 break;
             };
@@ -270,14 +271,8 @@ impl Shard {
     /// Whether there were any, and whether there may be more.
     fn take_records(&mut self) -> (bool, bool) {
         let Self { mesh, engine, reactor, addresses, .. } = self;
-        let mut any = false;
-        let more = mesh.drain(
-            |from, record| {
-                any = true;
-                engine.on_record(from, record);
-            },
-            |to| reactor.ring_bell(&addresses[to.index()].bell),
-        );
+        let Drained { any, more } =
+            mesh.drain(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
         if any {
             self.busy_until = self.now + self.busy_poll;
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use shardcast::config::{Options, Permissions, SubjectEntry, SubjectList, User};
 use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardId};
-use shardcast::mesh::{LANE_RECORDS_MAX, Mesh};
+use shardcast::mesh::{Drained, LANE_RECORDS_MAX, Mesh};
 
 /// Bytes of one chunk, as large as those of the reactor.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -280,18 +280,13 @@ impl World {
         for _ in 0..TURNS_MAX {
             let mut idle = true;
             for (engine, mesh) in self.engines.iter_mut().zip(&mut self.meshes) {
-                let more = mesh.drain(
-                    |from, record| {
-                        idle = false;
-                        engine.on_record(from, record);
-                    },
-                    |_| {},
-                );
+                let Drained { any, more } = mesh.drain(engine, |_| {});
+                idle &= !any;
                 engine.tick();
                 engine.end_turn();
                 act(engine);
                 let behind = mesh.publish(engine, |_| {});
-                idle &= !more && !behind;
+                idle &= !more && !behind && !engine.has_more();
             }
             if idle {
                 return;

@@ -6,17 +6,50 @@
 
 #![forbid(unsafe_code)]
 
-/// What a turn may cost.
+/// What input and records may cost in one turn.
 const TURN_WORK: u64 = 3_000_000;
 
+/// Handling one message, whoever gets it.
+pub(super) const MESSAGE_WORK: u64 = 50;
+/// Any other operation.
+pub(super) const OPERATION_WORK: u64 = 500;
+/// Taking a record of another shard.
+pub(super) const RECORD_WORK: u64 = 200;
+/// A place in the tree of filters that is looked at for a subject.
+pub(super) const NODE_WORK: u64 = 30;
+/// A subscription that a subject resolves to.
+pub(super) const MEMBER_WORK: u64 = 40;
+/// Giving a run to one more connection.
+pub(super) const DELIVERY_WORK: u64 = 120;
+/// Writing one message.
+pub(super) const RENDER_WORK: u64 = 30;
+/// Drawing the member of a queue group that gets a message, and giving it to that.
+pub(super) const PICK_WORK: u64 = 200;
+/// A message that goes to another account.
+pub(super) const EXIT_WORK: u64 = 10_000;
+/// Sending a batch, with the kernel's part.
+const SEND_WORK: u64 = 3_000;
 /// Taking a subscription out of every table.
 const RETRACT_WORK: u64 = 2_000;
+/// Bytes that are written for one unit, …
+pub(super) const BYTES_PER_WORK: u64 = 4;
+/// … and that the kernel takes.
+const SENT_BYTES_PER_WORK: u64 = 8;
 
 /// What one turn may still cost, and what it has cost.
+///
+/// Who comes first in a turn leaves something for those who come later: input that is new leaves
+/// half of it, records a quarter.
 #[derive(Debug)]
 pub(super) struct Budget {
-    /// What a turn may cost.
+    /// What a turn may cost; as much again may be sent.
     turn: u64,
+    /// What is left for input and records.
+    left: u64,
+    /// What whoever is served now has to leave.
+    floor: u64,
+    /// What is left for sending.
+    send_left: u64,
     /// What is left for taking out subscriptions of those who have ended.
     retract_left: u64,
     /// What this turn has cost so far.
@@ -25,7 +58,8 @@ pub(super) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        let mut budget = Self { turn: TURN_WORK, retract_left: 0, work: 0 };
+        let mut budget =
+            Self { turn: TURN_WORK, left: 0, floor: 0, send_left: 0, retract_left: 0, work: 0 };
         budget.refill();
         budget
     }
@@ -40,8 +74,22 @@ impl Budget {
 
     /// Begins the next turn. Returns what the last one has cost.
     pub(super) fn refill(&mut self) -> u64 {
-        self.retract_left = self.turn / 4;
+        (self.left, self.floor) = (self.turn, 0);
+        (self.send_left, self.retract_left) = (self.turn, self.turn / 4);
         std::mem::take(&mut self.work)
+    }
+
+    /// Something was done.
+    pub(super) fn spend(&mut self, work: u64) {
+        self.work += work;
+        self.left = self.left.saturating_sub(work);
+    }
+
+    /// A batch is on its way.
+    pub(super) fn spend_send(&mut self, bytes: usize) {
+        let work = SEND_WORK + bytes as u64 / SENT_BYTES_PER_WORK;
+        self.work += work;
+        self.send_left = self.send_left.saturating_sub(work);
     }
 
     /// Subscriptions were taken out.
@@ -54,5 +102,76 @@ impl Budget {
     /// How many subscriptions may be taken out.
     pub(super) fn retractions(&self) -> usize {
         usize::try_from(self.retract_left.div_ceil(RETRACT_WORK)).unwrap_or(usize::MAX)
+    }
+
+    /// Whether more may be sent.
+    pub(super) fn sends(&self) -> bool {
+        self.send_left > 0
+    }
+
+    /// Whether input that is new may be handled.
+    pub(super) fn takes_input(&self) -> bool {
+        self.left > self.turn / 2
+    }
+
+    /// Whether records may be handled.
+    pub(super) fn takes_records(&self) -> bool {
+        self.left > self.turn / 4
+    }
+
+    /// Somebody's input is served now, for a share of what is left.
+    pub(super) fn serve_input(&mut self) {
+        self.floor = self.left.saturating_sub(self.turn / 8);
+    }
+
+    /// Another shard is served now, for a share.
+    pub(super) fn serve_records(&mut self) {
+        self.floor = self.left.saturating_sub(self.turn / 8).max(self.turn / 4);
+    }
+
+    /// Whether anything is left.
+    pub(super) fn has_left(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Whether whoever is served now has had its share.
+    pub(super) fn is_spent(&self) -> bool {
+        self.left <= self.floor
+    }
+
+    /// What whoever is served now may still cost.
+    pub(super) fn room(&self) -> u64 {
+        self.left.saturating_sub(self.floor)
+    }
+}
+
+/// What it costs to give messages to all that one subject resolves to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Price {
+    /// However many they are.
+    pub(super) once: u64,
+    /// For each of them.
+    pub(super) each: u64,
+    /// How often their bytes are written when they are written once for all who get the same, …
+    pub(super) copies: u64,
+    /// … and when they are copied to everybody.
+    pub(super) members: u64,
+}
+
+impl Price {
+    /// How many messages of a run may be given for `room`, and how many bytes they may have: at
+    /// least one of them.
+    pub(super) fn within(&self, room: u64) -> (usize, usize) {
+        let room = room.saturating_sub(self.once);
+        let messages = room / self.each.max(1);
+        let bytes = room.saturating_mul(BYTES_PER_WORK) / self.copies.max(1);
+        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX).max(1);
+        (count(messages), count(bytes))
+    }
+
+    /// What a run costs. If it `is_copied`, it is to everybody.
+    pub(super) fn of(&self, messages: usize, bytes: usize, is_copied: bool) -> u64 {
+        let copies = if is_copied { self.members.max(self.copies) } else { self.copies };
+        self.once + self.each * messages as u64 + copies * bytes as u64 / BYTES_PER_WORK
     }
 }

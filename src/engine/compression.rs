@@ -116,8 +116,6 @@ pub(super) struct Packing {
     /// What came and waits, because it is the first or others have their turn.
     waiting: Vec<u8>,
     in_line: bool,
-    /// The stream has ended, or reading failed, behind what waits.
-    ended: Option<bool>,
     pub(super) in_flight: InFlight,
 }
 
@@ -132,9 +130,13 @@ impl Packing {
             begins: false,
             waiting: Vec::new(),
             in_line: false,
-            ended: None,
             in_flight: InFlight::default(),
         }
+    }
+
+    /// Whether chunks wait.
+    pub(super) fn waits(&self) -> bool {
+        self.in_line
     }
 
     /// The mode's name, or that of the level it comes to with such a round trip.
@@ -365,15 +367,19 @@ impl Engine {
         let mut corrupt = None;
         while let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) {
             // What a peer says that is not decided about waits as it came: it may be a bomb.
-            let is_held = conn.claim.is_some();
-            if is_held || (unpacked_bytes > UNPACKED_BYTES_PER_TURN && !bytes.is_empty()) {
+            let is_held = conn.claim.is_some() || conn.waits;
+            let is_much = unpacked_bytes > UNPACKED_BYTES_PER_TURN || self.budget.is_spent();
+            if is_held || (is_much && !bytes.is_empty()) {
                 self.put_packed_aside(id, bytes, is_held);
                 break;
             }
             let Some(packing) = conn.packing.as_deref_mut() else { break };
             let had_bytes = clear.len();
             match packing.reader.next(&mut bytes, &mut clear) {
-                Ok(true) => unpacked_bytes += clear.len() - had_bytes,
+                Ok(true) => {
+                    unpacked_bytes += clear.len() - had_bytes;
+                    self.budget.spend((clear.len() - had_bytes) as u64);
+                }
                 Ok(false) => break,
                 Err(error) => {
                     clear.truncate(had_bytes);
@@ -433,23 +439,7 @@ impl Engine {
         let bytes = std::mem::take(&mut packing.waiting);
         self.release(id, |brakes| brakes.in_line = false);
         self.unpack(id, &bytes);
-        let Some(packing) = self.conns.get_mut(id).and_then(|conn| conn.packing.as_deref_mut())
-        else {
-            return;
-        };
-        if !packing.in_line
-            && let Some(failed) = packing.ended.take()
-        {
-            self.on_ended(id, failed);
-        }
-    }
-
-    /// Whether the end of a route's stream has to wait for what came before it.
-    pub(super) fn packed_waits_for_end(&mut self, id: ConnId, failed: bool) -> bool {
-        let packing = self.conns.get_mut(id).and_then(|conn| conn.packing.as_deref_mut());
-        let Some(packing) = packing.filter(|packing| packing.in_line) else { return false };
-        packing.ended = Some(failed);
-        true
+        self.end_if_heard(id);
     }
 }
 
@@ -583,6 +573,7 @@ mod tests {
         engine.on_bytes(id, &[info, &bomb[..]].concat());
         for _ in 0..10 {
             engine.tick();
+            engine.end_turn();
             take(&mut engine, id);
         }
         let conn = engine.conns.get(id).expect("open");
@@ -590,12 +581,13 @@ mod tests {
         engine.register_route(7, crate::cluster::Part::All);
         let left = |engine: &Engine| {
             let conn = engine.conns.get(id).filter(|conn| conn.is_open()).expect("open");
-            conn.packing.as_ref().unwrap().waiting.len()
+            conn.packing.as_ref().unwrap().waiting.len() + engine.waiting_bytes(id)
         };
         let mut turns = 0;
         while left(&engine) > 0 {
             assert!(engine.next_deadline() == Some(engine.now), "it goes on at once");
             engine.tick();
+            engine.end_turn();
             turns += 1;
         }
         assert_eq!(engine.stats().routed.in_msgs, 16);

@@ -139,12 +139,22 @@ pub(super) struct Conn {
     pub(super) partial: Vec<u8>,
     /// `partial` is worth parsing again at this many bytes.
     pub(super) need_bytes: usize,
+    /// `partial` is input that waits to be handled, and not only the head of an operation.
+    pub(super) waits: bool,
+    /// It is in the line of those whose input waits.
+    pub(super) in_line: bool,
+    /// Its stream has ended, or reading failed, behind what waits.
+    pub(super) ended: Option<bool>,
     pub(super) subs: HashTable<SubKey>,
     /// Its subscriptions are being taken out; nothing is delivered to them any more.
     pub(super) is_leaving: bool,
+    /// It has more pending than it may, and is about to be cut; nothing more is delivered to it.
+    pub(super) is_doomed: bool,
     pub(super) outbox: Outbox,
-    /// It is in the list of those to be flushed.
+    /// There is something to be flushed.
     pub(super) dirty: bool,
+    /// It is in the queue of those to be flushed soon, and in that of the others.
+    pub(super) flush_queued: [bool; 2],
     /// Deliveries need no look at permissions, echo or phase.
     pub(super) plain: bool,
     /// The epoch in which it last caused something on another shard.
@@ -178,15 +188,20 @@ pub(super) struct Brakes {
     pub(super) claims: bool,
     /// It has sent more than its rate.
     pub(super) pace: bool,
+    /// It has to take what it has sent to itself.
+    pub(super) own: bool,
+    /// Much of its input waits.
+    pub(super) turn: bool,
 }
 
 impl Brakes {
     pub(super) fn any(&self) -> bool {
-        !self.lanes.is_empty()
-            || !self.behind.is_empty()
-            || self.in_line
-            || self.claims
-            || self.pace
+        self.holds() || self.in_line || self.claims || self.pace || self.turn
+    }
+
+    /// Whether what has been read already has to wait, too.
+    pub(super) fn holds(&self) -> bool {
+        !self.lanes.is_empty() || !self.behind.is_empty() || self.own
     }
 }
 
@@ -238,6 +253,8 @@ pub(super) struct Timing {
     pub(super) send_started: u64,
     /// When the oldest input arrived that output which is not yet taken answers to.
     pub(super) oldest_arrived: u64,
+    /// When the oldest input arrived that waits.
+    pub(super) waits_since: u64,
     pub(super) pings_out: u32,
     pub(super) ping_sent: u64,
     pub(super) rtt: u64,
@@ -280,10 +297,15 @@ impl Conn {
             greeted: false,
             partial: Vec::new(),
             need_bytes: 0,
+            waits: false,
+            in_line: false,
+            ended: None,
             subs: HashTable::new(),
             is_leaving: false,
+            is_doomed: false,
             outbox: Outbox::default(),
             dirty: false,
+            flush_queued: [false; 2],
             plain: true,
             staged_epoch: 0,
             brakes: Brakes::default(),
@@ -304,6 +326,7 @@ impl Conn {
                 last_delivered: now,
                 send_started: 0,
                 oldest_arrived: NEVER,
+                waits_since: 0,
                 pings_out: 0,
                 ping_sent: 0,
                 rtt: 0,
@@ -317,6 +340,17 @@ impl Conn {
 
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
+    }
+
+    /// Whether anything may still be delivered to it.
+    pub(super) fn takes_deliveries(&self) -> bool {
+        self.is_open() && !self.is_leaving && !self.is_doomed
+    }
+
+    /// Whether input waits in the layers around the protocol.
+    pub(super) fn waits_wrapped(&self) -> bool {
+        self.websocket.as_ref().is_some_and(|websocket| websocket.waits())
+            || self.packing.as_ref().is_some_and(|packing| packing.waits())
     }
 
     /// Whether its bytes on the wire are the protocol's own.
@@ -371,7 +405,7 @@ impl Conn {
         self.timing.expires_due = self.pass().map_or(NEVER, Pass::ends);
         let checked =
             self.permissions().is_some_and(|p| p.filters_deliveries() || p.allows_responses());
-        self.plain = self.is_open() && !self.is_leaving && self.connect.echo && !checked;
+        self.plain = self.takes_deliveries() && self.connect.echo && !checked;
     }
 
     /// Says that it ends, and why.

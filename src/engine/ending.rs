@@ -104,7 +104,7 @@ impl Engine {
         let until = self.now.saturating_add(patience);
         conn.phase = Phase::Flushing { until };
         conn.review();
-        conn.partial = Vec::new();
+        (conn.partial, conn.waits, conn.ended) = (Vec::new(), false, None);
         if conn.is_understood() {
             conn.log_end(reason);
         }
@@ -124,9 +124,8 @@ impl Engine {
         }
         if conn.is_drained() {
             self.close(id, false);
-        } else if !conn.dirty {
-            conn.dirty = true;
-            self.actions.push_back(Action::Flush(id));
+        } else {
+            conn.flush(&mut self.flushes, true);
         }
     }
 

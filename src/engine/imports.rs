@@ -366,6 +366,7 @@ impl Engine {
         if targets.is_empty() {
             return false;
         }
+        self.charge(run, &targets);
         // An import is of what is published there, not of what is imported there.
         // Other servers have the message as it was published, and import it themselves.
         let source = Source { account: to, routed: true, origin: None, ..source };
@@ -404,6 +405,7 @@ impl Engine {
             }
             let content = Content::new(&header, publish.body());
             let request = Run::of(content.publish(&exit.subject, reply.as_deref()));
+            self.charge(&request, &targets);
             reached |= self.deliver(next, &request, &targets);
         }
         reached
@@ -470,6 +472,7 @@ impl Engine {
             let (hops, routed, origin) = (source.hops + 1, false, None);
             let next = Source { account: to, hops, routed, origin, ..source };
             let targets = self.targets(to, &subject);
+            self.charge(&answer, &targets);
             self.deliver(next, &answer, &targets);
             if aside.is_some() {
                 self.trace = aside;

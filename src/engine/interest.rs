@@ -15,6 +15,8 @@ use ahash::RandomState;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::budget::{DELIVERY_WORK, EXIT_WORK, MEMBER_WORK, MESSAGE_WORK, NODE_WORK};
+use super::budget::{PICK_WORK, Price, RENDER_WORK};
 use super::imports::{Exit, Outlet, answering_shard};
 use super::named::{Name, Named};
 use super::overflow::{Overflow, Policy};
@@ -257,6 +259,8 @@ pub(super) struct Targets {
     pub(super) answering: Option<ShardId>,
     /// Plain subscriptions that are behind miss messages rather than being cut.
     pub(super) overflow: Option<Rc<Policy>>,
+    /// What it costs to give them messages.
+    pub(super) price: Price,
 }
 
 impl Targets {
@@ -303,6 +307,27 @@ impl Targets {
     /// Whether it goes anywhere else than to subscriptions of its account.
     pub(super) fn leaves_account(&self) -> bool {
         !self.exits.is_empty() || self.answering.is_some()
+    }
+
+    /// What it costs to give them messages. What they cost in other accounts is only guessed, for
+    /// it to be known how many messages are a run; it is charged for there.
+    fn price(&self) -> Price {
+        let wide = |count: usize| count as u64;
+        let (groups, queues) = (wide(self.groups.len()), wide(self.queues.len()));
+        let (members, routes) = (wide(self.members), wide(self.routes.len()));
+        let exits = wide(self.exits.len()) + u64::from(self.answering.is_some());
+        let once = DELIVERY_WORK * members;
+        let apart = if self.overflow.is_some() { once } else { 0 };
+        Price {
+            once,
+            each: MESSAGE_WORK
+                + RENDER_WORK * (groups + routes)
+                + PICK_WORK * queues
+                + EXIT_WORK * exits
+                + apart,
+            copies: groups + queues + routes + exits,
+            members,
+        }
     }
 
     /// About what it costs to keep this, in bytes.
@@ -653,25 +678,28 @@ impl Interest {
         self.cache.clear();
     }
 
-    /// What `subject` resolves to. `takes_headers` tells that of a connection's slot.
+    /// What `subject` resolves to, and what it has cost to find that out. `takes_headers` tells
+    /// that of a connection's slot.
     pub(super) fn targets(
         &mut self,
         subject: &[u8],
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
-    ) -> Rc<Targets> {
+    ) -> (Rc<Targets>, u64) {
         self.stats.lookups += 1;
         if let Some(targets) = self.cache.get(subject) {
             self.stats.cache_hits += 1;
-            return targets;
+            return (targets, 0);
         }
-        let targets = Rc::new(self.resolve(subject, subs, takes_headers));
+        let (targets, places) = self.resolve(subject, subs, takes_headers);
+        let targets = Rc::new(targets);
         let in_queues: usize = targets.queues.iter().map(|queue| queue.local.len()).sum();
         let fanout = (targets.members + in_queues) as u64;
         self.stats.fanout_sum += fanout;
         self.stats.fanout_max = self.stats.fanout_max.max(fanout);
         self.cache.insert(subject, Rc::clone(&targets));
-        targets
+        let work = NODE_WORK * places as u64 + MEMBER_WORK * fanout;
+        (targets, work)
     }
 
     fn resolve(
@@ -679,12 +707,12 @@ impl Interest {
         subject: &[u8],
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
-    ) -> Targets {
+    ) -> (Targets, usize) {
         let overflow = self.overflow.as_ref().and_then(|overflow| overflow.policy(subject));
         let mut targets = Targets { overflow, ..Targets::default() };
         let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
             HashMap::with_hasher(self.cache.resolved.hasher().clone());
-        self.table.for_each_match(subject, |filter| {
+        let places = self.table.for_each_match(subject, |filter| {
             targets.shards = targets.shards.union(filter.shards);
             targets.routers = targets.routers.union(filter.routers);
             for Behind { route, .. } in &filter.routes {
@@ -711,7 +739,8 @@ impl Interest {
             targets.exits.extend(outlets.iter().filter_map(|outlet| Exit::of(outlet, subject)));
         });
         targets.answering = answering_shard(subject);
-        targets
+        targets.price = targets.price();
+        (targets, places)
     }
 }
 
@@ -798,8 +827,8 @@ mod tests {
                 }
                 // One subject at a time, so that others stay cached over several changes.
                 let subject = SUBJECTS[ask].as_bytes();
-                let known = interest.targets(subject, &subs, |_| true);
-                let resolved = interest.resolve(subject, &subs, |_| true);
+                let (known, _) = interest.targets(subject, &subs, |_| true);
+                let (resolved, _) = interest.resolve(subject, &subs, |_| true);
                 prop_assert_eq!(reached(&known), reached(&resolved));
             }
         }
@@ -808,8 +837,8 @@ mod tests {
     #[test]
     fn a_wildcard_leaves_what_was_resolved_for_other_first_tokens() {
         let (mut interest, subs) = (Interest::new(7), Slab::new());
-        let hot = interest.targets(b"prices.eur", &subs, |_| true);
+        let (hot, _) = interest.targets(b"prices.eur", &subs, |_| true);
         interest.set_remote(ShardId(1), Side::Clients, b"_INBOX.1.*", None, 1);
-        assert!(Rc::ptr_eq(&hot, &interest.targets(b"prices.eur", &subs, |_| true)));
+        assert!(Rc::ptr_eq(&hot, &interest.targets(b"prices.eur", &subs, |_| true).0));
     }
 }

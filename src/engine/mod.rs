@@ -19,6 +19,7 @@ mod conn;
 mod departures;
 mod ending;
 mod events;
+mod flushes;
 mod ids;
 mod imports;
 mod interest;
@@ -45,6 +46,7 @@ mod timers;
 mod tokens;
 mod trace;
 mod transport;
+mod waiting;
 mod websocket;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -59,13 +61,14 @@ use crate::proto::encode;
 use crate::segment::Piece;
 use accounts::Accounts;
 pub use accounts::{ACCOUNT_REQUESTS, AccountFigures, AccountId, OWN_USER};
-use budget::Budget;
+use budget::{Budget, RECORD_WORK};
 use conn::{Conn, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
 use ending::LameDuck;
 pub use ending::Reason;
 pub use events::ConnEvent;
+use flushes::Flushes;
 use ids::Conns;
 use ids::Origin;
 pub use ids::{ConnId, SHARDS_MAX, ShardId, ShardSet};
@@ -177,6 +180,11 @@ pub struct Engine {
     spares: Spares,
     timers: Timers,
     actions: VecDeque<Action>,
+    flushes: Flushes,
+    /// What is being delivered goes to very many.
+    is_for_many: bool,
+    /// Connections whose input waits for its turn.
+    line: VecDeque<ConnId>,
     /// Subscriptions that reached their maximum in the run being delivered.
     ended: Vec<SubKey>,
     /// Connections that went over `max_pending` in the run being delivered.
@@ -253,6 +261,9 @@ impl Engine {
             spares: Spares::default(),
             timers: Timers::default(),
             actions: VecDeque::new(),
+            flushes: Flushes::default(),
+            is_for_many: false,
+            line: VecDeque::new(),
             ended: Vec::new(),
             doomed: Vec::new(),
             spare_run: Run::default(),
@@ -388,6 +399,7 @@ impl Engine {
             return None;
         }
         let batch = conn.take_batch(&mut self.spares, &mut self.packer)?;
+        self.budget.spend_send(conn.outbox.pending_bytes() - conn.outbox.queued_bytes());
         self.departures.add(conn.timing.oldest_arrived);
         // If not all of it fits, what is left is taken to be as old as this turn.
         conn.timing.oldest_arrived = if conn.outbox.has_more() { self.now } else { NEVER };
@@ -410,9 +422,8 @@ impl Engine {
         if complete {
             conn.outbox.on_done();
             let is_drained = conn.is_drained();
-            if !is_drained && !conn.dirty {
-                conn.dirty = true;
-                self.actions.push_back(Action::Flush(id));
+            if !is_drained {
+                conn.flush(&mut self.flushes, false);
             }
             if is_drained && matches!(conn.phase, Phase::Flushing { .. }) {
                 self.close(id, false);
@@ -459,6 +470,8 @@ impl Engine {
         self.timers.shrink(|id| self.conns.get(id).is_some());
         self.subs.shrink_to_fit();
         self.actions.shrink_to_fit();
+        self.flushes.shrink();
+        self.line.shrink_to_fit();
         self.spares.shrink();
     }
 
@@ -487,14 +500,15 @@ impl Engine {
         self.advance_unpacking();
         self.advance_tellings();
         self.advance_leaving();
+        self.advance_records();
+        self.advance_input();
         self.end_overdue_waits();
         self.send_one_away();
     }
 
     /// When [`Engine::tick`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
-        let has_line = !self.handshakes.is_empty() || !self.unpacking.is_empty();
-        if has_line || !self.tellings.is_empty() || self.has_leaving() {
+        if self.has_more() {
             return Some(self.now);
         }
         let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
@@ -502,9 +516,20 @@ impl Engine {
         [self.timers.next(), wait, duck].into_iter().flatten().min()
     }
 
-    /// What to do next, until there is nothing more.
+    /// Whether something waits for the next turn, because this one has had enough.
+    pub fn has_more(&self) -> bool {
+        let in_line = [&self.handshakes, &self.unpacking, &self.line];
+        in_line.iter().any(|line| !line.is_empty())
+            || !self.tellings.is_empty()
+            || (!self.flushes.is_empty() && !self.budget.sends())
+            || self.has_leaving()
+            || self.has_waiting_records()
+    }
+
+    /// What to do next, until there is nothing more in this turn.
     pub fn next_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        action.or_else(|| self.next_flush())
     }
 
     /// Credentials that are to be checked where it takes nobody's time, until there are no more;
@@ -515,8 +540,16 @@ impl Engine {
 
     /// Another shard has something to say.
     pub fn on_record(&mut self, from: ShardId, record: Record) {
+        self.lanes[from.index()].push_arrived(record);
+        self.advance_records_of(from);
+    }
+
+    /// Handles a record. What is left of it, if the budget does not allow it all, comes back.
+    fn handle_record(&mut self, from: ShardId, record: Record) -> Option<Record> {
+        self.budget.serve_records();
+        self.budget.spend(RECORD_WORK);
         match record {
-            Record::Run(run) => self.on_run(&run),
+            Record::Run(run) => return self.on_run(run).map(Record::Run),
             Record::Traced(report) => self.on_traced(*report),
             Record::Interest(interest) => {
                 let InterestRecord { account, side, filter, queue, members } = *interest;
@@ -531,6 +564,7 @@ impl Engine {
             Record::Pause { conn } => self.pause_for(conn, from),
             Record::Resume { conn } => self.resume_for(conn, from),
         }
+        None
     }
 
     /// Sends INFO anew to all clients over transports that it concerns, if they understand that.
@@ -620,7 +654,7 @@ impl Engine {
     /// Appends to a connection's output.
     fn reply(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.phase == Phase::Closed {
+        if conn.phase == Phase::Closed || conn.is_doomed {
             return;
         }
         if self.settings.tracing.is_some() {
@@ -634,6 +668,8 @@ impl Engine {
             conn.outbox.push(&mut self.spares, write);
         }
         if conn.outbox.pending_bytes() > conn.pending_bytes_max(&self.settings.limits) {
+            conn.is_doomed = true;
+            conn.review();
             self.doomed.push(id);
         }
         self.flush_soon(id);
@@ -643,10 +679,9 @@ impl Engine {
     fn flush_soon(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !conn.dirty {
-            conn.dirty = true;
             conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
-            self.actions.push_back(Action::Flush(id));
         }
+        conn.flush(&mut self.flushes, true);
     }
 
     /// Appends a reply that promises that all the connection sent is in force on every shard:

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use super::accounts::AccountId;
+use super::budget::OPERATION_WORK;
 use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
@@ -18,10 +19,6 @@ use crate::subject;
 
 /// The first PING comes this long after CONNECT, or after the ping interval if that is shorter.
 const FIRST_PING_NS: u64 = 2_000_000_000;
-
-/// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
-/// to more memory before that is done. Clients wait for the PONG anyway.
-const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
 
 /// What is to be done with a publish.
 enum Verdict {
@@ -38,91 +35,18 @@ enum Verdict {
 impl Engine {
     /// Handles what a client has sent. Where the bytes are cut makes no difference.
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
+        self.budget.serve_input();
         match self.conns.get(id) {
             Some(conn) if conn.is_bare() => self.on_plaintext(id, bytes),
             Some(_) => self.on_wrapped(id, bytes),
             None => {}
         }
-        if self.settings.rates.pace_connections() {
-            self.keep_pace(id, bytes.len());
-        }
+        self.keep_pace(id, bytes.len());
     }
 
-    /// Handles what a client has sent, without what is around it.
-    pub(super) fn on_plaintext(&mut self, id: ConnId, mut bytes: &[u8]) {
-        if self.wait_for_proof(id, bytes) {
-            return;
-        }
-        while let Some(conn) = self.conns.get_mut(id).filter(|conn| !conn.partial.is_empty()) {
-            // The operation that was cut is completed in a buffer of its own, and with nothing
-            // but what belongs to it: the rest is handled where it is.
-            let missing = conn.need_bytes.saturating_sub(conn.partial.len());
-            let take = match missing {
-                0 | 1 => memchr::memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1),
-                _ => missing.min(bytes.len()),
-            };
-            conn.partial.extend_from_slice(&bytes[..take]);
-            bytes = &bytes[take..];
-            if conn.partial.len() < conn.need_bytes {
-                return;
-            }
-            let mut partial = std::mem::take(&mut conn.partial);
-            let used = self.consume(id, &partial);
-            let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-            if used < partial.len() {
-                partial.drain(..used);
-                conn.partial = partial;
-            }
-            if bytes.is_empty() || self.wait_for_proof(id, bytes) {
-                return;
-            }
-        }
-        let used = self.consume(id, bytes);
-        if used < bytes.len() && self.wait_for_proof(id, &bytes[used..]) {
-            return;
-        }
-        if let Some(conn) = self.conns.get_mut(id)
-            && conn.is_open()
-            && used < bytes.len()
-        {
-            conn.partial = Vec::new();
-            // What is announced is reserved only as far as it is not the client's mere word.
-            let reserve = conn.need_bytes.saturating_add(2).min(4 * (bytes.len() - used));
-            conn.partial.reserve(reserve);
-            conn.partial.extend_from_slice(&bytes[used..]);
-        }
-    }
-
-    /// Puts off what follows a CONNECT that is not decided yet; `false` if there is none such.
-    fn wait_for_proof(&mut self, id: ConnId, bytes: &[u8]) -> bool {
-        let Some(conn) = self.conns.get_mut(id) else { return false };
-        if conn.claim.is_none() {
-            // Compression may have begun with the last operation.
-            let is_packed = conn.begins_packed();
-            if is_packed {
-                self.on_packed(id, bytes);
-            }
-            return is_packed;
-        }
-        // A peer goes on with all its interest at once; it is not read from meanwhile.
-        let is_greeted = conn.route.as_ref().is_some_and(|route| route.is_greeted());
-        let is_decided = is_greeted || conn.claim.as_ref().is_some_and(|claim| claim.holds);
-        if !is_decided && conn.partial.len() + bytes.len() > UNDECIDED_BYTES_MAX {
-            tracing::error!(
-                "{} - over {UNDECIDED_BYTES_MAX} bytes sent before the login was decided",
-                conn.label()
-            );
-            conn.claim = None;
-            self.refuse_login(id);
-        } else {
-            conn.partial.extend_from_slice(bytes);
-        }
-        true
-    }
-
-    /// Handles all whole operations. Returns how many bytes they took; all of them when the
-    /// connection is at its end.
-    fn consume(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+    /// Handles all whole operations, as far as the budget allows and nothing holds the connection
+    /// back. Returns how many bytes they took; all of them when the connection is at its end.
+    pub(super) fn consume(&mut self, id: ConnId, bytes: &[u8]) -> usize {
         if self.is_route(id) {
             return self.consume_route(id, bytes);
         }
@@ -144,7 +68,7 @@ impl Engine {
             if !conn.is_open() {
                 return bytes.len();
             }
-            if conn.need_bytes > 0 || conn.claim.is_some() {
+            if conn.need_bytes > 0 || conn.claim.is_some() || !self.may_go_on(id) {
                 return at;
             }
         }
@@ -166,15 +90,17 @@ impl Engine {
             match proto::parse(&bytes[at..], limits) {
                 Ok(Parsed::Op { op: Op::Pub(publish), used }) => {
                     let wire = &bytes[at..at + used];
-                    at += used;
                     if !self.on_publish(id, publish, wire, run) {
                         break;
                     }
+                    at += used;
                 }
                 Ok(Parsed::Op { op, used }) => {
-                    at += used;
                     self.flush_run(id, run);
-                    self.on_operation(id, &op);
+                    if self.may_go_on(id) {
+                        at += used;
+                        self.on_operation(id, &op);
+                    }
                     break;
                 }
                 Ok(Parsed::Incomplete { need }) => {
@@ -225,6 +151,7 @@ impl Engine {
     }
 
     fn on_operation(&mut self, id: ConnId, op: &Op<'_>) {
+        self.budget.spend(OPERATION_WORK);
         if self.settings.tracing.is_some()
             && let Some(conn) = self.conns.get(id)
         {
@@ -391,7 +318,7 @@ impl Engine {
         self.fail(id, Some("maximum account active connections exceeded"), reason);
     }
 
-    fn refuse_login(&mut self, id: ConnId) {
+    pub(super) fn refuse_login(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(id) else { return };
         if conn.connect.user.is_empty() {
             tracing::error!("{} - authentication error", conn.label());
@@ -522,7 +449,8 @@ impl Engine {
         }
     }
 
-    /// Takes a publish into the run, or handles it now. False if parsing must not go on.
+    /// Takes a publish into the run, or handles it now. False if it is not taken: its turn has not
+    /// come, or nobody is there any more who could publish it.
     fn on_publish<'a>(
         &mut self,
         id: ConnId,
@@ -534,27 +462,29 @@ impl Engine {
             && let Some(account) = self.conns.get(id).map(|conn| conn.account)
             && self.is_traced(account, &publish)
         {
-            self.on_traced_publish(id, account, (publish, wire), run);
-        } else {
-            self.take_publish(id, publish, wire, run);
+            return self.on_traced_publish(id, account, (publish, wire), run);
         }
-        self.conns.get(id).is_some_and(super::Conn::is_open)
+        self.take_publish(id, publish, wire, run)
     }
 
-    /// Handles a publish that is perhaps to be traced, by itself.
+    /// Handles a publish that is perhaps to be traced, by itself. False if it is not taken.
     fn on_traced_publish<'a>(
         &mut self,
         id: ConnId,
         account: AccountId,
         (publish, wire): (Publish<'a>, &'a [u8]),
         run: &mut Run<'a>,
-    ) {
+    ) -> bool {
         self.flush_run(id, run);
+        if !self.may_go_on(id) {
+            return false;
+        }
         match self.begin_trace(id, account, &publish) {
             Traced::No | Traced::Yes => {
                 self.take_publish(id, publish, wire, run);
                 self.flush_run(id, run);
                 self.end_trace();
+                self.budget.spend(OPERATION_WORK);
             }
             Traced::Ends => {
                 self.warn_of_subject(id, publish.subject);
@@ -564,6 +494,7 @@ impl Engine {
                 self.refuse(id, &encode::publish_violation(&dest));
             }
         }
+        true
     }
 
     fn take_publish<'a>(
@@ -572,21 +503,31 @@ impl Engine {
         publish: Publish<'a>,
         wire: &'a [u8],
         run: &mut Run<'a>,
-    ) {
+    ) -> bool {
         let mut continues = run.continues_with(&publish);
         if !continues {
             let mapped = self.map(id, publish.subject);
             continues = run.resumes_with(&publish, mapped.as_ref());
             if !continues {
                 self.flush_run(id, run);
+                // Where a trace has begun, it was asked before.
+                if self.trace.is_none() && !self.may_go_on(id) {
+                    return false;
+                }
                 self.note_mapped(publish.subject, mapped.as_ref());
                 run.map(mapped);
             }
         }
         match self.judge(id, &publish, run.mapped(), wire, continues) {
-            Verdict::Joins => run.push(publish, wire),
+            Verdict::Joins => {
+                if !continues {
+                    self.begin_run(id, run, &publish);
+                }
+                run.push(publish, wire);
+            }
             Verdict::Alone => {
                 self.flush_run(id, run);
+                self.begin_run(id, run, &publish);
                 run.push(publish, wire);
                 self.flush_run(id, run);
             }
@@ -594,10 +535,12 @@ impl Engine {
                 // What was published before comes before the error.
                 self.flush_run(id, run);
                 self.note_refused(&error);
+                self.budget.spend(OPERATION_WORK);
                 self.refuse(id, &error);
             }
-            Verdict::Dropped => {}
+            Verdict::Dropped => return false,
         }
+        true
     }
 
     /// What a mapping of its account makes of the subject of a publish.

@@ -38,6 +38,9 @@ const BACKLOG_BYTES_ALL: usize = 64 * 1024 * 1024;
 pub(super) struct Lane {
     queue: VecDeque<Record>,
     bytes: usize,
+    /// Records of that shard that wait for their turn. There are more than one only if whoever
+    /// hands them in does not ask whether they are taken.
+    arrived: VecDeque<Record>,
     /// What was ever queued.
     all_records: u64,
     all_bytes: u64,
@@ -49,6 +52,13 @@ pub(super) struct Lane {
     barrier_epoch: u64,
     /// The last epoch that the other shard has settled.
     settled_epoch: u64,
+}
+
+impl Lane {
+    /// A record of that shard has come.
+    pub(super) fn push_arrived(&mut self, record: Record) {
+        self.arrived.push_back(record);
+    }
 }
 
 /// How much goes to one other shard.
@@ -87,6 +97,34 @@ impl Engine {
             }
         }
         Some(record)
+    }
+
+    /// Whether a record of another shard may be handed in.
+    pub fn takes_records(&self, from: ShardId) -> bool {
+        self.budget.takes_records() && self.lanes[from.index()].arrived.is_empty()
+    }
+
+    /// Whether records of other shards wait for their turn.
+    pub(super) fn has_waiting_records(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.arrived.is_empty())
+    }
+
+    /// Goes on with records that wait.
+    pub(super) fn advance_records(&mut self) {
+        for shard in self.others() {
+            self.advance_records_of(shard);
+        }
+    }
+
+    pub(super) fn advance_records_of(&mut self, from: ShardId) {
+        while self.budget.takes_records()
+            && let Some(record) = self.lanes[from.index()].arrived.pop_front()
+        {
+            if let Some(rest) = self.handle_record(from, record) {
+                self.lanes[from.index()].arrived.push_front(rest);
+                return;
+            }
+        }
     }
 
     /// Whether records wait for another shard.
@@ -185,9 +223,8 @@ impl Engine {
         let mut held = std::mem::take(&mut self.held);
         held.retain(|id| {
             let Some(conn) = self.conns.get_mut(*id) else { return false };
-            if conn.outbox.release(settled_epoch) && !conn.dirty {
-                conn.dirty = true;
-                self.actions.push_back(Action::Flush(*id));
+            if conn.outbox.release(settled_epoch) {
+                conn.flush(&mut self.flushes, true);
             }
             conn.outbox.is_held()
         });
@@ -257,10 +294,13 @@ impl Engine {
 
     /// The backlog of `id` is now `pending` bytes: perhaps somebody has waited for that.
     pub(super) fn relieve(&mut self, id: ConnId, pending: usize) {
+        let level_bytes = self.backlog_level_bytes(1);
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if pending > conn.relief_bytes {
-            return;
+        let (is_own, relief_bytes) = (conn.brakes.own, conn.relief_bytes);
+        if is_own && pending <= level_bytes / 2 {
+            self.release(id, |brakes| brakes.own = false);
         }
+        let Some(conn) = self.conns.get_mut(id).filter(|_| pending <= relief_bytes) else { return };
         conn.slow = false;
         for key in std::mem::take(&mut conn.waited_by) {
             let Some(wait) = self.waits.get_mut(&key) else { continue };
@@ -353,11 +393,25 @@ impl Engine {
             return;
         }
         ease(&mut conn.brakes);
+        let goes_on = conn.waits && !conn.in_line && !conn.brakes.holds();
         if !conn.brakes.any() {
             self.braked -= 1;
             if conn.is_open() {
                 self.actions.push_back(Action::Resume(id));
             }
+        }
+        if goes_on {
+            self.stand_in_line(id);
+        }
+    }
+
+    /// Reads no more from a connection until it has taken what it has sent to itself: that is its
+    /// own affair, and costs nobody else anything. `before` was pending for it before that.
+    pub(super) fn wait_for_own(&mut self, id: ConnId, before: usize) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let pending = conn.outbox.pending_bytes();
+        if pending > before && pending > self.backlog_level_bytes(1) {
+            self.brake(id, |brakes| brakes.own = true);
         }
     }
 

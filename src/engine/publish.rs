@@ -12,13 +12,14 @@ use std::rc::Rc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::flushes::MANY;
 use super::interest::{Behind, Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::message_trace::Traced;
 use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::relay::{Places, RoutePick, draw, members};
 use super::run::{Message, Run, parse_run};
-use super::{AccountId, Action, ConnId, Engine, Origin, ShardId, ShardSet};
+use super::{AccountId, ConnId, Engine, Origin, ShardId, ShardSet};
 use crate::proto::{Publish, encode, route};
 use crate::segment::Segment;
 
@@ -26,6 +27,9 @@ use crate::segment::Segment;
 const COPY_RUN_BYTES_MAX: usize = 1024;
 /// A single payload from this size on is shared even in a short run.
 const COPY_PAYLOAD_BYTES_MAX: usize = 1536;
+
+/// Answers to a request of another account are handled so many at a time.
+const ANSWERS_AT_ONCE: usize = 16;
 
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +81,8 @@ impl Engine {
         let source = Source::new(account, self.shard, from);
         let source = Source { echo: conn.connect.echo, ..source };
         let wants_status = conn.connect.no_responders && run.has_reply;
-        let targets = self.targets(account, run.subject());
+        let pending_before = conn.outbox.pending_bytes();
+        let targets = self.aim_of(account, run);
         if wants_status && !self.is_certain(&targets) {
             let mut one = Run::default();
             for message in &run.messages {
@@ -89,6 +94,37 @@ impl Engine {
             self.deliver(source, run, &targets);
         }
         self.settle_deliveries();
+        self.wait_for_own(from, pending_before);
+    }
+
+    /// Finds out who gets the run that begins with `publish`, and how long it may be.
+    pub(super) fn begin_run(&mut self, id: ConnId, run: &mut Run<'_>, publish: &Publish<'_>) {
+        let Some(conn) = self.conns.get(id) else { return };
+        let (account, wants_status) = (conn.account, conn.connect.no_responders);
+        let subject = run.mapped().map_or(publish.subject, |mapped| &mapped.subject);
+        let targets = self.targets(account, subject);
+        let mut price = targets.price;
+        if wants_status && publish.reply.is_some() && !self.is_certain(&targets) {
+            // One by one: it is asked of each whether anybody gets it.
+            price.each += price.once;
+        }
+        run.aim(account, targets, price.within(self.budget.room()));
+    }
+
+    /// Who gets a run; it is charged for that.
+    fn aim_of(&mut self, account: AccountId, run: &Run<'_>) -> Rc<Targets> {
+        let targets = match &run.aim {
+            Some((_, targets)) => Rc::clone(targets),
+            None => self.targets(account, run.subject()),
+        };
+        self.charge(run, &targets);
+        targets
+    }
+
+    /// Delivering the run costs what it does.
+    pub(super) fn charge(&mut self, run: &Run<'_>, targets: &Targets) {
+        let is_copied = run.wire_bytes < COPY_RUN_BYTES_MAX;
+        self.budget.spend(targets.price.of(run.len(), run.wire_bytes, is_copied));
     }
 
     /// Handles a run from another server, for one member each of the groups in `queues`, too.
@@ -132,7 +168,7 @@ impl Engine {
         let echo = conn.connect.echo;
         let source = Source::new(account, self.shard, from);
         let source = Source { routed: true, origin: Some(origin), echo, ..source };
-        let targets = self.targets(account, run.subject());
+        let targets = self.aim_of(account, run);
         self.deliver_at_home(source, run, &targets, Some(queues));
         if targets.leaves_account() {
             self.deliver_abroad(source, run, &targets);
@@ -140,26 +176,43 @@ impl Engine {
         self.settle_deliveries();
     }
 
-    /// Delivers what another shard has matched.
-    pub(super) fn on_run(&mut self, record: &RunRecord) {
-        self.continue_trace(record.trace.as_deref());
+    /// Delivers what another shard has matched, as far as the budget allows. The rest comes back.
+    pub(super) fn on_run(&mut self, mut record: Box<RunRecord>) -> Option<Box<RunRecord>> {
+        let wire = record.wire.clone();
         let mut run = Run::reusing(std::mem::take(&mut self.spare_run));
-        let unread_bytes = parse_run(&record.wire, &mut run);
+        let unread_bytes = parse_run(&wire, &mut run);
         if unread_bytes > 0 {
             debug_assert!(false, "only whole publishes travel: {unread_bytes} bytes are left");
             self.stats.garbled_runs += 1;
         }
+        let targets = self.targets(record.account, run.subject());
+        let (messages_max, bytes_max) = targets.price.within(self.budget.room());
+        let messages_max = if record.answers { ANSWERS_AT_ONCE } else { messages_max };
+        let count = run.len_within(messages_max, bytes_max);
+        let rest = (count < run.len()).then(|| {
+            let mut rest = record.clone();
+            rest.wire = record.wire.slice(run.keep(count)..);
+            rest.picks = take_later_picks(&mut record.picks, index(count));
+            rest
+        });
+        self.charge(&run, &targets);
+        self.deliver_record(&record, &run, &targets);
+        self.spare_run = Run::reusing(run);
+        rest
+    }
+
+    fn deliver_record(&mut self, record: &RunRecord, run: &Run<'_>, targets: &Targets) {
+        self.continue_trace(record.trace.as_deref());
         let RunRecord { account, publisher, echo, routed, origin, visited, hops, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, record.arrived);
         let source = Source { account, publisher, echo, routed, origin, visited, hops };
         if record.answers {
-            self.deliver_answers(source, &run);
+            self.deliver_answers(source, run);
         }
-        let targets = self.targets(account, run.subject());
         let before = self.stats.delivered();
         let mut routes: &[u32] = &[];
         if record.plain {
-            self.deliver_plain(source, &run, &targets);
+            self.deliver_plain(source, run, targets);
             routes = if routed { &[] } else { &targets.routes };
         }
         let mut one = Run::default();
@@ -169,26 +222,30 @@ impl Engine {
             for &at in &pick.messages {
                 let Some(message) = run.messages.get(at as usize) else { continue };
                 let one = one.only(message);
-                let placed = group.and_then(|group| self.place(source, one, (group, &targets), at));
+                let placed = group.and_then(|group| self.place(source, one, (group, targets), at));
                 match placed {
                     Some(route_pick) => route_picks.extend(route_pick),
-                    None => self.forward(source, one, group, &targets),
+                    None => self.forward(source, one, group, targets),
                 }
             }
         }
-        self.deliver_to_routes(source, &run, routes, &targets.queues, route_picks);
+        self.deliver_to_routes(source, run, routes, &targets.queues, route_picks);
         self.count_deliveries(account, before);
         self.settle_deliveries();
         self.end_trace();
-        self.spare_run = Run::reusing(run);
         self.arrived = now;
     }
 
     pub(super) fn targets(&mut self, account: AccountId, subject: &[u8]) -> Rc<Targets> {
         let conns = &self.conns;
-        self.accounts.at(account).interest.targets(subject, &self.subs, |slot| {
+        let interest = &mut self.accounts.at(account).interest;
+        let (targets, work) = interest.targets(subject, &self.subs, |slot| {
             conns.at(slot).is_some_and(|conn| conn.connect.headers)
-        })
+        });
+        if work > 0 {
+            self.budget.spend(work);
+        }
+        targets
     }
 
     /// Whether somebody gets every message that resolves to `targets`, whatever it is.
@@ -264,6 +321,7 @@ impl Engine {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
         };
+        self.is_for_many = targets.members > MANY;
         let mut reached = false;
         if let [group] = &targets.groups[..] {
             reached = self.deliver_to_sid(source, run, group, None, &mut backlog);
@@ -341,7 +399,7 @@ impl Engine {
             return left.min(run.len());
         }
         let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
-        if !conn.is_open() || conn.is_leaving || (own && !source.echo) {
+        if !conn.takes_deliveries() || (own && !source.echo) {
             return 0;
         }
         let Some(permissions) = conn.user.as_ref().and_then(|user| user.permissions.as_ref())
@@ -387,13 +445,15 @@ impl Engine {
         self.stats.out_msgs += count as u64;
         self.stats.out_bytes += payload_bytes as u64;
         if conn.outbox.pending_bytes() > self.settings.limits.pending_bytes_max {
+            // It gets no more, while others still do.
+            conn.is_doomed = true;
+            conn.plain = false;
             self.doomed.push(conn.id);
         }
         if !conn.dirty {
-            conn.dirty = true;
             conn.timing.last_delivered = self.now;
             conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
-            self.actions.push_back(Action::Flush(conn.id));
+            conn.flush(&mut self.flushes, !self.is_for_many);
         }
     }
 
@@ -406,6 +466,7 @@ impl Engine {
         (number, targets): (usize, &Targets),
         picks: &mut Picks,
     ) -> bool {
+        self.is_for_many = false;
         let group = &targets.queues[number];
         let mut reached = false;
         let elsewhere = self.elsewhere(source, (number, targets));
@@ -766,6 +827,21 @@ fn take_picks(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId) -> Vec
         false
     });
     taken
+}
+
+/// Takes out what is picked of the messages from number `from` on, and numbers those anew.
+fn take_later_picks(picks: &mut Vec<Pick>, from: u32) -> Vec<Pick> {
+    let mut later = Vec::new();
+    for pick in &mut *picks {
+        let at = pick.messages.partition_point(|message| *message < from);
+        let messages = pick.messages.split_off(at);
+        if !messages.is_empty() {
+            let messages = messages.into_iter().map(|message| message - from).collect();
+            later.push(Pick { group: pick.group.clone(), messages });
+        }
+    }
+    picks.retain(|pick| !pick.messages.is_empty());
+    later
 }
 
 /// A place in a run or in a list of groups; both are far shorter than this can count.

@@ -40,7 +40,7 @@ pub enum Record {
 }
 
 /// A run of publishes of one connection to one subject.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunRecord {
     pub(super) account: AccountId,
     pub(super) publisher: Publisher,
@@ -69,7 +69,7 @@ pub struct RunRecord {
 }
 
 /// The messages of a run that a shard has to give to one member each of a queue group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Pick {
     pub(super) group: Box<[u8]>,
     /// Numbers within the run, from 0.

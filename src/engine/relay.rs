@@ -4,10 +4,10 @@
 
 use smallvec::SmallVec;
 
+use super::Engine;
 use super::interest::{Member, QueueTargets};
 use super::publish::{Backlog, Source};
 use super::run::Run;
-use super::{Action, Engine};
 use crate::proto::route;
 use crate::segment::Segment;
 
@@ -109,7 +109,7 @@ impl Engine {
         is_shared: bool,
         shared: &mut Shared,
     ) -> bool {
-        let Some(conn) = self.conns.at_mut(slot).filter(|conn| conn.is_open()) else {
+        let Some(conn) = self.conns.at_mut(slot).filter(|conn| conn.takes_deliveries()) else {
             return false;
         };
         let Some(route) = &conn.route else { return false };
@@ -139,12 +139,12 @@ impl Engine {
         self.stats.routed.out_bytes += bytes as u64;
         if conn.outbox.pending_bytes() > route.pending_bytes_max {
             self.doomed.push(conn.id);
+            conn.is_doomed = true;
         }
         if !conn.dirty {
-            conn.dirty = true;
             conn.timing.last_delivered = self.now;
             conn.timing.oldest_arrived = conn.timing.oldest_arrived.min(self.arrived);
-            self.actions.push_back(Action::Flush(conn.id));
+            conn.flush(&mut self.flushes, true);
         }
         true
     }

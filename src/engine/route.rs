@@ -14,6 +14,7 @@ mod wishes;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::budget::OPERATION_WORK;
 use super::compression;
 use super::conn::{Claim, Conn, User};
 use super::proof::Proof;
@@ -25,11 +26,11 @@ use super::{AccountId, ConnId, Engine, Origin, Peer, Reason};
 use crate::cluster::names::{self, Agreement};
 use crate::cluster::{ClientUrls, Part};
 use crate::config::Secret;
-use crate::proto::ProtoError;
 use crate::proto::encode;
 use crate::proto::route::{
     self as wire, Accounts, Form, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish,
 };
+use crate::proto::{ProtoError, Publish};
 use wishes::Wishes;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
@@ -489,13 +490,20 @@ impl Engine {
                 }) => {
                     if head != (origin, account, queues) || !run.continues_with(&publish) {
                         self.flush_routed(id, head, run);
+                        if !self.may_go_on(id) {
+                            break;
+                        }
                         head = (origin, account, queues);
+                        self.begin_routed(id, account, run, &publish);
                     }
                     run.push_routed(publish, &bytes[at..at + used], form.accounts);
                     at += used;
                 }
                 Ok(RouteParsed::Op { op, used }) => {
                     self.flush_routed(id, head, run);
+                    if !self.may_go_on(id) {
+                        break;
+                    }
                     self.on_route_operation(id, &op, &bytes[at..at + used]);
                     at += used;
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
@@ -525,14 +533,31 @@ impl Engine {
         at
     }
 
-    fn flush_routed(&mut self, id: ConnId, (origin, account, queues): Head<'_>, run: &mut Run<'_>) {
+    /// Finds out who gets the run that begins with `publish`, and how long it may be.
+    fn begin_routed(
+        &mut self,
+        id: ConnId,
+        account: &[u8],
+        run: &mut Run<'_>,
+        publish: &Publish<'_>,
+    ) {
+        if let Some(account) =
+            self.account_of(id, account).filter(|_| self.stage_of(id) == Stage::Registered)
+        {
+            let targets = self.targets(account, publish.subject);
+            let room = targets.price.within(self.budget.room());
+            run.aim(account, targets, room);
+        }
+    }
+
+    fn flush_routed(&mut self, id: ConnId, (origin, _, queues): Head<'_>, run: &mut Run<'_>) {
         if run.is_empty() {
             return;
         }
         match self.stage_of(id) {
             Stage::Connect | Stage::Info => self.refuse_route(id, "Authorization Violation"),
             Stage::Registered => {
-                if let Some(account) = self.account_of(id, account) {
+                if let Some((account, _)) = run.aim {
                     self.publish_routed(id, account, (Origin::of(origin), queues), run);
                 }
             }
@@ -579,6 +604,7 @@ impl Engine {
 
     /// Handles an operation, which was written so.
     fn on_route_operation(&mut self, id: ConnId, op: &RouteOp<'_>, line: &[u8]) {
+        self.budget.spend(OPERATION_WORK);
         match *op {
             // What came before it may have ended the connection.
             _ if self.stage_of(id) == Stage::Ended => {}

@@ -2,16 +2,20 @@
 
 #![forbid(unsafe_code)]
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::AccountId;
+use super::interest::Targets;
 use super::mapping::Mapped;
 use crate::proto::route::{self, RouteOp, RouteParsed};
 use crate::proto::{self, Header, Op, Parsed, Publish, encode};
 
-/// A run is handled at this many wire bytes even if more of its kind follow: what it renders
-/// to should stay in the second-level cache.
-pub(super) const RUN_BYTES_MAX: usize = 128 * 1024;
+/// A run is handled at this many wire bytes at the latest: what it renders to should stay in the
+/// second-level cache.
+const RUN_BYTES_MAX: usize = 128 * 1024;
 
 /// One publish of a run.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +106,12 @@ pub(super) struct Run<'a> {
     pub(super) has_stored: bool,
     /// What a mapping has made of the subject; it outlives [`Self::clear`].
     pub(super) mapped: Option<Mapped>,
+    /// The account, and who gets it, where that is known already.
+    pub(super) aim: Option<(AccountId, Rc<Targets>)>,
+    /// It is handled at so many messages, …
+    messages_max: usize,
+    /// … or so many wire bytes, even if more of its kind follow.
+    bytes_max: usize,
 }
 
 impl<'a> Run<'a> {
@@ -111,7 +121,7 @@ impl<'a> Run<'a> {
 
     /// Whether `publish` continues this run.
     pub(super) fn continues_with(&self, publish: &Publish<'_>) -> bool {
-        self.wire_bytes < RUN_BYTES_MAX
+        !self.is_full()
             && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
             && self.mapped.as_ref().is_none_or(|mapped| mapped.is_certain)
     }
@@ -120,8 +130,45 @@ impl<'a> Run<'a> {
     pub(super) fn resumes_with(&self, publish: &Publish<'_>, mapped: Option<&Mapped>) -> bool {
         mapped.is_some()
             && self.mapped.as_ref() == mapped
-            && self.wire_bytes < RUN_BYTES_MAX
+            && !self.is_full()
             && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+    }
+
+    fn is_full(&self) -> bool {
+        self.wire_bytes >= self.bytes_max || self.messages.len() >= self.messages_max
+    }
+
+    /// It begins: these get it, and it may be so long.
+    pub(super) fn aim(
+        &mut self,
+        account: AccountId,
+        targets: Rc<Targets>,
+        (messages_max, bytes_max): (usize, usize),
+    ) {
+        self.aim = Some((account, targets));
+        (self.messages_max, self.bytes_max) = (messages_max, bytes_max.min(RUN_BYTES_MAX));
+    }
+
+    /// How many of its messages, from the first, there are within these bounds: at least one.
+    pub(super) fn len_within(&self, messages_max: usize, bytes_max: usize) -> usize {
+        if self.len() <= messages_max && self.wire_bytes <= bytes_max {
+            return self.len();
+        }
+        let mut bytes = 0;
+        let fits = |message: &&Message<'_>| {
+            bytes += message.wire_bytes();
+            bytes <= bytes_max
+        };
+        self.messages.iter().take(messages_max).take_while(fits).count().max(1)
+    }
+
+    /// Leaves only the first `count` messages in it. Returns their wire bytes.
+    pub(super) fn keep(&mut self, count: usize) -> usize {
+        let mut messages = std::mem::take(&mut self.messages);
+        messages.truncate(count);
+        self.clear();
+        messages.into_iter().for_each(|message| self.add(message, message.wire_bytes()));
+        self.wire_bytes
     }
 
     /// What follows is mapped to this.
@@ -135,7 +182,7 @@ impl<'a> Run<'a> {
 
     /// The same run as if it had been published to `subject`.
     pub(super) fn renamed<'b>(&'b self, subject: &'b [u8]) -> Run<'b> {
-        let mut run = Run::default();
+        let mut run = Run { aim: self.aim.clone(), ..Run::default() };
         self.publishes().for_each(|publish| run.push_made(Publish { subject, ..*publish }));
         run
     }

@@ -174,6 +174,7 @@ mod tests {
         engine.on_bytes(CLIENT, b"CONNECT {\"verbose\":false}\r\n");
         for at in 0..subjects {
             engine.on_bytes(CLIENT, format!("SUB {0} {0}\r\n", name(at)).as_bytes());
+            engine.end_turn();
         }
         engine.name_cluster("C", false);
         engine.open_route(PEER, peer, NewRoute { rid: 1, dialed: None, host: "".into() });

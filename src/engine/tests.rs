@@ -33,6 +33,7 @@ fn very_many_subscriptions_of_one_who_leaves_go_in_pieces() {
     let (mut engine, ids) = engine_with(&Options::default(), 1, 2);
     let subs: String = (0..10_000).map(|number| format!("SUB a.{number} {number}\r\n")).collect();
     engine.on_bytes(ids[0], subs.as_bytes());
+    turns(&mut engine, |_| ());
     engine.on_ended(ids[0], true);
     let mut left = vec![engine.subscriptions()];
     let is_closed = |engine: &mut Engine| {
@@ -116,8 +117,10 @@ fn very_many_queue_groups_on_one_filter_stall_nobody() {
     let sub = |number: u32| format!("SUB a group-{number} {number}\r\n");
     let subs: String = (0..100_000).map(sub).collect();
     engine.on_bytes(ids[0], subs.as_bytes());
+    turns(&mut engine, |_| ());
     for _ in 0..3 {
         engine.on_bytes(ids[1], b"SUB a late 1\r\nPUB a 0\r\n\r\nUNSUB 1\r\n");
+        turns(&mut engine, |engine| drop(out(engine, ids[0])));
     }
     assert_eq!(engine.stats().out_msgs, 3 * 100_001);
     engine.on_ended(ids[0], false);
@@ -410,4 +413,168 @@ fn who_ends_with_very_many_subscriptions_is_taken_out_in_pieces_beside_others() 
     let cost = turns(&mut engine, |_| ());
     assert!(cost.work < 2_000_000, "{} in one turn", cost.work);
     assert_eq!(engine.subscriptions(), 0);
+}
+
+/// What a turn may cost, and by how much an operation that cannot be cut may go beyond.
+const TURN_WORK: u64 = 3 * 3_000_000;
+const OPERATION_WORK: u64 = 4_000_000;
+const TURN_BYTES: usize = 32 * 1024 * 1024;
+
+/// Hands in what a flood sends, chunk by chunk as a reactor would that reads while it may, and
+/// takes turns until all is handled, in each of which somebody else sends a PING. Returns what the
+/// most expensive turn has cost.
+fn flood(engine: &mut Engine, from: ConnId, wire: &[u8], witness: ConnId) -> TurnCost {
+    wire.chunks(64 * 1024).for_each(|chunk| engine.on_bytes(from, chunk));
+    turns(engine, |engine| {
+        engine.on_bytes(witness, b"PING\r\n");
+        let flushed = std::iter::from_fn(|| engine.next_action());
+        let is_flushed = flushed.into_iter().any(|action| action == Action::Flush(witness));
+        assert!(is_flushed || engine.conns.get(witness).is_some_and(|conn| conn.dirty));
+        assert_eq!(out(engine, witness), "PONG\r\n", "nobody waits for the flood");
+    })
+}
+
+fn assert_is_bounded(cost: TurnCost) {
+    let TurnCost { work, bytes } = cost;
+    assert!(work <= TURN_WORK + OPERATION_WORK, "{work} in one turn");
+    assert!(bytes <= TURN_BYTES, "{bytes} bytes more after one turn");
+}
+
+#[test]
+fn short_messages_to_very_many_subscriptions_of_who_reads_nothing_add_little_in_a_turn() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 22);
+    let subs: String = (0..1000).map(|at| format!("SUB a {at}\r\nSUB b x{at}\r\n")).collect();
+    for id in &ids[2..] {
+        engine.on_bytes(*id, subs.as_bytes());
+        turns(&mut engine, |_| ());
+        out(&mut engine, *id);
+    }
+    assert_eq!(engine.subscriptions(), 40_000);
+    let wire = b"PUB a 0\r\n\r\nPUB b 0\r\n\r\n".repeat(30);
+    let cost = flood(&mut engine, ids[0], &wire, ids[1]);
+    assert_is_bounded(cost);
+    // They are waited for a second, and the flood is not heard meanwhile.
+    assert!(engine.waiting_bytes(ids[0]) > 0);
+    assert!(engine.output_bytes() < 16 * 1024 * 1024, "{}", engine.output_bytes());
+    engine.set_now(1_000_000_000);
+    let mut most = TurnCost::default();
+    while engine.waiting_bytes(ids[0]) > 0 {
+        engine.tick();
+        engine.end_turn();
+        let TurnCost { work, bytes } = engine.turn_cost();
+        most = TurnCost { work: most.work.max(work), bytes: most.bytes.max(bytes) };
+    }
+    assert_is_bounded(most);
+    assert_eq!(engine.stats().out_msgs, 60 * 20_000);
+}
+
+#[test]
+fn subjects_that_are_looked_up_in_very_many_filters_leave_others_their_turn() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 3);
+    for at in 0..4096 {
+        // Each is a way that has to be tried to its end.
+        let tokens = (0..12).map(|bit| if at >> bit & 1 == 0 { "*" } else { "x" });
+        let filter: Vec<&str> = tokens.chain(["end"]).collect();
+        engine.on_bytes(ids[2], format!("SUB {} {at}\r\n", filter.join(".")).as_bytes());
+        turns(&mut engine, |_| ());
+    }
+    let publish = |at: usize| format!("PUB {}{at} 0\r\n\r\n", "x.".repeat(12));
+    let wire: String = (0..500).map(publish).collect();
+    let cost = flood(&mut engine, ids[0], wire.as_bytes(), ids[1]);
+    assert_is_bounded(cost);
+    assert_eq!(engine.stats().in_msgs, 500);
+}
+
+#[test]
+fn a_fan_out_of_very_many_subjects_to_very_many_subscribers_is_cut_into_turns() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 2002);
+    for id in &ids[2..] {
+        engine.on_bytes(*id, b"SUB s.* 1\r\n");
+        turns(&mut engine, |_| ());
+    }
+    let wire: String = (0..300).map(|at| format!("PUB s.{at} 0\r\n\r\n")).collect();
+    let cost = flood(&mut engine, ids[0], wire.as_bytes(), ids[1]);
+    assert_is_bounded(cost);
+    assert_eq!(engine.stats().out_msgs, 300 * 2000);
+}
+
+#[test]
+fn a_run_for_very_many_different_subscriptions_is_cut_into_turns_on_the_shard_that_delivers_it() {
+    for home in [0, 1] {
+        let (mut engine, ids) = engine_with(&Options::default(), 2, 1002);
+        for (at, id) in (0..).zip(&ids[2..]) {
+            engine.on_bytes(*id, format!("SUB a {at}\r\n").as_bytes());
+            turns(&mut engine, |_| ());
+        }
+        let wire = b"PUB a 0\r\n\r\n".repeat(1000);
+        let cost = if home == 0 {
+            flood(&mut engine, ids[0], &wire, ids[1])
+        } else {
+            while engine.pop_record(ShardId(1)).is_some() {}
+            let record = RunRecord {
+                account: AccountId::GLOBAL,
+                publisher: Publisher { shard: ShardId(1), conn: ids[0] },
+                echo: true,
+                visited: ShardSet::default(),
+                arrived: 0,
+                routed: false,
+                wire: wire.into(),
+                answers: false,
+                hops: 0,
+                trace: None,
+                plain: true,
+                picks: Vec::new(),
+            };
+            engine.on_record(ShardId(1), Record::Run(Box::new(record)));
+            assert!(!engine.takes_records(ShardId(1)), "what is behind it waits");
+            engine.on_record(ShardId(1), Record::Barrier { epoch: 9 });
+            assert!(!engine.has_records(ShardId(1)), "not all that was before it is in force");
+            turns(&mut engine, |_| ())
+        };
+        assert_is_bounded(cost);
+        assert_eq!(engine.stats().out_msgs, 1000 * 1000);
+    }
+}
+
+#[test]
+fn who_sends_to_itself_is_not_heard_until_it_has_taken_that_and_loses_nothing() {
+    let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
+    engine.on_bytes(ids[0], b"SUB a 1\r\n");
+    out(&mut engine, ids[0]);
+    let message = [&b"PUB a 1000000\r\n"[..], &[b'x'; 1_000_000], b"\r\n"].concat();
+    let wire = message.repeat(100);
+    let (mut at, mut reads, mut got_bytes) = (0, true, 0_usize);
+    // It takes a batch in 1.5 s: longer than anybody else is waited for.
+    for step in 0..200_u64 {
+        if engine.stats().out_msgs == 100 {
+            break;
+        }
+        engine.set_now(step * 1_500_000_000);
+        // What the reactor has in hand comes even if nothing more is read.
+        for _ in 0..if reads { 16 } else { 0 } {
+            let end = wire.len().min(at + 64 * 1024);
+            engine.on_bytes(ids[0], &wire[at..end]);
+            at = end;
+        }
+        engine.tick();
+        engine.end_turn();
+        let mut batch = None;
+        while let Some(action) = engine.next_action() {
+            match action {
+                Action::Pause(_) => reads = false,
+                Action::Resume(_) => reads = true,
+                Action::Flush(id) => batch = engine.take_batch(id).or(batch),
+                Action::Close { .. } => panic!("it is cut after {got_bytes} bytes"),
+            }
+        }
+        let pending = engine.conns.get(ids[0]).map_or(0, |conn| conn.outbox.pending_bytes());
+        assert!(pending < 4_000_000, "{pending}");
+        if let Some(batch) = batch {
+            let bytes: usize = batch.iter().map(|piece| piece.bytes().len()).sum();
+            got_bytes += bytes;
+            engine.on_sent(ids[0], bytes, Some(batch));
+        }
+    }
+    assert_eq!(engine.stats().out_msgs, 100);
+    assert_eq!(engine.stats().slow_consumers, 0);
 }

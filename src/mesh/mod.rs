@@ -29,8 +29,37 @@ pub struct Mesh {
     outgoing: Vec<Option<Producer<Record>>>,
     incoming: Vec<Option<Consumer<Record>>>,
     sleeps: Arc<[Sleep]>,
+    /// The lane that is drained first in the next turn.
+    first: usize,
     /// How often another shard had to be rung.
     rings: u64,
+}
+
+/// Who gets the records of other shards.
+pub trait Receiver {
+    /// Whether it takes another one of that shard in this turn.
+    fn takes(&self, from: ShardId) -> bool;
+    /// Takes one.
+    fn take(&mut self, from: ShardId, record: Record);
+}
+
+impl Receiver for Engine {
+    fn takes(&self, from: ShardId) -> bool {
+        self.takes_records(from)
+    }
+
+    fn take(&mut self, from: ShardId, record: Record) {
+        self.on_record(from, record);
+    }
+}
+
+/// What came of a look at all lanes.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Drained {
+    /// There were records.
+    pub any: bool,
+    /// There are more.
+    pub more: bool,
 }
 
 impl Mesh {
@@ -43,6 +72,7 @@ impl Mesh {
                 outgoing: (0..shards).map(|_| None).collect(),
                 incoming: (0..shards).map(|_| None).collect(),
                 sleeps: Arc::clone(&sleeps),
+                first: 0,
                 rings: 0,
             })
             .collect();
@@ -75,30 +105,38 @@ impl Mesh {
         behind
     }
 
-    /// Hands a bounded number of records of each lane to `take`. Calls `ring` for each shard that
-    /// sleeps although it has more for this one. True if there may be more.
-    pub fn drain(
-        &mut self,
-        mut take: impl FnMut(ShardId, Record),
-        mut ring: impl FnMut(ShardId),
-    ) -> bool {
-        let mut more = false;
-        for (from, lane) in (0..).map(ShardId).zip(&mut self.incoming) {
-            let Some(lane) = lane else { continue };
+    /// Hands records of each lane to `to`, a bounded number and no more than it takes. Calls `ring`
+    /// for each shard that sleeps although it has more for this one.
+    pub fn drain(&mut self, to: &mut impl Receiver, mut ring: impl FnMut(ShardId)) -> Drained {
+        let mut drained = Drained::default();
+        let lanes = self.incoming.len();
+        // Who comes first takes most, if there is not enough for all: each is that in turn.
+        self.first = (self.first + 1) % lanes.max(1);
+        for at in (self.first..lanes).chain(0..self.first) {
+            let from = ShardId(u8::try_from(at).unwrap_or(u8::MAX));
+            let Some(lane) = &mut self.incoming[at] else { continue };
             let waiting = lane.slots();
             let Ok(chunk) = lane.read_chunk(waiting.min(DRAIN_RECORDS_MAX)) else { continue };
-            if waiting == 0 {
+            let mut records = chunk.into_iter();
+            while to.takes(from)
+                && let Some(record) = records.next()
+            {
+                to.take(from, record);
+            }
+            let taken = records.iterated();
+            drop(records);
+            drained.more |= waiting > taken;
+            if taken == 0 {
                 continue;
             }
-            chunk.into_iter().for_each(|record| take(from, record));
-            more |= waiting > DRAIN_RECORDS_MAX;
+            drained.any = true;
             // The sender may sleep with records that had no room.
             if self.sleeps[from.index()].must_be_rung_for_room() {
                 self.rings += 1;
                 ring(from);
             }
         }
-        more
+        drained
     }
 
     /// Announces that this shard is about to sleep; with `behind` also room has to wake it. False
@@ -151,18 +189,23 @@ mod tests {
         for epoch in 1..=5 {
             engine.on_record(ShardId(1), Record::Barrier { epoch });
         }
-        let mut seen = Vec::new();
+        struct Seen(Vec<u64>);
+        impl Receiver for Seen {
+            fn takes(&self, _from: ShardId) -> bool {
+                true
+            }
+
+            fn take(&mut self, _from: ShardId, record: Record) {
+                let Record::Settled { epoch } = record else { panic!("{record:?}") };
+                self.0.push(epoch);
+            }
+        }
+        let mut seen = Seen(Vec::new());
         let mut behind = true;
         while behind {
             behind = first.publish(&mut engine, |_| unreachable!("nobody sleeps"));
-            second.drain(
-                |_, record| match record {
-                    Record::Settled { epoch } => seen.push(epoch),
-                    other => panic!("{other:?}"),
-                },
-                |_| unreachable!("nobody sleeps"),
-            );
+            second.drain(&mut seen, |_| unreachable!("nobody sleeps"));
         }
-        assert_eq!(seen, [1, 2, 3, 4, 5]);
+        assert_eq!(seen.0, [1, 2, 3, 4, 5]);
     }
 }

@@ -143,7 +143,8 @@ impl<V> Table<V> {
     }
 
     /// Visits the value of each filter that matches `subject`, each once, in no promised order.
-    pub fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) {
+    /// Returns at how many places of the table it has looked.
+    pub fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) -> usize {
         // One with an empty token is not found: no such filter is among them.
         if !self.literals.is_empty()
             && let Some(value) = self.literal(subject)
@@ -151,8 +152,9 @@ impl<V> Table<V> {
             visit(value);
         }
         if self.wild.len > 0 && !has_empty_token(subject) {
-            self.wild.for_each_match(subject, visit);
+            return 1 + self.wild.for_each_match(subject, visit);
         }
+        1
     }
 
     /// All filters with their values, in no promised order.
@@ -392,11 +394,13 @@ impl<V> Tree<V> {
     ///
     /// The way back from a dead end is found by the nodes' parents and the subject's dots, so
     /// that nothing has to be remembered on the way there.
-    fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) {
+    fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) -> usize {
         let mut number = ROOT;
+        let mut places = 0;
         // Where the next token begins; behind the subject's end when there is none left.
         let mut at = 0;
         loop {
+            places += 1;
             let node = &self.nodes[number as usize];
             let mut next = ROOT;
             if at > subject.len() {
@@ -412,7 +416,7 @@ impl<V> Tree<V> {
             // A dead end: back to the nearest node from which only a token's own child was tried.
             while next == ROOT {
                 if number == ROOT {
-                    return;
+                    return places;
                 }
                 let parent = self.nodes[number as usize].parent;
                 let star = self.nodes[parent as usize].star;

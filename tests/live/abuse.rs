@@ -364,3 +364,101 @@ fn tls(more: &str) -> (String, TempDir) {
     let (cert_file, key_file) = (cert_file.display(), key_file.display());
     (format!("tls {{ cert_file: '{cert_file}', key_file: '{key_file}', {more} }}\n"), dir)
 }
+
+/// Sends `flood` and a PING behind it, and has somebody else served until that is answered, or
+/// `rounds` times. Says whether it was answered by then.
+fn flood_beside(
+    broker: &Broker,
+    witness: &mut Witness,
+    flood: &[u8],
+    rounds: usize,
+) -> (TcpStream, bool) {
+    let mut stream = TcpStream::connect(("127.0.0.1", broker.port())).expect("it accepts");
+    let hello = b"CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"secret\"}\r\n";
+    std::io::Write::write_all(&mut stream, &[hello, flood, b"PING\r\n"].concat()).expect("room");
+    stream.set_nonblocking(true).expect("it is a socket");
+    let mut heard = Vec::new();
+    for _ in 0..rounds {
+        witness.is_served();
+        let mut bytes = [0; 4096];
+        if let Ok(len) = stream.read(&mut bytes) {
+            heard.extend_from_slice(&bytes[..len]);
+        }
+        if heard.windows(6).any(|text| text == b"PONG\r\n") {
+            return (stream, true);
+        }
+    }
+    (stream, false)
+}
+
+/// Connections with so many subscriptions to each of two subjects.
+fn crowd(broker: &Broker, conns: usize, subs: usize) -> Vec<Wire> {
+    let hello = "CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"secret\"}\r\n";
+    let subs: String = (0..subs).map(|at| format!("SUB a {at}\r\nSUB b x{at}\r\n")).collect();
+    let join = |_| {
+        let mut wire = Wire::open_narrow(broker);
+        wire.send(format!("{hello}{subs}").as_bytes());
+        wire.sync();
+        wire
+    };
+    (0..conns).map(join).collect()
+}
+
+#[test]
+fn a_flood_of_short_messages_for_who_reads_nothing_takes_little_memory_and_lets_others_be_served() {
+    with_login(|broker, witness| {
+        let _deaf = crowd(broker, 20, 500);
+        let before = broker.resident_kib();
+        let flood = b"PUB a 0\r\n\r\nPUB b 0\r\n\r\n".repeat(95 * 1024 / 22);
+        let _flood = flood_beside(broker, witness, &flood, 50);
+        let grown = broker.resident_kib().saturating_sub(before);
+        assert!(grown < 200_000, "{grown} KiB more");
+    });
+}
+
+#[test]
+fn subjects_that_very_many_filters_match_let_others_be_served_before_all_are_looked_up() {
+    with_login(|broker, witness| {
+        let mut wide = Wire::open(broker);
+        wide.send(b"CONNECT {\"verbose\":false,\"user\":\"ann\",\"pass\":\"secret\"}\r\n");
+        for at in 0..8192 {
+            let tokens = (0..13).map(|bit| if at >> bit & 1 == 0 { "*" } else { "x" });
+            let filter: Vec<&str> = tokens.chain(["end"]).collect();
+            wide.send(format!("SUB {} {at}\r\n", filter.join(".")).as_bytes());
+        }
+        wide.sync();
+        let publish = |at: usize| format!("PUB {}{at} 0\r\n\r\n", "x.".repeat(13));
+        let flood: String = (0..2000).map(publish).collect();
+        let (_flood, is_over) = flood_beside(broker, witness, flood.as_bytes(), 20);
+        assert!(is_nats_server() || !is_over, "it is served between two of them");
+    });
+}
+
+#[test]
+fn who_sends_itself_more_than_may_be_pending_is_waited_for_and_gets_all_of_it() {
+    for &shards in shard_counts() {
+        let broker = Broker::start(shards, &[]);
+        let narrow = Wire::open_narrow(&broker);
+        let (mut reads, mut writes) = narrow.into_halves();
+        let message = [&b"PUB a 1000000\r\n"[..], &[b'x'; 1_000_000], b"\r\n"].concat();
+        const MESSAGES: usize = 100;
+        let writer = std::thread::spawn(move || {
+            let hello = b"CONNECT {\"verbose\":false}\r\nSUB a 1\r\n";
+            std::io::Write::write_all(&mut writes, hello).expect("it is read");
+            for _ in 0..MESSAGES {
+                std::io::Write::write_all(&mut writes, &message).expect("it is waited for");
+            }
+            std::io::Write::write_all(&mut writes, b"PING\r\n").expect("it is waited for");
+            writes
+        });
+        let (mut bytes, mut got, mut end) = (vec![0; 64 * 1024], 0, Vec::new());
+        while !end.windows(6).any(|text| text == b"PONG\r\n") {
+            let len = reads.read(&mut bytes).expect("nobody cuts it");
+            assert!(len > 0, "cut after {got} bytes");
+            got += bytes[..len].iter().filter(|byte| **byte == b'x').count();
+            end = bytes[len.saturating_sub(16)..len].to_vec();
+        }
+        assert_eq!(got, MESSAGES * 1_000_000);
+        drop(writer.join());
+    }
+}

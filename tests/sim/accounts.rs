@@ -164,6 +164,7 @@ impl World {
     fn turn(&mut self, shard: usize) -> bool {
         let mut moved = false;
         let engine = &mut self.engines[shard];
+        engine.tick();
         engine.end_turn();
         while let Some(action) = engine.next_action() {
             let Action::Flush(id) = action else { continue };

@@ -260,7 +260,7 @@ impl World {
             let is_over = !self.ends[self.ends[at].other].pipe.is_open();
             let End { pipe, other, is_reset, .. } = &mut self.ends[at];
             let (other, shard, id) = (*other, pipe.shard, pipe.id);
-            if !pipe.hears() {
+            if !self.shards[shard].engine.takes_input() || !pipe.hears() {
                 break;
             }
             let is_reset = *is_reset;

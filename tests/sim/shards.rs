@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use shardcast::config::{Options, OverflowRule, Permissions, SubjectEntry, SubjectList, User};
-use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats};
+use shardcast::engine::{
+    Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats, TurnCost,
+};
 use shardcast::shard::RouteOrder;
 
 use super::book::Step;
@@ -16,6 +18,11 @@ use super::world::{World, tell};
 
 /// Records that a lane holds.
 const LANE_RECORDS_MAX: usize = 2;
+
+/// By how much the operations with which a turn goes over its budget may do so.
+const OPERATION_WORK: u64 = 500_000;
+/// The same in a run with large payloads.
+const HEAVY_OPERATION_WORK: u64 = 20_000_000;
 
 /// What the output of a shard may take when memory is tight.
 pub(super) const TIGHT_BYTES_MAX: usize = 20_000;
@@ -125,14 +132,32 @@ impl World {
         let Shard { engine, .. } = &mut self.shards[shard];
         engine.tick();
         let due = engine.next_deadline();
-        assert!(due.is_none_or(|due| due > self.now), "what was due at {due:?} still is");
+        let is_over = due.is_none_or(|due| due > self.now) || engine.has_more();
+        assert!(is_over, "what was due at {due:?} still is");
         engine.end_turn();
+        self.check_cost(shard);
+        for at in 0..self.sockets.len() {
+            if self.sockets[at].pipe.shard == shard && !self.sockets[at].pipe.gone {
+                self.note_handled(at);
+            }
+        }
         self.carry_out(shard, began);
         // Memory may be given back after any turn, and nobody but the allocator notices.
         if self.now.is_multiple_of(3) {
             self.shards[shard].engine.shrink();
         }
         true
+    }
+
+    /// A turn keeps to its budget: for input and records, for what is sent and for subscriptions
+    /// that are taken out; each may go over it by one operation.
+    fn check_cost(&self, shard: usize) {
+        let TurnCost { work, bytes } = self.shards[shard].engine.turn_cost();
+        let operation = if self.flavour.heavy { HEAVY_OPERATION_WORK } else { OPERATION_WORK };
+        let work_max = 3 * self.turn_work + operation;
+        assert!(work <= work_max, "shard {shard}: {work} in one turn, which may cost {work_max}");
+        let bytes_max = 4 * usize::try_from(work_max).unwrap_or(usize::MAX);
+        assert!(bytes <= bytes_max, "shard {shard}: {bytes} bytes more after one turn");
     }
 
     /// The other shards of its server, with what they are called there.
@@ -244,6 +269,9 @@ impl World {
         for from in self.shards_of(self.shards[shard].server) {
             let count = if eager { 2 } else { self.rng.usize(..3) };
             for _ in 0..count {
+                if !self.shards[shard].engine.takes_records(self.shards[from].id) {
+                    break;
+                }
                 let Some(record) = self.lanes[from][shard].pop_front() else { break };
                 let from = self.shards[from].id;
                 self.shards[shard].engine.on_record(from, record);
@@ -276,7 +304,11 @@ impl World {
         here.rules = rules;
         let settings = settings(&self.flavour, rules, &here.identity);
         here.engine.reload(Rc::new(settings));
-        let is_mine = |pipe: &Pipe| pipe.shard == shard && pipe.is_open() && !pipe.end_handed;
+        let engine = &self.shards[shard].engine;
+        let is_mine = |pipe: &Pipe| {
+            let is_heard = !pipe.end_handed || engine.waiting_bytes(pipe.id) > 0;
+            pipe.shard == shard && pipe.is_open() && is_heard
+        };
         for socket in self.sockets.iter().filter(|socket| is_mine(&socket.pipe)) {
             self.book.reloaded(socket.session, rules);
         }
@@ -355,6 +387,7 @@ impl World {
             let Shard { engine, slots, .. } = &mut self.shards[shard];
             let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
             let id = ConnId { slot, generation: 0 };
+            engine.end_turn();
             engine.open(id, Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 }, true);
             assert_eq!(engine.next_action(), Some(Action::Flush(id)));
             let batch = engine.take_batch(id);

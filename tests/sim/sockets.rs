@@ -4,7 +4,7 @@ use shardcast::engine::ConnId;
 
 use super::book::{Closed, Step};
 use super::pipe::Pipe;
-use super::shards::TIGHT_BYTES_MAX;
+use super::shards::{Shard, TIGHT_BYTES_MAX};
 use super::world::{NS_PER_MS, World, tell};
 
 /// One client's connection, both ends.
@@ -176,7 +176,8 @@ impl World {
         let rounds = if eager { 16 } else { self.rng.u32(..4) };
         for _ in 0..rounds {
             let socket = &mut self.sockets[at];
-            if !socket.pipe.hears() {
+            let takes = self.shards[socket.pipe.shard].engine.takes_input();
+            if !takes || !socket.pipe.hears() {
                 break;
             }
             let session = &self.book.sessions[socket.session];
@@ -199,19 +200,26 @@ impl World {
             let end = socket.handed + len;
             engine.on_bytes(id, &session.out[socket.handed..end]);
             socket.handed = end;
-            if socket.pongs.iter().any(|pong| *pong <= end) {
-                socket.pongs.retain(|pong| *pong > end);
-                // Behind its end the engine hears nothing any more.
-                if socket.pipe.reading {
-                    socket.pong_handed_ns = self.now;
-                }
-            }
-            let session = socket.session;
-            let rules = self.shards[shard].rules;
-            self.book.handed(session, end, rules);
+            self.note_handled(at);
             moved = true;
         }
         moved
+    }
+
+    /// Remembers what the engine has handled of what it was handed.
+    pub(super) fn note_handled(&mut self, at: usize) {
+        let Socket { session, handed, ref pipe, .. } = self.sockets[at];
+        let Shard { engine, rules, .. } = &self.shards[pipe.shard];
+        let (handled, rules) = (handed - engine.waiting_bytes(pipe.id), *rules);
+        let socket = &mut self.sockets[at];
+        if socket.pongs.iter().any(|pong| *pong <= handled) {
+            socket.pongs.retain(|pong| *pong > handled);
+            // Behind its end the engine hears nothing any more.
+            if socket.pipe.is_open() {
+                socket.pong_handed_ns = self.now;
+            }
+        }
+        self.book.handed(session, handled, rules);
     }
 }
 

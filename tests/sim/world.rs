@@ -18,6 +18,11 @@ pub(super) const NS_PER_MS: u64 = 1_000_000;
 /// How long a publisher may be held back when everything else is at rest.
 const PAUSE_NS_MAX: u64 = 2_500 * NS_PER_MS;
 
+/// What a turn may cost in a run: often so little that hardly anything is handled at once.
+fn turn_work(schedule: u64) -> u64 {
+    [1_000, 10_000, 100_000, 3_000_000][usize::try_from(schedule % 4).unwrap_or(0)]
+}
+
 /// What a run amounted to.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Outcome {
@@ -52,6 +57,8 @@ pub(crate) struct World {
     pub(super) rng: fastrand::Rng,
     pub(super) flavour: Flavour,
     pub(super) now: u64,
+    /// What input and records may cost in one turn of a shard.
+    pub(super) turn_work: u64,
     /// The shards of all servers, server by server.
     pub(super) shards: Vec<Shard>,
     /// By sender, then receiver.
@@ -89,6 +96,8 @@ impl World {
         let member = |(server, dials): (usize, &Vec<usize>)| {
             Server::new(server, 0, dials, &plan.flavour, rng.u64(..))
         };
+        let turn_work = turn_work(plan.schedule);
+        all.iter_mut().for_each(|shard: &mut Shard| shard.engine.set_turn_work(turn_work));
         let servers = plan.servers.iter().enumerate().filter(|_| is_cluster).map(member).collect();
         let clients = plan.phases.first().map_or(0, Vec::len);
         let client = || Client { socket: None, ops: VecDeque::new(), waits_for_pong: false };
@@ -98,6 +107,7 @@ impl World {
             rng,
             flavour: plan.flavour,
             now: 0,
+            turn_work,
             sockets: Vec::new(),
             servers,
             ends: Vec::new(),

@@ -17,7 +17,7 @@ use flate2::Decompress;
 
 use super::conn::{Conn, Phase};
 use super::outbox::{InFlight, Spares};
-use super::{Action, ConnId, Engine, Reason};
+use super::{ConnId, Engine, Reason};
 use crate::segment::Piece;
 pub(super) use deflate::Packer;
 use frame::{Decoder, Step, Violation};
@@ -31,6 +31,8 @@ const UNPACKED_BYTES_PER_TURN: usize = 1024 * 1024;
 const CLEAR_BYTES_MAX: usize = 64 * 1024;
 /// Shorter batches are not worth compressing.
 const PACK_BYTES_MIN: usize = 65;
+/// What it costs to decompress a byte.
+const INFLATE_WORK: u64 = 3;
 /// What is compressed at once, in bytes.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// The code of a close frame for who breaks the rules of frames.
@@ -48,8 +50,8 @@ pub(super) struct WebSocket {
     /// Frames that wait until others had their turn.
     waiting: Vec<u8>,
     in_line: bool,
-    /// The stream has ended, or reading failed, behind what waits.
-    ended: Option<bool>,
+    /// How its frames end, behind input that waits.
+    end: Option<End>,
     /// Batches that can be compressed are.
     packs: bool,
     credentials: Credentials,
@@ -67,6 +69,11 @@ impl WebSocket {
     /// Whether there is something to be sent that is not in the outbox.
     pub(super) fn wants_write(&self) -> bool {
         !self.response.is_empty() || self.pong.is_some() || self.wants_goodbye()
+    }
+
+    /// Whether frames wait.
+    pub(super) fn waits(&self) -> bool {
+        self.in_line || self.end.is_some()
     }
 
     /// Whether the last frame is still to be sent, behind everything else.
@@ -182,7 +189,7 @@ impl Engine {
         let Some(websocket) = conn.websocket.as_deref_mut() else { return };
         if !websocket.is_open {
             self.on_request(id, bytes);
-        } else if websocket.in_line {
+        } else if websocket.waits() {
             websocket.waiting.extend_from_slice(bytes);
         } else {
             self.unframe(id, bytes);
@@ -264,6 +271,12 @@ impl Engine {
         while let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open())
             && let Some(websocket) = conn.websocket.as_deref_mut()
         {
+            if conn.waits {
+                // It is resumed when that has been handled.
+                websocket.waiting.extend_from_slice(bytes);
+                websocket.in_line = true;
+                break;
+            }
             match websocket.decoder.next(&mut bytes, PACKED_BYTES_MAX) {
                 Ok(Step::More) => break,
                 Ok(Step::Data { masked, mask, packed: false, .. }) => {
@@ -283,7 +296,9 @@ impl Engine {
                     if ends && let Some(decompress) = websocket.decompress.take() {
                         packer.take_back(decompress);
                     }
-                    unpacked_bytes += clear.len() - had_bytes;
+                    let bytes = clear.len() - had_bytes;
+                    unpacked_bytes += bytes;
+                    self.budget.spend(INFLATE_WORK * bytes as u64);
                 }
                 Ok(Step::Ping(payload)) => websocket.pong = Some(payload),
                 Ok(Step::Pong) => {}
@@ -300,7 +315,8 @@ impl Engine {
                 self.on_plaintext(id, &clear);
                 clear.clear();
             }
-            if unpacked_bytes > UNPACKED_BYTES_PER_TURN && !bytes.is_empty() {
+            let is_much = unpacked_bytes > UNPACKED_BYTES_PER_TURN || self.budget.is_spent();
+            if is_much && !bytes.is_empty() {
                 self.put_aside(id, bytes);
                 break;
             }
@@ -312,10 +328,33 @@ impl Engine {
         // What a bomb has made of it is not kept.
         clear.shrink_to(2 * CLEAR_BYTES_MAX);
         self.unframed = clear;
-        if let Some(end) = end {
-            self.end_websocket(id, end);
+        if let Some(conn) = self.conns.get_mut(id)
+            && let Some(websocket) = conn.websocket.as_deref_mut()
+        {
+            websocket.end = end;
+            if !conn.waits {
+                self.end_frames(id);
+            }
         }
         self.flush_if_wanted(id);
+    }
+
+    /// All that came before the end of a WebSocket's frames is handled.
+    fn end_frames(&mut self, id: ConnId) {
+        let websocket = self.conns.get_mut(id).and_then(|conn| conn.websocket.as_deref_mut());
+        if let Some(end) = websocket.and_then(|websocket| websocket.end.take()) {
+            self.end_websocket(id, end);
+        }
+    }
+
+    /// Goes on with what waits in the layers around the protocol.
+    pub(super) fn resume_unwrapping(&mut self, id: ConnId) {
+        self.end_frames(id);
+        let Some(conn) = self.conns.get(id) else { return };
+        if conn.websocket.as_ref().is_some_and(|websocket| websocket.in_line) {
+            self.unpacking.push_back(id);
+        }
+        self.resume_unpacking(id);
     }
 
     fn end_websocket(&mut self, id: ConnId, end: End) {
@@ -356,6 +395,10 @@ impl Engine {
     pub(super) fn advance_unpacking(&mut self) {
         let Some(id) = self.unpacking.pop_front() else { return };
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        if conn.waits {
+            return; // It is resumed when that has been handled.
+        }
+        self.budget.serve_input();
         let Some(websocket) = conn.websocket.as_deref_mut() else {
             return self.advance_packed(id);
         };
@@ -363,37 +406,20 @@ impl Engine {
         let bytes = std::mem::take(&mut websocket.waiting);
         self.release(id, |brakes| brakes.in_line = false);
         self.unframe(id, &bytes);
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        let Some(websocket) = conn.websocket.as_deref_mut() else { return };
-        if !websocket.in_line
-            && let Some(failed) = websocket.ended.take()
-        {
-            self.on_ended(id, failed);
-        }
-    }
-
-    /// Whether the end of a stream has to wait for what came before it.
-    pub(super) fn waits_for_end(&mut self, id: ConnId, failed: bool) -> bool {
-        if self.packed_waits_for_end(id, failed) {
-            return true;
-        }
-        let websocket = self.conns.get_mut(id).and_then(|conn| conn.websocket.as_deref_mut());
-        let Some(websocket) = websocket.filter(|websocket| websocket.in_line) else { return false };
-        websocket.ended = Some(failed);
-        true
+        self.end_if_heard(id);
     }
 
     /// Has what the layers around the protocol want to send taken.
     pub(super) fn flush_if_wanted(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if conn.wants_write() && !conn.dirty {
-            conn.dirty = true;
-            self.actions.push_back(Action::Flush(id));
+        if conn.wants_write() {
+            conn.flush(&mut self.flushes, true);
         }
     }
 }
 
 /// How the frames of a connection end.
+#[derive(Debug)]
 enum End {
     /// The client has said so.
     Closed(Vec<u8>),

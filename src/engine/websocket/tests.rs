@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::frame::tests::frame;
 use super::*;
 use crate::config::{Options, Secret, User, WebSocketOptions};
-use crate::engine::{Identity, Peer, Settings, ShardId, Transport};
+use crate::engine::{Action, Identity, Peer, Settings, ShardId, Transport};
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 const OTHER: ConnId = ConnId { slot: 1, generation: 0 };
@@ -257,6 +257,7 @@ fn a_bomb_is_unpacked_in_turns_and_ends_where_its_stream_ends() {
     while engine.next_deadline().is_some_and(|due| due <= engine.now) {
         let before = engine.stats().in_msgs;
         engine.tick();
+        engine.end_turn();
         assert!((engine.stats().in_msgs - before) * 11 < 3 * UNPACKED_BYTES_PER_TURN as u64);
         turns += 1;
     }

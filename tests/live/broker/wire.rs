@@ -28,6 +28,12 @@ impl Wire {
         Self::greeted(TcpStream::connect(("127.0.0.1", port)).expect("the server accepts"))
     }
 
+    /// What it reads from, and what it writes to.
+    pub(crate) fn into_halves(self) -> (TcpStream, TcpStream) {
+        let reads = self.stream.try_clone().expect("a descriptor");
+        (reads, self.stream)
+    }
+
     /// The same with the smallest receive buffer, for connections that will not read.
     pub(crate) fn open_narrow(broker: &Broker) -> Self {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
