@@ -810,9 +810,10 @@ mod tests {
             "authorization { users: [{user: a, allowed_connection_types: [Standard, MQTT]}] }";
         let wanted = [ConnectionType::Standard, ConnectionType::Mqtt];
         assert_eq!(bound(two).auth.users[0].connection_types, wanted);
-        for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "store_dir: x"] {
-            let missing = bound(text).missing;
-            assert!(missing[0].contains("has no effect"), "{text}");
+        assert!(bound("store_dir: x").missing[0].contains("has no effect"));
+        for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "mqtt {}", "gateway {}"]
+        {
+            assert_eq!(bound(text).absent.len(), 1, "{text}");
         }
         let nats_js = "host: 127.0.0.1\nport: -1\nhttp: 127.0.0.1:-1\nserver_tags: [a, b:c]\n\
              websocket {port: -1, no_tls: true}\nports_file_dir: /tmp";
