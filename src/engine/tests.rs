@@ -75,6 +75,7 @@ fn what_a_peer_wants_that_leaves_goes_in_pieces_and_counts_no_more() {
         .map(|at| format!("RS+ $G a.{at}\r\nLS+ leaves $G b.{at} q 3\r\n"))
         .collect();
     engine.on_bytes(route, wishes.as_bytes());
+    turns(&mut engine, |_| ());
     engine.on_bytes(
         ids[0],
         b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n",
@@ -518,6 +519,7 @@ fn a_run_for_very_many_different_subscriptions_is_cut_into_turns_on_the_shard_th
                 visited: ShardSet::default(),
                 arrived: 0,
                 routed: false,
+                origin: None,
                 wire: wire.into(),
                 answers: false,
                 hops: 0,
