@@ -12,8 +12,8 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::certificates::Pair;
 use super::{
-    Cluster, LogFormat, Options, RouteUrl, Secret, ShardCount, StartError, Syslog, UnixOptions,
-    User,
+    Cluster, LogFormat, Options, RouteUrl, Seating, Secret, ShardCount, StartError, Syslog,
+    UnixOptions, User,
 };
 use super::{duration, listeners, nearest, tls};
 use crate::engine::SHARDS_MAX;
@@ -123,6 +123,8 @@ pub struct Args {
 
     #[arg(long, value_parser = shard_count)]
     shards: Option<ShardCount>,
+    #[arg(long, value_parser = seating())]
+    seating: Option<Seating>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
     uring_tier: Option<Tier>,
     #[arg(long = "no-pin", alias = "no_pin", value_parser = switch)]
@@ -319,6 +321,7 @@ impl Args {
         set_some(&mut options.client_advertise, &self.client_advertise);
         self.apply_log(options);
         set(&mut options.runtime.shards, &self.shards);
+        set(&mut options.runtime.seating, &self.seating);
         options.runtime.uring_tier = self.uring_tier.or(options.runtime.uring_tier);
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.busy_poll_us, &self.busy_poll);
@@ -471,6 +474,13 @@ fn shard_count(text: &str) -> Result<ShardCount, String> {
     }
 }
 
+fn seating() -> impl TypedValueParser<Value = Seating> {
+    PossibleValuesParser::new(["fewest", "round-robin"]).map(|name| match &*name {
+        "fewest" => Seating::Fewest,
+        _ => Seating::RoundRobin,
+    })
+}
+
 fn uring_tier() -> impl TypedValueParser<Value = Tier> {
     PossibleValuesParser::new(["base", "rings", "taskrun"]).try_map(|name| name.parse::<Tier>())
 }
@@ -508,6 +518,8 @@ Server Options:
 
 Performance Options:
         --shards <n>                 Shards, one thread each (default: auto, one per core)
+        --seating <how>              Where a new connection goes: to the shard with the fewest, or
+                                     round-robin (default: fewest)
         --no-pin                     Do not keep each shard on one core
         --busy-poll <duration>       Look for work this long before sleeping (default: 0)
         --napi <duration>            Let the kernel poll network cards this long before a shard
@@ -653,9 +665,11 @@ mod tests {
 
     #[test]
     fn our_own_flags_have_checked_values() {
-        let line = "--shards 3 --uring-tier base --no-pin --busy-poll 50us --napi 7us";
+        let line = "--shards 3 --seating round-robin --uring-tier base --no-pin \
+                    --busy-poll 50us --napi 7us";
         let wanted = RuntimeOptions {
             shards: ShardCount::Exactly(3),
+            seating: Seating::RoundRobin,
             uring_tier: Some(Tier::Base),
             pin: false,
             busy_poll_us: 50,

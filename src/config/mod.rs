@@ -359,6 +359,8 @@ impl FromStr for LogFormat {
 pub struct RuntimeOptions {
     /// How many shards there are (`auto`).
     pub shards: ShardCount,
+    /// Where the next connection goes (the shard with the fewest).
+    pub seating: Seating,
     /// The io_uring tier to use (none: the best one that works here).
     pub uring_tier: Option<Tier>,
     /// Keep each shard on one core (true).
@@ -371,7 +373,14 @@ pub struct RuntimeOptions {
 
 impl Default for RuntimeOptions {
     fn default() -> Self {
-        Self { shards: ShardCount::Auto, uring_tier: None, pin: true, busy_poll_us: 0, napi_us: 0 }
+        Self {
+            shards: ShardCount::Auto,
+            seating: Seating::Fewest,
+            uring_tier: None,
+            pin: true,
+            busy_poll_us: 0,
+            napi_us: 0,
+        }
     }
 }
 
@@ -382,6 +391,15 @@ pub enum ShardCount {
     Auto,
     /// Exactly this many, at least one.
     Exactly(usize),
+}
+
+/// On which shard a new connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seating {
+    /// On the one with the fewest.
+    Fewest,
+    /// On the one after that of the connection before.
+    RoundRobin,
 }
 
 /// The configuration file that was used.

@@ -52,6 +52,7 @@ pub(super) fn keep_fixed(old: &Options, new: &mut Options) -> Vec<String> {
     keep("http_base_path", &old.http_base_path, &mut new.http_base_path, &mut kept);
     let (was, is) = (&old.runtime, &mut new.runtime);
     keep("shards", &was.shards, &mut is.shards, &mut kept);
+    keep("seating", &was.seating, &mut is.seating, &mut kept);
     keep("uring_tier", &was.uring_tier, &mut is.uring_tier, &mut kept);
     keep("no_pin", &!was.pin, &mut !is.pin, &mut kept);
     is.pin = was.pin;

@@ -133,7 +133,7 @@ impl Shards {
         let started = now();
         let shared = SharedParts {
             addresses: addresses.clone(),
-            seats: Arc::new(Seats::new(cpus.len())),
+            seats: Arc::new(Seats::new(cpus.len(), options.runtime.seating)),
             options: Arc::clone(options),
             identity: identity.clone(),
             // Half of what there is, for the output of all connections.
@@ -252,9 +252,9 @@ impl Reporter {
         self.started_at
     }
 
-    /// Tells one shard something that any of them could do.
-    pub fn tell_one(&self, control: Control) {
-        if let Some(address) = self.addresses.first() {
+    /// Tells one shard something.
+    pub fn tell(&self, shard: ShardId, control: Control) {
+        if let Some(address) = self.addresses.get(shard.index()) {
             address.send(control);
         }
     }

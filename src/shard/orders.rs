@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use crate::cluster::{ClientUrls, Part};
-use crate::config;
+use crate::config::{self, Seating};
 use crate::engine::{
     AccountFigures, AccountId, ClosedConn, ConnEvent, ConnId, ConnSnapshot, InterestStats,
     LaneFigures, MessageTrace, NewRoute, Page, Peer, Proof, RouteSnapshot, ServerRequest, ShardId,
@@ -248,12 +248,16 @@ pub struct Figures {
 #[derive(Debug)]
 pub struct Seats {
     taken: Vec<AtomicUsize>,
+    seating: Seating,
+    /// Where the last one went.
+    last: AtomicUsize,
 }
 
 impl Seats {
     /// No connection anywhere.
-    pub fn new(shards: usize) -> Self {
-        Self { taken: (0..shards).map(|_| AtomicUsize::new(0)).collect() }
+    pub fn new(shards: usize, seating: Seating) -> Self {
+        let taken = (0..shards).map(|_| AtomicUsize::new(0)).collect();
+        Self { taken, seating, last: AtomicUsize::new(shards - 1) }
     }
 
     /// Connections on all shards.
@@ -261,10 +265,17 @@ impl Seats {
         self.taken.iter().map(|taken| taken.load(Ordering::SeqCst)).sum()
     }
 
-    /// Takes a seat on the shard with the fewest connections.
+    /// Takes a seat on the shard whose turn it is. One thread does.
     pub(super) fn take(&self) -> usize {
-        let fewest = self.taken.iter().enumerate().min_by_key(|(_, n)| n.load(Ordering::SeqCst));
-        let at = fewest.map_or(0, |(at, _)| at);
+        let at = match self.seating {
+            Seating::Fewest => {
+                let taken = self.taken.iter().enumerate();
+                let fewest = taken.min_by_key(|(_, taken)| taken.load(Ordering::SeqCst));
+                fewest.map_or(0, |(at, _)| at)
+            }
+            Seating::RoundRobin => (self.last.load(Ordering::SeqCst) + 1) % self.taken.len(),
+        };
+        self.last.store(at, Ordering::SeqCst);
         self.taken[at].fetch_add(1, Ordering::SeqCst);
         at
     }

@@ -84,7 +84,8 @@ fn replay(shards: u32, tier: &str) {
     };
     let mut spawn = format!("'{}' -a 127.0.0.1 -p {{port}} -c {{config}}", server_command());
     if !is_nats_server() {
-        spawn += &format!(" --shards {shards} --uring-tier {tier}");
+        // The clients of a case follow one another: each is on another shard.
+        spawn += &format!(" --shards {shards} --seating round-robin --uring-tier {tier}");
     }
     let run = |more: &[&str]| {
         let output = Command::new("python3")
