@@ -192,6 +192,8 @@ pub(super) struct Brakes {
     pub(super) own: bool,
     /// Much of its input waits.
     pub(super) turn: bool,
+    /// Too many requests wait to be reported on.
+    pub(super) requests: bool,
 }
 
 impl Brakes {
@@ -201,7 +203,7 @@ impl Brakes {
 
     /// Whether what has been read already has to wait, too.
     pub(super) fn holds(&self) -> bool {
-        !self.lanes.is_empty() || !self.behind.is_empty() || self.own
+        !self.lanes.is_empty() || !self.behind.is_empty() || self.own || self.requests
     }
 }
 

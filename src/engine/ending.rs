@@ -58,6 +58,7 @@ impl Engine {
     pub fn shut_down(&mut self) {
         // Other shards may be gone before they answer: a barrier promises nothing any more.
         self.settled_epoch = u64::MAX;
+        self.forget_requests();
         self.settle();
         for id in self.conns.ids() {
             self.fail(id, None, Reason::ServerShutdown);
@@ -118,6 +119,11 @@ impl Engine {
         self.leave(id);
         self.actions.push_back(Action::Pause(id));
         self.rearm(id);
+        self.flush_to_end(id);
+    }
+
+    /// Has what is left of a connection at its end sent, or closes it if nothing is.
+    pub(super) fn flush_to_end(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.outbox.is_empty() {
             conn.say_goodbye();

@@ -150,7 +150,9 @@ impl Exit {
 /// A request to the server itself.
 #[derive(Debug)]
 pub struct ServerRequest {
-    /// Where it was published.
+    /// Where it was published: what is answered from elsewhere may overtake who waits for it.
+    pub shard: ShardId,
+    /// In which account.
     pub account: AccountId,
     /// What it asks.
     pub subject: Box<[u8]>,
@@ -275,46 +277,37 @@ impl Engine {
         self.server_requests.pop_front()
     }
 
-    /// Publishes a run wherever else it goes. False if nobody gets it there.
-    pub(super) fn deliver_abroad(
-        &mut self,
-        source: Source,
-        run: &Run<'_>,
-        targets: &Targets,
-    ) -> bool {
+    /// Publishes a run wherever else it goes.
+    pub(super) fn deliver_abroad(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
         if source.hops >= HOPS_MAX {
-            return false;
+            return;
         }
-        let mut reached = false;
         for exit in &targets.exits {
             if self.trace.is_some() {
-                reached |= self.trace_abroad(source, run, exit);
-                continue;
+                self.trace_abroad(source, run, exit);
+            } else {
+                self.deliver_through(source, run, exit);
             }
-            reached |= self.deliver_through(source, run, exit);
         }
         let server = self.settings.node.as_bytes();
         let is_ours = parse_answer(run.subject()).is_some_and(|(of, ..)| of == server);
-        match targets.answering.filter(|_| is_ours) {
+        let answering = targets.answering.filter(|_| is_ours);
+        if let Some(shard) = answering.filter(|shard| shard.index() < self.lanes.len()) {
             // The other shards cannot tell whether it is still waited for, so it always is.
-            Some(shard) if shard == self.shard => {
+            self.place_first(run.len());
+            if shard == self.shard {
                 self.deliver_answers(source, run);
-                reached = true;
-            }
-            Some(shard) if shard.index() < self.lanes.len() => {
+            } else {
                 self.stage_answers(source, run, shard);
-                reached = true;
             }
-            _ => {}
         }
-        reached
     }
 
-    /// Publishes a run in the account behind an outlet. False if nobody gets it there.
-    fn deliver_through(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
+    /// Publishes a run in the account behind an outlet.
+    fn deliver_through(&mut self, source: Source, run: &Run<'_>, exit: &Exit) {
         match &*exit.outlet {
             // A request enters a service where it was made.
-            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => false,
+            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {}
             Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
             Outlet::Service { .. } => self.deliver_request(source, run, exit),
             Outlet::Server { of_cluster } => {
@@ -325,14 +318,14 @@ impl Engine {
 
     /// The same for a message that is traced: if it may not be beyond, its trace ends here, and so
     /// does a message that is only to be traced.
-    fn trace_abroad(&mut self, source: Source, one: &Run<'_>, exit: &Exit) -> bool {
+    fn trace_abroad(&mut self, source: Source, one: &Run<'_>, exit: &Exit) {
         let (event, allowed) = match &*exit.outlet {
             Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {
-                return false;
+                return;
             }
             Outlet::Stream { to, trace, .. } => {
                 if !self.targets(*to, &exit.subject).has_clients() {
-                    return false;
+                    return;
                 }
                 let (account, to) = (self.accounts.name(*to), exit.subject.clone());
                 (StepEvent::Stream { account, to }, *trace)
@@ -342,47 +335,45 @@ impl Engine {
                 (StepEvent::Service { account, from: one.subject().into(), to }, *trace)
             }
             Outlet::Server { of_cluster } => {
-                return !self.is_trace_only()
-                    && self.ask_server(source, one, &exit.subject, *of_cluster);
+                if !self.is_trace_only() {
+                    self.ask_server(source, one, &exit.subject, *of_cluster);
+                }
+                return;
             }
         };
         let aside = self.trace_leaves(event, allowed);
         let ends = aside.as_ref().is_some_and(|trace| trace.ticket.only);
-        let reached = ends || self.deliver_through(source, one, exit);
+        if ends {
+            self.place_first(one.len());
+        } else {
+            self.deliver_through(source, one, exit);
+        }
         if aside.is_some() {
             self.trace = aside;
         }
-        reached
     }
 
-    fn deliver_stream(
-        &mut self,
-        source: Source,
-        run: &Run<'_>,
-        to: AccountId,
-        subject: &[u8],
-    ) -> bool {
+    fn deliver_stream(&mut self, source: Source, run: &Run<'_>, to: AccountId, subject: &[u8]) {
         let targets = self.targets(to, subject);
         if targets.is_empty() {
-            return false;
+            return;
         }
         self.charge(run, &targets);
         // An import is of what is published there, not of what is imported there.
         // Other servers have the message as it was published, and import it themselves.
         let source = Source { account: to, routed: true, origin: None, ..source };
-        self.deliver_at_home(source, &run.renamed(subject), &targets, None)
+        self.deliver_at_home(source, &run.renamed(subject), &targets, None);
     }
 
-    fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) -> bool {
+    fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) {
         let Outlet::Service { to, response, threshold_ns, share, .. } = &*exit.outlet else {
-            return false;
+            return;
         };
         let next = Source { account: *to, hops: source.hops + 1, ..source };
         let targets = self.targets(*to, &exit.subject);
         if targets.is_empty() {
-            return false;
+            return;
         }
-        let mut reached = false;
         for publish in run.publishes() {
             let reply = publish.reply.map(|reply| {
                 let answer = Answer {
@@ -406,9 +397,8 @@ impl Engine {
             let content = Content::new(&header, publish.body());
             let request = Run::of(content.publish(&exit.subject, reply.as_deref()));
             self.charge(&request, &targets);
-            reached |= self.deliver(next, &request, &targets);
+            self.deliver(next, &request, &targets);
         }
-        reached
     }
 
     /// What is said of where a message is traced to, to the account that it enters; `None` if
@@ -491,6 +481,7 @@ impl Engine {
             visited: ShardSet::default(),
             arrived: self.arrived,
             trace: self.ticket(),
+            ask: None,
             wire: run.concat(),
             plain: false,
             answers: true,
@@ -500,13 +491,8 @@ impl Engine {
         self.stage(shard, Record::Run(Box::new(record)));
     }
 
-    fn ask_server(
-        &mut self,
-        source: Source,
-        run: &Run<'_>,
-        subject: &[u8],
-        of_cluster: bool,
-    ) -> bool {
+    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8], of_cluster: bool) {
+        self.place_first(run.len());
         let conn = self.conns.get(source.publisher.conn);
         let user = conn.and_then(|conn| conn.user.as_ref());
         let token = user.and_then(|user| user.pass.as_ref()).map(|pass| &pass.says);
@@ -518,6 +504,7 @@ impl Engine {
             let Some(reply) = publish.reply.or(of_cluster.then_some(b"")) else { continue };
             if self.server_requests.len() < SERVER_REQUESTS_MAX {
                 self.server_requests.push_back(ServerRequest {
+                    shard: self.shard,
                     account: source.account,
                     subject: subject.into(),
                     reply: reply.into(),
@@ -528,7 +515,6 @@ impl Engine {
                 });
             }
         }
-        true
     }
 
     /// What is said of the requester to who answers: the account it is in, and the one through

@@ -33,7 +33,7 @@ const STEPS_WAITING_MAX: usize = 64 * 1024;
 const WAITING_MAX: usize = 1024;
 
 /// All of a trace; halved for each shard that has a part in it.
-const CREDIT: u128 = 1 << 120;
+pub(super) const CREDIT: u128 = 1 << 120;
 
 pub(super) const DEST: &[u8] = b"Nats-Trace-Dest:";
 const ONLY: &[u8] = b"Nats-Trace-Only:";
@@ -48,7 +48,9 @@ const PEER_PROTO_MIN: i32 = 3;
 /// What became of a message, as far as this server knows.
 #[derive(Debug)]
 pub struct MessageTrace {
-    /// Where that is to be published.
+    /// Where it was published, and that is to be.
+    pub shard: ShardId,
+    /// In which account.
     pub account: AccountId,
     /// On which subject.
     pub dest: Box<[u8]>,
@@ -248,6 +250,7 @@ impl Engine {
         self.traces.next_id += 1;
         let ticket = Ticket { origin: self.shard, id, credit: CREDIT, only, account };
         let began = MessageTrace {
+            shard: self.shard,
             account,
             dest,
             header: publish.header_block().into(),

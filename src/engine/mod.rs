@@ -36,6 +36,7 @@ mod publish;
 mod record;
 mod relay;
 mod renewal;
+mod requests;
 mod route;
 mod run;
 mod secure;
@@ -78,7 +79,7 @@ pub use interest::InterestStats;
 use interest::{Sub, SubKey};
 pub use message_trace::{MessageTrace, Party, Step, StepEvent, header_values};
 use message_trace::{Trace, Traces};
-use outbox::Spares;
+use outbox::{Outbox, Spares};
 pub use overflow::Dropped;
 pub use pressure::LaneFigures;
 use pressure::{Lane, Wait};
@@ -86,7 +87,8 @@ pub use proof::{NonceKey, Proof};
 pub use tokens::TokenUser;
 
 use record::Publisher;
-pub use record::{InterestRecord, Record, Report, RunRecord};
+pub use record::{InterestRecord, Placed, Record, Report, RunRecord};
+use requests::{Asked, Requests};
 use route::Cluster;
 pub use route::{NewRoute, RouteNotice, RouteSnapshot};
 use run::Run;
@@ -222,6 +224,9 @@ pub struct Engine {
     proofs: VecDeque<(ConnId, Proof)>,
     /// Requests to services of other accounts.
     answers: Answers,
+    /// There while requests are being delivered.
+    asked: Option<Box<Asked>>,
+    requests: Requests,
     /// Requests to the server itself.
     server_requests: VecDeque<ServerRequest>,
     /// What happened to connections, if anybody wants to know.
@@ -273,6 +278,8 @@ impl Engine {
             settled_epoch: 0,
             held: Vec::new(),
             answers: Answers::new(&hasher),
+            asked: None,
+            requests: Requests::default(),
             server_requests: VecDeque::new(),
             events: VecDeque::new(),
             trace: None,
@@ -551,6 +558,7 @@ impl Engine {
         match record {
             Record::Run(run) => return self.on_run(run).map(Record::Run),
             Record::Traced(report) => self.on_traced(*report),
+            Record::Placed(placed) => self.on_placed(&placed),
             Record::Interest(interest) => {
                 let InterestRecord { account, side, filter, queue, members } = *interest;
                 let interest = &mut self.accounts.at(account).interest;
@@ -687,14 +695,24 @@ impl Engine {
     /// Appends a reply that promises that all the connection sent is in force on every shard:
     /// it is held back until that is so.
     fn confirm(&mut self, id: ConnId, write: impl FnOnce(&mut Vec<u8>)) {
+        self.hold_back(id, Outbox::hold);
+        self.reply(id, write);
+    }
+
+    /// Appends a PONG: it promises the same, and comes behind the statuses of all requests.
+    fn confirm_ping(&mut self, id: ConnId) {
+        self.hold_back(id, Outbox::hold_behind_statuses);
+        self.reply(id, encode::pong);
+    }
+
+    fn hold_back(&mut self, id: ConnId, hold: impl FnOnce(&mut Outbox, u64)) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.staged_epoch > self.settled_epoch {
             if !conn.outbox.is_held() {
                 self.held.push(id);
             }
-            conn.outbox.hold(conn.staged_epoch);
+            hold(&mut conn.outbox, conn.staged_epoch);
         }
-        self.reply(id, write);
     }
 
     fn send_info(&mut self, id: ConnId, after_connect: bool) {

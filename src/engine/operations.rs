@@ -335,7 +335,7 @@ impl Engine {
         conn.timing.last_active = self.now;
         let greet = conn.connected && !std::mem::replace(&mut conn.greeted, conn.connected);
         let tell = greet && conn.connect.protocol >= 1;
-        self.confirm(id, encode::pong);
+        self.confirm_ping(id);
         if tell {
             self.send_info(id, true);
         }

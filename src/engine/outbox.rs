@@ -189,16 +189,32 @@ pub(super) struct Outbox {
     in_flight_bytes: usize,
     /// Pieces ever handed to the reactor; with `sealed` it numbers them.
     taken: u64,
-    /// Bytes behind piece `at` wait until the other shards have settled `epoch`.
+    /// In the order of what they hold back.
     holds: VecDeque<Hold>,
+    /// Requests whose publisher this is, so far: each may have a status here.
+    requests: u64,
+    /// Those of them of which it is not known yet.
+    undecided: u32,
     /// What may still be dropped, where that was ever so.
     loose: Option<Box<Loose>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// Pieces from `at` on wait until the other shards have settled `epoch`.
+#[derive(Debug)]
 struct Hold {
     at: u64,
+    /// 0 once it is settled.
     epoch: u64,
+    /// How many requests it comes after.
+    requests: u64,
+    /// Statuses of those, which come first.
+    statuses: Vec<u8>,
+}
+
+impl Hold {
+    fn is_fulfilled(&self) -> bool {
+        self.epoch == 0
+    }
 }
 
 impl Outbox {
@@ -212,9 +228,14 @@ impl Outbox {
         self.pending_bytes - self.in_flight_bytes
     }
 
-    /// Whether nothing is queued and nothing in flight.
+    /// Whether nothing is queued, nothing in flight, and no status may follow.
     pub(super) fn is_empty(&self) -> bool {
-        self.pending_bytes == 0
+        self.ends_with(0)
+    }
+
+    /// Whether `bytes` of it, which were taken but not sent, are the last there are.
+    pub(super) fn ends_with(&self, bytes: usize) -> bool {
+        self.pending_bytes == bytes && self.undecided == 0
     }
 
     /// Whether something is queued behind the batch in flight.
@@ -227,7 +248,7 @@ impl Outbox {
     }
 
     pub(super) fn is_held(&self) -> bool {
-        !self.holds.is_empty()
+        self.holds.iter().any(|hold| !hold.is_fulfilled())
     }
 
     /// Appends what `write` writes.
@@ -260,25 +281,89 @@ impl Outbox {
 
     /// What is appended from here on waits until `epoch` is settled.
     pub(super) fn hold(&mut self, epoch: u64) {
+        let requests = self.holds.back().map_or(0, |last| last.requests);
+        self.hold_behind(epoch, requests);
+    }
+
+    /// The same, behind the statuses of all requests so far.
+    pub(super) fn hold_behind_statuses(&mut self, epoch: u64) {
+        self.hold_behind(epoch, self.requests);
+    }
+
+    fn hold_behind(&mut self, epoch: u64, requests: u64) {
         // What is behind the last hold waits for that one anyway.
-        if self.holds.back().is_some_and(|last| last.epoch >= epoch) {
+        if self.holds.back().is_some_and(|l| l.epoch >= epoch && l.requests == requests) {
             return;
         }
         self.seal();
         let at = self.taken + self.sealed.len() as u64;
-        match self.holds.back_mut() {
-            Some(last) if last.at == at => last.epoch = last.epoch.max(epoch),
-            _ => self.holds.push_back(Hold { at, epoch }),
-        }
+        self.holds.push_back(Hold { at, epoch, requests, statuses: Vec::new() });
     }
 
-    /// Forgets the holds that `settled` fulfils. True if something may be sent that could not.
+    /// The holds that `settled` fulfils hold nothing any more. True if something may be sent that
+    /// could not.
     pub(super) fn release(&mut self, settled: u64) -> bool {
-        let before = self.holds.len();
-        while self.holds.front().is_some_and(|hold| hold.epoch <= settled) {
+        let mut any = false;
+        let waiting = self.holds.iter_mut().skip_while(|hold| hold.is_fulfilled());
+        for hold in waiting.take_while(|hold| hold.epoch <= settled) {
+            hold.epoch = 0;
+            any = true;
+        }
+        self.pass_holds(None);
+        any
+    }
+
+    /// Takes out the holds that are fulfilled and have nothing of their own behind what was
+    /// taken; into `batch` what they have, where there is one. Returns how many bytes that are.
+    fn pass_holds(&mut self, mut batch: Option<&mut Vec<Piece>>) -> usize {
+        let mut bytes = 0;
+        while let Some(hold) = self.holds.front_mut().filter(|hold| hold.is_fulfilled()) {
+            if !hold.statuses.is_empty() {
+                let Some(batch) = batch.as_deref_mut().filter(|_| hold.at == self.taken) else {
+                    break;
+                };
+                bytes += hold.statuses.len();
+                batch.push(Piece::Own(std::mem::take(&mut hold.statuses)));
+            }
             self.holds.pop_front();
         }
-        self.holds.len() < before
+        bytes
+    }
+
+    /// A request was made of which it is not known yet whether it has a status; returns its
+    /// number.
+    pub(super) fn expect_status(&mut self) -> u64 {
+        self.undecided += 1;
+        self.requests += 1;
+        self.requests
+    }
+
+    /// Now it is known.
+    pub(super) fn decide_status(&mut self) {
+        self.undecided = self.undecided.saturating_sub(1);
+    }
+
+    /// No status that is not known yet is waited for.
+    pub(super) fn expect_no_status(&mut self) {
+        self.undecided = 0;
+    }
+
+    /// Puts the status of a request before the first thing that is to come behind it and is held
+    /// back; false if there is none.
+    pub(super) fn push_status(
+        &mut self,
+        request: u64,
+        spares: &mut Spares,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        let mut holds = self.holds.iter_mut();
+        let hold = holds.find(|hold| hold.requests >= request && !hold.is_fulfilled());
+        let Some(hold) = hold else { return false };
+        let before = hold.statuses.len();
+        write(&mut hold.statuses);
+        self.pending_bytes += hold.statuses.len() - before;
+        spares.added_bytes += hold.statuses.len() - before;
+        true
     }
 
     /// The next batch for the reactor, unless one is in flight or nothing may go.
@@ -303,29 +388,30 @@ impl Outbox {
         if self.in_flight {
             return None;
         }
-        if self.holds.is_empty() {
+        if !self.is_held() {
             self.seal();
         }
-        let free = match self.holds.front() {
+        let free = match self.holds.iter().find(|hold| !hold.is_fulfilled()) {
             Some(hold) => usize::try_from(hold.at - self.taken).unwrap_or(usize::MAX),
             None => self.sealed.len(),
         };
         let mut left = free.min(self.sealed.len());
-        if left == 0 {
+        if left == 0 && self.holds.front().is_none_or(|hold| !hold.is_fulfilled()) {
             return None;
         }
         let mut batch = spares.batch();
-        let mut bytes = 0;
+        let mut bytes = self.pass_holds(Some(&mut batch));
         while left > 0 && batch.len() < BATCH_PIECES_MAX && bytes < bytes_max {
             let Some(piece) = self.sealed.pop_front() else { break };
             left -= 1;
             self.taken += 1;
             if piece.bytes().is_empty() {
                 self.loose.as_mut().into_iter().for_each(|loose| loose.on_empty_taken());
-                continue;
+            } else {
+                bytes += piece.bytes().len();
+                batch.push(piece);
             }
-            bytes += piece.bytes().len();
-            batch.push(piece);
+            bytes += self.pass_holds(Some(&mut batch));
         }
         if batch.is_empty() {
             spares.keep_batch(batch);
@@ -356,7 +442,11 @@ impl Outbox {
             self.taken += 1;
             spares.keep_piece(piece);
         }
-        self.holds.clear();
+        for hold in self.holds.drain(..) {
+            self.pending_bytes -= hold.statuses.len();
+            spares.keep_buffer(hold.statuses);
+        }
+        self.undecided = 0;
         self.loose = None;
     }
 
@@ -419,6 +509,35 @@ mod tests {
         assert!(!outbox.release(2));
         assert!(outbox.release(3));
         assert_eq!(text(&outbox.take(&mut spares).unwrap()), "PONG");
+    }
+
+    #[test]
+    fn a_status_comes_before_what_was_held_back_after_its_request_and_behind_the_rest() {
+        let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
+        let push = |outbox: &mut Outbox, spares: &mut Spares, text: &str| {
+            outbox.push(spares, |out| out.extend_from_slice(text.as_bytes()));
+        };
+        outbox.hold(1);
+        push(&mut outbox, &mut spares, "+OK,");
+        let requests = [outbox.expect_status(), outbox.expect_status()];
+        outbox.hold_behind_statuses(1);
+        push(&mut outbox, &mut spares, "PONG,");
+        let late = outbox.expect_status();
+        let status = |text: &'static [u8]| move |out: &mut Vec<u8>| out.extend_from_slice(text);
+        assert!(outbox.push_status(requests[1], &mut spares, status(b"503,")));
+        assert!(!outbox.push_status(late, &mut spares, status(b"nothing is behind it")));
+        assert!(outbox.take(&mut spares).is_none());
+        requests.iter().for_each(|_| outbox.decide_status());
+        assert!(outbox.release(1));
+        let batch = outbox.take(&mut spares).unwrap();
+        assert_eq!(text(&batch), "+OK,503,PONG,");
+        outbox.on_sent(13);
+        outbox.on_done();
+        spares.keep_batch(batch);
+        assert!(!outbox.is_empty(), "one may have a status yet");
+        outbox.decide_status();
+        assert!(outbox.is_empty());
+        assert_eq!(spares.held_bytes(), 0);
     }
 
     #[test]

@@ -89,8 +89,8 @@ impl Engine {
         run: &Run<'_>,
         targets: &Targets,
         policy: &Policy,
-    ) -> bool {
-        let mut reached = false;
+    ) -> usize {
+        let mut reached = 0;
         for group in &targets.groups {
             let (sid, headers) = (&*group.sid, group.headers);
             let run_bytes = run.delivered_bytes_max(sid);
@@ -98,14 +98,15 @@ impl Engine {
             for &member in &group.members {
                 let Some(conn) = self.conns.at(member.conn) else { continue };
                 if conn.outbox.queued_bytes() + run_bytes > policy.bytes_max / 2 {
-                    reached |= self.deliver_to_slow(source, run, (member, sid, headers), policy);
+                    let slow = (member, sid, headers);
+                    reached = reached.max(self.deliver_to_slow(source, run, slow, policy));
                     continue;
                 }
                 let count = self.takes(source, run, member);
                 let Some(conn) = self.conns.at_mut(member.conn).filter(|_| count > 0) else {
                     continue;
                 };
-                reached = true;
+                reached = reached.max(count);
                 let spares = &mut self.spares;
                 if count < run.len() {
                     conn.outbox.push(spares, |out| run.render(count, sid, headers, out));
@@ -131,8 +132,8 @@ impl Engine {
         run: &Run<'_>,
         (member, sid, headers): (super::interest::Member, &[u8], bool),
         policy: &Policy,
-    ) -> bool {
-        let mut reached = false;
+    ) -> usize {
+        let mut reached = 0;
         let key = [sid, b" ", run.subject()].concat();
         let (mut one, mut message) = (Run::default(), Vec::new());
         for at in 0..run.len() {
@@ -141,7 +142,7 @@ impl Engine {
                 continue;
             }
             let Some(conn) = self.conns.at_mut(member.conn) else { break };
-            reached = true;
+            reached = at + 1;
             message.clear();
             one.publishes().for_each(|publish| encode::msg(&mut message, publish, sid, headers));
             let mut dropped = Dropped::default();

@@ -217,6 +217,8 @@ impl Engine {
             if lane.staged_epoch <= lane.settled_epoch { u64::MAX } else { lane.settled_epoch }
         };
         let all = self.lanes.iter().map(settled).min().unwrap_or(u64::MAX);
+        // A status comes before the replies that follow its request.
+        let all = all.min(self.requests.decided_epoch());
         // The current epoch may still grow.
         self.settled_epoch = all.min(self.epoch - 1).max(self.settled_epoch);
         let settled_epoch = self.settled_epoch;

@@ -84,11 +84,14 @@ impl Engine {
         let pending_before = conn.outbox.pending_bytes();
         let targets = self.aim_of(account, run);
         if wants_status && !self.is_certain(&targets) {
-            let mut one = Run::default();
-            for message in &run.messages {
-                if !self.deliver(source, one.only(message), &targets) {
-                    self.no_responders(from, &message.publish);
+            if targets.leaves_account() {
+                // Each is another message beyond.
+                let mut one = Run::default();
+                for message in &run.messages {
+                    self.request(from, source, one.only(message), &targets);
                 }
+            } else {
+                self.request(from, source, run, &targets);
             }
         } else if !targets.is_empty() {
             self.deliver(source, run, &targets);
@@ -189,14 +192,18 @@ impl Engine {
         let (messages_max, bytes_max) = targets.price.within(self.budget.room());
         let messages_max = if record.answers { ANSWERS_AT_ONCE } else { messages_max };
         let count = run.len_within(messages_max, bytes_max);
-        let rest = (count < run.len()).then(|| {
+        let mut ask = record.ask.take();
+        let mut rest = (count < run.len()).then(|| {
             let mut rest = record.clone();
             rest.wire = record.wire.slice(run.keep(count)..);
             rest.picks = take_later_picks(&mut record.picks, index(count));
+            rest.ask = ask.as_mut().map(|ask| ask.split_off(count));
             rest
         });
         self.charge(&run, &targets);
+        self.begin_report(ask);
         self.deliver_record(&record, &run, &targets);
+        self.end_report(rest.as_mut().and_then(|rest| rest.ask.as_deref_mut()));
         self.spare_run = Run::reusing(run);
         rest
     }
@@ -216,20 +223,25 @@ impl Engine {
             routes = if routed { &[] } else { &targets.routes };
         }
         let mut one = Run::default();
-        let mut route_picks = Vec::new();
+        let mut elsewhere = Picks::default();
+        let onward = Source { visited: visited.with(self.shard), ..source };
         for pick in &record.picks {
             let group = targets.queues.place(&pick.group);
             for &at in &pick.messages {
                 let Some(message) = run.messages.get(at as usize) else { continue };
                 let one = one.only(message);
-                let placed = group.and_then(|group| self.place(source, one, (group, targets), at));
-                match placed {
-                    Some(route_pick) => route_picks.extend(route_pick),
-                    None => self.forward(source, one, group, targets),
+                let picks = &mut elsewhere;
+                let is_placed =
+                    group.is_some_and(|group| self.place(source, one, (group, targets), at, picks));
+                if !is_placed {
+                    self.forward(onward, at, group, targets, picks);
                 }
             }
         }
-        self.deliver_to_routes(source, run, routes, &targets.queues, route_picks);
+        self.deliver_to_routes(source, run, routes, &targets.queues, elsewhere.routes);
+        if !elsewhere.shards.is_empty() {
+            self.stage_run(onward, run, ShardSet::default(), elsewhere.shards);
+        }
         self.count_deliveries(account, before);
         self.settle_deliveries();
         self.end_trace();
@@ -248,22 +260,21 @@ impl Engine {
         targets
     }
 
-    /// Whether somebody gets every message that resolves to `targets`, whatever it is.
+    /// Whether somebody here gets every message that resolves to `targets`, whatever it is. What
+    /// other shards know of theirs may be news by then.
     fn is_certain(&self, targets: &Targets) -> bool {
-        // A route that is at its end may still be in the table of interest.
-        targets.has_plain_on_shards()
-            || targets.routes.iter().any(|route| self.is_open(*route))
-            || targets.groups.iter().flat_map(|group| &group.members).any(|member| {
-                self.conns.at(member.conn).is_some_and(|conn| conn.plain)
-                    && self.subs[member.sub as usize].max == NO_MAX
-            })
+        targets.groups.iter().flat_map(|group| &group.members).any(|member| {
+            self.conns.at(member.conn).is_some_and(|conn| conn.plain)
+                && self.subs[member.sub as usize].max == NO_MAX
+        })
     }
 
-    /// Delivers to local connections and stages for other shards. False if nobody gets it.
-    pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
-        let reached = self.deliver_at_home(source, run, targets, None);
-        // Both are done, whatever the first comes to.
-        (targets.leaves_account() && self.deliver_abroad(source, run, targets)) || reached
+    /// Delivers to local connections and stages for other shards.
+    pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
+        self.deliver_at_home(source, run, targets, None);
+        if targets.leaves_account() {
+            self.deliver_abroad(source, run, targets);
+        }
     }
 
     /// The same, but within the account. Queue groups are served if they are in `named`, where
@@ -274,18 +285,17 @@ impl Engine {
         run: &Run<'_>,
         targets: &Targets,
         named: Option<&[u8]>,
-    ) -> bool {
+    ) {
         let before = self.stats.delivered();
-        let mut reached = self.deliver_plain(source, run, targets);
+        self.deliver_plain(source, run, targets);
         if targets.are_plain_and_here() {
-            self.count_deliveries(source.account, before);
-            return reached;
+            return self.count_deliveries(source.account, before);
         }
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
             if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
             {
-                reached |= self.deliver_to_group(source, run, (at, targets), &mut picks);
+                self.deliver_to_group(source, run, (at, targets), &mut picks);
             }
         }
         self.count_deliveries(source.account, before);
@@ -293,14 +303,10 @@ impl Engine {
         if !source.routed {
             (shards, routes) = (shards.union(targets.routers), &targets.routes);
         }
+        self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes);
         if !shards.is_empty() || !picks.shards.is_empty() {
-            reached = true;
             self.stage_run(source, run, shards, picks.shards);
         }
-        if routes.is_empty() && picks.routes.is_empty() {
-            return reached;
-        }
-        self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes) || reached
     }
 
     /// Books for an account what was delivered in it since `before`.
@@ -310,25 +316,33 @@ impl Engine {
         sent.out_bytes += self.stats.out_bytes - bytes;
     }
 
-    fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> bool {
-        if self.trace.is_some() {
-            return self.trace_plain(source, run, targets);
-        }
-        if let Some(policy) = &targets.overflow {
-            return self.deliver_loosely(source, run, targets, policy);
-        }
+    fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
+        let reached = if self.trace.is_some() {
+            usize::from(self.trace_plain(source, run, targets))
+        } else if let Some(policy) = &targets.overflow {
+            self.deliver_loosely(source, run, targets, policy)
+        } else {
+            self.deliver_to_all(source, run, targets)
+        };
+        self.place_first(reached);
+    }
+
+    /// Gives the run to all plain subscriptions here. Returns how many of its messages, from the
+    /// first, somebody gets.
+    fn deliver_to_all(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> usize {
         let mut backlog = Backlog {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
         };
         self.is_for_many = targets.members > MANY;
-        let mut reached = false;
+        let mut reached = 0;
         if let [group] = &targets.groups[..] {
             reached = self.deliver_to_sid(source, run, group, None, &mut backlog);
         } else {
             let mut tails = Tails::default();
             for group in &targets.groups {
-                reached |= self.deliver_to_sid(source, run, group, Some(&mut tails), &mut backlog);
+                let tails = Some(&mut tails);
+                reached = reached.max(self.deliver_to_sid(source, run, group, tails, &mut backlog));
             }
             tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
                 self.spares.keep_segment(segment);
@@ -342,7 +356,7 @@ impl Engine {
     }
 
     /// Gives the run to every member of a group, in the way that costs least. There are `tails`
-    /// if there are other groups.
+    /// if there are other groups. Returns how many messages, from the first, some member takes.
     fn deliver_to_sid(
         &mut self,
         source: Source,
@@ -350,17 +364,17 @@ impl Engine {
         group: &SidGroup,
         mut tails: Option<&mut Tails>,
         backlog: &mut Backlog,
-    ) -> bool {
+    ) -> usize {
         let SidGroup { sid, headers, members } = group;
         let way = Way::of(run, members.len(), tails.is_some());
         let mut rendered: Option<Segment> = None;
-        let mut reached = false;
+        let mut reached = 0;
         for &member in members {
             let count = self.takes(source, run, member);
             if count == 0 {
                 continue;
             }
-            reached = true;
+            reached = reached.max(count);
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let spares = &mut self.spares;
             match (if count < run.len() { Way::Render } else { way }, &mut tails) {
@@ -465,10 +479,9 @@ impl Engine {
         run: &Run<'_>,
         (number, targets): (usize, &Targets),
         picks: &mut Picks,
-    ) -> bool {
+    ) {
         self.is_for_many = false;
         let group = &targets.queues[number];
-        let mut reached = false;
         let elsewhere = self.elsewhere(source, (number, targets));
         let (local, away) = (group.local.len() as u64, members(&elsewhere));
         let mut one = Run::default();
@@ -476,7 +489,7 @@ impl Engine {
             let is_local = self.rng.u64(..(local + away).max(1)) < local
                 && self.deliver_to_one(source, one.only(message), group);
             if is_local {
-                reached = true;
+                self.place_at(at);
                 continue;
             }
             let place = draw(&mut self.rng, &elsewhere).or_else(|| {
@@ -487,36 +500,39 @@ impl Engine {
                 Some(Away::Route(route)) => {
                     picks.routes.push(RoutePick { route, group: index(number), at: index(at) });
                 }
-                Some(Away::Shard(shard)) => add_pick(&mut picks.shards, shard, &group.name, at),
-                None => continue,
+                Some(Away::Shard(shard)) => {
+                    add_pick(&mut picks.shards, shard, &group.name, index(at))
+                }
+                None => {}
             }
-            reached = true;
         }
-        reached
     }
 
     /// Gives a message that was sent here for a group to a local member of it, or to a route:
-    /// that is for the caller to carry out. `None` if nobody here can take it.
-    #[expect(clippy::option_option, reason = "it is placed, perhaps on a route; or it is not")]
+    /// that is for the caller to carry out. False if nobody here can take it.
     fn place(
         &mut self,
         source: Source,
         one: &Run<'_>,
         (number, targets): (usize, &Targets),
         at: u32,
-    ) -> Option<Option<RoutePick>> {
+        picks: &mut Picks,
+    ) -> bool {
         let group = &targets.queues[number];
         let routes = Away::routes(&self.elsewhere(source, (number, targets)));
         let (local, behind_routes) = (group.local.len() as u64, members(&routes));
         let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
         if prefers_local && self.deliver_to_one(source, one, group) {
-            return Some(None);
+            self.place_at(at as usize);
+            return true;
         }
         let route = draw(&mut self.rng, &routes).or_else(|| {
             let last = Away::routes(&self.last_resorts(source, (number, targets)));
             draw(&mut self.rng, &last)
         });
-        route.map(|route| Some(RoutePick { route, group: index(number), at }))
+        let pick = route.map(|route| RoutePick { route, group: index(number), at });
+        picks.routes.extend(pick);
+        pick.is_some()
     }
 
     /// Where members of a group are that are not connected here: clients on other shards that were
@@ -603,9 +619,14 @@ impl Engine {
     }
 
     /// The members picked here are gone or cannot take the message: another shard may.
-    fn forward(&mut self, source: Source, one: &Run<'_>, group: Option<usize>, targets: &Targets) {
-        let visited = source.visited.with(self.shard);
-        let source = Source { visited, ..source };
+    fn forward(
+        &mut self,
+        source: Source,
+        at: u32,
+        group: Option<usize>,
+        targets: &Targets,
+        picks: &mut Picks,
+    ) {
         let shard = group.and_then(|group| {
             let places = Away::shards(&self.elsewhere(source, (group, targets)));
             draw(&mut self.rng, &places).or_else(|| {
@@ -617,9 +638,7 @@ impl Engine {
             self.stats.queue_msgs_lost += 1;
             return;
         };
-        let mut picks = SmallVec::new();
-        add_pick(&mut picks, shard, &targets.queues[group].name, 0);
-        self.stage_run(source, one, ShardSet::default(), picks);
+        add_pick(&mut picks.shards, shard, &targets.queues[group].name, at);
     }
 
     /// Puts the run on the lanes of the shards that have plain interest or were picked.
@@ -632,7 +651,7 @@ impl Engine {
     ) {
         let Source { account, publisher, echo, routed, origin, visited, hops } = source;
         let arrived = self.arrived;
-        let record = |wire, plain, picks, trace| {
+        let record = |wire, plain, picks, trace, ask| {
             Record::Run(Box::new(RunRecord {
                 account,
                 publisher,
@@ -645,6 +664,7 @@ impl Engine {
                 answers: false,
                 hops,
                 trace,
+                ask,
                 plain,
                 picks,
             }))
@@ -654,8 +674,8 @@ impl Engine {
             let wire = whole.get_or_insert_with(|| run.concat()).clone();
             let mine = take_picks(&mut picks, shard);
             let picks = mine.into_iter().collect();
-            let trace = self.ticket();
-            self.stage(shard, record(wire, true, picks, trace));
+            let (trace, ask) = (self.ticket(), self.ask(None));
+            self.stage(shard, record(wire, true, picks, trace, ask));
         }
         while let Some((shard, _)) = picks.first() {
             let shard = *shard;
@@ -672,23 +692,9 @@ impl Engine {
             for at in picks.iter_mut().flat_map(|pick| &mut pick.messages) {
                 *at = index(sent.binary_search(at).unwrap_or_default());
             }
-            let trace = self.ticket();
-            self.stage(shard, record(Bytes::from(wire), false, picks, trace));
+            let (trace, ask) = (self.ticket(), self.ask(Some(&sent)));
+            self.stage(shard, record(Bytes::from(wire), false, picks, trace, ask));
         }
-    }
-
-    /// Tells a requester that nobody has got its message.
-    fn no_responders(&mut self, from: ConnId, request: &Publish<'_>) {
-        let Some(reply) = request.reply else { return };
-        let targets = match self.conns.get(from) {
-            Some(conn) => self.targets(conn.account, reply),
-            None => return,
-        };
-        let mut members = targets.groups.iter().flat_map(|group| &group.members);
-        let Some(member) = members.find(|member| member.conn == from.slot) else { return };
-        let sid = self.subs[member.sub as usize].sid().to_vec();
-        // It shows that the subscription is known, and somebody may rely on that elsewhere.
-        self.confirm(from, |out| encode::no_responders(out, reply, &sid, request.subject));
     }
 }
 
@@ -806,8 +812,7 @@ fn render_tails(run: &Run<'_>, headers: bool, spares: &mut Spares) -> (Segment, 
     (segment, ranges)
 }
 
-fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: usize) {
-    let at = index(at);
+fn add_pick(picks: &mut SmallVec<[(ShardId, Pick); 2]>, shard: ShardId, group: &[u8], at: u32) {
     // One group comes after the other, so its picks are the last ones.
     let mut of_group = picks.iter_mut().rev().take_while(|(_, pick)| *pick.group == *group);
     match of_group.find(|(to, _)| *to == shard) {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::interest::Side;
 use super::message_trace::{STEP_BYTES, Step, Ticket};
+use super::requests::Ask;
 use super::{AccountId, ConnId, Origin, ShardId, ShardSet};
 
 /// One message from a shard to another.
@@ -15,6 +16,8 @@ pub enum Record {
     Run(Box<RunRecord>),
     /// What became here of a message that is traced.
     Traced(Box<Report>),
+    /// These of your requests somebody gets here.
+    Placed(Box<Placed>),
     /// My interest in a filter is now this.
     Interest(Box<InterestRecord>),
     /// Answer `Settled` when you have consumed everything up to here.
@@ -62,6 +65,8 @@ pub struct RunRecord {
     pub(super) hops: u8,
     /// It is traced.
     pub(super) trace: Option<Box<Ticket>>,
+    /// Its publisher wants to know of messages that nobody gets.
+    pub(super) ask: Option<Box<Ask>>,
     /// Plain subscriptions get the run.
     pub(super) plain: bool,
     /// Queue groups of which a member here gets some of the messages.
@@ -85,6 +90,16 @@ pub struct Report {
     pub(super) steps: Vec<Step>,
     pub(super) left_out: u64,
     pub(super) hops: u32,
+}
+
+/// What the sending shard has done about requests of another.
+#[derive(Debug)]
+pub struct Placed {
+    pub(super) id: u64,
+    /// What it was asked with, less what went on to other shards.
+    pub(super) credit: u128,
+    /// The messages that somebody gets there, in order, as the requesting shard counts them.
+    pub(super) numbers: Vec<u32>,
 }
 
 /// A change of a shard's interest in one filter.
@@ -111,12 +126,14 @@ impl Record {
         let rest = match self {
             Self::Run(run) => {
                 let picks = run.picks.iter().map(|pick| pick.group.len() + 4 * pick.messages.len());
-                size_of::<RunRecord>() + run.wire.len() + picks.sum::<usize>()
+                let ask = run.ask.as_ref().map_or(0, |ask| ask.cost_bytes());
+                size_of::<RunRecord>() + run.wire.len() + picks.sum::<usize>() + ask
             }
             Self::Interest(interest) => {
                 let queue = interest.queue.as_ref().map_or(0, |queue| queue.len());
                 size_of::<InterestRecord>() + interest.filter.len() + queue
             }
+            Self::Placed(placed) => size_of::<Placed>() + 4 * placed.numbers.len(),
             Self::Traced(report) => size_of::<Report>() + report.steps.len() * STEP_BYTES,
             _ => 0,
         };

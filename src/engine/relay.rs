@@ -51,7 +51,7 @@ pub(super) fn draw<T: Copy>(rng: &mut fastrand::Rng, places: &Places<T>) -> Opti
 
 impl Engine {
     /// Sends the run over the own routes in `plain`, and of those in `picks` what was picked: one
-    /// copy of each message for each route. False if none of them takes it.
+    /// copy of each message for each route.
     pub(super) fn deliver_to_routes(
         &mut self,
         source: Source,
@@ -59,12 +59,13 @@ impl Engine {
         plain: &[u32],
         groups: &[QueueTargets],
         mut picks: Vec<RoutePick>,
-    ) -> bool {
+    ) {
         if plain.is_empty() && picks.is_empty() {
-            return false;
+            return;
         }
         if self.trace.is_some() {
-            return self.trace_routes(source, run, plain, groups, &picks);
+            let reached = self.trace_routes(source, run, plain, groups, &picks);
+            return self.place_first(usize::from(reached));
         }
         let account = self.accounts.name(source.account);
         let account = account.as_bytes();
@@ -76,7 +77,6 @@ impl Engine {
         let picked = picks.chunk_by(|one, other| one.route == other.route);
         let picked_only = picked.clone().map(|mine| mine[0].route);
         let picked_only = picked_only.filter(|route| !plain.contains(route));
-        let mut reached = false;
         for slot in plain.iter().copied().chain(picked_only) {
             let mine = picked.clone().find(|mine| mine[0].route == slot).unwrap_or_default();
             let is_plain = plain.contains(&slot);
@@ -85,7 +85,8 @@ impl Engine {
                 let member = Member { conn: slot, sub: 0 };
                 self.observe(member, &mut backlog);
                 members.push(member);
-                reached = true;
+                self.place_first(if is_plain { run.len() } else { 0 });
+                mine.iter().for_each(|pick| self.place_at(pick.at as usize));
             }
         }
         shared
@@ -96,7 +97,6 @@ impl Engine {
         if backlog.behind * 2 > backlog.members {
             self.wait_for(source, members.iter(), backlog.level_bytes);
         }
-        reached
     }
 
     /// Sends over one route what it is to get.

@@ -208,9 +208,7 @@ impl Conn {
         if !session.is_handshaking() {
             taken_bytes = self.encrypt(spares, packer);
         }
-        if matches!(self.phase, Phase::Flushing { .. })
-            && self.outbox.pending_bytes() == taken_bytes
-        {
+        if matches!(self.phase, Phase::Flushing { .. }) && self.outbox.ends_with(taken_bytes) {
             self.say_goodbye();
         }
         let secure = self.secure.as_deref_mut()?;

@@ -524,6 +524,7 @@ fn a_run_for_very_many_different_subscriptions_is_cut_into_turns_on_the_shard_th
                 answers: false,
                 hops: 0,
                 trace: None,
+                ask: None,
                 plain: true,
                 picks: Vec::new(),
             };

@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use crate::config::{HttpOptions, Options, ShardCount, StartError};
+use crate::config::{HttpOptions, Options, Seating, ShardCount, StartError};
 use crate::uring::Tier;
 
 /// An error about a reload that would change nothing but what only a restart can.
@@ -107,6 +107,15 @@ impl Told for HttpOptions {
     fn told(&self) -> String {
         let scheme = if self.is_tls { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.host.as_deref().unwrap_or_default(), self.port)
+    }
+}
+
+impl Told for Seating {
+    fn told(&self) -> String {
+        match self {
+            Self::Fewest => "fewest".to_owned(),
+            Self::RoundRobin => "round-robin".to_owned(),
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use super::monitor::{Change, Documents, FEATURE_FLAGS, FeatureFlags};
 use super::shards::Reporter;
 use super::trace;
 use crate::config::{Options, StartError};
-use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, Traffic};
+use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, ShardId, Traffic};
 use crate::shard::{Control, News};
 use requests::Reply;
 use store::Store;
@@ -35,6 +35,8 @@ use store::Store;
 const STATSZ_INTERVAL: Duration = Duration::from_secs(10);
 /// Characters of an event's id.
 const EVENT_ID_CHARS: usize = 22;
+/// Where the server speaks that nobody has asked.
+const ANY_SHARD: ShardId = ShardId(0);
 
 /// The running thread.
 pub(super) struct System {
@@ -228,17 +230,20 @@ impl Worker {
 
     fn tell(&self, subject: &str, document: &Value) {
         if let Some(account) = self.account() {
-            self.publish(account, subject.as_bytes(), document.to_string());
+            self.publish(ANY_SHARD, account, subject.as_bytes(), document.to_string());
         }
     }
 
-    fn publish(&self, account: AccountId, subject: &[u8], text: String) {
-        self.reporter.tell_one(Control::Publish {
+    /// Has a shard publish something. An answer is for the shard where the request came in: there
+    /// it is known already who waits for it.
+    fn publish(&self, from: ShardId, account: AccountId, subject: &[u8], text: String) {
+        let control = Control::Publish {
             account,
             subject: subject.into(),
             reply: Box::default(),
             payload: text.into_bytes().into(),
-        });
+        };
+        self.reporter.tell(from, control);
     }
 
     fn server(&mut self) -> ServerInfo<'_> {
@@ -261,7 +266,7 @@ impl Worker {
     fn on_trace(&mut self, trace: &MessageTrace) {
         let started_at = self.reporter.started_at();
         let document = trace::document(&json!(self.server()), trace, started_at);
-        self.publish(trace.account, &trace.dest, document);
+        self.publish(trace.shard, trace.account, &trace.dest, document);
     }
 
     /// What every event begins with.

@@ -32,6 +32,7 @@ mod resolver;
 mod route_peers;
 mod routes;
 mod seccomp;
+mod shards;
 mod start;
 mod system;
 mod tls;

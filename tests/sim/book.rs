@@ -85,6 +85,8 @@ pub(crate) struct Session {
     pub(crate) ops: Vec<Sent>,
     pub(crate) handed_ops: usize,
     pub(crate) confirmed_ops: usize,
+    /// Operations before its last PONG.
+    pub(crate) ponged_ops: usize,
     /// Each with the first operation to which it applies.
     pub(crate) configs: Vec<(usize, Config)>,
     pub(crate) connected: bool,
@@ -229,6 +231,8 @@ pub(crate) struct Book {
     pub(crate) messages: Vec<Publication>,
     /// How many members of a queue group have got a message.
     pub(crate) placed: HashMap<(usize, usize), u32>,
+    /// Messages that anybody has got.
+    pub(crate) delivered: HashSet<usize>,
     /// When everything was at rest: whatever a server was to know of another one it knew then.
     pub(crate) rests: Vec<Step>,
     /// Pairs of servers between which a route came to its end, the smaller first, and when.
@@ -264,6 +268,7 @@ impl Book {
             subs: Vec::new(),
             messages: Vec::new(),
             placed: HashMap::new(),
+            delivered: HashSet::new(),
             rests: Vec::new(),
             partings: Vec::new(),
             deliveries: 0,

@@ -89,6 +89,9 @@ impl Book {
         };
         let session = &mut self.sessions[s];
         session.info_due = session.greeting == Some(op);
+        if reply == Awaited::Pong {
+            session.ponged_ops = op;
+        }
         // The +OK of a publish says nothing about the message itself.
         let is_publish = session.messages.iter().any(|id| self.messages[*id].op == op);
         self.confirm(s, if is_publish { op } else { op + 1 });
@@ -166,6 +169,7 @@ impl Book {
         );
         self.sessions[s].got_again += u64::from(!new);
         self.deliveries += 1;
+        self.delivered.insert(id);
         let takers = self.takers(s, sid, id);
         match takers[..] {
             [sub] => self.book_delivery(s, sub, id, publisher, subject),
@@ -362,6 +366,7 @@ impl Book {
         assert!(!sent.is_denied, "session {s}: a status for {id}, which was refused");
         assert_eq!(sent.session, s, "a status goes to the one who asked");
         assert!(session.config_at(sent.op).no_responders, "session {s} wants no status for {id}");
+        assert!(sent.op >= session.ponged_ops, "session {s}: a status for {id} behind the PONG");
         let sid = sid_of(message.sid);
         let mut subs = session.subs.iter().map(|sub| &self.subs[*sub]);
         let there = subs.any(|sub| sub.sid == sid && self.takes_replies(sub, sent));

@@ -133,7 +133,7 @@ impl Conn {
         };
         let taken_bytes = taken.iter().map(|piece| piece.bytes().len()).sum();
         let is_last = matches!(self.phase, Phase::Flushing { .. })
-            && self.outbox.pending_bytes() == taken_bytes
+            && self.outbox.ends_with(taken_bytes)
             && websocket.wants_goodbye();
         let packed =
             (websocket.packs && taken_bytes >= PACK_BYTES_MIN).then(|| packer.pack(&taken));

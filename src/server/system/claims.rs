@@ -236,17 +236,18 @@ impl Worker {
 
     pub(super) fn reply(&self, request: &ServerRequest, text: String) {
         if !request.reply.is_empty() {
-            self.publish(request.account, &request.reply, text);
+            self.publish(request.shard, request.account, &request.reply, text);
         }
     }
 
     /// Publishes a request of the server itself.
     fn send(&self, account: AccountId, subject: &str, reply: &[u8], payload: Vec<u8>) {
-        self.reporter.tell_one(crate::shard::Control::Publish {
+        let control = crate::shard::Control::Publish {
             account,
             subject: subject.as_bytes().into(),
             reply: reply.into(),
             payload: payload.into(),
-        });
+        };
+        self.reporter.tell(super::ANY_SHARD, control);
     }
 }
