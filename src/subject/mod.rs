@@ -15,10 +15,13 @@ use memchr::{memchr, memchr_iter};
 pub use table::{Scan, Table};
 pub use transform::{Transform, TransformError};
 
-/// Whether it is one word of a control line: nothing in it ends an argument or is invisible. What
-/// is not is never written to anybody.
+/// What ends an argument of a control line, and a form feed, as in nats-server: no subject and no
+/// filter has any of them.
+const BLANKS: &[u8] = b" \t\r\n\x0c";
+
+/// Whether it is one word of a control line. What is not is never written to anybody.
 pub fn is_word(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|byte| *byte > b' ')
+    !text.is_empty() && !text.iter().any(|byte| *byte <= b' ' && BLANKS.contains(byte))
 }
 
 /// Whether SUB may name this filter: it is one word, no token is empty, and nothing follows a token
@@ -204,8 +207,9 @@ mod tests {
     }
 
     #[test]
-    fn of_all_bytes_those_up_to_the_blank_are_in_no_subject_and_no_filter_wherever_they_stand() {
+    fn of_all_bytes_blanks_are_in_no_subject_and_no_filter_wherever_they_stand() {
         for byte in 0..=u8::MAX {
+            let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | 12);
             let texts = [
                 vec![byte],
                 vec![byte, b'a'],
@@ -217,14 +221,14 @@ mod tests {
             ];
             for text in texts {
                 let name = text.escape_ascii();
-                assert_eq!(is_word(&text), byte > b' ', "{name}");
+                assert_eq!(is_word(&text), !is_blank, "{name}");
                 let tokens: Vec<&[u8]> = tokens(&text).collect();
                 let is_wild = tokens.iter().any(|token| matches!(*token, b"*" | b">"));
                 let has_empty = tokens.iter().any(|token| token.is_empty());
-                let is_subject = byte > b' ' && !has_empty && !is_wild;
+                let is_subject = !is_blank && !has_empty && !is_wild;
                 assert_eq!(is_valid_publish(&text), is_subject, "{name}");
                 let ends_early = tokens[..tokens.len() - 1].contains(&&b">"[..]);
-                let is_filter = byte > b' ' && !has_empty && !ends_early;
+                let is_filter = !is_blank && !has_empty && !ends_early;
                 assert_eq!(is_valid_filter(&text), is_filter, "{name}");
             }
         }
