@@ -198,6 +198,12 @@ impl Shard {
                 self.engine.depart(ended);
             }
         }
+        if self.sockets > 0 {
+            tracing::warn!(
+                "Gave up on {} connections that took nothing of what was queued for {STOP_MAX:?}",
+                self.sockets
+            );
+        }
         Ok(())
     }
 
