@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::auth::{Permissions, User};
 use super::bind::{permissions, users};
-use super::field::Action::{Ignore, Set};
-use super::field::{Field, Key, bind_map};
+use super::field::Action::{Absent, Set};
+use super::field::{Field, Key, Part, bind_map};
 use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::rules::Violation;
@@ -380,7 +380,14 @@ const ACCOUNT: &[Key<Draft>] = &[
     Key(&["nkey"], Set(|_, v| account_key(v))),
     Key(&["mappings", "maps"], Set(|d, v| super::mapping::bind(&mut d.account.mappings, v))),
     Key(&["overflow"], Set(|d, v| super::overflow::bind(&mut d.account.overflow, v))),
-    Key(&["jetstream"], Ignore(&missing::ACCOUNT_JETSTREAM)),
+    Key(
+        &["jetstream"],
+        Absent(Part {
+            block: &missing::ACCOUNT_JETSTREAM,
+            misses: missing::NO_STREAMS,
+            note: |_| {},
+        }),
+    ),
     Key(
         &["msg_trace", "trace_dest"],
         Set(|d, v| trace_rule(v).map(|rule| d.account.trace_rule = Some(rule))),

@@ -11,11 +11,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::certificates::Pair;
+use super::field::absent;
 use super::{
     Cluster, LogFormat, Options, RouteUrl, Seating, Secret, ShardCount, StartError, Syslog,
     UnixOptions, User,
 };
-use super::{duration, listeners, nearest, tls};
+use super::{duration, listeners, missing, nearest, tls};
 use crate::engine::SHARDS_MAX;
 use crate::uring::Tier;
 
@@ -134,6 +135,9 @@ pub struct Args {
     #[arg(long, value_parser = microseconds)]
     napi: Option<u32>,
 
+    #[arg(long, alias = "js", value_parser = switch, hide = true)]
+    jetstream: Option<bool>,
+
     #[arg(long = "t", value_parser = switch)]
     test: Option<bool>,
     #[arg(long, alias = "sl")]
@@ -162,7 +166,6 @@ struct Missing {
 
 const MISSING: &[Missing] = &[
     Missing { names: &["help_tls"], takes_value: false, matters: true },
-    Missing { names: &["jetstream", "js"], takes_value: false, matters: false },
     Missing { names: &["store_dir", "sd", "profile"], takes_value: true, matters: false },
 ];
 
@@ -327,6 +330,10 @@ impl Args {
         set(&mut options.runtime.busy_poll_us, &self.busy_poll);
         set(&mut options.runtime.napi_us, &self.napi);
         options.missing.extend(self.missing.iter().cloned());
+        if self.jetstream == Some(true) {
+            options.wants_jetstream = true;
+            options.absent.push(absent("flag --jetstream", missing::NO_STREAMS));
+        }
         self.apply_tls(options)?;
         self.apply_cluster(options)?;
         self.apply_auth(options)
@@ -706,10 +713,14 @@ mod tests {
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
         assert!(refused("--help_tls").contains("is not supported yet"));
-        for line in ["-js", "--jetstream", "-sd /tmp", "--profile 1"] {
-            options(line);
+        for line in ["-sd /tmp", "--profile 1"] {
+            assert_eq!(options(line).missing.len(), 1, "{line}");
         }
-        assert!(options("-js").missing[0].contains("-js"));
+        for line in ["-js", "--jetstream"] {
+            let options = options(line);
+            assert!(options.wants_jetstream && options.absent.len() == 1, "{line}");
+        }
+        assert!(!options("-js=false").wants_jetstream);
     }
 
     #[test]

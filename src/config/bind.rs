@@ -314,7 +314,7 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
         &["jetstream"],
         Absent(Part {
             block: &missing::JETSTREAM,
-            misses: "clients have no streams, consumers, key-value or object stores",
+            misses: missing::NO_STREAMS,
             note: |o| o.wants_jetstream = true,
         }),
     ),

@@ -108,8 +108,7 @@ pub(super) fn bind_entry<T>(
             if part.is_wanted(&field)? {
                 (part.note)(target);
                 let (place, misses) = (&entry.position, part.misses);
-                let text = format!("{key} is not supported yet and has no effect: {misses}");
-                warnings.absent.push(format!("{place}: {text}"));
+                warnings.absent.push(format!("{place}: {}", absent(&key, misses)));
             }
             Ok(())
         }
@@ -128,6 +127,11 @@ pub(super) fn bind_entry<T>(
             mistakes.result()
         }
     }
+}
+
+/// What is told of a part that is wanted and not there.
+pub(super) fn absent(wanted: &str, misses: &str) -> String {
+    format!("{wanted} is not supported yet and has no effect: {misses}")
 }
 
 /// An error about a key that is none of `names`.

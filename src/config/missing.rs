@@ -7,6 +7,10 @@ use super::field::unknown;
 use super::file::{Entry, Kind, Map, Value};
 use super::mistakes::all;
 
+/// What is missed without JetStream.
+pub(super) const NO_STREAMS: &str =
+    "clients have no streams, consumers, key-value or object stores";
+
 /// What may stand in a block.
 pub(super) struct Block {
     keys: &'static [&'static str],

@@ -169,11 +169,12 @@ fn errors(output: &Output) -> String {
 }
 
 /// What is told of parts that are configured and not there.
-const ABSENT: [(&str, &str); 4] = [
+const ABSENT: [(&str, &str); 5] = [
     ("jetstream { store_dir: /tmp/x, max_mem: 1GB }", "clients have no streams"),
     ("leafnodes { port: 7422 }", "no leaf node can connect"),
     ("gateway { name: A, port: 7222 }", "other clusters"),
     ("mqtt { port: 1883 }", "no MQTT client can connect"),
+    ("accounts { A { jetstream: enabled } }", "clients have no streams"),
 ];
 
 #[test]
@@ -193,8 +194,13 @@ fn a_part_that_is_configured_and_not_there_is_an_error_in_the_log_and_in_a_check
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     for (number, (line, misses)) in (1..).zip(ABSENT) {
-        let key = line.split(' ').next().expect("a key");
-        let wanted = format!("{number}:1: {key} is not supported yet and has no effect: ");
+        // The one within another is named as itself.
+        let (place, key) = match line.split_once("accounts { A { ") {
+            Some((_, rest)) => (line.len() - rest.len() + 1, rest),
+            None => (1, line),
+        };
+        let key = key.split([' ', ':']).next().expect("a key");
+        let wanted = format!("{number}:{place}: {key} is not supported yet and has no effect: ");
         let logged = banner.lines().find(|logged| logged.contains(&wanted));
         let logged = logged.unwrap_or_else(|| panic!("{key} is not in {banner}"));
         assert!(logged.contains("[ERR]") && logged.contains(misses), "{logged}");
@@ -218,6 +224,12 @@ fn a_probe_fails_where_clients_count_on_jetstream() {
         assert_eq!((status, body.as_str()), (503, wanted), "{path}");
     }
     assert_eq!(http::get(&broker, "/healthz?js-server-only=true").0, 200);
+    for flag in ["-js", "--jetstream"] {
+        let broker = Broker::start(1, &["-m", "-1", flag]);
+        assert_eq!(http::get(&broker, "/healthz").0, 503, "{flag}");
+        let wanted = "[ERR] flag --jetstream is not supported yet and has no effect: clients have";
+        assert!(broker.banner().contains(wanted), "{}", broker.banner());
+    }
     for off in ["", "jetstream: false\n", "jetstream { enabled: false }\n"] {
         let broker = Broker::with_config(1, &format!("{http}{off}"));
         assert_eq!(http::get(&broker, "/healthz").0, 200, "{off}");
