@@ -18,6 +18,7 @@
 pub mod certificate;
 pub mod cluster;
 pub mod config;
+pub mod crowd;
 pub mod disk;
 pub mod doctor;
 pub mod engine;

@@ -105,7 +105,7 @@ impl Gate {
 }
 
 /// Who has an IPv6 address has 2^64 of them.
-fn network(ip: IpAddr) -> IpAddr {
+pub fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
         ip => ip,

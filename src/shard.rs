@@ -41,7 +41,8 @@ const INPUT_BYTES_PER_TURN: usize = 128 * 1024;
 const ENDS_PER_TURN: usize = 8;
 /// How long accepting rests after it failed, for instance for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(250);
-/// Memory is given back when so many connections and subscriptions have gone, and half of them …
+/// Memory is given back when so many connections, subscriptions and cached subjects have gone, and
+/// half of them …
 const GONE_MIN: usize = 32;
 /// … and have not been replaced for so long: who comes and goes all the time needs it again.
 const GONE_FOR: Duration = Duration::from_secs(1);
@@ -72,7 +73,7 @@ pub struct Parts {
     pub seed: u64,
     /// Where it says what it came to.
     pub outcome: Sender<Outcome>,
-    /// Where credentials are checked that take long.
+    /// Where credentials are checked that take long; what it has no room for is not checked.
     pub proofs: Sender<Check>,
     /// Where the server is spoken for in the system account; holds [`NEWS_MAX`].
     pub news: Sender<News>,
@@ -104,7 +105,8 @@ pub struct Shard {
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
-    /// The most connections and subscriptions there were since memory was last given back.
+    /// The most connections, subscriptions and cached subjects there were since memory was last
+    /// given back.
     held_max: usize,
     /// When it is to be, if nobody comes.
     give_back: Option<Instant>,
@@ -308,9 +310,9 @@ impl Shard {
             }
         }
         while let Some((conn, proof)) = self.engine.pop_proof() {
-            // Whoever checks it lives as long as any shard.
+            // If there is no room, the connection's time is over before it would be its turn.
             let by = self.now + Duration::from_millis(self.options.auth.timeout_ms);
-            let _ = self.proofs.send(Check { shard: self.id, conn, proof, by });
+            let _ = self.proofs.try_send(Check { shard: self.id, conn, proof, by });
         }
         // What does not fit is dropped: whoever fills the queue is not to fill the memory.
         while let Some(request) = self.engine.pop_server_request() {
@@ -363,7 +365,7 @@ impl Shard {
     /// Gives back what a burst of connections or subscriptions has left, when there is nothing
     /// else to do.
     fn give_back_memory(&mut self) {
-        let held = self.sockets + self.engine.subscriptions();
+        let held = self.sockets + self.engine.subscriptions() + self.engine.cached_subjects();
         self.held_max = self.held_max.max(held);
         if self.held_max - held < GONE_MIN.max(self.held_max / 2) {
             self.give_back = None;
@@ -504,6 +506,9 @@ impl Shard {
             RouteOrder::Register(rid, part) => self.engine.register_route(rid, part),
             RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
             RouteOrder::Ask(rid) => self.engine.ask_route(rid),
+            RouteOrder::TurnAway(rid) => {
+                self.engine.close_route(rid, "Maximum Connections Exceeded");
+            }
             RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),

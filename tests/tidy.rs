@@ -87,6 +87,22 @@ fn every_module_but_the_islands_forbids_unsafe_code() {
 }
 
 #[test]
+fn who_bounds_a_queue_without_a_bound_is_said_beside_it() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources("src") {
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in code_of(&text).lines().enumerate() {
+            let is_told = lines[at].contains("//")
+                || at.checked_sub(1).is_some_and(|at| lines[at].trim_start().starts_with("//"));
+            if line.contains("unbounded()") && !is_told {
+                wrong.push(format!("{file}:{}: nothing says who bounds it", at + 1));
+            }
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
 fn exceptions_from_lints_give_their_reason() {
     check_code(|_, code| {
         let mut wrong = Vec::new();

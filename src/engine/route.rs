@@ -11,12 +11,13 @@
 mod review;
 mod wishes;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::budget::OPERATION_WORK;
 use super::compression;
 use super::conn::{Claim, Conn, User};
+use super::waiting::UNDECIDED_BYTES_MAX;
 use super::proof::Proof;
 use super::run::Run;
 use super::settings::RouteSettings;
@@ -38,6 +39,12 @@ const FIRST_PING_NS: u64 = 1_000_000_000;
 /// A message larger than this is taken from no peer, unless clients may send larger ones: other
 /// servers may allow more than this one, but not without end.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A peer that has dialled has so many nanoseconds for each of its first words, where no other
+/// time is configured: it has nothing to wait for.
+const INTRODUCTION_NS: u64 = 5_000_000_000;
+/// What one may send of its INFO, in bytes.
+const INTRODUCTION_BYTES_MAX: usize = wire::CONTROL_LINE_BYTES_MAX + 1024;
 
 /// Monitoring is shown no more of what a peer wants.
 const WISHES_SHOWN_MAX: usize = 4096;
@@ -110,6 +117,8 @@ pub(super) struct Cluster {
     pub(super) urls: ClientUrls,
     /// Registered routes of this shard.
     pub(super) routes: Vec<ConnId>,
+    /// All routes of this shard, registered or not, by their numbers.
+    by_rid: HashMap<u64, ConnId>,
     notices: VecDeque<RouteNotice>,
 }
 
@@ -283,6 +292,7 @@ impl Engine {
         };
         conn.route = Some(Box::new(route));
         conn.user = Some(self.settings.nobody());
+        self.cluster.by_rid.insert(rid, id);
         self.place_conn(conn);
         if self.begin_route_secure(id, is_dialed.then_some(&*host)) {
             self.greet_route(id);
@@ -295,9 +305,11 @@ impl Engine {
         let Some(conn) = self.conns.get(id) else { return };
         tracing::info!("{} - Route connection created", conn.label());
         let is_dialed = conn.route.as_ref().is_some_and(|route| route.dialed.is_some());
-        let needs_login = !is_dialed && self.settings.route.user.is_some();
-        let patience_ns =
-            if needs_login { self.settings.route.auth_timeout_ns } else { self.stale_ns() };
+        let patience_ns = match self.settings.route.user {
+            _ if is_dialed => self.stale_ns(),
+            Some(_) => self.settings.route.auth_timeout_ns,
+            None => INTRODUCTION_NS,
+        };
         if let Some(conn) = self.conns.get_mut(id) {
             conn.timing.auth_due = self.now.saturating_add(patience_ns);
         }
@@ -461,8 +473,14 @@ impl Engine {
     }
 
     fn find_route(&self, rid: u64) -> Option<ConnId> {
-        let is_it = |conn: &&Conn| conn.route.as_ref().is_some_and(|route| route.rid == rid);
-        self.conns.iter().find(is_it).map(|conn| conn.id)
+        self.cluster.by_rid.get(&rid).copied()
+    }
+
+    /// A connection is gone, with its slot.
+    pub(super) fn forget_route(&mut self, conn: &Conn) {
+        if let Some(route) = &conn.route {
+            self.cluster.by_rid.remove(&route.rid);
+        }
     }
 
     /// Handles all whole operations of a peer. Returns how many bytes they took; all of them when
@@ -512,6 +530,10 @@ impl Engine {
                     if conn.claim.is_some() || conn.begins_packed() {
                         break;
                     }
+                }
+                Ok(RouteParsed::Incomplete { need }) if need > self.need_bytes_max(id) => {
+                    self.refuse_route(id, "Authorization Violation");
+                    return bytes.len();
                 }
                 Ok(RouteParsed::Incomplete { need }) => {
                     need_bytes = need;
@@ -577,6 +599,16 @@ impl Engine {
     fn stage_of(&self, id: ConnId) -> Stage {
         let route = self.conns.get(id).and_then(|conn| conn.route.as_ref());
         route.map_or(Stage::Ended, |route| route.stage)
+    }
+
+    /// How long an operation may be of which only the beginning has come: nobody has a claim to
+    /// much memory before it is known who that is. Later the parser knows.
+    fn need_bytes_max(&self, id: ConnId) -> usize {
+        match self.stage_of(id) {
+            Stage::Connect | Stage::Ended => UNDECIDED_BYTES_MAX,
+            Stage::Info => INTRODUCTION_BYTES_MAX,
+            Stage::Registered => usize::MAX,
+        }
     }
 
     fn on_route_violation(&mut self, id: ConnId, error: &ProtoError) {
@@ -685,7 +717,7 @@ impl Engine {
             );
             return self.refuse_route(id, &error);
         }
-        let due = self.now.saturating_add(self.stale_ns());
+        let due = self.now.saturating_add(INTRODUCTION_NS);
         if let Some(conn) = self.conns.get_mut(id)
             && let Some(route) = &mut conn.route
         {
@@ -695,6 +727,7 @@ impl Engine {
             route.stage = Stage::Info;
             conn.timing.auth_due = due;
         }
+        self.rearm(id);
     }
 
     /// What follows waits until it is decided whether the peer may stay.
@@ -785,7 +818,10 @@ impl Engine {
         if self.begins_packing(id, &info.compression) {
             return;
         }
+        // The rest is not for the peer to do.
+        let due = self.now.saturating_add(self.stale_ns());
         let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.timing.auth_due = due;
         let ip = conn.peer.ip.clone();
         // Who has dialled has said so in CONNECT; who was dialled says nothing, and ours want none.
         conn.connect.echo &= !info.shardcast;

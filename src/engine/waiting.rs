@@ -14,7 +14,7 @@ use super::{ConnId, Engine};
 const WAITING_BYTES_MAX: usize = 64 * 1024;
 /// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
 /// to more memory before that is done. Clients wait for the PONG anyway.
-const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
+pub(super) const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
 
 impl Engine {
     /// Whether input may be handed in that is new. Otherwise it waits here, behind all that does.

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use tracing::{debug, error, info};
 
 use super::listen::host_port;
@@ -20,16 +21,22 @@ use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
 use crate::cluster::{ClientUrls, Members, Plan, Pooling, Step};
 use crate::config::{Options, RouteUrl, StartError};
+use crate::crowd::Crowd;
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
 use crate::shard::{ACCEPT_REST, Address, Control, RouteOrder};
 
 /// How long a server may take to accept a connection.
 const DIAL_MAX: Duration = Duration::from_secs(1);
-/// Connections for routes at one time, registered or not; others are refused.
+/// Connections of servers that have said who they are, at one time; others are refused.
 const LINKS_MAX: usize = 1024;
+/// Places for those who have dialled and not said who they are; beyond that one goes for each that
+/// comes. A member says it at once, however many others wait for something.
+const STRANGERS_MAX: usize = 256;
 /// Servers that are dialled at one time; others are tried later.
 const DIALS_MAX: usize = 32;
+/// Options that wait to be taken over; who has others waits, too.
+const RELOADS_MAX: usize = 1;
 /// Accepted connections that wait to be looked at.
 const ACCEPTED_MAX: usize = 16;
 /// Of the attempts to reach a server the first is an error in the log, and then every so many.
@@ -117,7 +124,7 @@ impl Cluster {
         let (addresses, notices, started) = shards.for_cluster();
         let (stop, stopped) = bounded(0);
         let (accepted_to, accepted) = bounded(ACCEPTED_MAX);
-        let (dialed_to, dialed) = unbounded();
+        let (dialed_to, dialed) = bounded(DIALS_MAX);
         let side = Side {
             members: Members::new(plan(&identity.id, &own.pooling, options), fastrand::u64(..)),
             addresses,
@@ -127,6 +134,8 @@ impl Cluster {
             cluster: own.name.clone(),
             name: first_name(&options.cluster.routes),
             last_rid: 0,
+            strangers: Crowd::new(STRANGERS_MAX),
+            turned_away: BTreeSet::new(),
             dialing: 0,
             dialed_to,
         };
@@ -134,7 +143,7 @@ impl Cluster {
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(failed)
         };
-        let (reload_to, reloads) = unbounded();
+        let (reload_to, reloads) = bounded(RELOADS_MAX);
         let decide = move || side.run(&notices, &accepted, &dialed, &reloads, &stopped);
         let threads = vec![
             spawn("cluster", Box::new(decide))?,
@@ -224,6 +233,10 @@ struct Side {
     /// The first host of the configured routes that is a name.
     name: Option<String>,
     last_rid: u64,
+    /// Who has dialled, and not said who it is.
+    strangers: Crowd,
+    /// Those of them who had to go, as long as they are not gone.
+    turned_away: BTreeSet<u64>,
     dialing: usize,
     dialed_to: Sender<Dialed>,
 }
@@ -251,8 +264,8 @@ impl Side {
                     Ok(notice) => self.on_notice(notice),
                     Err(_) => return,
                 },
-                recv(accepted) -> accepted => if let Ok((socket, _)) = accepted {
-                    self.on_accepted(socket);
+                recv(accepted) -> accepted => if let Ok((socket, address)) = accepted {
+                    self.on_accepted(socket, address.ip());
                 },
                 recv(dialed) -> dialed => if let Ok((target, attempt, url, outcome)) = dialed {
                     self.on_dialed(target, attempt, &url, outcome);
@@ -283,10 +296,17 @@ impl Side {
 
     fn on_notice(&mut self, notice: RouteNotice) {
         match notice {
-            RouteNotice::Greeted { rid, info, ip } => self.members.on_greeted(rid, *info, &ip),
+            RouteNotice::Greeted { rid, info, ip } => {
+                self.strangers.leave(rid);
+                self.members.on_greeted(rid, *info, &ip);
+            }
             RouteNotice::Confirmed { rid } => self.members.on_confirmed(rid),
             RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
-            RouteNotice::Ended { rid, is_self } => self.members.on_ended(rid, is_self),
+            RouteNotice::Ended { rid, is_self } => {
+                self.strangers.leave(rid);
+                self.turned_away.remove(&rid);
+                self.members.on_ended(rid, is_self);
+            }
             RouteNotice::Named { rid, name, is_dynamic } => {
                 self.members.on_named(Some(rid));
                 self.cluster.clone_from(&name);
@@ -295,13 +315,21 @@ impl Side {
         }
     }
 
-    fn on_accepted(&mut self, socket: TcpStream) {
-        if self.members.links() >= LINKS_MAX {
+    fn on_accepted(&mut self, socket: TcpStream, from: IpAddr) {
+        let unknown = self.strangers.len() + self.turned_away.len();
+        if self.members.links().saturating_sub(unknown) >= LINKS_MAX {
             error!("Route connection refused: there are {LINKS_MAX} already");
             return;
         }
-        if let Some(rid) = self.hand_over(socket, None) {
-            self.members.on_accepted(rid);
+        if self.turned_away.len() >= STRANGERS_MAX {
+            debug!("Route connection refused: {STRANGERS_MAX} that had to go are not gone yet");
+            return;
+        }
+        let Some(rid) = self.hand_over(socket, None) else { return };
+        self.members.on_accepted(rid);
+        if let Some(longest) = self.strangers.enter(rid, from) {
+            self.turned_away.insert(longest);
+            self.shard_of(longest).send(Control::Route(RouteOrder::TurnAway(longest)));
         }
     }
 

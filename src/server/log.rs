@@ -96,6 +96,7 @@ impl Log {
         let sink = Sink::open(options)?;
         let shared = Arc::new(Shared::default());
         let (queue, waiting) = bounded(WAITING_LINES_MAX);
+        // Whoever reloads bounds it: each order is followed by a line, before which it is obeyed.
         let (orders, ordered) = unbounded();
         let (alive, ended) = bounded(0);
         let writer = Writer {
@@ -426,6 +427,7 @@ mod tests {
         (0..5).for_each(|_| lines.push(entry("a")));
         waiting.try_recv().unwrap();
         lines.queue.send(Item::End).unwrap();
+        // Nothing is put into it.
         let (_orders, ordered) = unbounded();
         let options = LogOptions { file: Some(path.clone()), ..LogOptions::default() };
         Writer {

@@ -30,10 +30,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use nkeys::{KeyPair, XKey};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::cluster::{ClientUrls, Pooling};
@@ -47,7 +48,7 @@ use crate::shard::{Door, Listener, Outcome};
 use cluster::Cluster;
 use files::PortsFile;
 use log::{FATAL, Log};
-use monitor::{Change, Monitor};
+use monitor::{Monitor, Standing};
 use place::Placement;
 use shards::Shards;
 use signals::Request;
@@ -56,6 +57,8 @@ use unix::SocketFile;
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What the system account has ordered and is not obeyed yet: who orders waits for the outcome.
+const ORDERS_MAX: usize = 1;
 /// Payloads above this deserve a warning.
 const PAYLOAD_BYTES_USUAL: usize = 8 * 1024 * 1024;
 
@@ -138,7 +141,8 @@ struct Running<'a> {
     identity: Arc<Identity>,
     log: &'a mut Log,
     shards: &'a Shards,
-    monitor: Option<&'a Monitor>,
+    /// What monitoring and system account go by.
+    told: watch::Sender<Standing>,
     system: &'a System,
     cluster: Option<&'a Cluster>,
     ports_file: Option<PortsFile>,
@@ -252,10 +256,11 @@ fn serve(
     if let Some(path) = &options.pid_file {
         files::write_pid(path)?;
     }
-    let monitor = start_monitor(http_listener, &identity, &options, &shards)?;
-    let (orders_to, orders) = unbounded();
+    let (told, standing) = watch::channel(Standing::new(Arc::clone(&options)));
+    let monitor = start_monitor(http_listener, &identity, standing.clone(), &shards)?;
+    let (orders_to, orders) = bounded(ORDERS_MAX);
     let reporter = shards.reporter();
-    let system = System::start(shards.news(), &identity, &options, reporter, orders_to)?;
+    let system = System::start(shards.news(), &identity, standing, reporter, orders_to)?;
     let directory = options.ports_file_dir.as_deref();
     let ports_file = directory.map(|dir| PortsFile::write(dir, &identity)).transpose()?;
     let cluster = Cluster::start(cluster_listener, &identity, &options, &shards)?;
@@ -265,14 +270,14 @@ fn serve(
     log_listeners(&options, &identity);
     info!("Server is ready");
 
-    let (shards_ref, monitor_ref) = (&shards, monitor.as_ref());
+    let shards_ref = &shards;
     let mut running = Running {
         args,
         options,
         identity,
         log,
         shards: shards_ref,
-        monitor: monitor_ref,
+        told,
         system: &system,
         cluster: cluster.as_ref(),
         ports_file,
@@ -384,13 +389,13 @@ fn bind_monitor(options: &Options) -> Result<Option<TcpListener>, StartError> {
 fn start_monitor(
     listener: Option<TcpListener>,
     identity: &Arc<Identity>,
-    options: &Arc<Options>,
+    told: watch::Receiver<Standing>,
     shards: &Shards,
 ) -> Result<Option<Monitor>, StartError> {
     let (Some(listener), Some(http)) = (listener, &identity.http) else { return Ok(None) };
     let scheme = if http.is_tls { "https" } else { "http" };
     info!("Starting {scheme} monitor on {}", listen::host_port(&http.host, http.port));
-    Monitor::start(listener, identity, options, shards.reporter()).map(Some)
+    Monitor::start(listener, identity, told, shards.reporter()).map(Some)
 }
 
 fn log_banner(options: &Options, identity: &Identity, placement: &Placement) {
@@ -484,10 +489,8 @@ impl Running<'_> {
         info!("Entering lame duck mode, stop accepting new clients");
         self.shards.lame_duck(&self.options);
         info!("Closing existing clients");
-        if let Some(monitor) = self.monitor {
-            monitor.note(Change::LameDuck);
-        }
-        self.system.note(Change::LameDuck);
+        self.told.send_modify(|standing| standing.is_lame_duck = true);
+        self.system.wake();
     }
 
     /// Reads the configuration again and puts it in force: nothing of it if it is not valid, else
@@ -542,10 +545,11 @@ impl Running<'_> {
     fn put_in_force(&mut self, options: Options) {
         let options = Arc::new(options);
         let closed = self.shards.reload(&options);
-        if let Some(monitor) = self.monitor {
-            monitor.note(Change::Options(Arc::clone(&options)));
-        }
-        self.system.note(Change::Options(Arc::clone(&options)));
+        self.told.send_modify(|standing| {
+            let is_lame_duck = standing.is_lame_duck;
+            *standing = Standing { is_lame_duck, ..Standing::new(Arc::clone(&options)) };
+        });
+        self.system.wake();
         if let Some(cluster) = self.cluster {
             cluster.reload(&options);
         }

@@ -48,6 +48,12 @@ pub struct Reporter {
 /// How long a shard may take to answer; one that hangs is left out.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
+/// What a shard says at most of its fate: that its clients are gone, and that it has failed.
+const OUTCOMES_PER_SHARD: usize = 2;
+/// Credentials that wait to be checked. What does not fit is not: who showed it is cut when the
+/// time for it is over, as behind a longer queue.
+const CHECKS_MAX: usize = 4096;
+
 /// What a shard's thread is started with; it makes its reactor itself.
 struct Seed {
     id: ShardId,
@@ -89,12 +95,15 @@ impl Shards {
         if cpus.len() > SHARDS_MAX {
             return Err(StartError::new(format!("--shards can be at most {SHARDS_MAX}")));
         }
-        let (ready, reports) = unbounded();
-        let (outcome, outcomes) = unbounded();
+        let (ready, reports) = bounded(cpus.len());
+        let (outcome, outcomes) = bounded(OUTCOMES_PER_SHARD * cpus.len());
         let (mut threads, mut controls, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for (mesh, (id, cpu)) in
             Mesh::all(count, LANE_RECORDS_MAX).into_iter().zip((0..).map(ShardId).zip(cpus))
         {
+            // Who sends bounds it: sockets are bounded by the limit of open files, questions by
+            // those who wait for the answers, orders by those who reload or end the server, and
+            // what the system account tells by its own queue. A shard takes all in each turn.
             let (control, controlled) = unbounded();
             let (parts_to, parts_from) = bounded(1);
             let seed = Seed {
@@ -127,8 +136,9 @@ impl Shards {
             .collect();
         let started_at = Utc::now();
         let news = bounded(NEWS_MAX);
-        let (to_check, checks) = unbounded();
+        let (to_check, checks) = bounded(CHECKS_MAX);
         threads.push(proofs::start(checks, addresses.clone())?);
+        // Peers bound it: each says so much only as a member that it is taken at its word.
         let (routes, notices) = unbounded();
         let started = now();
         let shared = SharedParts {

@@ -5,13 +5,16 @@
 use std::fs;
 use std::path::Path;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::listen::lacks_files;
 use crate::config::StartError;
+
+/// Signals that wait to be acted upon; more of them come together.
+const REQUESTS_MAX: usize = 16;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +55,7 @@ pub fn listen() -> Result<Receiver<Request>, StartError> {
     };
     let handled = [SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2];
     let mut signals = Signals::new(handled).map_err(failed)?;
-    // People send signals; the queue is as long as their patience.
-    let (sender, receiver) = unbounded();
+    let (sender, receiver) = bounded(REQUESTS_MAX);
     let forward = move || {
         for signal in signals.forever() {
             let request = match signal {

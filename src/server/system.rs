@@ -19,10 +19,11 @@ use chrono::Utc;
 use crossbeam_channel::{Receiver, Sender, never, select, tick};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::Identity;
 use super::Order;
-use super::monitor::{Change, Documents, FEATURE_FLAGS, FeatureFlags};
+use super::monitor::{Documents, FEATURE_FLAGS, FeatureFlags, Standing};
 use super::shards::Reporter;
 use super::trace;
 use crate::config::{Options, StartError};
@@ -41,7 +42,6 @@ const ANY_SHARD: ShardId = ShardId(0);
 /// The running thread.
 pub(super) struct System {
     notes: Sender<News>,
-    changes: Sender<Change>,
     thread: JoinHandle<()>,
 }
 
@@ -50,7 +50,8 @@ struct Worker {
     options: Arc<Options>,
     reporter: Reporter,
     documents: Documents,
-    changes: Receiver<Change>,
+    told: watch::Receiver<Standing>,
+    is_lame_duck: bool,
     /// What the control thread is to do.
     orders: Sender<Order>,
     /// The tokens of accounts, if they are in a directory.
@@ -106,19 +107,20 @@ impl System {
     pub(super) fn start(
         (notes, news): (Sender<News>, Receiver<News>),
         identity: &Arc<Identity>,
-        options: &Arc<Options>,
+        mut told: watch::Receiver<Standing>,
         reporter: Reporter,
         orders: Sender<Order>,
     ) -> Result<Self, StartError> {
+        let options = Arc::clone(&told.borrow_and_update().options);
         let store = options.trust.as_ref().map(Store::open).transpose()?.flatten();
-        let (changes, changed) = crossbeam_channel::unbounded();
-        let documents = Documents::new(identity, options, reporter.clone());
+        let documents = Documents::new(identity, told.clone(), reporter.clone());
         let worker = Worker {
             identity: Arc::clone(identity),
-            options: Arc::clone(options),
+            options,
             reporter,
             documents,
-            changes: changed,
+            told,
+            is_lame_duck: false,
             orders,
             store,
             seq: 0,
@@ -127,12 +129,11 @@ impl System {
         let thread = thread.spawn(move || worker.run(&news)).map_err(|error| {
             StartError::new(format!("cannot start a thread: {error}; raise `ulimit -u`"))
         })?;
-        Ok(Self { notes, changes, thread })
+        Ok(Self { notes, thread })
     }
 
-    /// Tells what has changed.
-    pub(super) fn note(&self, change: Change) {
-        let _ = self.changes.send(change);
+    /// Something is to be looked at that has been told.
+    pub(super) fn wake(&self) {
         // If there is no room, it is awake already.
         let _ = self.notes.try_send(News::Change);
     }
@@ -187,26 +188,24 @@ impl Worker {
 
     /// Takes over what has changed; whether the options have.
     fn take_changes(&mut self) -> bool {
-        let mut any = false;
-        while let Ok(change) = self.changes.try_recv() {
-            any |= matches!(change, Change::Options(_));
-            self.on_change(change);
+        if !self.told.has_changed().unwrap_or(false) {
+            return false;
         }
-        any
-    }
-
-    fn on_change(&mut self, change: Change) {
-        if let Change::Options(options) = &change {
-            self.reopen_store(options);
-            self.options = Arc::clone(options);
+        let (options, is_lame_duck) = {
+            let standing = self.told.borrow_and_update();
+            (Arc::clone(&standing.options), standing.is_lame_duck)
+        };
+        let is_other = !Arc::ptr_eq(&options, &self.options);
+        if is_other {
+            self.reopen_store(&options);
+            self.options = options;
         }
-        let is_lame_duck = matches!(change, Change::LameDuck);
-        self.documents.note(change);
-        if is_lame_duck {
+        if is_lame_duck && !std::mem::replace(&mut self.is_lame_duck, true) {
             let subject = format!("$SYS.SERVER.{}.LAMEDUCK", self.identity.id);
             let info = json!(self.server());
             self.tell(&subject, &info);
         }
+        is_other
     }
 
     /// Goes on with the directory of the new options, if it is another.

@@ -145,6 +145,8 @@ pub enum RouteOrder {
     Close(u64),
     /// The peer of this route has to answer now.
     Ask(u64),
+    /// Others need this route's place, and its peer has not said who it is.
+    TurnAway(u64),
     /// This route is configured no more.
     Remove(u64),
     /// Tell the peer of this route of another server.

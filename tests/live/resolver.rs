@@ -136,6 +136,35 @@ async fn what_is_pushed_holds_for_those_who_are_there() {
 }
 
 #[tokio::test]
+async fn pushes_leave_nothing_of_the_tokens_before() {
+    if is_nats_server() {
+        return; // It is another's memory.
+    }
+    let mut world = World::new();
+    let pushed = KeyPair::new_account();
+    let texts = [1, 2].map(|conns| world.account(&pushed, json!({"limits": limits(conns)})));
+    let repeat = async |system: &Client, times: usize| {
+        for text in texts.iter().cycle().take(times) {
+            assert_eq!(push(system, text.clone()).await["data"]["code"], 200);
+        }
+    };
+    for &shards in shard_counts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // Options of more than half a MiB.
+        let tags =
+            format!("server_tags: [{}]\n", format!("\"{}\", ", "t".repeat(100)).repeat(5000));
+        let broker = Broker::with_config(shards, &(world.pushed(dir.path(), "") + &tags));
+        let system = connect(&broker, &world.system_credentials()).await;
+        // What the allocator keeps is there after some.
+        repeat(&system, 10).await;
+        let before = broker.resident_kib();
+        repeat(&system, 40).await;
+        let grown = broker.resident_kib().saturating_sub(before);
+        assert!(grown < 12 * 1024, "{grown} KiB more with {shards} shards");
+    }
+}
+
+#[tokio::test]
 async fn who_is_revoked_by_a_push_goes_and_others_stay() {
     let mut world = World::new();
     let account = KeyPair::new_account();

@@ -91,7 +91,9 @@ impl Shard {
             RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
-            RouteOrder::Name { .. } => unreachable!("the cluster has a name"),
+            RouteOrder::Name { .. } | RouteOrder::TurnAway(_) => {
+                unreachable!("the cluster has a name, and everybody says who it is")
+            }
         }
     }
 }

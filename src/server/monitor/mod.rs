@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +31,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -43,13 +42,16 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::LocalSet;
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{AbortHandle, LocalSet};
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::Identity;
 use super::shards::Reporter;
 use crate::config::{Options, StartError};
+use crate::crowd::Crowd;
 use crate::shard::ACCEPT_REST;
 use absent::{Gatewayz, Jsz, Leafz, ipqueuesz};
 use accounts::{Accountz, Accstatz};
@@ -62,10 +64,15 @@ use varz::{Cpu, Varz};
 
 pub(super) use varz::{FEATURE_FLAGS, FeatureFlags};
 
-/// Connections at one time; more wait in the kernel. Each is a file that clients cannot have.
+/// Connections at one time; for each that comes beyond, one goes that has not asked for longest.
+/// Each is a file that clients cannot have.
 const CONNS_MAX: usize = 64;
+/// So many are taken in before those who have to go for them are closed.
+const ACCEPTED_AT_ONCE: u64 = 16;
 /// How long a request may take to arrive, and a connection may idle between two.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// How long who is answered may take nothing of it.
+const UNREAD_MAX: Duration = Duration::from_secs(60);
 /// How long a connection may last, and after that, how long its last answer may take.
 const CONN_MAX: Duration = Duration::from_secs(600);
 const LAST_ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -79,17 +86,24 @@ const SMALL_BYTES_MAX: usize = 64 * 1024;
 
 type Answer = Response<Bytes>;
 
-/// What the control thread tells the monitoring.
-pub(super) enum Change {
-    /// The options have changed.
-    Options(Arc<Options>),
+/// What the control thread tells the others: only the latest counts, whoever has read what before.
+pub(super) struct Standing {
+    /// The options in force.
+    pub(super) options: Arc<Options>,
+    /// Since when.
+    pub(super) configured_at: DateTime<Utc>,
     /// No more clients are taken.
-    LameDuck,
+    pub(super) is_lame_duck: bool,
+}
+
+impl Standing {
+    pub(super) fn new(options: Arc<Options>) -> Self {
+        Self { options, configured_at: Utc::now(), is_lame_duck: false }
+    }
 }
 
 /// The running monitoring. It ends when dropped.
 pub(super) struct Monitor {
-    changes: Sender<Change>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -99,7 +113,7 @@ struct State {
     identity: Arc<Identity>,
     options: Arc<Options>,
     reporter: Reporter,
-    changes: Receiver<Change>,
+    told: watch::Receiver<Standing>,
     started_at: DateTime<Utc>,
     configured_at: DateTime<Utc>,
     /// What comes before the pages' paths: nothing, or something that begins with a slash.
@@ -117,13 +131,12 @@ impl Monitor {
     pub(super) fn start(
         listener: TcpListener,
         identity: &Arc<Identity>,
-        options: &Arc<Options>,
+        told: watch::Receiver<Standing>,
         reporter: Reporter,
     ) -> Result<Self, StartError> {
         let failed = |error: io::Error| StartError::new(format!("Can't start monitoring: {error}"));
-        let (changes, changed) = unbounded();
         let (stop, stopped) = oneshot::channel();
-        let (identity, options) = (Arc::clone(identity), Arc::clone(options));
+        let identity = Arc::clone(identity);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
@@ -132,7 +145,7 @@ impl Monitor {
             tokio::net::TcpListener::from_std(listener).map_err(failed)?
         };
         let serve = move || {
-            let state = State::new(identity, options, reporter, changed);
+            let state = State::new(identity, told, reporter);
             LocalSet::new().block_on(&runtime, async {
                 tokio::select! {
                     _ = stopped => {}
@@ -141,13 +154,7 @@ impl Monitor {
             });
         };
         let thread = std::thread::Builder::new().name("monitor".to_owned()).spawn(serve);
-        Ok(Self { changes, stop: Some(stop), thread: Some(thread.map_err(failed)?) })
-    }
-
-    /// Tells what has changed.
-    pub(super) fn note(&self, change: Change) {
-        // A monitoring that has ended needs no news.
-        let _ = self.changes.send(change);
+        Ok(Self { stop: Some(stop), thread: Some(thread.map_err(failed)?) })
     }
 }
 
@@ -161,27 +168,50 @@ impl Drop for Monitor {
     }
 }
 
+/// The open connections, by number.
+#[derive(Debug)]
+struct Visitors {
+    crowd: Crowd,
+    tasks: BTreeMap<u64, AbortHandle>,
+    last: u64,
+}
+
+impl Visitors {
+    fn new() -> Self {
+        Self { crowd: Crowd::new(CONNS_MAX), tasks: BTreeMap::new(), last: 0 }
+    }
+
+    /// Whoever watches the server gets in, however many others are slow: who takes up most of the
+    /// places, and has asked for nothing for longest, loses one.
+    fn enter(&mut self, from: IpAddr) -> u64 {
+        self.last += 1;
+        if let Some(gone) = self.crowd.enter(self.last, from)
+            && let Some(task) = self.tasks.remove(&gone)
+        {
+            task.abort();
+        }
+        self.last
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.crowd.leave(number);
+        self.tasks.remove(&number);
+    }
+}
+
 async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
-    let seats = Arc::new(Semaphore::new(CONNS_MAX));
-    while let Ok(seat) = Arc::clone(&seats).acquire_owned().await {
+    let visitors = Rc::new(RefCell::new(Visitors::new()));
+    loop {
         match listener.accept().await {
-            Ok((socket, _)) => {
-                let state = Rc::clone(&state);
-                let acceptor = state.borrow_mut().acceptor();
-                tokio::task::spawn_local(async move {
-                    let Some(acceptor) = acceptor else {
-                        serve(socket, state).await;
-                        drop(seat);
-                        return;
-                    };
-                    let handshake = acceptor.accept(socket);
-                    // If it fails there is nobody to tell.
-                    let done = tokio::time::timeout(REQUEST_MAX, handshake).await;
-                    if let Ok(Ok(stream)) = done {
-                        serve(stream, state).await;
-                    }
-                    drop(seat);
-                });
+            Ok((socket, from)) => {
+                let number = visitors.borrow_mut().enter(from.ip());
+                let visit = visit(socket, number, Rc::clone(&state), Rc::clone(&visitors));
+                let task = tokio::task::spawn_local(visit).abort_handle();
+                visitors.borrow_mut().tasks.insert(number, task);
+                // Those who had to go are gone before many more come.
+                if number.is_multiple_of(ACCEPTED_AT_ONCE) {
+                    tokio::task::yield_now().await;
+                }
             }
             Err(error) => {
                 tracing::error!("Error accepting monitoring connection: {error}");
@@ -191,13 +221,51 @@ async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
     }
 }
 
-/// Answers the requests of one connection.
-async fn serve(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, state: Rc<RefCell<State>>) {
+/// One connection from its beginning to its end.
+async fn visit(
+    socket: TcpStream,
+    number: u64,
+    state: Rc<RefCell<State>>,
+    visitors: Rc<RefCell<Visitors>>,
+) {
+    let mut socket = TimeoutStream::new(socket);
+    socket.set_write_timeout(Some(UNREAD_MAX));
+    let socket = Box::pin(socket);
+    let acceptor = state.borrow_mut().acceptor();
+    let asked = {
+        let visitors = Rc::clone(&visitors);
+        move || visitors.borrow_mut().crowd.renew(number)
+    };
+    match acceptor {
+        None => serve(socket, state, asked).await,
+        Some(acceptor) => {
+            // If it fails there is nobody to tell.
+            let done = tokio::time::timeout(REQUEST_MAX, acceptor.accept(socket)).await;
+            if let Ok(Ok(stream)) = done {
+                serve(stream, state, asked).await;
+            }
+        }
+    }
+    visitors.borrow_mut().leave(number);
+}
+
+/// Answers the requests of one connection; `asked` hears of each.
+async fn serve(
+    socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    state: Rc<RefCell<State>>,
+    asked: impl Fn(),
+) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let mut state = state.borrow_mut();
-        let answer = state.answer(&request);
-        let answer = state.bound(answer);
-        async move { Ok::<_, Infallible>(answer.map(Full::new)) }
+        asked();
+        let state = Rc::clone(&state);
+        async move {
+            // Whoever asks a hundred things at once is answered in turn with all others.
+            tokio::task::yield_now().await;
+            let mut state = state.borrow_mut();
+            let answer = state.answer(&request);
+            let answer = state.bound(answer);
+            Ok::<_, Infallible>(answer.map(Full::new))
+        }
     });
     let conn = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -233,23 +301,15 @@ impl Drop for Large {
 /// The same pages without HTTP.
 pub(super) struct Documents {
     state: State,
-    changes: Sender<Change>,
 }
 
 impl Documents {
     pub(super) fn new(
         identity: &Arc<Identity>,
-        options: &Arc<Options>,
+        told: watch::Receiver<Standing>,
         reporter: Reporter,
     ) -> Self {
-        let (changes, changed) = unbounded();
-        let (identity, options) = (Arc::clone(identity), Arc::clone(options));
-        Self { state: State::new(identity, options, reporter, changed), changes }
-    }
-
-    /// Tells what has changed.
-    pub(super) fn note(&self, change: Change) {
-        let _ = self.changes.send(change);
+        Self { state: State::new(Arc::clone(identity), told, reporter) }
     }
 
     /// Status and body of the page below the root that is asked for with this query.
@@ -272,18 +332,18 @@ pub(super) fn time_after(start: DateTime<Utc>, ns: u64) -> String {
 impl State {
     fn new(
         identity: Arc<Identity>,
-        options: Arc<Options>,
+        mut told: watch::Receiver<Standing>,
         reporter: Reporter,
-        changes: Receiver<Change>,
     ) -> Self {
         let now = Utc::now();
+        let options = Arc::clone(&told.borrow_and_update().options);
         let parts = options.http_base_path.split('/').filter(|part| !part.is_empty());
         let base_path = parts.map(|part| format!("/{part}")).collect();
         Self {
             identity,
             options,
             reporter,
-            changes,
+            told,
             started_at: now,
             configured_at: now,
             base_path,
@@ -303,13 +363,11 @@ impl State {
     }
 
     fn heed_changes(&mut self) {
-        while let Ok(change) = self.changes.try_recv() {
-            match change {
-                Change::Options(options) => {
-                    (self.options, self.configured_at) = (options, Utc::now());
-                }
-                Change::LameDuck => self.is_lame_duck = true,
-            }
+        if self.told.has_changed().unwrap_or(false) {
+            let standing = self.told.borrow_and_update();
+            self.options = Arc::clone(&standing.options);
+            self.configured_at = standing.configured_at;
+            self.is_lame_duck = standing.is_lame_duck;
         }
     }
 
