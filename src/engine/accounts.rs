@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::cache::{Cache, Tally};
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
@@ -128,13 +129,14 @@ pub(super) struct Accounts {
     /// it does so in the system account.
     cluster: Option<String>,
     seed: u64,
+    tally: Rc<Tally>,
 }
 
 impl Accounts {
     /// `seed` keys the hashes of subjects.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, tally: Rc<Tally>) -> Self {
         let (all, by_name) = (Vec::new(), HashMap::new());
-        Self { all, by_name, system: None, claims_requests: &[], cluster: None, seed }
+        Self { all, by_name, system: None, claims_requests: &[], cluster: None, seed, tally }
     }
 
     /// The account, which is made if it is new: ids come from the configuration, never from
@@ -155,7 +157,7 @@ impl Accounts {
                 name: "".into(),
                 config: None,
                 mappings: None,
-                interest: Interest::new(seed),
+                interest: Interest::new(seed, &self.tally),
                 answers: false,
                 conns: 0,
                 seats: config::Seats::default(),
@@ -299,6 +301,16 @@ impl Accounts {
 
     pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = AccountId> + use<> {
         (0..u32::try_from(self.all.len()).unwrap_or(u32::MAX)).map(AccountId)
+    }
+
+    /// The cache of the account with this number, if there are so many.
+    pub(super) fn cache_at(&mut self, account: usize) -> Option<&mut Cache> {
+        self.all.get_mut(account).map(|account| account.interest.cache_mut())
+    }
+
+    /// The places of all caches together.
+    pub(super) fn cache_places(&self) -> usize {
+        self.all.iter().map(|account| account.interest.cache().places()).sum()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {

@@ -17,22 +17,18 @@ use smallvec::SmallVec;
 
 use super::budget::{DELIVERY_WORK, EXIT_WORK, MEMBER_WORK, MESSAGE_WORK, NODE_WORK};
 use super::budget::{PICK_WORK, Price, RENDER_WORK};
+use super::cache::{Cache, Tally};
 use super::imports::{Exit, Outlet, answering_shard};
 use super::named::{Name, Named};
 use super::overflow::{Overflow, Policy};
 use super::{Origin, ShardId, ShardSet};
-use crate::subject::{Scan, Table, first_token, is_literal};
+use crate::subject::{Scan, Table};
 
 /// Index of a subscription on its shard.
 pub(super) type SubKey = u32;
 
 /// `max` of a subscription without one.
 pub(super) const NO_MAX: u64 = u64::MAX;
-
-/// What the cache of resolved subjects may cost, in bytes; at this it starts anew.
-const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Cached subjects are divided into this many families by their first token.
-const FAMILIES: usize = 256;
 
 /// One subscription of one local connection.
 #[derive(Debug)]
@@ -331,9 +327,10 @@ impl Targets {
     }
 
     /// About what it costs to keep this, in bytes.
-    fn cost(&self) -> usize {
+    pub(super) fn cost(&self) -> usize {
         let members: usize = self.queues.iter().map(|queue| queue.local.len()).sum();
-        200 + 100 * (self.groups.len() + self.queues.len()) + 8 * (self.members + members)
+        200 + 120 * (self.groups.len() + self.queues.len() + self.exits.len())
+            + 8 * (self.members + members)
     }
 }
 
@@ -377,89 +374,30 @@ impl InterestStats {
     }
 }
 
-/// What subjects were resolved to.
-///
-/// A change of a filter without wildcards concerns the one subject that is equal to it. A change
-/// of any other outdates, at once and without a search, the subjects that may share its first
-/// token: they are of one family, and families have versions.
-#[derive(Debug)]
-struct Cache {
-    resolved: HashMap<Box<[u8]>, Resolved, RandomState>,
-    /// The current version of each family.
-    versions: Box<[u64; FAMILIES]>,
-    /// What was cached since all was last forgotten, in bytes: at least what is held.
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct Resolved {
-    targets: Rc<Targets>,
-    family: u8,
-    /// The family's version when it was resolved.
-    version: u64,
-}
-
-impl Cache {
-    fn new(hasher: RandomState) -> Self {
-        let versions = Box::new([0; FAMILIES]);
-        Self { resolved: HashMap::with_hasher(hasher), versions, bytes: 0 }
-    }
-
-    fn get(&self, subject: &[u8]) -> Option<Rc<Targets>> {
-        let resolved = self.resolved.get(subject)?;
-        let is_current = resolved.version == self.versions[usize::from(resolved.family)];
-        is_current.then(|| Rc::clone(&resolved.targets))
-    }
-
-    fn insert(&mut self, subject: &[u8], targets: Rc<Targets>) {
-        self.bytes += subject.len() + targets.cost();
-        if self.bytes >= CACHE_BYTES_MAX {
-            self.clear();
-        }
-        let family = self.family(subject);
-        let version = self.versions[usize::from(family)];
-        self.resolved.insert(subject.into(), Resolved { targets, family, version });
-    }
-
-    /// The interest in `filter` has changed.
-    fn forget(&mut self, filter: &[u8]) {
-        if is_literal(filter) {
-            self.resolved.remove(filter);
-            return;
-        }
-        match first_token(filter) {
-            b"*" | b">" => self.clear(),
-            _ => self.versions[usize::from(self.family(filter))] += 1,
-        }
-    }
-
-    fn clear(&mut self) {
-        self.resolved.clear();
-        self.bytes = 0;
-    }
-
-    fn family(&self, subject: &[u8]) -> u8 {
-        let [family, ..] = self.resolved.hasher().hash_one(first_token(subject)).to_le_bytes();
-        family
-    }
-}
-
 impl Interest {
     /// `seed` keys the hashes: subjects are chosen by clients.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, tally: &Rc<Tally>) -> Self {
         let hasher = RandomState::with_seeds(seed, !seed, seed.rotate_left(17), 0x5eed);
         let (table, stats) = (Table::with_seed(seed), InterestStats::default());
         let outlets = Table::with_seed(seed);
-        Self { table, outlets, cache: Cache::new(hasher), stats, overflow: None }
+        Self { table, outlets, cache: Cache::new(hasher, tally), stats, overflow: None }
     }
 
     /// Subjects that are cached.
     pub(super) fn cached_subjects(&self) -> usize {
-        self.cache.resolved.len()
+        self.cache.len()
     }
 
     pub(super) fn stats(&self) -> InterestStats {
         self.stats
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    pub(super) fn cache_mut(&mut self) -> &mut Cache {
+        &mut self.cache
     }
 
     pub(super) fn filters(&self) -> usize {
@@ -664,7 +602,7 @@ impl Interest {
     /// Says where else messages go.
     pub(super) fn set_outlets(&mut self, outlets: Table<Vec<Rc<Outlet>>>) {
         self.outlets = outlets;
-        self.cache.clear();
+        self.forget_all();
     }
 
     /// Takes over what becomes of messages for those who are behind.
@@ -675,7 +613,7 @@ impl Interest {
 
     /// Forgets what was resolved: a connection has changed how it takes messages.
     pub(super) fn forget_all(&mut self) {
-        self.cache.clear();
+        self.cache.forget_all();
     }
 
     /// What `subject` resolves to, and what it has cost to find that out. `takes_headers` tells
@@ -692,14 +630,12 @@ impl Interest {
             return (targets, 0);
         }
         let (targets, places) = self.resolve(subject, subs, takes_headers);
-        let targets = Rc::new(targets);
         let in_queues: usize = targets.queues.iter().map(|queue| queue.local.len()).sum();
         let fanout = (targets.members + in_queues) as u64;
         self.stats.fanout_sum += fanout;
         self.stats.fanout_max = self.stats.fanout_max.max(fanout);
-        self.cache.insert(subject, Rc::clone(&targets));
         let work = NODE_WORK * places as u64 + MEMBER_WORK * fanout;
-        (targets, work)
+        (self.cache.insert(subject, targets), work)
     }
 
     fn resolve(
@@ -711,7 +647,7 @@ impl Interest {
         let overflow = self.overflow.as_ref().and_then(|overflow| overflow.policy(subject));
         let mut targets = Targets { overflow, ..Targets::default() };
         let mut group_of: HashMap<(&[u8], bool), usize, RandomState> =
-            HashMap::with_hasher(self.cache.resolved.hasher().clone());
+            HashMap::with_hasher(self.cache.hasher().clone());
         let places = self.table.for_each_match(subject, |filter| {
             targets.shards = targets.shards.union(filter.shards);
             targets.routers = targets.routers.union(filter.routers);
@@ -724,7 +660,11 @@ impl Interest {
                 let sub = &subs[key as usize];
                 let headers = takes_headers(sub.conn);
                 let at = *group_of.entry((sub.sid(), headers)).or_insert_with(|| {
-                    let (sid, members) = (sub.sid().into(), Vec::new());
+                    // Most have one group of one member.
+                    if targets.groups.is_empty() {
+                        targets.groups.reserve_exact(1);
+                    }
+                    let (sid, members) = (sub.sid().into(), Vec::with_capacity(1));
                     targets.groups.push(SidGroup { sid, headers, members });
                     targets.groups.len() - 1
                 });
@@ -801,7 +741,7 @@ mod tests {
         fn the_cache_never_knows_anything_else_than_the_table(
             changes in prop::collection::vec((0..FILTERS.len(), 0..8u8, 0..SUBJECTS.len()), 1..60),
         ) {
-            let (mut interest, mut subs) = (Interest::new(7), Slab::new());
+            let (mut interest, mut subs) = (Interest::new(7, &Rc::default()), Slab::new());
             let mut keys: Vec<SubKey> = Vec::new();
             for (filter, change, ask) in changes {
                 let subject = FILTERS[filter].as_bytes();
@@ -836,7 +776,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_leaves_what_was_resolved_for_other_first_tokens() {
-        let (mut interest, subs) = (Interest::new(7), Slab::new());
+        let (mut interest, subs) = (Interest::new(7, &Rc::default()), Slab::new());
         let (hot, _) = interest.targets(b"prices.eur", &subs, |_| true);
         interest.set_remote(ShardId(1), Side::Clients, b"_INBOX.1.*", None, 1);
         assert!(Rc::ptr_eq(&hot, &interest.targets(b"prices.eur", &subs, |_| true).0));

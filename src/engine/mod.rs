@@ -14,6 +14,7 @@
 
 mod accounts;
 mod budget;
+mod cache;
 mod compression;
 mod conn;
 mod departures;
@@ -63,6 +64,7 @@ use crate::segment::Piece;
 use accounts::Accounts;
 pub use accounts::{ACCOUNT_REQUESTS, AccountFigures, AccountId, OWN_USER};
 use budget::{Budget, RECORD_WORK};
+use cache::Hand;
 use conn::{Conn, Phase};
 pub use conn::{Peer, Traffic};
 use departures::Departures;
@@ -179,6 +181,8 @@ pub struct Engine {
     cluster: Cluster,
     subs: Slab<Sub>,
     accounts: Accounts,
+    /// Goes round over what subjects were resolved to.
+    hand: Hand,
     spares: Spares,
     timers: Timers,
     actions: VecDeque<Action>,
@@ -249,7 +253,9 @@ impl Engine {
         assert!(shards <= SHARDS_MAX, "at most {SHARDS_MAX} shards");
         let mut rng = fastrand::Rng::with_seed(seed);
         let hasher = RandomState::with_seeds(rng.u64(..), rng.u64(..), rng.u64(..), rng.u64(..));
-        let mut accounts = Accounts::new(rng.u64(..));
+        let tally = Rc::default();
+        let hand = Hand::new(&tally, shards);
+        let mut accounts = Accounts::new(rng.u64(..), tally);
         settings.configure(&mut accounts);
         Self {
             shard,
@@ -262,6 +268,7 @@ impl Engine {
             cluster: Cluster::default(),
             subs: Slab::new(),
             accounts,
+            hand,
             rng,
             spares: Spares::default(),
             timers: Timers::default(),
@@ -461,6 +468,7 @@ impl Engine {
         self.leave(id);
         if let Some(mut conn) = self.conns.0[id.slot as usize].take() {
             conn.outbox.clear(&mut self.spares);
+            self.forget_route(&conn);
             if conn.phase != Phase::Closed && conn.route.is_none() {
                 self.open_conns -= 1;
             }
@@ -511,6 +519,7 @@ impl Engine {
         self.advance_input();
         self.end_overdue_waits();
         self.send_one_away();
+        self.hand.age(&mut self.accounts, self.now);
     }
 
     /// When [`Engine::tick`] is needed next.
@@ -520,7 +529,7 @@ impl Engine {
         }
         let wait = self.wait_deadlines.first().map(|(deadline, _)| *deadline);
         let duck = self.lame_duck.filter(|_| self.open_conns > 0).map(|duck| duck.next_close);
-        [self.timers.next(), wait, duck].into_iter().flatten().min()
+        [self.timers.next(), wait, duck, self.hand.due()].into_iter().flatten().min()
     }
 
     /// Whether something waits for the next turn, because this one has had enough.
@@ -602,7 +611,7 @@ impl Engine {
 
     /// Subjects whose receivers are remembered, over all accounts.
     pub fn cached_subjects(&self) -> usize {
-        self.accounts.iter().map(|account| account.interest.cached_subjects()).sum()
+        self.hand.subjects()
     }
 
     /// Filters in which any shard is interested, over all accounts.

@@ -257,6 +257,7 @@ impl Engine {
         if work > 0 {
             self.budget.spend(work);
         }
+        self.hand.bound(&mut self.accounts);
         targets
     }
 
