@@ -340,6 +340,8 @@ mod tests {
         while !is_over {
             is_over = true;
             for (from, to) in [(ShardId(0), ShardId(1)), (ShardId(1), ShardId(0))] {
+                // Input that had to wait goes on.
+                engines[from.index()].tick();
                 engines[from.index()].end_turn();
                 while let Some(record) = engines[from.index()].pop_record(to) {
                     engines[to.index()].on_record(from, record);
