@@ -31,6 +31,12 @@ impl Names {
     }
 }
 
+/// When a certificate in DER form ends, in seconds since 1970.
+pub fn ends_at(der: &[u8]) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// The attributes of a distinguished name, in an order of their own.
 fn attributes(name: &str) -> Option<Vec<(String, &str)>> {
     let pair = |part: &str| part.split_once('=').map(|(key, _)| key.trim().to_ascii_uppercase());

@@ -86,8 +86,11 @@ fn a_key_that_is_not_known_is_named_with_place_and_the_nearest_one_also_within_o
             "leafnodes { remotes: [\n{ ulr: a }] }",
             ":2:3: unknown field \"ulr\"; did you mean \"url\"?",
         ),
-        ("mqtt { port: \"1883\" }", ":1:14: port is a whole number, without quotes"),
-        ("jetstream { store_dir: 5 }", ":1:24: store_dir is text"),
+        (
+            "mqtt { port: \"1883\" }",
+            ":1:14: port is a whole number, such as 1024 or 1MB, without quotes",
+        ),
+        ("jetstream { store_dir: 5 }", ":1:24: store_dir is text; put it in quotes"),
         ("gateway { reject_unknown: x }", ":1:27: reject_unknown is true or false, without quotes"),
         ("jetstream: yesplease", ":1:12: jetstream is enabled, disabled, or a block { … }"),
     ] {

@@ -383,7 +383,7 @@ const ACCOUNT: &[Key<Draft>] = &[
     Key(
         &["jetstream"],
         Absent(Part {
-            block: &missing::ACCOUNT_JETSTREAM,
+            is_wanted: missing::account_jetstream,
             misses: missing::NO_STREAMS,
             note: |_| {},
         }),

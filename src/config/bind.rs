@@ -262,14 +262,16 @@ fn rate(v: &mut Field<'_>) -> Result<u64, StartError> {
 const LAME_DUCK_DURATION_MS_MIN: u64 = 30_000;
 
 /// What becomes of a client that a write takes too long for; for clients only closing is known.
-fn write_timeout(_: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    match v.text()?.as_str() {
-        "default" | "close" => {}
+fn write_timeout(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    options.write_timeout = match v.text()?.as_str() {
+        "default" => None,
+        "close" => Some("close"),
         "retry" => {
-            v.warn_missing("write_timeout: retry is not supported yet; such clients are closed")
+            v.warn_missing("write_timeout: retry is not supported yet; such clients are closed");
+            Some("close")
         }
         _ => return Err(v.error("write_timeout is default, close or retry")),
-    }
+    };
     Ok(())
 }
 
@@ -292,7 +294,7 @@ const AUTH: &[Key<Options>] = &[
             Ok(())
         }),
     ),
-    Key(&["default_sentinel"], Refuse(&missing::ANY)),
+    Key(&["default_sentinel"], Refuse(missing::any)),
     Key(&["operator", "operators", "root", "roots"], Set(trust::operators)),
     Key(&["root_operator", "root_operators"], Set(trust::operators)),
     Key(&["resolver", "account_resolver", "accounts_resolver"], Set(trust::resolver)),
@@ -303,9 +305,9 @@ const AUTH: &[Key<Options>] = &[
         &["mappings", "maps"],
         Set(|o, v| super::mapping::bind(&mut o.accounts.global().mappings, v)),
     ),
-    Key(&["proxies"], Refuse(&missing::ANY)),
-    Key(&["resolver_tls"], Refuse(&missing::TLS)),
-    Key(&["ocsp", "ocsp_cache"], Refuse(&missing::ANY)),
+    Key(&["proxies"], Refuse(missing::any)),
+    Key(&["resolver_tls"], Refuse(missing::tls)),
+    Key(&["ocsp", "ocsp_cache"], Refuse(missing::any)),
     Key(&["cluster"], Set(super::cluster::bind)),
 ];
 
@@ -313,16 +315,16 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(
         &["jetstream"],
         Absent(Part {
-            block: &missing::JETSTREAM,
+            is_wanted: missing::jetstream,
             misses: missing::NO_STREAMS,
             note: |o| o.wants_jetstream = true,
         }),
     ),
-    Key(&["store_dir", "storedir", "default_js_domain"], Ignore(&missing::ANY)),
+    Key(&["store_dir", "storedir", "default_js_domain"], Ignore(missing::any)),
     Key(
         &["leafnodes", "leaf"],
         Absent(Part {
-            block: &missing::LEAFNODES,
+            is_wanted: missing::leafnodes,
             misses: "no leaf node can connect, and nothing goes to or comes from remotes",
             note: |_| {},
         }),
@@ -330,20 +332,32 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(
         &["gateway"],
         Absent(Part {
-            block: &missing::GATEWAY,
+            is_wanted: missing::gateway,
             misses: "nothing goes to or comes from other clusters",
             note: |_| {},
         }),
     ),
     Key(
         &["mqtt"],
-        Absent(Part { block: &missing::MQTT, misses: "no MQTT client can connect", note: |_| {} }),
+        Absent(Part {
+            is_wanted: missing::mqtt,
+            misses: "no MQTT client can connect",
+            note: |_| {},
+        }),
     ),
-    Key(&["prof_port", "prof_block_rate"], Ignore(&missing::ANY)),
-    Key(&["no_fast_producer_stall", "server_metadata"], Ignore(&missing::ANY)),
-    Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(&missing::ANY)),
-    Key(&["connect_error_reports", "reconnect_error_reports"], Ignore(&missing::ANY)),
-    Key(&["feature_flags"], Ignore(&missing::ANY)),
+    Key(&["prof_port", "prof_block_rate"], Ignore(missing::any)),
+    Key(&["no_fast_producer_stall"], Ignore(missing::any)),
+    Key(
+        &["server_metadata"],
+        Set(|o, v| {
+            let entries = v.each_entry(|entry, v| Ok((entry.key.clone(), v.text()?)))?;
+            o.server_metadata = entries.into_iter().collect();
+            Ok(())
+        }),
+    ),
+    Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(missing::any)),
+    Key(&["connect_error_reports", "reconnect_error_reports"], Ignore(missing::any)),
+    Key(&["feature_flags"], Ignore(missing::any)),
 ];
 
 /// The block `authorization`, before it is known which of its forms was used.
@@ -367,7 +381,7 @@ const AUTHORIZATION: &[Key<Authorization>] = &[
         &["default_permission", "default_permissions", "permissions"],
         Set(|a, v| permissions(v).map(|p| a.default_permissions = Some(p))),
     ),
-    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse(&missing::ANY)),
+    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse(missing::any)),
 ];
 
 fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -428,7 +442,7 @@ const USER: &[Key<User>] = &[
     ),
     Key(&["allowed_connection_types", "connection_types", "clients"], Set(connection_types)),
     Key(&["nkey"], Set(nkey)),
-    Key(&["proxy_required"], Refuse(&missing::ANY)),
+    Key(&["proxy_required"], Refuse(missing::any)),
 ];
 
 fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {

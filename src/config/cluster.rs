@@ -215,7 +215,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(&["pool_size"], Set(pool_size)),
     Key(&["compression"], Set(compression)),
     Key(&["accounts"], Set(|c, v| v.texts().map(|names| c.accounts = names))),
-    Key(&["write_deadline", "write_timeout"], Ignore(&missing::ANY)),
+    Key(&["write_deadline", "write_timeout"], Ignore(missing::any)),
     Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
     Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
 ];
@@ -342,7 +342,7 @@ const AUTHORIZATION: &[Key<Cluster>] = &[
         &["default_permission", "default_permissions", "permissions", "auth_callout", "auth_hook"],
         Set(|_, v| Err(v.error(ONE_USER))),
     ),
-    Key(&["proxy_required"], Refuse(&missing::ANY)),
+    Key(&["proxy_required"], Refuse(missing::any)),
 ];
 
 const ONE_USER: &str = "a cluster has one user and password for all; keep only those";

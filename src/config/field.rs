@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::file::{Entry, Kind, Map, Value};
-use super::missing::Block;
+use super::missing::Check;
 use super::mistakes::{Mistakes, all};
 use super::{StartError, duration, nearest};
 
@@ -12,43 +12,22 @@ pub(super) enum Action<T> {
     /// Bind it.
     Set(fn(&mut T, &mut Field<'_>) -> Result<(), StartError>),
     /// It belongs to what this server does not have, and nobody gets more or less than without.
-    Ignore(&'static Block),
+    Ignore(Check),
     /// It is a whole part that this server does not have.
     Absent(Part<T>),
     /// It belongs to what this server does not have, and leaving it out would change who may do
     /// what, or whom messages reach.
-    Refuse(&'static Block),
+    Refuse(Check),
 }
 
 /// A part of nats-server that this server does not have.
 pub(super) struct Part<T> {
-    pub(super) block: &'static Block,
+    /// Whether the value asks for it; what is wrong with it is found either way.
+    pub(super) is_wanted: fn(&mut Field<'_>) -> Result<bool, StartError>,
     /// What clients do not have then, for people.
     pub(super) misses: &'static str,
     /// Takes note that it is wanted.
     pub(super) note: fn(&mut T),
-}
-
-impl<T> Part<T> {
-    /// Whether the value, a block or a switch, asks for it.
-    fn is_wanted(&self, field: &Field<'_>) -> Result<bool, StartError> {
-        match &field.value.kind {
-            Kind::Boolean(wanted) => Ok(*wanted),
-            Kind::Text(text) => match text.to_ascii_lowercase().as_str() {
-                "enable" | "enabled" => Ok(true),
-                "disable" | "disabled" => Ok(false),
-                _ => Err(field.expected("enabled, disabled, or a block { … }")),
-            },
-            _ => {
-                self.block.check(field.value)?;
-                let is_off = |entry: &Entry| {
-                    ["enable", "enabled"].contains(&entry.key.to_ascii_lowercase().as_str())
-                        && entry.value.kind == Kind::Boolean(false)
-                };
-                Ok(!field.map()?.entries().any(is_off))
-            }
-        }
-    }
 }
 
 /// A row of a table of keys: the synonyms, in lower case, and what is done with the value.
@@ -105,24 +84,24 @@ pub(super) fn bind_entry<T>(
     match action {
         Action::Set(set) => set(target, &mut field),
         Action::Absent(part) => {
-            if part.is_wanted(&field)? {
+            if (part.is_wanted)(&mut field)? {
                 (part.note)(target);
                 let (place, misses) = (&entry.position, part.misses);
                 warnings.absent.push(format!("{place}: {}", absent(&key, misses)));
             }
             Ok(())
         }
-        Action::Ignore(block) => {
-            block.check(&entry.value)?;
+        Action::Ignore(check) => {
+            check(&mut field)?;
             let place = &entry.position;
             warnings.missing.push(format!("{place}: {key} is not supported yet and has no effect"));
             Ok(())
         }
         Action::Refuse(_) if entry.value.kind == Kind::Boolean(false) => Ok(()),
-        Action::Refuse(block) => {
+        Action::Refuse(check) => {
             let mut mistakes = Mistakes::default();
             let reason = format!("{key} is not supported yet; start without it");
-            mistakes.take(block.check(&entry.value));
+            mistakes.take(check(&mut field));
             mistakes.take::<()>(Err(entry.position.error(reason)));
             mistakes.result()
         }
@@ -175,7 +154,7 @@ impl<'a> Field<'a> {
         error.at(&self.value.position)
     }
 
-    fn expected(&self, what: &str) -> StartError {
+    pub(super) fn expected(&self, what: &str) -> StartError {
         self.error(format!("{} is {what}", self.key))
     }
 

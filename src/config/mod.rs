@@ -27,6 +27,7 @@ pub mod tls;
 pub mod trust;
 mod verifier;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -67,6 +68,10 @@ pub struct Options {
     pub websocket: Option<WebSocketOptions>,
     /// `host:port` that other servers tell their clients about (none: `host` and `port`).
     pub client_advertise: Option<String>,
+    /// What the monitoring shows besides the tags (none).
+    pub server_metadata: BTreeMap<String, String>,
+    /// What becomes of clients that a write takes too long for, as the monitoring shows it (none).
+    pub write_timeout: Option<&'static str>,
     /// Name of the server, without blanks (none: its id).
     pub server_name: Option<String>,
     /// Labels of the server, for its monitoring (none).
@@ -137,6 +142,8 @@ impl Default for Options {
             trusted_proxies: Vec::new(),
             websocket: None,
             client_advertise: None,
+            server_metadata: BTreeMap::new(),
+            write_timeout: None,
             server_name: None,
             server_tags: Vec::new(),
             no_header_support: false,
@@ -170,6 +177,21 @@ impl Default for Options {
     }
 }
 
+/// Host and port as others are told of them: what is advertised, which may have no port, else where
+/// the server listens.
+pub fn advertised<'a>(advertise: Option<&'a str>, host: &'a str, port: u16) -> (&'a str, u16) {
+    let Some(advertise) = advertise else { return (host, port) };
+    let given = advertise.rsplit_once(':').and_then(|(host, given)| {
+        let given = given.trim().parse::<i32>().ok()?;
+        // What is no port, such as -1, is the one that is listened on.
+        Some((host, u16::try_from(given).ok().filter(|given| *given > 0)))
+    });
+    let (host, given) = given.unwrap_or((advertise, None));
+    let host = host.trim();
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    (inner.unwrap_or(host), given.unwrap_or(port))
+}
+
 impl Options {
     /// Whether a client without credentials is turned away.
     pub fn requires_login(&self) -> bool {
@@ -180,6 +202,11 @@ impl Options {
     pub fn account_label<'a>(&'a self, name: &'a str) -> &'a str {
         let claims = self.trust.as_ref().and_then(|trust| trust.accounts.get(name));
         claims.map(|claims| claims.name.as_str()).filter(|label| !label.is_empty()).unwrap_or(name)
+    }
+
+    /// Host and port where clients are told to connect, if `port` is listened on.
+    pub fn shown_address(&self, port: u16) -> (&str, u16) {
+        advertised(self.client_advertise.as_deref(), &self.host, port)
     }
 
     /// Takes where the monitoring listens from another key or flag; what says the port alone

@@ -25,6 +25,7 @@ use super::file::Kind;
 use super::insecure::Anybody;
 use super::mistakes::{Mistakes, all};
 use super::{StartError, missing, verifier};
+use crate::certificate;
 
 /// How long a handshake may take if nothing is said.
 pub const TIMEOUT_MS: u64 = 2000;
@@ -40,6 +41,8 @@ pub struct Tls {
     pub monitoring: Arc<ServerConfig>,
     /// There is a certificate; without, every handshake fails.
     pub has_certificate: bool,
+    /// When the first certificate ends, in seconds since 1970; none without one.
+    pub ends_at: Option<i64>,
     /// Milliseconds a client has for its handshake (2000).
     pub timeout_ms: u64,
     /// Clients must show a certificate that `ca_file` vouches for (false).
@@ -142,7 +145,8 @@ impl Default for Block {
     }
 }
 
-const TLS: &[Key<Block>] = &[
+/// What this server has of it.
+pub(super) const HERE: &[Key<Block>] = &[
     Key(&["cert_file"], Set(|b, v| v.text().map(|file| b.pair.cert_file = Some(file.into())))),
     Key(&["key_file"], Set(|b, v| v.text().map(|file| b.pair.key_file = Some(file.into())))),
     Key(&["ca_file"], Set(|b, v| v.text().map(|file| b.ca_file = Some(file.into())))),
@@ -177,17 +181,20 @@ const TLS: &[Key<Block>] = &[
         }),
     ),
     Key(&["insecure"], Set(|b, v| v.boolean().map(|on| b.is_insecure = on))),
-    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(&missing::ANY)),
+];
+
+const REFUSED: &[Key<Block>] = &[
+    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(missing::any)),
     Key(
         &["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"],
-        Refuse(&missing::ANY),
+        Refuse(missing::any),
     ),
 ];
 
 /// Binds a block, and reads the files it names.
 pub(super) fn bind(v: &mut Field<'_>) -> Result<Tls, StartError> {
     let mut block = Block::default();
-    bind_map(&[TLS], v.map()?, &mut block, v.warnings)?;
+    bind_map(&[HERE, REFUSED], v.map()?, &mut block, v.warnings)?;
     if block.is_insecure {
         v.warn_missing("insecure has no effect: only who dials others could use it");
     }
@@ -197,7 +204,7 @@ pub(super) fn bind(v: &mut Field<'_>) -> Result<Tls, StartError> {
 /// The same for connections between servers.
 pub(super) fn bind_mutual(v: &mut Field<'_>) -> Result<MutualTls, StartError> {
     let mut block = Block::default();
-    bind_map(&[TLS], v.map()?, &mut block, v.warnings)?;
+    bind_map(&[HERE, REFUSED], v.map()?, &mut block, v.warnings)?;
     (block.verify, block.map) = (true, false);
     block.load_mutual().map_err(|error| v.place(error))
 }
@@ -328,6 +335,8 @@ impl Block {
     fn assemble(self, materials: &Materials) -> Result<Tls, StartError> {
         let Materials { certificates, roots, provider, .. } = materials;
         let has_certificate = !certificates.is_empty();
+        let first = certificates.first().and_then(|own| own.cert.first());
+        let ends_at = first.and_then(|der| certificate::ends_at(der));
         let certificates = Arc::new(Certificates(certificates.clone()));
         let builder = ServerConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(materials.versions)
@@ -354,6 +363,7 @@ impl Block {
             server: Arc::new(server),
             monitoring: Arc::new(monitoring),
             has_certificate,
+            ends_at,
             timeout_ms: self.timeout_ms,
             verify: self.verify,
             map: self.map,
