@@ -615,14 +615,15 @@ fn check(secret: &Secret, given: &str, user: &Rc<User>) -> Identified {
 }
 
 fn info(options: &Options, identity: &Identity) -> Info {
+    let (host, port) = options.shown_address(identity.port);
     Info {
         server_id: identity.id.clone(),
         server_name: identity.name.clone(),
         version: crate::NATS_VERSION.to_owned(),
         proto: 1,
         git_commit: crate::GIT_COMMIT.to_owned(),
-        host: options.host.clone(),
-        port: identity.port,
+        host: host.to_owned(),
+        port,
         headers: !options.no_header_support,
         tls_required: options.tls.is_some() && !options.allow_non_tls,
         tls_available: options.tls.is_some() && options.allow_non_tls,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::conn::{Conn, Traffic};
 use super::interest::{NO_MAX, Sub};
+use super::tokens::TokenUser;
 use super::{ConnId, Dropped, Engine, Reason, TlsInfo, Transport};
 
 /// Entries looked at for one page.
@@ -70,6 +71,10 @@ pub struct ConnSnapshot {
     pub tls: Option<Arc<TlsInfo>>,
     /// The user or key it named, or who it was taken for; of a token only that it was one.
     pub user: Option<Box<str>>,
+    /// What the token says that it came by.
+    pub token: Option<Arc<TokenUser>>,
+    /// It came by a key that the configuration names.
+    pub has_nkey: bool,
 }
 
 /// A connection that has ended.
@@ -188,6 +193,7 @@ impl Conn {
 /// What is shown of a connection, and the bytes of its text.
 fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
     let (connect, timing) = (&conn.connect, &conn.timing);
+    let token = conn.user.as_ref().and_then(|user| user.pass.as_ref());
     let snapshot = ConnSnapshot {
         cid: conn.peer.cid,
         ip: conn.peer.ip.clone(),
@@ -207,12 +213,16 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         version: connect.version.as_str().into(),
         tls: conn.secure.as_ref().and_then(|secure| secure.info().cloned()),
         user: user_of(conn),
+        token: token.map(|pass| Arc::clone(&pass.says)),
+        has_nkey: token.is_none() && conn.user.is_some() && !connect.nkey.is_empty(),
     };
     let ConnSnapshot { name, lang, version, user, tls, .. } = &snapshot;
     let user_bytes = user.as_ref().map_or(0, |user| user.len());
     let certs = tls.iter().flat_map(|tls| &tls.peer_certs);
     let certs_bytes: usize = certs.map(|cert| cert.subject.len() + 2 * 64).sum();
-    let text_bytes = name.len() + lang.len() + version.len() + user_bytes + certs_bytes;
+    let token_bytes = token.map_or(0, |pass| pass.says.bytes());
+    let text_bytes =
+        token_bytes + name.len() + lang.len() + version.len() + user_bytes + certs_bytes;
     (snapshot, text_bytes)
 }
 

@@ -55,6 +55,30 @@ pub struct TokenUser {
     pub permissions: config::Permissions,
     /// When it has to go, in seconds since 1970 (0: never).
     pub expires: i64,
+    /// The key that signed the token.
+    pub issuer: String,
+    /// What it is tagged with.
+    pub tags: Vec<String>,
+    /// The token; none where whoever has it may come in by it alone.
+    pub text: Option<String>,
+}
+
+impl TokenUser {
+    fn new(
+        claims: &Claims<jwt::User>,
+        permissions: config::Permissions,
+        expires: i64,
+        text: Option<String>,
+    ) -> Self {
+        let (name, issuer) = (claims.name.clone(), claims.issuer.clone());
+        Self { name, permissions, expires, issuer, tags: claims.body.tags.clone(), text }
+    }
+
+    /// The bytes of its text.
+    pub(super) fn bytes(&self) -> usize {
+        let tags: usize = self.tags.iter().map(String::len).sum();
+        self.name.len() + self.issuer.len() + tags + self.text.as_ref().map_or(0, String::len)
+    }
 }
 
 impl Pass {
@@ -157,8 +181,9 @@ impl Trusted {
             .and_then(|permissions| trust::permissions(&permissions))
             .ok_or(because("the permissions of the token are not valid"))?;
         let limit = |value: i64| usize::try_from(value).ok();
-        let (name_for_people, allowed) = (claims.name.clone(), permissions.clone());
-        let says = TokenUser { name: name_for_people, permissions: allowed, expires: ends };
+        let is_bearer = said.bearer_token || limits.bearer_token;
+        let text = (!is_bearer).then(|| connect.jwt.clone());
+        let says = TokenUser::new(claims, permissions.clone(), ends, text);
         let pass = Pass {
             says: Arc::new(says),
             subscriptions_max: limit(limits.subs),

@@ -20,7 +20,7 @@ use super::listen::host_port;
 use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
 use crate::cluster::{ClientUrls, Members, Plan, Pooling, Step};
-use crate::config::{Options, RouteUrl, StartError};
+use crate::config::{Options, RouteUrl, StartError, advertised};
 use crate::crowd::Crowd;
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
@@ -92,9 +92,9 @@ fn client_urls(options: &Options, identity: &Identity) -> ClientUrls {
 /// Where clients may connect: what is said, else where the server listens, on all addresses of
 /// this machine if it listens on all.
 fn urls(advertise: Option<&str>, host: &str, port: u16) -> Vec<String> {
-    if let Some(advertise) = advertise {
-        let has_port = advertise.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
-        return vec![if has_port { advertise.to_owned() } else { format!("{advertise}:{port}") }];
+    if advertise.is_some() {
+        let (host, port) = advertised(advertise, host, port);
+        return vec![host_port(host, port)];
     }
     if host.parse::<IpAddr>().is_ok_and(|host| host.is_unspecified()) {
         let addresses = Tree::default().addresses();

@@ -155,6 +155,8 @@ pub(super) fn changes(old: &Options, new: &Options) -> Vec<String> {
     let directory = |options: &Options| path(options.ports_file_dir.as_ref());
     note("ports_file_dir", &directory(old), &directory(new));
     note("client_advertise", &old.client_advertise, &new.client_advertise);
+    note("server_metadata", &old.server_metadata, &new.server_metadata);
+    note("write_timeout", &old.write_timeout, &new.write_timeout);
     note("server_tags", &old.server_tags, &new.server_tags);
     let (was, is) = (&old.limits, &new.limits);
     note("max_control_line", &was.control_line_bytes_max, &is.control_line_bytes_max);

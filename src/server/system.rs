@@ -249,7 +249,7 @@ impl Worker {
         self.seq += 1;
         ServerInfo {
             name: &self.identity.name,
-            host: &self.identity.host,
+            host: self.options.shown_address(self.identity.port).0,
             id: &self.identity.id,
             cluster: self.identity.cluster.as_ref().map(|cluster| cluster.name.as_str()),
             ver: crate::NATS_VERSION,

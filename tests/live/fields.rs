@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use crate::broker::authority::Authority;
 use crate::broker::tokens::{World, token, unlimited};
 use crate::broker::wire::Wire;
 use crate::broker::{Broker, PATIENCE, has_original, http, is_nats_server};
@@ -23,7 +24,9 @@ const PORTS: &str = "
 ";
 
 /// What people configure, in short, and the accounts whose users come by tokens.
-fn configurations() -> Vec<(&'static str, String, Vec<KeyPair>)> {
+fn configurations(authority: &Authority) -> Vec<(&'static str, String, Vec<KeyPair>)> {
+    authority.sign("server", "localhost", vec![]);
+    let (cert, key) = (authority.file("server.pem"), authority.file("server.key"));
     let mut world = World::new();
     let (shop, fan) = (KeyPair::new_account(), KeyPair::new_account());
     let exports = json!([{"name": "p", "subject": "price", "type": "service"},
@@ -39,6 +42,14 @@ fn configurations() -> Vec<(&'static str, String, Vec<KeyPair>)> {
     world.account(&fan, json!({"imports": imports}));
     vec![
         ("nothing", String::new(), vec![]),
+        (
+            "tls",
+            format!(
+                "tls {{ cert_file: {cert:?}, key_file: {key:?} }}, write_timeout: close
+                 server_metadata {{ place: here }}, client_advertise: \"example.org\""
+            ),
+            vec![],
+        ),
         ("token", "authorization { token: t }".to_owned(), vec![]),
         (
             "users",
@@ -105,15 +116,13 @@ fn form(field: &str, value: &Value) -> Option<String> {
     }
 }
 
-/// What members tell others of leaf nodes.
-const LATER: [&str; 3] = ["ln", "lnoc", "lnocu"];
-
 #[test]
 fn info_has_the_fields_of_nats_servers_on_every_port() {
     if is_nats_server() || !has_original() {
         return;
     }
-    for (name, configuration, _) in configurations() {
+    let authority = Authority::new("fields");
+    for (name, configuration, _) in configurations(&authority) {
         let config = format!("{PORTS}{configuration}");
         let mut brokers = [Broker::original(&config), Broker::with_config(2, &config)];
         let [theirs, ours] = brokers.each_mut().map(|broker| {
@@ -131,11 +140,10 @@ fn info_has_the_fields_of_nats_servers_on_every_port() {
                 let fields = info.as_object().unwrap().iter();
                 fields.map(|(field, value)| (field.clone(), form(field, value))).collect()
             };
-            let (mut theirs, mut ours) = (told(&info), told(&ours[port]));
+            let (theirs, mut ours) = (told(&info), told(&ours[port]));
             if port == "route" {
                 // A member says so of itself to others.
                 ours.remove("shardcast");
-                LATER.iter().for_each(|field| drop(theirs.remove(*field)));
             }
             assert_eq!(ours, theirs, "{name}, {port}");
         }
@@ -144,9 +152,11 @@ fn info_has_the_fields_of_nats_servers_on_every_port() {
 
 /// A user of each account.
 fn users_of(broker: &Broker, accounts: &[KeyPair]) -> Vec<Wire> {
+    let mut said = unlimited();
+    said["tags"] = json!(["red"]);
     let user_of = |account: &KeyPair| {
         let user = KeyPair::new_user();
-        let text = token(account, &user.public_key(), "user", unlimited(), json!({}));
+        let text = token(account, &user.public_key(), "user", said.clone(), json!({}));
         let mut wire = Wire::open_with(broker, |nonce| login(&user, &text, nonce));
         wire.sync();
         wire
@@ -159,7 +169,8 @@ fn pages_have_the_fields_of_nats_servers_however_they_are_configured() {
     if is_nats_server() || !has_original() {
         return;
     }
-    for (name, configuration, accounts) in configurations() {
+    let authority = Authority::new("fields");
+    for (name, configuration, accounts) in configurations(&authority) {
         let config = format!("{PORTS}{configuration}");
         let (theirs, ours) = (Broker::original(&config), Broker::with_config(2, &config));
         // Until somebody comes nats-server has not heard of them.
@@ -167,6 +178,7 @@ fn pages_have_the_fields_of_nats_servers_however_they_are_configured() {
         let mut paths: Vec<String> = [
             "/varz",
             "/connz",
+            "/connz?auth=1",
             "/routez",
             "/subsz",
             "/accountz",
@@ -205,6 +217,30 @@ fn pages_have_the_fields_of_nats_servers_however_they_are_configured() {
                 "{name}, {path}: {missing:#?} are missing, {more:#?} are too many"
             );
         }
+    }
+}
+
+#[test]
+fn clients_are_told_of_the_address_that_is_advertised() {
+    if is_nats_server() || !has_original() {
+        return;
+    }
+    for advertised in ["example.org", "example.org:77", "example.org:-1", "[::1]:78", "[::1]"] {
+        let config = format!("{PORTS}client_advertise: \"{advertised}\"\n");
+        let told = |broker: &mut Broker| {
+            // From then on it says where clients may connect.
+            let _route = Wire::ungreeted_at(broker.route_port());
+            let own = broker.port().to_string();
+            let info = info(&Wire::ungreeted(broker).line());
+            let varz = http::json(broker, "/varz");
+            let fields = |from: &Value| {
+                let fields = ["host", "port", "connect_urls"].map(|field| from[field].to_string());
+                fields.map(|field| field.replace(&own, "OWN"))
+            };
+            [fields(&info), fields(&varz)]
+        };
+        let theirs = told(&mut Broker::original(&config));
+        assert_eq!(told(&mut Broker::with_config(2, &config)), theirs, "{advertised}");
     }
 }
 

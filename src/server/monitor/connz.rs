@@ -82,7 +82,13 @@ struct Conn {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list_detail: Vec<Sub>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    jwt: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    issuer_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     name_tag: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
 }
 
 /// Messages that a client has not got because it was behind.
@@ -372,6 +378,11 @@ impl Conn {
         // As there, an account is only shown of those that are open.
         let has_tag = request.auth && end.is_none();
         let name_tag = has_tag.then(|| state.options.account_label(&conn.account).to_owned());
+        // What it came by is shown of all that have ended.
+        let token = conn.token.as_deref().filter(|_| request.auth || end.is_some());
+        let has_nkey = conn.has_nkey && (request.auth || end.is_some());
+        let nkeys_issuer = || has_nkey.then(|| conn.account.to_string());
+        let issuer_key = token.map(|token| token.issuer.clone()).or_else(nkeys_issuer);
         let account = Some(conn.account).filter(|name| request.auth && **name != *GLOBAL);
         let tls = conn.tls.as_deref();
         let certs = tls.filter(|_| request.auth).map_or(&[][..], |tls| &tls.peer_certs);
@@ -421,7 +432,10 @@ impl Conn {
             account,
             subscriptions_list,
             subscriptions_list_detail,
+            jwt: token.and_then(|token| token.text.clone()),
+            issuer_key,
             name_tag,
+            tags: token.map_or(Vec::new(), |token| token.tags.clone()),
         }
     }
 }

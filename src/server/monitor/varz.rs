@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{State, text};
 use crate::config;
-use crate::config::tls::TIMEOUT_MS;
+use crate::config::tls::{TIMEOUT_MS, Tls};
 use crate::engine::RouteSnapshot;
 use crate::jwt;
 use crate::shard::{Figures, Report};
@@ -31,6 +31,8 @@ pub(super) struct Varz<'a> {
     #[serde(serialize_with = "text::number")]
     tls_timeout: f64,
     write_deadline: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_timeout: Option<&'static str>,
     #[serde(flatten)]
     process: Process,
     #[serde(flatten)]
@@ -40,6 +42,8 @@ pub(super) struct Varz<'a> {
     config_digest: String,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     tags: &'a [String],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: &'a BTreeMap<String, String>,
     feature_flags: FeatureFlags,
     #[serde(flatten)]
     trust: Trust<'a>,
@@ -48,6 +52,8 @@ pub(super) struct Varz<'a> {
     slow_consumer_stats: ByKind,
     stale_connection_stats: ByKind,
     disk_io_wait_stats: DiskWaits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert_not_after: Option<String>,
     shardcast: Shardcast,
 }
 
@@ -149,6 +155,8 @@ struct WebSocket<'a> {
     allowed_origins: &'a [String],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     compression: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert_not_after: Option<String>,
 }
 
 /// The cluster as it is configured; nothing if there is none.
@@ -172,6 +180,8 @@ struct Cluster<'a> {
     tls_verify: bool,
     #[serde(skip_serializing_if = "is_none")]
     pool_size: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert_not_after: Option<String>,
 }
 
 impl<'a> Cluster<'a> {
@@ -193,8 +203,14 @@ impl<'a> Cluster<'a> {
             tls_required: options.tls.is_some(),
             tls_verify: options.tls.is_some(),
             pool_size: identity.pooling.size(),
+            tls_cert_not_after: options.tls.as_ref().and_then(|mutual| not_after(&mutual.tls)),
         }
     }
+}
+
+/// When the certificate ends.
+fn not_after(tls: &Tls) -> Option<String> {
+    DateTime::from_timestamp(tls.ends_at?, 0).map(text::time)
 }
 
 fn is_none(number: &u16) -> bool {
@@ -314,6 +330,9 @@ impl<'a> Varz<'a> {
             config_load_time: text::time(state.configured_at),
             config_digest: digest.unwrap_or_default(),
             tags: &options.server_tags,
+            metadata: &options.server_metadata,
+            write_timeout: options.write_timeout,
+            tls_cert_not_after: options.tls.as_ref().and_then(not_after),
             feature_flags: FEATURE_FLAGS,
             trust: options.trust.as_ref().map(Trust::new).unwrap_or_default(),
             system_account: options.accounts.system.as_deref(),
@@ -329,6 +348,7 @@ impl<'a> Varz<'a> {
 impl<'a> Identity<'a> {
     fn new(state: &'a State, figures: &'a [Figures]) -> Self {
         let options = &state.options;
+        let (host, port) = options.shown_address(state.identity.port);
         let urls = figures.first().map(|shard| &shard.client_urls);
         Self {
             server_id: &state.identity.id,
@@ -337,8 +357,8 @@ impl<'a> Identity<'a> {
             proto: 1,
             git_commit: crate::GIT_COMMIT,
             go: "",
-            host: &state.identity.host,
-            port: state.identity.port,
+            host,
+            port,
             auth_required: options.auth.is_required() || options.trust.is_some(),
             tls_required: options.tls.is_some() && !options.allow_non_tls,
             tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
@@ -389,6 +409,7 @@ impl<'a> WebSocket<'a> {
             same_origin: options.same_origin,
             allowed_origins: &options.allowed_origins,
             compression: options.compression,
+            tls_cert_not_after: options.tls.as_ref().and_then(not_after),
         })
     }
 }

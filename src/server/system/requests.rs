@@ -51,7 +51,8 @@ impl Worker {
             ["USER", "INFO"] => Reply::Data(self.user_info(request)),
             _ if !is_system => return,
             ["SERVER", _, "IDZ"] => {
-                let Identity { name, host, id, .. } = &*self.identity;
+                let Identity { name, id, port, .. } = &*self.identity;
+                let (host, _) = self.options.shown_address(*port);
                 let idz = json!({"name": name, "host": host, "id": id});
                 return self.reply(request, idz.to_string());
             }
@@ -116,7 +117,7 @@ impl Worker {
         };
         let cluster = self.identity.cluster.as_ref().map_or("", |cluster| &cluster.name);
         fits(&filter["server_name"], &self.identity.name)
-            && fits(&filter["host"], &self.identity.host)
+            && fits(&filter["host"], self.options.shown_address(self.identity.port).0)
             && fits(&filter["cluster"], cluster)
             && fits(&filter["domain"], "")
             && tags.iter().all(has)
