@@ -510,6 +510,7 @@ impl Shard {
                 self.engine.close_route(rid, "Maximum Connections Exceeded");
             }
             RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
+            RouteOrder::HearOn(rid) => self.engine.hear_on(rid),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
             RouteOrder::Name { name, is_dynamic } => {

@@ -92,8 +92,10 @@ fn heard(
 fn turn(engine: &mut Engine, part: &Part, closed: &mut bool) {
     loop {
         while let Some(notice) = engine.pop_route_notice() {
-            if let RouteNotice::Greeted { rid, .. } = notice {
-                engine.register_route(rid, part.clone());
+            match notice {
+                RouteNotice::Greeted { rid, .. } => engine.register_route(rid, part.clone()),
+                RouteNotice::Heard { rid, .. } => engine.hear_on(rid),
+                _ => {}
             }
         }
         engine.end_turn();

@@ -37,6 +37,10 @@ const RETELL_NS: u64 = 1_000_000_000;
 /// be the one that the peer has taken, too.
 const DOUBT_NS: u64 = 1_000_000_000;
 
+/// Clients are told where else they may connect at most once in so many nanoseconds, however often
+/// peers change their minds.
+const URLS_NS: u64 = 100_000_000;
+
 /// Handshakes that end too early one after the other until a dialled server counts as failed.
 const BROKEN_MAX: u32 = 8;
 
@@ -79,6 +83,8 @@ pub enum Step {
     Ask(u64),
     /// The route's server is configured no more.
     Remove(u64),
+    /// What the route's peer has said is heard; it may say more.
+    HearOn(u64),
     /// Tell the route's peer of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.
@@ -179,6 +185,10 @@ pub struct Members {
     newcomers: BTreeMap<String, u64>,
     steps: VecDeque<Step>,
     urls: ClientUrls,
+    /// Others may be told from then on, …
+    urls_from: u64,
+    /// … and there are others to tell.
+    urls_wait: bool,
     now: u64,
     rng: fastrand::Rng,
 }
@@ -193,6 +203,8 @@ impl Members {
             newcomers: BTreeMap::new(),
             steps: VecDeque::new(),
             urls: ClientUrls::default(),
+            urls_from: 0,
+            urls_wait: false,
             now: 0,
             rng: fastrand::Rng::with_seed(seed),
             plan,
@@ -208,6 +220,9 @@ impl Members {
         self.now = self.now.max(now);
         self.drop_complete_pools();
         self.retell();
+        if self.urls_wait {
+            self.review_urls();
+        }
         self.end_doubts(|link, now| link.in_doubt_until.is_some_and(|until| until <= now));
         for (number, target) in &mut self.targets {
             if matches!(target.state, State::Waiting { until } if until <= self.now) {
@@ -226,7 +241,8 @@ impl Members {
         };
         let dials = self.targets.values().filter_map(due);
         let doubts = self.links.values().filter_map(|link| link.in_doubt_until);
-        dials.chain(self.newcomers.values().copied()).chain(doubts).min()
+        let urls = self.urls_wait.then_some(self.urls_from);
+        dials.chain(self.newcomers.values().copied()).chain(doubts).chain(urls).min()
     }
 
     /// What is to be done, until there is nothing more.
@@ -282,6 +298,8 @@ impl Members {
                 self.add_target(url, Kind::Configured, None, 0);
             }
         }
+        // What was configured counts at once.
+        self.urls_from = self.now;
         self.review_urls();
     }
 
@@ -477,6 +495,11 @@ impl Members {
 
     /// A peer has said something more.
     pub fn on_heard(&mut self, rid: u64, info: RouteInfo) {
+        self.hear(rid, info);
+        self.steps.push_back(Step::HearOn(rid));
+    }
+
+    fn hear(&mut self, rid: u64, info: RouteInfo) {
         let Some(link) = self.links.get_mut(&rid) else { return };
         if let Some(peer) = &mut link.peer
             && peer.server_id == info.server_id
@@ -677,7 +700,9 @@ impl Members {
             websocket: self
                 .urls_of_peers(self.urls.websocket.is_some(), |peer| &peer.ws_connect_urls),
         };
-        if urls != self.urls {
+        self.urls_wait = urls != self.urls && self.now < self.urls_from;
+        if urls != self.urls && !self.urls_wait {
+            self.urls_from = self.now + URLS_NS;
             self.urls.clone_from(&urls);
             self.steps.push_back(Step::Urls(urls));
         }

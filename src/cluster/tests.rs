@@ -163,6 +163,7 @@ impl World {
                     conn.news[1 - side].push_back(News::Heard(*info));
                 }
                 Step::Urls(urls) => self.urls[server] = urls.tcp.unwrap_or_default(),
+                Step::HearOn(_) => {}
                 Step::Ask(_) => unreachable!("two of ours agree at once"),
             }
         }

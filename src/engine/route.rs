@@ -81,7 +81,8 @@ pub enum RouteNotice {
         /// Which route.
         rid: u64,
     },
-    /// A registered peer has said something more: of itself, or of another server.
+    /// A registered peer has said something more: of itself, or of another server. It waits for
+    /// [`Engine::hear_on`].
     Heard {
         /// Which route.
         rid: u64,
@@ -119,6 +120,8 @@ pub(super) struct Cluster {
     pub(super) routes: Vec<ConnId>,
     /// All routes of this shard, registered or not, by their numbers.
     by_rid: HashMap<u64, ConnId>,
+    /// What everything that peers want costs on each shard.
+    wish_bytes: usize,
     notices: VecDeque<RouteNotice>,
 }
 
@@ -136,6 +139,8 @@ pub(super) struct Route {
     pub(super) modulus: u16,
     /// The peer has answered a PING.
     is_confirmed: bool,
+    /// It takes something that it did not take before, and is to be told everything again.
+    is_to_be_told: bool,
     /// What the peer has first said of compression.
     offered: Option<String>,
     /// The peer takes HMSG.
@@ -281,6 +286,7 @@ impl Engine {
             part: Part::All,
             modulus: 0,
             is_confirmed: false,
+            is_to_be_told: false,
             dialed,
             login: None,
             offered: None,
@@ -405,6 +411,20 @@ impl Engine {
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
         self.resume_unpacking(id);
+    }
+
+    /// What the peer of a route has said of itself or of others is known where that counts: it is
+    /// read from again as soon as it knows what it may take now. So no peer speaks faster than it
+    /// is listened to.
+    pub fn hear_on(&mut self, rid: u64) {
+        let Some(id) = self.find_route(rid) else { return };
+        let route = self.conns.get_mut(id).and_then(|conn| conn.route.as_mut());
+        let Some(route) = route.filter(|route| route.is_registered()) else { return };
+        if std::mem::take(&mut route.is_to_be_told) {
+            self.start_telling(id);
+        } else {
+            self.hear_route(id);
+        }
     }
 
     /// The peer of a route has to answer now: whether it has taken the route is the question.
@@ -680,8 +700,8 @@ impl Engine {
     }
 
     fn on_route_connect(&mut self, id: ConnId, json: &[u8]) {
-        let connect: RouteConnect = match serde_json::from_slice(json) {
-            Ok(connect) if self.stage_of(id) == Stage::Connect => connect,
+        let connect: RouteConnect = match wire::read(json) {
+            Some(connect) if self.stage_of(id) == Stage::Connect => connect,
             _ => return self.fail(id, None, Reason::Protocol("Protocol Violation")),
         };
         if !connect.lang.is_empty() {
@@ -759,7 +779,7 @@ impl Engine {
     }
 
     fn on_route_info(&mut self, id: ConnId, json: &[u8]) {
-        let Ok(info) = serde_json::from_slice::<RouteInfo>(json) else {
+        let Some(info) = wire::read::<RouteInfo>(json) else {
             return self.fail(id, None, Reason::Protocol("Protocol Violation"));
         };
         let Some(conn) = self.conns.get_mut(id) else { return };
@@ -771,12 +791,10 @@ impl Engine {
             let was = (route.peer.import.take(), route.peer.export.take());
             let is = if is_peer { (info.import.clone(), info.export.clone()) } else { was.clone() };
             (route.peer.import, route.peer.export) = is.clone();
+            // What it did not take before it may take now; twice the same makes no difference.
+            route.is_to_be_told = was != is;
             self.cluster.notices.push_back(RouteNotice::Heard { rid, info: Box::new(info) });
-            if was != is {
-                // What it did not take before it may take now; twice the same makes no difference.
-                self.start_telling(id);
-            }
-            return;
+            return self.hold_route(id);
         }
         let own = &self.settings.route.info;
         let is_dialed = route.dialed.is_some();

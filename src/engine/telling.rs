@@ -91,6 +91,10 @@ impl Engine {
 
     /// A new peer is to be told what clients of this server want.
     pub(super) fn start_telling(&mut self, peer: ConnId) {
+        let route = self.conns.get_mut(peer).and_then(|conn| conn.route.as_mut());
+        let Some(route) = route else { return };
+        // What is told now may be pending besides; what was told before should have been taken.
+        route.pending_bytes_max = self.settings.limits.pending_bytes_max;
         self.tellings.push_back(Telling { peer, account: 0, scan: None });
     }
 
@@ -144,6 +148,10 @@ impl Engine {
         // It may be more than a peer may otherwise have pending.
         route.pending_bytes_max = route.pending_bytes_max.saturating_add(bytes);
         let is_over = telling.account >= self.accounts.ids().len();
+        if is_over && outbox.pending_bytes() > route.pending_bytes_max {
+            conn.is_doomed = true;
+            self.doomed.push(id);
+        }
         self.flush_soon(id);
         is_over
     }
@@ -158,7 +166,10 @@ mod tests {
 
     use super::*;
     use crate::cluster::Part;
-    use crate::engine::{ClusterIdentity, Identity, NewRoute, Peer, Settings, ShardId};
+    use crate::config::Options;
+    use crate::engine::{
+        ClusterIdentity, Identity, NewRoute, Peer, RouteNotice, Settings, ShardId,
+    };
 
     const CLIENT: ConnId = ConnId { slot: 0, generation: 0 };
     const PEER: ConnId = ConnId { slot: 1, generation: 0 };
@@ -184,6 +195,50 @@ mod tests {
         engine.register_route(1, Part::All);
         engine.on_bytes(PEER, b"PING\r\n");
         engine
+    }
+
+    /// What a peer says of another server.
+    fn gossip(id: usize) -> String {
+        format!("INFO {{\"server_id\":\"{id}\",\"ip\":\"nats-route://127.0.0.1:1/\"}}\r\n")
+    }
+
+    #[test]
+    fn a_peer_that_never_stops_speaking_of_others_is_heard_one_thing_at_a_time() {
+        let mut engine = member(0);
+        engine.tick();
+        while engine.pop_route_notice().is_some() {}
+        let storm: String = (0..1000).map(gossip).collect();
+        engine.on_bytes(PEER, storm.as_bytes());
+        for at in 0..1000 {
+            engine.end_turn();
+            let notices: Vec<_> = std::iter::from_fn(|| engine.pop_route_notice()).collect();
+            let [RouteNotice::Heard { rid, info }] = &notices[..] else { panic!("{notices:?}") };
+            assert_eq!((*rid, &info.server_id), (1, &at.to_string()));
+            engine.hear_on(1);
+            engine.tick();
+        }
+        assert_eq!(output(&mut engine).last().map(String::as_str), Some("PONG"));
+        engine.on_bytes(PEER, b"PING\r\n");
+        engine.end_turn();
+        assert_eq!(output(&mut engine), ["PONG"]);
+    }
+
+    #[test]
+    fn who_is_told_everything_again_and_again_and_takes_nothing_is_cut() {
+        let (subjects, options) = (1000, Options::default());
+        let mut engine = member(subjects);
+        let told_max = options.limits.pending_bytes_max / (subjects * "RS+ $G s.1\r\n".len());
+        for at in 0..told_max + 2 {
+            let allow = if at % 2 == 0 { "a" } else { "b" };
+            let info =
+                format!("INFO {{\"server_id\":\"P\",\"import\":{{\"allow\":[\"{allow}\"]}}}}");
+            engine.on_bytes(PEER, format!("{info}\r\n").as_bytes());
+            engine.hear_on(1);
+            engine.tick();
+            engine.end_turn();
+        }
+        let ends = |notice| matches!(notice, RouteNotice::Ended { rid: 1, .. });
+        assert!(std::iter::from_fn(|| engine.pop_route_notice()).any(ends));
     }
 
     /// Subjects with and without wildcards.

@@ -58,6 +58,56 @@ fn very_many_subscriptions_of_one_who_leaves_go_in_pieces() {
 }
 
 #[test]
+fn peers_want_together_no_more_than_there_is_memory_for_and_another_may_when_one_has_left() {
+    const MEMORY_BYTES: usize = 8 * 1024 * 1024;
+    let options = Options::default();
+    for shards in [1, 2, 4] {
+        let cluster = ClusterIdentity { name: "C".to_owned(), ..Default::default() };
+        let identity = Identity { cluster: Some(cluster), ..Default::default() };
+        let settings = Settings::new(&options, &identity, MEMORY_BYTES);
+        let mut engine = Engine::new(ShardId(0), shards, Rc::new(settings), 1);
+        engine.name_cluster("C", false);
+        let join = |engine: &mut Engine, at: u32| {
+            let id = ConnId { slot: at, generation: 0 };
+            let peer = Peer { cid: at.into(), ip: "".into(), port: 1 };
+            let host = String::new();
+            engine.open_route(id, peer, NewRoute { rid: at.into(), dialed: None, host });
+            engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+            let info = format!("INFO {{\"server_id\":\"{at}\",\"server_name\":\"{at}\"}}\r\n");
+            engine.on_bytes(id, info.as_bytes());
+            engine.register_route(at.into(), Part::All);
+            turns(engine, |_| ());
+            out(engine, id);
+            id
+        };
+        let peers = [1, 2].map(|at| join(&mut engine, at));
+        let refused = |engine: &mut Engine, ids: [ConnId; 2]| {
+            ids.map(|id| out(engine, id).contains("-ERR 'maximum subscriptions exceeded'"))
+        };
+        // What is wanted twice counts once, and what is not wanted any more does not count.
+        let want = |engine: &mut Engine, id: ConnId, at: usize| {
+            let line = format!("$G w.{at}\r\n");
+            engine.on_bytes(id, format!("RS+ {line}RS+ {line}RS- {line}RS+ {line}").as_bytes());
+            turns(engine, |_| ());
+            for shard in (1..shards).map(|shard| ShardId(u8::try_from(shard).unwrap())) {
+                while engine.pop_record(shard).is_some() {}
+            }
+        };
+        let mut wanted = 0;
+        while refused(&mut engine, peers) == [false; 2] {
+            want(&mut engine, peers[wanted % 2], wanted);
+            wanted += 1;
+            assert!(wanted * shards < MEMORY_BYTES / 256, "{wanted} with {shards} shards");
+        }
+        assert!(wanted * shards > MEMORY_BYTES / 1024, "{wanted} with {shards} shards");
+        engine.on_closed(peers[(wanted - 1) % 2]);
+        let peers = [peers[wanted % 2], join(&mut engine, 3)];
+        want(&mut engine, peers[1], wanted);
+        assert_eq!(refused(&mut engine, peers), [false; 2], "{shards} shards");
+    }
+}
+
+#[test]
 fn what_a_peer_wants_that_leaves_goes_in_pieces_and_counts_no_more() {
     const WISHES: usize = 10_000;
     const ASKED: usize = 50;

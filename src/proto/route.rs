@@ -343,6 +343,12 @@ pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
     queues.split(parse::is_blank).filter(|name| !name.is_empty())
 }
 
+/// Reads the JSON text of INFO or CONNECT; none if it is not an object with such fields.
+pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    // A list would be taken for the fields in their order.
+    json.starts_with(b"{").then(|| serde_json::from_slice(json).ok()).flatten()
+}
+
 /// What separates an account from what follows it: nothing where it is not named.
 fn blank(account: &[u8]) -> &'static [u8] {
     if account.is_empty() { b"" } else { b" " }

@@ -397,6 +397,7 @@ impl Side {
             Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
             Step::Ask(rid) => order(rid, RouteOrder::Ask(rid)),
             Step::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
+            Step::HearOn(rid) => order(rid, RouteOrder::HearOn(rid)),
             Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
             Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),
             Step::Dial { target, url, attempt } => self.dial(target, url, attempt),

@@ -138,7 +138,8 @@ impl Shards {
         let news = bounded(NEWS_MAX);
         let (to_check, checks) = bounded(CHECKS_MAX);
         threads.push(proofs::start(checks, addresses.clone())?);
-        // Peers bound it: each says so much only as a member that it is taken at its word.
+        // A route waits for the answer to what it gives notice of, or ends: there are no more than
+        // a few of each.
         let (routes, notices) = unbounded();
         let started = now();
         let shared = SharedParts {

@@ -149,6 +149,8 @@ pub enum RouteOrder {
     TurnAway(u64),
     /// This route is configured no more.
     Remove(u64),
+    /// What the peer of this route has said is heard; it may say more.
+    HearOn(u64),
     /// Tell the peer of this route of another server.
     Gossip(u64, Box<RouteInfo>),
     /// Clients may also connect there.

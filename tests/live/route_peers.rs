@@ -359,6 +359,122 @@ fn the_lines_of_an_accounts_own_route_never_name_it() {
     }
 }
 
+/// A member, a peer of it that has logged in, and a witness among its clients; with shards of ours.
+fn beside_a_mad_peer(test: impl Fn(&mut Broker, &mut Wire, &mut Wire)) {
+    for kind in [Ours(1), Ours(2), Ours(4)] {
+        println!("{kind:?}");
+        let mut broker = member(kind, "a", &mut [], "");
+        let mut witness = Wire::connect(&broker);
+        witness.send(b"SUB witness 1\r\n");
+        let mut peer = peer(&mut broker, "P", "");
+        test(&mut broker, &mut peer, &mut witness);
+        is_served(&mut witness);
+    }
+}
+
+fn is_served(witness: &mut Wire) {
+    witness.send(b"PUB witness 2\r\nok\r\n");
+    witness.expect(b"MSG witness 1 2\r\nok\r\n");
+}
+
+/// Sends all of it while the witness is served, and waits until it is handled.
+fn rave(peer: &mut Wire, witness: &mut Wire, lines: impl Iterator<Item = String>) {
+    const LINES: usize = 1000;
+    let lines: Vec<String> = lines.collect();
+    for lines in lines.chunks(LINES) {
+        peer.send(lines.concat().as_bytes());
+        is_served(witness);
+    }
+    settle(peer);
+}
+
+#[test]
+fn whatever_a_mad_peer_says_takes_no_memory_that_it_does_not_give_back_and_others_are_served() {
+    type Line = fn(usize) -> String;
+    const FLOODS: [(&str, Line); 9] = [
+        ("unknown wishes end", |at| format!("RS- $G not.wanted.{at}\r\n")),
+        ("invalid subjects", |at| format!("RS+ $G a..{at}\r\n")),
+        ("accounts that nobody has", |at| format!("RMSG no{at} s 2\r\nhi\r\n")),
+        ("weights", |at| format!("RS+ $G q g {}\r\n", [-1, 0, i64::MAX, 7][at % 4])),
+        ("PING and PONG", |_| "PING\r\nPONG\r\n+OK\r\n".to_owned()),
+        ("gossip", |at| {
+            format!(
+                "INFO {{\"server_id\":\"S{at}\",\"ip\":\"nats-route://127.0.0.1:{}\"}}\r\n",
+                at % 9
+            )
+        }),
+        ("where clients connect", |at| {
+            format!("INFO {{\"server_id\":\"P\",\"connect_urls\":[\"127.0.0.1:{at}\"]}}\r\n")
+        }),
+        ("what it takes", |at| {
+            format!("INFO {{\"server_id\":\"P\",\"import\":{{\"allow\":[\"a.{at}\"]}}}}\r\n")
+        }),
+        ("wishes that end", |at| format!("RS+ A{at} s.{at} g 2\r\nRS- A{at} s.{at} g\r\n")),
+    ];
+    const GROWN_KIB_MAX: u64 = 24 * 1024;
+    beside_a_mad_peer(|broker, peer, witness| {
+        for (what, line) in FLOODS {
+            rave(peer, witness, (0..2000).map(line));
+            let before = broker.resident_kib();
+            rave(peer, witness, (2000..12_000).map(line));
+            let grown = broker.resident_kib().saturating_sub(before);
+            assert!(grown < GROWN_KIB_MAX, "{what}: {grown} KiB more");
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_speaks_of_itself_without_end_is_listened_to_no_faster_than_it_is_heard() {
+    beside_a_mad_peer(|broker, peer, witness| {
+        let urls: Vec<String> = (0..2000).map(|at| format!("\"127.0.0.1:{at}\"")).collect();
+        let lists = |at: usize| {
+            let rest = urls[at..].join(",");
+            format!("INFO {{\"server_id\":\"P\",\"connect_urls\":[{rest}]}}\r\n")
+        };
+        rave(peer, witness, (0..20).map(lists));
+        let before = broker.resident_kib();
+        rave(peer, witness, (0..1000).map(lists));
+        let grown = broker.resident_kib().saturating_sub(before);
+        assert!(grown < 24 * 1024, "{grown} KiB more");
+    });
+}
+
+#[test]
+fn a_peer_that_makes_no_sense_is_cut_and_nobody_else_notices() {
+    beside_a_mad_peer(|broker, _, witness| {
+        for line in [
+            "INFO {\"server_id\":1}",
+            "INFO []",
+            "INFO {\"server_id\":\"B\",\"connect_urls\":{}}",
+            "INFO {\"server_id\":\"B\",\"route_pool_size\":1e99}",
+            "INFO {",
+            "CONNECT {\"name\":\"B\"}",
+            "RS+ $G s g 1 1",
+            "RS+",
+            "RMSG $G s 99999999999999999999",
+            "RMSG $G s -1",
+            "LS+ $G",
+            "NOTHING",
+            "PUB s 1\r\nx",
+        ] {
+            let mut peer = peer(broker, "B", "");
+            peer.send(format!("{line}\r\n").as_bytes());
+            peer.drain_to_end();
+            is_served(witness);
+        }
+        // Half a line is no line.
+        let mut peer = peer(broker, "B", "");
+        for byte in b"RS+ $G half.a.line" {
+            peer.send(&[*byte]);
+            is_served(witness);
+        }
+        peer.send(b"\r\n");
+        settle(&mut peer);
+        publish(witness, "half.a.line", "x");
+        expect(&mut peer, "RMSG $G half.a.line 1", "x");
+    });
+}
+
 /// A server of the original kind with leaf nodes, and where they dial.
 fn hub(name: &str, seeds: &mut [&mut Broker]) -> (Broker, String) {
     const LISTENING: &str = "Listening for leafnode connections on ";

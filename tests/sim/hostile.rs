@@ -353,9 +353,13 @@ impl World {
             moved = true;
         }
         while let Some(notice) = engine.pop_route_notice() {
-            if let RouteNotice::Greeted { rid, .. } = notice {
-                let part = if rid % 2 == 0 { Part::All } else { Part::Account("A".into()) };
-                engine.register_route(rid, part);
+            match notice {
+                RouteNotice::Greeted { rid, .. } => {
+                    let part = if rid % 2 == 0 { Part::All } else { Part::Account("A".into()) };
+                    engine.register_route(rid, part);
+                }
+                RouteNotice::Heard { rid, .. } => engine.hear_on(rid),
+                _ => {}
             }
             moved = true;
         }

@@ -167,6 +167,7 @@ impl World {
             }
             Task::Ask(rid) => (rid, RouteOrder::Ask(rid)),
             Task::Remove(rid) => (rid, RouteOrder::Remove(rid)),
+            Task::HearOn(rid) => (rid, RouteOrder::HearOn(rid)),
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };
         let shard = self.shard_of_route(server, order.0);

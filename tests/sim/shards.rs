@@ -89,6 +89,7 @@ impl Shard {
             RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
             RouteOrder::Ask(rid) => self.engine.ask_route(rid),
             RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
+            RouteOrder::HearOn(rid) => self.engine.hear_on(rid),
             RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
             RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
             RouteOrder::Name { .. } | RouteOrder::TurnAway(_) => {

@@ -12,23 +12,25 @@ use crate::proto::encode;
 use crate::proto::route::{self as wire, Form, Wish};
 use crate::subject;
 
+/// What a wish costs on each shard besides what was written, in bytes: its place among the others,
+/// and its filter's in the table of interest.
+const WISH_BYTES: usize = 256;
+
 /// Everything a peer wants, by what it wrote.
 #[derive(Debug)]
 pub(in crate::engine) struct Wishes {
     /// For its own clients, and for leaf nodes behind it.
     keys: [HashSet<Box<[u8]>, RandomState>; 2],
-    /// What they cost.
-    bytes: usize,
 }
 
 impl Wishes {
     pub(super) fn new(hasher: &RandomState) -> Self {
-        let keys = [(); 2].map(|()| HashSet::with_hasher(hasher.clone()));
-        Self { keys, bytes: 0 }
+        Self { keys: [(); 2].map(|()| HashSet::with_hasher(hasher.clone())) }
     }
 
+    /// What is written of a wish is kept twice.
     fn cost_bytes(key: &[u8]) -> usize {
-        key.len() + size_of::<Box<[u8]>>()
+        2 * key.len() + WISH_BYTES
     }
 
     /// Enters a wish; false if it was known.
@@ -37,16 +39,13 @@ impl Wishes {
         let is_new = !keys.contains(wish.key);
         if is_new {
             keys.insert(wish.key.into());
-            self.bytes += Self::cost_bytes(wish.key);
         }
         is_new
     }
 
     /// Takes a wish out; false if there was none.
     fn remove(&mut self, wish: &Wish<'_>) -> bool {
-        let was_there = self.keys[usize::from(wish.origin.is_some())].remove(wish.key);
-        self.bytes -= if was_there { Self::cost_bytes(wish.key) } else { 0 };
-        was_there
+        self.keys[usize::from(wish.origin.is_some())].remove(wish.key)
     }
 
     /// Takes out up to so many, and tells of each whether it is of leaf nodes.
@@ -86,9 +85,16 @@ impl Engine {
             if members.is_none() {
                 return;
             }
-        } else if route.wishes.bytes > self.settings.memory_bytes_max {
-            tracing::error!("{} - more interest than memory", conn.label());
-            return self.fail(id, None, Reason::Protocol("Maximum Subscriptions Exceeded"));
+        } else {
+            self.cluster.wish_bytes += Wishes::cost_bytes(wish.key);
+            // Every shard has to know of it.
+            let bytes = self.cluster.wish_bytes.saturating_mul(self.lanes.len());
+            if bytes > self.settings.memory_bytes_max / 2 {
+                let error = "maximum subscriptions exceeded";
+                tracing::error!("{} - more interest of peers than memory for it", conn.label());
+                let reason = Reason::Protocol("Maximum Subscriptions Exceeded");
+                return self.fail(id, Some(error), reason);
+            }
         }
         if let Some(account) = account {
             self.set_wish(id, account, wish, members.unwrap_or(1));
@@ -99,10 +105,11 @@ impl Engine {
         let account = self.account_of(id, wish.account);
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
-        if route.wishes.remove(wish)
-            && let Some(account) = account
-        {
-            self.set_wish(id, account, wish, 0);
+        if route.wishes.remove(wish) {
+            self.cluster.wish_bytes -= Wishes::cost_bytes(wish.key);
+            if let Some(account) = account {
+                self.set_wish(id, account, wish, 0);
+            }
         }
     }
 
@@ -153,6 +160,7 @@ impl Engine {
         let (form, keys) = (route.form(), route.wishes.take(count));
         let taken = keys.len();
         for (of_leaves, key) in keys {
+            self.cluster.wish_bytes -= Wishes::cost_bytes(&key);
             if let Some(wish) = wire::parse_wish(&key, of_leaves, form)
                 && let Some(account) = self.account_of(id, wish.account)
             {
