@@ -135,7 +135,7 @@ pub struct Args {
     #[arg(long, value_parser = microseconds)]
     napi: Option<u32>,
 
-    #[arg(long, alias = "js", value_parser = switch, hide = true)]
+    #[arg(long, alias = "js", value_parser = switch)]
     jetstream: Option<bool>,
 
     #[arg(long = "t", value_parser = switch)]
@@ -516,6 +516,7 @@ Server Options:
         --ports_file_dir <dir>       Directory for the ports file (<program>_<pid>.ports)
     -c, --config <file>              Configuration file
     -t                               Test configuration and exit
+    -js, --jetstream                 Count on JetStream, which is not there yet: probes fail
     -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
                                      (ldm, stop, quit, term, reopen, reload);
                                      <pid> is a process id, the path of a pid file, or
