@@ -149,9 +149,15 @@ impl World {
         token(&self.operator, subject, kind, nats, json!({}))
     }
 
+    /// Who decides. Signatures are checked when nothing else is to be done: on a busy machine a
+    /// login may take long.
+    fn trust(&self) -> String {
+        format!("operator: {}\nauthorization {{ timeout: 60 }}\n", self.operator())
+    }
+
     /// A configuration with everything in it.
     pub(crate) fn config(&self) -> String {
-        let mut text = format!("operator: {}\nresolver: MEMORY\n", self.operator());
+        let mut text = format!("{}resolver: MEMORY\n", self.trust());
         text += &format!("system_account: {}\n", self.system.public_key());
         text += "resolver_preload {\n";
         for (key, token) in &self.accounts {
@@ -165,10 +171,10 @@ impl World {
         let (key, directory) = (self.system.public_key(), directory.display());
         let preloaded = self.accounts.iter().map(|(key, token)| format!("  {key}: {token}\n"));
         format!(
-            "operator: {}\nsystem_account: {key}\n\
+            "{}system_account: {key}\n\
              resolver {{\n type: full\n dir: '{directory}'\n {more}\n}}\n\
              resolver_preload {{\n{}}}\n",
-            self.operator(),
+            self.trust(),
             preloaded.collect::<String>()
         )
     }
@@ -179,8 +185,8 @@ impl World {
             std::fs::write(directory.join(format!("{key}.jwt")), token).expect("written");
         }
         format!(
-            "operator: {}\nsystem_account: {}\nresolver {{ type: full, dir: '{}' }}\n",
-            self.operator(),
+            "{}system_account: {}\nresolver {{ type: full, dir: '{}' }}\n",
+            self.trust(),
             self.system.public_key(),
             directory.display()
         )
