@@ -149,21 +149,21 @@ impl World {
         token(&self.operator, subject, kind, nats, json!({}))
     }
 
-    /// Who decides. Signatures are checked when nothing else is to be done: on a busy machine a
-    /// login may take long.
-    fn trust(&self) -> String {
-        format!("operator: {}\nauthorization {{ timeout: 60 }}\n", self.operator())
-    }
-
     /// A configuration with everything in it.
     pub(crate) fn config(&self) -> String {
-        let mut text = format!("{}resolver: MEMORY\n", self.trust());
+        let mut text = format!("operator: {}\nresolver: MEMORY\n", self.operator());
         text += &format!("system_account: {}\n", self.system.public_key());
         text += "resolver_preload {\n";
         for (key, token) in &self.accounts {
             text += &format!("  {key}: {token}\n");
         }
         text + "}\n"
+    }
+
+    /// Who decides. Signatures are checked when nothing else is to be done: on a busy machine a
+    /// login may take long.
+    fn trust(&self) -> String {
+        format!("operator: {}\nauthorization {{ timeout: 60 }}\n", self.operator())
     }
 
     /// A configuration whose accounts are pushed into `directory`; `more` is for the resolver.
