@@ -571,9 +571,6 @@ Cluster Options:
         --cluster_advertise <string> Cluster address to advertise to other servers (host[:port])
         --connect_retries <n>        Extra attempts for servers that others spoke of (default: 0)
 
-Streams (not supported yet):
-    -js,--jetstream                  Clients count on JetStream: said as an error, and /healthz fails
-
 Commands:
     doctor [--json] [<interface>]    Examine this host and say what to mend; the exit status is
                                      0 (all pass), 1 (something warns) or 2 (something fails)

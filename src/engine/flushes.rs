@@ -31,9 +31,12 @@ impl Flushes {
 
     /// The next one, and the queue it was in.
     fn pop(&mut self) -> Option<(ConnId, usize)> {
-        let first = self.next;
-        self.next = 1 - first;
-        [first, 1 - first].into_iter().find_map(|at| Some((self.queues[at].pop_front()?, at)))
+        let at = self.next;
+        self.next = 1 - at;
+        match self.queues[at].pop_front() {
+            Some(id) => Some((id, at)),
+            None => Some((self.queues[1 - at].pop_front()?, 1 - at)),
+        }
     }
 
     pub(super) fn shrink(&mut self) {

@@ -391,6 +391,8 @@ impl Outbox {
         if !self.is_held() {
             self.seal();
         }
+        // There are none nearly always.
+        let has_holds = !self.holds.is_empty();
         let free = match self.holds.iter().find(|hold| !hold.is_fulfilled()) {
             Some(hold) => usize::try_from(hold.at - self.taken).unwrap_or(usize::MAX),
             None => self.sealed.len(),
@@ -400,7 +402,7 @@ impl Outbox {
             return None;
         }
         let mut batch = spares.batch();
-        let mut bytes = self.pass_holds(Some(&mut batch));
+        let mut bytes = if has_holds { self.pass_holds(Some(&mut batch)) } else { 0 };
         while left > 0 && batch.len() < BATCH_PIECES_MAX && bytes < bytes_max {
             let Some(piece) = self.sealed.pop_front() else { break };
             left -= 1;
@@ -411,7 +413,9 @@ impl Outbox {
                 bytes += piece.bytes().len();
                 batch.push(piece);
             }
-            bytes += self.pass_holds(Some(&mut batch));
+            if has_holds {
+                bytes += self.pass_holds(Some(&mut batch));
+            }
         }
         if batch.is_empty() {
             spares.keep_batch(batch);

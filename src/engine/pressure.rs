@@ -296,20 +296,20 @@ impl Engine {
 
     /// The backlog of `id` is now `pending` bytes: perhaps somebody has waited for that.
     pub(super) fn relieve(&mut self, id: ConnId, pending: usize) {
-        let level_bytes = self.backlog_level_bytes(1);
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let (is_own, relief_bytes) = (conn.brakes.own, conn.relief_bytes);
-        if is_own && pending <= level_bytes / 2 {
-            self.release(id, |brakes| brakes.own = false);
-        }
-        let Some(conn) = self.conns.get_mut(id).filter(|_| pending <= relief_bytes) else { return };
-        conn.slow = false;
-        for key in std::mem::take(&mut conn.waited_by) {
-            let Some(wait) = self.waits.get_mut(&key) else { continue };
-            wait.left -= 1;
-            if wait.left <= wait.enough {
-                self.end_wait(key);
+        let is_own = conn.brakes.own;
+        if pending <= conn.relief_bytes {
+            conn.slow = false;
+            for key in std::mem::take(&mut conn.waited_by) {
+                let Some(wait) = self.waits.get_mut(&key) else { continue };
+                wait.left -= 1;
+                if wait.left <= wait.enough {
+                    self.end_wait(key);
+                }
             }
+        }
+        if is_own && pending <= self.backlog_level_bytes(1) / 2 {
+            self.release(id, |brakes| brakes.own = false);
         }
     }
 

@@ -106,12 +106,12 @@ impl Engine {
         let (account, wants_status) = (conn.account, conn.connect.no_responders);
         let subject = run.mapped().map_or(publish.subject, |mapped| &mapped.subject);
         let targets = self.targets(account, subject);
-        let mut price = targets.price;
+        let mut asking = 0;
         if wants_status && publish.reply.is_some() && !self.is_certain(&targets) {
             // One by one: it is asked of each whether anybody gets it.
-            price.each += price.once;
+            asking = targets.price.once;
         }
-        run.aim(account, targets, price.within(self.budget.room()));
+        run.aim(account, targets, self.budget.room(), asking);
     }
 
     /// Who gets a run; it is charged for that.

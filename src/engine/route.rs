@@ -587,8 +587,7 @@ impl Engine {
             self.account_of(id, account).filter(|_| self.stage_of(id) == Stage::Registered)
         {
             let targets = self.targets(account, publish.subject);
-            let room = targets.price.within(self.budget.room());
-            run.aim(account, targets, room);
+            run.aim(account, targets, self.budget.room(), 0);
         }
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::AccountId;
+use super::budget::Price;
 use super::interest::Targets;
 use super::mapping::Mapped;
 use crate::proto::route::{self, RouteOp, RouteParsed};
@@ -108,9 +109,12 @@ pub(super) struct Run<'a> {
     pub(super) mapped: Option<Mapped>,
     /// The account, and who gets it, where that is known already.
     pub(super) aim: Option<(AccountId, Rc<Targets>)>,
+    /// What giving it to all of them may cost, and what asking of one message more does.
+    room: u64,
+    asking: u64,
     /// It is handled at so many messages, …
     messages_max: usize,
-    /// … or so many wire bytes, even if more of its kind follow.
+    /// … or so many wire bytes, even if more of its kind follow. Known when a second one does.
     bytes_max: usize,
 }
 
@@ -120,33 +124,34 @@ impl<'a> Run<'a> {
     }
 
     /// Whether `publish` continues this run.
-    pub(super) fn continues_with(&self, publish: &Publish<'_>) -> bool {
-        !self.is_full()
-            && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+    pub(super) fn continues_with(&mut self, publish: &Publish<'_>) -> bool {
+        self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
             && self.mapped.as_ref().is_none_or(|mapped| mapped.is_certain)
+            && !self.is_full()
     }
 
     /// The same for a publish whose mapping is drawn anew each time, and was.
-    pub(super) fn resumes_with(&self, publish: &Publish<'_>, mapped: Option<&Mapped>) -> bool {
+    pub(super) fn resumes_with(&mut self, publish: &Publish<'_>, mapped: Option<&Mapped>) -> bool {
         mapped.is_some()
             && self.mapped.as_ref() == mapped
-            && !self.is_full()
             && self.messages.last().is_some_and(|last| last.publish.subject == publish.subject)
+            && !self.is_full()
     }
 
-    fn is_full(&self) -> bool {
+    fn is_full(&mut self) -> bool {
+        if let ([_], Some((_, targets))) = (&self.messages[..], &self.aim) {
+            let price = Price { each: targets.price.each + self.asking, ..targets.price };
+            let (messages_max, bytes_max) = price.within(self.room);
+            (self.messages_max, self.bytes_max) = (messages_max, bytes_max.min(RUN_BYTES_MAX));
+        }
         self.wire_bytes >= self.bytes_max || self.messages.len() >= self.messages_max
     }
 
-    /// It begins: these get it, and it may be so long.
-    pub(super) fn aim(
-        &mut self,
-        account: AccountId,
-        targets: Rc<Targets>,
-        (messages_max, bytes_max): (usize, usize),
-    ) {
+    /// It begins: these get it, and it is as long as there is `room` for what that costs. With
+    /// `asking` that is so much more for each message.
+    pub(super) fn aim(&mut self, account: AccountId, targets: Rc<Targets>, room: u64, asking: u64) {
         self.aim = Some((account, targets));
-        (self.messages_max, self.bytes_max) = (messages_max, bytes_max.min(RUN_BYTES_MAX));
+        (self.room, self.asking) = (room, asking);
     }
 
     /// How many of its messages, from the first, there are within these bounds: at least one.
