@@ -331,14 +331,18 @@ fn without_number(text: &str) -> String {
     }
 }
 
-/// The subjects of what comes up to one on `end`, each once.
-fn seen_until_end(account: &str, watcher: &mut Wire) -> Vec<String> {
-    let mut seen = Vec::new();
-    loop {
+/// The subjects of what comes up to one on `end`, and until all that are `wanted` have come: what
+/// leaves on different shards comes in any order. Each once.
+fn seen_until_end(account: &str, watcher: &mut Wire, wanted: &[&str]) -> Vec<String> {
+    let of_account = |seen: &&&str| seen.split(' ').next() == Some(account);
+    let wanted: Vec<&&str> = wanted.iter().filter(of_account).collect();
+    let mut seen: Vec<String> = Vec::new();
+    let mut is_over = false;
+    while !is_over || !wanted.iter().all(|wanted| seen.iter().any(|seen| seen == **wanted)) {
         let line = watcher.line();
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
-            ["MSG" | "HMSG", "end.told", ..] => break,
+            ["MSG" | "HMSG", "end.told", ..] => is_over = true,
             ["MSG" | "HMSG", "end", ..] => {}
             // The line behind it is content.
             ["MSG" | "HMSG", subject, _, ..] => {
@@ -386,11 +390,11 @@ fn outcome(broker: &Broker, row: &Row) -> (Vec<String>, Vec<String>) {
     }
     let mut seen = Vec::new();
     for (account, watcher) in &mut watchers {
-        // What is told of messages comes in their order.
+        // What is told of messages comes in their order, if it leaves on one shard.
         let mut last = client(broker, if *account == "A" { "free" } else { "b" });
         last.send(&publish("end", &["Nats-Trace-Dest: end.told"]));
         last.sync();
-        seen.extend(seen_until_end(account, watcher));
+        seen.extend(seen_until_end(account, watcher, row.seen));
     }
     (errors, seen)
 }

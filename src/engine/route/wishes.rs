@@ -15,6 +15,9 @@ use crate::subject;
 /// What a wish costs on each shard besides what was written, in bytes: its place among the others,
 /// and its filter's in the table of interest.
 const WISH_BYTES: usize = 256;
+/// What peers want together may cost half of a shard's memory for output, and this in any case, in
+/// bytes: a mesh needs its interest however little memory there is.
+const WISHES_BYTES_MIN: usize = 4 * 1024 * 1024;
 
 /// Everything a peer wants, by what it wrote.
 #[derive(Debug)]
@@ -89,7 +92,7 @@ impl Engine {
             self.cluster.wish_bytes += Wishes::cost_bytes(wish.key);
             // Every shard has to know of it.
             let bytes = self.cluster.wish_bytes.saturating_mul(self.lanes.len());
-            if bytes > self.settings.memory_bytes_max / 2 {
+            if bytes > (self.settings.memory_bytes_max / 2).max(WISHES_BYTES_MIN) {
                 let error = "maximum subscriptions exceeded";
                 tracing::error!("{} - more interest of peers than memory for it", conn.label());
                 let reason = Reason::Protocol("Maximum Subscriptions Exceeded");
