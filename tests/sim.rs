@@ -18,7 +18,7 @@ use sim::Kind;
 /// mended bug has besides.
 const REGRESSIONS: &[(Kind, &[u64])] = &[
     (Kind::Server, &[1516, 2083, 9636, 16040]),
-    (Kind::Cluster, &[65, 289, 425, 661, 684, 1773, 2178, 2337, 15272045336277739129]),
+    (Kind::Cluster, &[65, 289, 425, 661, 684, 958, 1773, 2178, 2337, 15272045336277739129]),
     (Kind::Reloads, &[522, 1495]),
 ];
 /// Seeds that run if nobody says how many.
