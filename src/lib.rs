@@ -6,7 +6,7 @@
 //! 2. [`shard::Shard::run`]: takes a bounded amount of input and hands each chunk to the engine
 //! 3. [`proto::parse()`]: `&[u8]` becomes [`proto::Op`], borrowed, nothing copied
 //! 4. [`engine::Engine::on_bytes`]: decides; a run of publishes to one subject is matched once
-//! 5. `engine::outbox`: the run is rendered once per sid and shared by its subscribers
+//! 5. `output::Outbox`: the run is rendered once per sid and shared by its subscribers
 //! 6. [`uring::Reactor::send`]: once per connection that has bytes, once per turn
 //!
 //! To another shard: 4' the run is staged on a lane of the [`mesh`], and there
@@ -26,9 +26,9 @@ pub mod histogram;
 pub mod host;
 pub mod jwt;
 pub mod mesh;
+pub mod output;
 pub mod proto;
 pub mod rates;
-pub mod segment;
 pub mod server;
 pub mod shard;
 pub mod subject;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide and do no I/O.
-const SANS_IO: [&str; 4] = ["proto", "subject", "engine", "cluster"];
+const SANS_IO: [&str; 5] = ["proto", "subject", "output", "engine", "cluster"];
 
 /// Modules that run inside a shard; `server` and `config` belong to the process.
 const IN_A_SHARD: [&str; 10] = [
@@ -14,7 +14,7 @@ const IN_A_SHARD: [&str; 10] = [
     "subject",
     "engine",
     "cluster",
-    "segment",
+    "output",
     "histogram",
     "shard",
     "mesh",

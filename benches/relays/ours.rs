@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::TcpListener;
 
-use shardcast::segment::Piece;
+use shardcast::output::Piece;
 use shardcast::uring::{Chunk, Event, Options, Reactor, SocketId, Wait, ZeroCopy};
 
 use super::{CHUNK_BYTES, Outboxes, say};

@@ -12,7 +12,7 @@ use crate::fault::{Fault, Outcome};
 use crate::load::{Pace, Plan};
 use crate::wire::{delivery, reply};
 use rustix::net::sockopt::set_tcp_nodelay;
-use shardcast::segment::{Piece, Segment};
+use shardcast::output::{Piece, Segment};
 use shardcast::uring::{Batch, Chunk, Closing, Event, Options, Reactor, SocketId, Wait, ZeroCopy};
 use std::collections::HashMap;
 use std::net::TcpListener;

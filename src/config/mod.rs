@@ -46,9 +46,10 @@ pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
 pub use mapping::{Destination, Mapping};
 use mistakes::Mistakes;
 pub use mistakes::StartError;
-pub use overflow::{OverflowKind, OverflowRule};
 use rules::Written;
 pub use tls::{HandshakeFirst, MutualTls, Tls};
+
+pub use crate::output::{OverflowKind, OverflowRule};
 
 /// Everything an operator can choose. Plain data; [`Default`] is what an empty file means.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,30 +6,8 @@ use super::StartError;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
+use crate::output::{OverflowKind, OverflowRule};
 use crate::subject::is_valid_filter;
-
-/// What a client that is behind gets of the subjects that a filter matches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OverflowRule {
-    /// The filter; of several that match, the first counts.
-    pub filter: String,
-    /// What is dropped.
-    pub kind: OverflowKind,
-    /// Bytes queued for a client, without those with the kernel, from which on it drops (1 MiB);
-    /// never more than half of `max_pending`.
-    pub pending_bytes_max: usize,
-}
-
-/// What is dropped when too much is pending for a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OverflowKind {
-    /// What comes.
-    DropNewest,
-    /// What has waited longest.
-    DropOldest,
-    /// What has a later message on the same subject behind it.
-    Conflate,
-}
 
 const PENDING_BYTES_MAX: usize = 1024 * 1024;
 /// So many that a policy's number fits its place.

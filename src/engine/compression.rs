@@ -11,11 +11,11 @@ use minlz::crc::crc;
 use minlz::s2;
 
 use super::conn::Conn;
-use super::outbox::{InFlight, Spares};
 use super::websocket::Packer;
 use super::{ConnId, Engine, Reason};
 use crate::config::Compression;
-use crate::segment::Piece;
+use crate::output::Piece;
+use crate::output::{InFlight, Spares};
 
 /// What is compressed at once, in bytes.
 const BLOCK_BYTES: usize = 64 * 1024;

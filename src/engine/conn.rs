@@ -10,8 +10,6 @@ use hashbrown::HashTable;
 
 use super::compression::Packing;
 use super::interest::SubKey;
-use super::outbox::Outbox;
-use super::overflow::Dropped;
 use super::permissions::{Checks, Permissions};
 use super::route::Route;
 use super::secure::Secure;
@@ -22,6 +20,8 @@ use super::websocket::WebSocket;
 use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::certificate;
 use crate::config::{self, AccountLimits, ConnectionType, Limits, Rates};
+use crate::output::Dropped;
+use crate::output::Outbox;
 use crate::proto::Connect;
 use crate::rates::Meter;
 

@@ -20,8 +20,8 @@ use super::budget::{PICK_WORK, Price, RENDER_WORK};
 use super::cache::{Cache, Tally};
 use super::imports::{Exit, Outlet, answering_shard};
 use super::named::{Name, Named};
-use super::overflow::{Overflow, Policy};
 use super::{Origin, ShardId, ShardSet};
+use crate::output::{Overflow, Policy};
 use crate::subject::{Scan, Table};
 
 /// Index of a subscription on its shard.

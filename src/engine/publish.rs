@@ -15,13 +15,13 @@ use smallvec::SmallVec;
 use super::flushes::MANY;
 use super::interest::{Behind, Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::message_trace::Traced;
-use super::outbox::{Outbox, Spares};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::relay::{Places, RoutePick, draw, members};
 use super::run::{Message, Run, parse_run};
 use super::{AccountId, ConnId, Engine, Origin, ShardId, ShardSet};
+use crate::output::Segment;
+use crate::output::{Outbox, Spares};
 use crate::proto::{Publish, encode, route};
-use crate::segment::Segment;
 
 /// A run of less than this, as it came, is copied to each subscriber; beyond, it is shared.
 const COPY_RUN_BYTES_MAX: usize = 1024;

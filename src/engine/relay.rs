@@ -8,8 +8,8 @@ use super::Engine;
 use super::interest::{Member, QueueTargets};
 use super::publish::{Backlog, Source};
 use super::run::Run;
+use crate::output::Segment;
 use crate::proto::route;
-use crate::segment::Segment;
 
 /// A run of less than this is copied to each of several routes; beyond, it is shared.
 const COPY_RUN_BYTES_MAX: usize = 1024;

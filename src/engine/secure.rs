@@ -12,13 +12,13 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConnection, Connection, HandshakeKind, ServerConnection};
 
 use super::conn::{Conn, Phase};
-use super::outbox::{InFlight, Spares};
 use super::timers::NEVER;
 use super::websocket::Packer;
 use super::{ConnId, Engine, Reason};
 use crate::certificate;
 use crate::config::{HandshakeFirst, MutualTls, Tls};
-use crate::segment::Piece;
+use crate::output::Piece;
+use crate::output::{InFlight, Spares};
 
 /// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
 const HANDSHAKE_STEPS_PER_TURN: usize = 1;

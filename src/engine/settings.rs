@@ -9,7 +9,6 @@ use chrono::{DateTime, SecondsFormat, TimeDelta};
 
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Conn, Peer, User};
-use super::overflow::Overflow;
 use super::permissions::Permissions;
 use super::proof::{NonceKey, Proof};
 use super::route::Cluster;
@@ -24,6 +23,7 @@ use crate::config::{
     self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
     Secret, Tls, WebSocketOptions,
 };
+use crate::output::Overflow;
 use crate::proto::Info;
 use crate::proto::route::{Permitted, RouteInfo};
 

@@ -7,7 +7,7 @@ use io_uring::squeue;
 use super::socket::SocketId;
 use super::token::{Kind, Token};
 use super::{Event, Reactor, SPARE_MAX, is_interrupted, op};
-use crate::segment::Piece;
+use crate::output::Piece;
 
 /// Most vectors that one system call takes (`IOV_MAX`).
 const VECTORS_MAX: usize = 1024;

@@ -12,7 +12,7 @@ use std::thread;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::*;
-use crate::segment::Piece;
+use crate::output::Piece;
 
 /// A turn that sleeps this long without an event means that something is stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -383,7 +383,7 @@ fn a_batch_of_many_pieces_arrives_whole_and_in_order_at_a_slow_reader() {
     on_every_tier(|options| {
         let mut reactor = Reactor::new(&options).unwrap();
         let (ours, mut theirs) = connection();
-        let shared: crate::segment::Segment = Rc::new(pattern(1, 100_000));
+        let shared: crate::output::Segment = Rc::new(pattern(1, 100_000));
         let pieces: Vec<Piece> = (0..5000)
             .map(|n| match n % 3 {
                 0 => Piece::Own(pattern(n, n % 700)),
@@ -440,7 +440,7 @@ fn a_thousand_sockets_close_in_every_state_and_leave_nothing() {
     on_every_tier(|options| {
         let options = Options { linger: Duration::from_millis(20), ..options };
         let mut reactor = Reactor::new(&options).unwrap();
-        let much: crate::segment::Segment = Rc::new(pattern(0, 8_000_000));
+        let much: crate::output::Segment = Rc::new(pattern(0, 8_000_000));
         let mut names = HashSet::new();
         let mut peers = Vec::new();
         let mut ids = Vec::new();
@@ -813,7 +813,7 @@ fn a_dropped_reactor_takes_everything_back_from_the_kernel() {
         let stuck = reactor.adopt(stuck, ZeroCopy::Allowed);
         let read = reactor.adopt(read, ZeroCopy::Never);
         reactor.read(read);
-        let shared: crate::segment::Segment = Rc::new(vec![0; 20_000_000]);
+        let shared: crate::output::Segment = Rc::new(vec![0; 20_000_000]);
         let range = 0..shared.len();
         let piece = Piece::Shared { segment: Rc::clone(&shared), range };
         reactor.send(stuck, Batch::from(vec![piece]));

@@ -2,7 +2,7 @@
 //! piece, and its end.
 
 use shardcast::engine::{ConnId, Engine};
-use shardcast::segment::Piece;
+use shardcast::output::Piece;
 
 /// A batch that the kernel is sending.
 pub(crate) struct Batch {

@@ -9,7 +9,7 @@ use super::{HEARTBEAT_NS, Job, Pace, STOP, Share, dealt, go_home, heartbeat, lis
 use crate::client::{Conn, Inbox, closed, with_ring};
 use crate::fault::{Fault, Outcome};
 use crate::wire::{Scanned, Scanner, Stamp, push_sub};
-use shardcast::segment::Piece;
+use shardcast::output::Piece;
 use shardcast::uring::{Event, Options, Reactor, SocketId, Wait, ZeroCopy};
 use std::cell::RefCell;
 use std::collections::HashMap;

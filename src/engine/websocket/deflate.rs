@@ -6,7 +6,7 @@
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::frame::Violation;
-use crate::segment::Piece;
+use crate::output::Piece;
 
 /// What the end of every compressed message would be; it is left out.
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];

@@ -16,9 +16,9 @@ mod upgrade;
 use flate2::Decompress;
 
 use super::conn::{Conn, Phase};
-use super::outbox::{InFlight, Spares};
 use super::{ConnId, Engine, Reason};
-use crate::segment::Piece;
+use crate::output::Piece;
+use crate::output::{InFlight, Spares};
 pub(super) use deflate::Packer;
 use frame::{Decoder, Step, Violation};
 use upgrade::{Credentials, Refusal, Upgrade};

@@ -17,7 +17,7 @@ use super::super::{
     ACCEPTS_MAX, Closing, Event, Options, Reactor, Tier, Unavailable, Wait, ZeroCopy,
 };
 use super::*;
-use crate::segment::{Piece, Segment};
+use crate::output::{Piece, Segment};
 
 /// Fails the first operation of this kind for which there is an error left.
 fn first(kind: Kind, errors: &[i32]) -> Faults {

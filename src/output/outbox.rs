@@ -6,14 +6,14 @@
 
 #![forbid(unsafe_code)]
 
-mod loose;
+mod droppable;
 mod pieces;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use crate::segment::{Piece, Segment};
-use loose::Loose;
+use super::{Piece, Segment};
+use droppable::Droppable;
 use pieces::Pieces;
 
 /// Own bytes are sealed into a piece at this size.
@@ -31,7 +31,7 @@ const BATCH_PIECES_MAX: usize = 256;
 
 /// Memory that went out and came back: own buffers and segments, to be filled again.
 #[derive(Debug, Default)]
-pub(super) struct Spares {
+pub(crate) struct Spares {
     buffers: Vec<Vec<u8>>,
     /// Capacity of all `buffers`.
     buffers_bytes: usize,
@@ -56,25 +56,25 @@ const SPARE_BATCHES_MAX: usize = 4096;
 
 impl Spares {
     /// Frees all that is kept for reuse.
-    pub(super) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         let Self { added_bytes, freed_bytes, counted_bytes, .. } = *self;
         *self = Self { added_bytes, freed_bytes, counted_bytes, ..Self::default() };
     }
 
     /// An empty buffer for own bytes.
-    pub(super) fn buffer(&mut self) -> Vec<u8> {
+    pub(crate) fn buffer(&mut self) -> Vec<u8> {
         let buffer = self.buffers.pop().unwrap_or_default();
         self.buffers_bytes -= buffer.capacity();
         buffer
     }
 
     /// Bytes of output that are queued or in flight; a segment counts once.
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.added_bytes - self.freed_bytes
     }
 
     /// Bytes of output that were queued since this was last asked.
-    pub(super) fn take_added_bytes(&mut self) -> usize {
+    pub(crate) fn take_added_bytes(&mut self) -> usize {
         self.added_bytes - std::mem::replace(&mut self.counted_bytes, self.added_bytes)
     }
 
@@ -85,7 +85,7 @@ impl Spares {
     }
 
     /// A piece with what `fill` writes, for one connection alone.
-    pub(super) fn own_piece(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Piece {
+    pub(crate) fn own_piece(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Piece {
         let mut buffer = self.buffer();
         fill(&mut buffer);
         self.added_bytes += buffer.len();
@@ -94,7 +94,7 @@ impl Spares {
 
     /// Memory that waits to be filled again.
     #[cfg(test)]
-    pub(super) fn kept_bytes(&self) -> usize {
+    pub(crate) fn kept_bytes(&self) -> usize {
         self.buffers_bytes + self.segments_bytes
     }
 
@@ -109,7 +109,7 @@ impl Spares {
     }
 
     /// Renders a segment with `fill` into memory that was used before, if there is some.
-    pub(super) fn segment(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Segment {
+    pub(crate) fn segment(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Segment {
         let mut segment = self.segments.pop().unwrap_or_default();
         match Segment::get_mut(&mut segment) {
             Some(bytes) => {
@@ -129,7 +129,7 @@ impl Spares {
     }
 
     /// Takes back what the reactor has sent or given up.
-    pub(super) fn keep_batch(&mut self, mut batch: Vec<Piece>) {
+    pub(crate) fn keep_batch(&mut self, mut batch: Vec<Piece>) {
         for piece in batch.drain(..) {
             self.keep_piece(piece);
         }
@@ -146,7 +146,7 @@ impl Spares {
     }
 
     /// Lets go of a segment; the last holder brings its memory home.
-    pub(super) fn keep_segment(&mut self, mut segment: Segment) {
+    pub(crate) fn keep_segment(&mut self, mut segment: Segment) {
         if let Some(bytes) = Segment::get_mut(&mut segment) {
             self.freed_bytes += bytes.len();
             let capacity = bytes.capacity();
@@ -160,16 +160,16 @@ impl Spares {
 
 /// Bytes of an outbox that are on their way as something longer or shorter.
 #[derive(Debug, Default)]
-pub(super) struct InFlight(usize);
+pub(crate) struct InFlight(usize);
 
 impl InFlight {
     /// A batch that stands for so many bytes of the outbox is taken.
-    pub(super) fn set(&mut self, bytes: usize) {
+    pub(crate) fn set(&mut self, bytes: usize) {
         self.0 = bytes;
     }
 
     /// Counts what the kernel has taken as bytes of the outbox, all of them when it is complete.
-    pub(super) fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
+    pub(crate) fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
         let sent = if complete { self.0 } else { bytes.min(self.0) };
         self.0 -= sent;
         sent
@@ -178,7 +178,7 @@ impl InFlight {
 
 /// The output of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     sealed: Pieces,
     /// The bytes behind `sealed`, still growing.
     own: Vec<u8>,
@@ -196,7 +196,7 @@ pub(super) struct Outbox {
     /// Those of them of which it is not known yet.
     undecided: u32,
     /// What may still be dropped, where that was ever so.
-    loose: Option<Box<Loose>>,
+    droppable: Option<Box<Droppable>>,
 }
 
 /// Pieces from `at` on wait until the other shards have settled `epoch`.
@@ -219,40 +219,40 @@ impl Hold {
 
 impl Outbox {
     /// Bytes not yet taken by the kernel; a shared segment counts in full.
-    pub(super) fn pending_bytes(&self) -> usize {
+    pub(crate) fn pending_bytes(&self) -> usize {
         self.pending_bytes
     }
 
     /// Bytes behind the batch in flight.
-    pub(super) fn queued_bytes(&self) -> usize {
+    pub(crate) fn queued_bytes(&self) -> usize {
         self.pending_bytes - self.in_flight_bytes
     }
 
     /// Whether nothing is queued, nothing in flight, and no status may follow.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ends_with(0)
     }
 
     /// Whether `bytes` of it, which were taken but not sent, are the last there are.
-    pub(super) fn ends_with(&self, bytes: usize) -> bool {
+    pub(crate) fn ends_with(&self, bytes: usize) -> bool {
         self.pending_bytes == bytes && self.undecided == 0
     }
 
     /// Whether something is queued behind the batch in flight.
-    pub(super) fn has_more(&self) -> bool {
+    pub(crate) fn has_more(&self) -> bool {
         !self.sealed.is_empty() || !self.own.is_empty()
     }
 
-    pub(super) fn is_in_flight(&self) -> bool {
+    pub(crate) fn is_in_flight(&self) -> bool {
         self.in_flight
     }
 
-    pub(super) fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         self.holds.iter().any(|hold| !hold.is_fulfilled())
     }
 
     /// Appends what `write` writes.
-    pub(super) fn push(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+    pub(crate) fn push(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
         if self.own.capacity() == 0 {
             self.own = spares.buffer();
         } else if self.own.len() >= OWN_MOVED_BYTES_MAX
@@ -272,7 +272,7 @@ impl Outbox {
     }
 
     /// Appends a part of a segment without copying it.
-    pub(super) fn push_shared(&mut self, segment: &Segment, range: Range<usize>) {
+    pub(crate) fn push_shared(&mut self, segment: &Segment, range: Range<usize>) {
         debug_assert!(!range.is_empty(), "an empty piece would never complete");
         self.seal();
         self.pending_bytes += range.len();
@@ -280,13 +280,13 @@ impl Outbox {
     }
 
     /// What is appended from here on waits until `epoch` is settled.
-    pub(super) fn hold(&mut self, epoch: u64) {
+    pub(crate) fn hold(&mut self, epoch: u64) {
         let requests = self.holds.back().map_or(0, |last| last.requests);
         self.hold_behind(epoch, requests);
     }
 
     /// The same, behind the statuses of all requests so far.
-    pub(super) fn hold_behind_statuses(&mut self, epoch: u64) {
+    pub(crate) fn hold_behind_statuses(&mut self, epoch: u64) {
         self.hold_behind(epoch, self.requests);
     }
 
@@ -302,7 +302,7 @@ impl Outbox {
 
     /// The holds that `settled` fulfils hold nothing any more. True if something may be sent that
     /// could not.
-    pub(super) fn release(&mut self, settled: u64) -> bool {
+    pub(crate) fn release(&mut self, settled: u64) -> bool {
         let mut any = false;
         let waiting = self.holds.iter_mut().skip_while(|hold| hold.is_fulfilled());
         for hold in waiting.take_while(|hold| hold.epoch <= settled) {
@@ -332,25 +332,25 @@ impl Outbox {
 
     /// A request was made of which it is not known yet whether it has a status; returns its
     /// number.
-    pub(super) fn expect_status(&mut self) -> u64 {
+    pub(crate) fn expect_status(&mut self) -> u64 {
         self.undecided += 1;
         self.requests += 1;
         self.requests
     }
 
     /// Now it is known.
-    pub(super) fn decide_status(&mut self) {
+    pub(crate) fn decide_status(&mut self) {
         self.undecided = self.undecided.saturating_sub(1);
     }
 
     /// No status that is not known yet is waited for.
-    pub(super) fn expect_no_status(&mut self) {
+    pub(crate) fn expect_no_status(&mut self) {
         self.undecided = 0;
     }
 
     /// Puts the status of a request before the first thing that is to come behind it and is held
     /// back; false if there is none.
-    pub(super) fn push_status(
+    pub(crate) fn push_status(
         &mut self,
         request: u64,
         spares: &mut Spares,
@@ -367,12 +367,12 @@ impl Outbox {
     }
 
     /// The next batch for the reactor, unless one is in flight or nothing may go.
-    pub(super) fn take(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
+    pub(crate) fn take(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
         self.take_up_to(BATCH_BYTES_MAX, spares)
     }
 
     /// A batch of one piece that stands for what was taken, or for nothing in this outbox.
-    pub(super) fn start(&mut self, spares: &mut Spares, piece: Piece) -> Vec<Piece> {
+    pub(crate) fn start(&mut self, spares: &mut Spares, piece: Piece) -> Vec<Piece> {
         self.in_flight = true;
         let mut batch = spares.batch();
         batch.push(piece);
@@ -380,7 +380,7 @@ impl Outbox {
     }
 
     /// The next batch, which ends with the piece that makes it `bytes_max` long.
-    pub(super) fn take_up_to(
+    pub(crate) fn take_up_to(
         &mut self,
         bytes_max: usize,
         spares: &mut Spares,
@@ -408,7 +408,10 @@ impl Outbox {
             left -= 1;
             self.taken += 1;
             if piece.bytes().is_empty() {
-                self.loose.as_mut().into_iter().for_each(|loose| loose.on_empty_taken());
+                self.droppable
+                    .as_mut()
+                    .into_iter()
+                    .for_each(|droppable| droppable.on_empty_taken());
             } else {
                 bytes += piece.bytes().len();
                 batch.push(piece);
@@ -427,19 +430,19 @@ impl Outbox {
     }
 
     /// The kernel has taken `bytes` more of the batch in flight.
-    pub(super) fn on_sent(&mut self, bytes: usize) {
+    pub(crate) fn on_sent(&mut self, bytes: usize) {
         assert!(bytes <= self.pending_bytes, "more was sent than was pending");
         self.pending_bytes -= bytes;
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
     }
 
     /// The batch in flight is complete.
-    pub(super) fn on_done(&mut self) {
+    pub(crate) fn on_done(&mut self) {
         self.in_flight = false;
     }
 
     /// Drops everything that is not in flight.
-    pub(super) fn clear(&mut self, spares: &mut Spares) {
+    pub(crate) fn clear(&mut self, spares: &mut Spares) {
         self.seal();
         for piece in self.sealed.drain() {
             self.pending_bytes -= piece.bytes().len();
@@ -451,7 +454,7 @@ impl Outbox {
             spares.keep_buffer(hold.statuses);
         }
         self.undecided = 0;
-        self.loose = None;
+        self.droppable = None;
     }
 
     fn seal(&mut self) {

@@ -10,14 +10,14 @@ use std::collections::{HashMap, VecDeque};
 use ahash::RandomState;
 
 use super::{Outbox, Piece, Spares};
-use crate::engine::overflow::{Dropped, Kind, Policy};
+use crate::output::{Dropped, OverflowKind as Kind, Policy};
 
 /// Empty pieces from which on it is worth taking them out.
 const EMPTY_MIN: usize = 64;
 
 /// What may be dropped, by the number of the policy that allows it.
 #[derive(Debug, Default)]
-pub(super) struct Loose {
+pub(super) struct Droppable {
     policies: Vec<(u16, Queue)>,
     /// Empty pieces.
     empty: usize,
@@ -74,7 +74,7 @@ impl Queue {
     }
 }
 
-impl Loose {
+impl Droppable {
     /// A piece that was taken out was empty.
     pub(super) fn on_empty_taken(&mut self) {
         self.empty = self.empty.saturating_sub(1);
@@ -84,7 +84,7 @@ impl Loose {
 impl Outbox {
     /// Appends a whole message as far as `policy` allows, and drops others for it as the policy
     /// says. `key` is its sid and subject. False if it was dropped itself.
-    pub(in crate::engine) fn push_loose(
+    pub(crate) fn push_loose(
         &mut self,
         spares: &mut Spares,
         policy: &Policy,
@@ -107,7 +107,7 @@ impl Outbox {
             }
             return fits;
         }
-        let mut loose = self.loose.take().unwrap_or_default();
+        let mut loose = self.droppable.take().unwrap_or_default();
         let queue = loose.queue(policy.number);
         queue.forget_sent(self.taken);
         let mut gone = 0;
@@ -145,13 +145,13 @@ impl Outbox {
         if loose.empty > EMPTY_MIN && loose.empty * 2 > self.sealed.len() {
             self.take_out_empty(&mut loose);
         }
-        self.loose = Some(loose);
+        self.droppable = Some(loose);
         fits
     }
 
     /// What is queued now is sent whatever comes.
-    pub(in crate::engine) fn keep_all(&mut self) {
-        self.loose = None;
+    pub(crate) fn keep_all(&mut self) {
+        self.droppable = None;
     }
 
     fn empty_piece(&mut self, at: u64, spares: &mut Spares) {
@@ -164,7 +164,7 @@ impl Outbox {
     }
 
     /// Takes the empty pieces out, and numbers the others anew.
-    fn take_out_empty(&mut self, loose: &mut Loose) {
+    fn take_out_empty(&mut self, loose: &mut Droppable) {
         let mut empty_before = Vec::with_capacity(self.sealed.len() + 1);
         let mut empty = 0;
         for piece in self.sealed.iter() {
@@ -196,7 +196,7 @@ impl Outbox {
     }
 }
 
-impl Loose {
+impl Droppable {
     fn queue(&mut self, policy: u16) -> &mut Queue {
         let known = self.policies.iter().position(|(number, _)| *number == policy);
         let at = known.unwrap_or_else(|| {

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::segment::Piece;
+use crate::output::Piece;
 
 /// Pieces in a chunk: 4 KiB.
 const CHUNK_PIECES: usize = 128;

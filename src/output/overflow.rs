@@ -1,0 +1,96 @@
+//! Of which subjects a connection that is behind misses messages, rather than being cut.
+
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+
+use crate::subject::Table;
+
+/// What a client that is behind gets of the subjects that a filter matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverflowRule {
+    /// The filter; of several that match, the first counts.
+    pub filter: String,
+    /// What is dropped.
+    pub kind: OverflowKind,
+    /// Bytes queued for a client, without those with the kernel, from which on it drops (1 MiB);
+    /// never more than half of `max_pending`.
+    pub pending_bytes_max: usize,
+}
+
+/// What is dropped when too much is pending for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverflowKind {
+    /// What comes.
+    DropNewest,
+    /// What has waited longest.
+    DropOldest,
+    /// What has a later message on the same subject behind it.
+    Conflate,
+}
+
+/// What becomes of messages for a connection that is behind.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    /// Its place in the configuration.
+    pub(crate) number: u16,
+    pub(crate) kind: OverflowKind,
+    /// Bytes that may be queued, behind the batch in flight, with a message of this policy; from
+    /// half of it on messages may still be dropped for later ones.
+    pub(crate) bytes_max: usize,
+}
+
+/// Messages that a connection has not got because it was behind.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// Dropped as they came: there was no room, and none to be made.
+    pub newest: u64,
+    /// Dropped for later ones by `drop_oldest`, or because even conflated it was too much.
+    pub oldest: u64,
+    /// Dropped by `conflate` for later ones of the same subject.
+    pub conflated: u64,
+}
+
+impl Dropped {
+    /// Adds those of another connection or shard.
+    pub fn add(&mut self, other: &Self) {
+        self.newest += other.newest;
+        self.oldest += other.oldest;
+        self.conflated += other.conflated;
+    }
+}
+
+/// The policies of an account by the filters of their subjects.
+#[derive(Debug)]
+pub(crate) struct Overflow {
+    policies: Vec<Rc<Policy>>,
+    filters: Table<usize>,
+}
+
+impl Overflow {
+    /// None if there are no rules. With what is in flight no policy lets more be pending than
+    /// `pending_bytes_max`.
+    pub(crate) fn new<'a>(
+        rules: impl Iterator<Item = &'a OverflowRule>,
+        pending_bytes_max: usize,
+    ) -> Option<Rc<Self>> {
+        let mut filters = Table::new();
+        let mut policies = Vec::new();
+        for (at, rule) in rules.enumerate() {
+            // Of two for one filter the first counts, too.
+            let known = filters.get(rule.filter.as_bytes()).copied();
+            *filters.entry(rule.filter.as_bytes()) = known.unwrap_or(at);
+            let bytes_max = rule.pending_bytes_max.min(pending_bytes_max / 2);
+            let number = u16::try_from(at).unwrap_or(u16::MAX);
+            policies.push(Rc::new(Policy { number, kind: rule.kind, bytes_max }));
+        }
+        (!policies.is_empty()).then(|| Rc::new(Self { policies, filters }))
+    }
+
+    /// The policy for a subject: the first of the configuration that matches.
+    pub(crate) fn policy(&self, subject: &[u8]) -> Option<Rc<Policy>> {
+        let mut first = usize::MAX;
+        self.filters.for_each_match(subject, |at| first = first.min(*at));
+        self.policies.get(first).cloned()
+    }
+}
