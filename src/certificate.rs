@@ -8,7 +8,7 @@ use x509_parser::der_parser::oid;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use crate::config::hex;
+use crate::host::hex;
 
 /// Names that `verify_and_map` takes for users, in the order in which they are tried.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,6 +15,7 @@
 //!
 //! `ARCHITECTURE.md` has the whole picture.
 
+pub mod auth;
 pub mod certificate;
 pub mod cluster;
 pub mod config;
@@ -32,6 +33,7 @@ pub mod rates;
 pub mod server;
 pub mod shard;
 pub mod subject;
+pub mod transport;
 pub mod uring;
 
 /// The nats-server release whose behaviour clients may count on; they test features by it.

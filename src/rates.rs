@@ -9,12 +9,31 @@ use std::net::IpAddr;
 
 use ahash::RandomState;
 
-use crate::config;
-
 /// As much as a second's worth may come at once, after a second of nothing.
 const BURST_NS: u64 = 1_000_000_000;
 /// Addresses that are remembered; IPv6 ones count by their first 64 bits.
 const ADDRESSES_MAX: usize = 64 * 1024;
+
+/// How often connections may come, and what one may send: all of them in a second, and as much as
+/// a second's worth at once; 0 is without limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rates {
+    /// New client connections (0); those beyond are told so and closed.
+    pub connections: u64,
+    /// The same from one address, or from one IPv6 network of 64 bits (0).
+    pub connections_per_ip: u64,
+    /// Messages that one connection publishes (0); one that sends more is read from later.
+    pub msgs_per_connection: u64,
+    /// Bytes that one connection sends, operations included (0); the same.
+    pub bytes_per_connection: u64,
+}
+
+impl Rates {
+    /// Whether there is a limit to what a connection may send.
+    pub fn pace_connections(&self) -> bool {
+        self.msgs_per_connection > 0 || self.bytes_per_connection > 0
+    }
+}
 
 /// What was used of a rate. It costs one number, whatever the rate.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,10 +81,9 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Whether a connection from `ip` may come in.
-    pub fn admits(&mut self, options: &config::Options, ip: IpAddr, now: u64) -> bool {
-        let rates = &options.rates;
-        let tls = options.tls.as_ref().map_or(0, |tls| tls.connections_per_second_max);
+    /// Whether a connection from `ip` may come in; of TLS `tls` may in a second, and 0 is without
+    /// limit.
+    pub fn admits(&mut self, rates: &Rates, tls: u64, ip: IpAddr, now: u64) -> bool {
         let admitted = self.admits_address(rates.connections_per_ip, ip, now)
             && (tls == 0 || self.tls.take_one(tls, now))
             && (rates.connections == 0 || self.all.take_one(rates.connections, now));
@@ -117,15 +135,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Options;
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn options(connections: u64, connections_per_ip: u64) -> Options {
-        let mut options = Options::default();
-        options.rates.connections = connections;
-        options.rates.connections_per_ip = connections_per_ip;
-        options
+    fn rates(connections: u64, connections_per_ip: u64) -> Rates {
+        Rates { connections, connections_per_ip, ..Rates::default() }
     }
 
     proptest! {
@@ -163,42 +177,42 @@ mod tests {
 
     #[test]
     fn one_address_that_comes_too_often_keeps_nobody_else_out() {
-        let (options, mut gate) = (options(0, 3), Gate::default());
+        let (rates, mut gate) = (rates(0, 3), Gate::default());
         let (loud, quiet) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let admitted = (0..1000).filter(|_| gate.admits(&options, loud, 0)).count();
+        let admitted = (0..1000).filter(|_| gate.admits(&rates, 0, loud, 0)).count();
         assert_eq!(admitted, 3);
-        assert!(gate.admits(&options, quiet, 0));
-        assert!(gate.admits(&options, loud, SECOND));
+        assert!(gate.admits(&rates, 0, quiet, 0));
+        assert!(gate.admits(&rates, 0, loud, SECOND));
         assert_eq!(gate.rejected(), 997);
     }
 
     #[test]
     fn the_addresses_of_one_ipv6_network_are_one() {
-        let (options, mut gate) = (options(0, 1), Gate::default());
-        assert!(gate.admits(&options, "2001:db8::1".parse().unwrap(), 0));
-        assert!(!gate.admits(&options, "2001:db8::2".parse().unwrap(), 0));
-        assert!(gate.admits(&options, "2001:db8:0:1::1".parse().unwrap(), 0));
-        assert!(gate.admits(&options, "::ffff:10.0.0.1".parse().unwrap(), 0));
-        assert!(!gate.admits(&options, "10.0.0.1".parse().unwrap(), 0));
+        let (rates, mut gate) = (rates(0, 1), Gate::default());
+        assert!(gate.admits(&rates, 0, "2001:db8::1".parse().unwrap(), 0));
+        assert!(!gate.admits(&rates, 0, "2001:db8::2".parse().unwrap(), 0));
+        assert!(gate.admits(&rates, 0, "2001:db8:0:1::1".parse().unwrap(), 0));
+        assert!(gate.admits(&rates, 0, "::ffff:10.0.0.1".parse().unwrap(), 0));
+        assert!(!gate.admits(&rates, 0, "10.0.0.1".parse().unwrap(), 0));
     }
 
     #[test]
     fn addresses_take_a_bounded_room_and_those_beyond_it_are_held_by_the_rate_of_all() {
-        let (options, mut gate) = (options(100_000, 1), Gate::default());
+        let (rates, mut gate) = (rates(100_000, 1), Gate::default());
         let ips = (0..200_000_u32).map(|number| IpAddr::from(number.to_be_bytes()));
-        let admitted = ips.filter(|ip| gate.admits(&options, *ip, 0)).count();
+        let admitted = ips.filter(|ip| gate.admits(&rates, 0, *ip, 0)).count();
         assert_eq!(admitted, 100_000);
         assert!(gate.addresses.len() <= ADDRESSES_MAX);
     }
 
     #[test]
     fn the_log_is_told_once_a_second() {
-        let (options, mut gate) = (options(1, 0), Gate::default());
+        let (rates, mut gate) = (rates(1, 0), Gate::default());
         assert_eq!(gate.to_report(0), None);
-        let admitted = (0..5).filter(|_| gate.admits(&options, [1, 1, 1, 1].into(), 0)).count();
+        let admitted = (0..5).filter(|_| gate.admits(&rates, 0, [1, 1, 1, 1].into(), 0)).count();
         assert_eq!(admitted, 1);
         assert_eq!((gate.to_report(0), gate.to_report(0)), (Some(4), None));
-        gate.admits(&options, [1, 1, 1, 1].into(), 0);
+        gate.admits(&rates, 0, [1, 1, 1, 1].into(), 0);
         assert_eq!((gate.to_report(SECOND - 1), gate.to_report(SECOND)), (None, Some(1)));
     }
 }

@@ -528,8 +528,10 @@ impl Shard {
         self.last_cid += 1;
         let peer = Peer { cid: self.last_cid, ip, port };
         // Processes of this machine have no address, and come as fast as they like.
+        let (rates, now) = (&self.options.rates, self.ns_since_start(self.now));
+        let tls = self.options.tls.as_ref().map_or(0, |tls| tls.connections_per_second_max);
         if let Ok(source) = peer.ip.parse()
-            && !self.gate.admits(&self.options, source, self.ns_since_start(self.now))
+            && !self.gate.admits(rates, tls, source, now)
         {
             self.turn_away(&socket, &peer, transport);
             return;

@@ -6,12 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that decide and do no I/O.
-const SANS_IO: [&str; 5] = ["proto", "subject", "output", "engine", "cluster"];
+const SANS_IO: [&str; 7] = ["proto", "subject", "output", "auth", "transport", "engine", "cluster"];
 
 /// Modules that run inside a shard; `server` and `config` belong to the process.
-const IN_A_SHARD: [&str; 10] = [
+const IN_A_SHARD: [&str; 12] = [
     "proto",
     "subject",
+    "auth",
+    "transport",
     "engine",
     "cluster",
     "output",

@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use libfuzzer_sys::fuzz_target;
-use shardcast::config::trust::permissions;
+use shardcast::auth::Permissions;
 use shardcast::jwt::{Account, Activation, Operator, Token, User, decode};
 
 // The first byte says whether the rest is a token, or what a token says.
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let user: Option<Token<User>> = decode(&text).ok();
     if let Some(token) = &user {
-        let _ = permissions(&token.claims.body.permissions);
+        let _ = Permissions::from_token(&token.claims.body.permissions);
         let _ = (token.claims.body.is_empty(), token.claims.is_in_time(0));
     }
     let account: Option<Token<Account>> = decode(&text).ok();

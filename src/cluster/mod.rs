@@ -7,15 +7,17 @@
 
 pub mod names;
 mod pool;
+mod route_url;
 #[cfg(test)]
 mod tests;
 mod urls;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::config::{RouteUrl, Secret};
+use crate::auth::Secret;
 use crate::proto::route::RouteInfo;
-pub use pool::{Part, Pooling};
+pub use pool::{POOL_SIZE_MAX, Part, Pooling};
+pub use route_url::{PORT, RouteUrl};
 pub use urls::ClientUrls;
 
 /// Servers that are dialled because others spoke of them, at one time.

@@ -6,7 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-use crate::config::{Options, POOL_SIZE_MAX};
+/// Connections to one other member, at most: no peer can have this server dial more.
+pub const POOL_SIZE_MAX: u16 = 64;
 
 /// Which accounts a connection between two servers carries.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,24 +41,16 @@ pub struct Pooling {
 }
 
 impl Pooling {
-    /// As the options say. The system account has a connection of its own wherever there is a
-    /// pool.
-    pub fn new(options: &Options) -> Self {
-        let size = options.cluster.pool_size;
+    /// A pool of `size` connections, and accounts with one of their own; with a size of 0 there is
+    /// neither.
+    pub fn new<'a>(size: u16, accounts: impl IntoIterator<Item = &'a str>) -> Self {
         if size == 0 {
             return Self::default();
         }
-        let named = options.cluster.accounts.iter().chain(&options.accounts.system);
-        let mut accounts: Vec<Box<str>> = named.map(|name| name.as_str().into()).collect();
+        let mut accounts: Vec<Box<str>> = accounts.into_iter().map(Into::into).collect();
         accounts.sort_unstable();
         accounts.dedup();
         Self { size, accounts }
-    }
-
-    #[cfg(test)]
-    pub(super) fn of(size: u16, accounts: &[&str]) -> Self {
-        let accounts = accounts.iter().map(|name| (*name).into()).filter(|_| size > 0);
-        Self { size, accounts: accounts.collect() }
     }
 
     /// Connections of a pool; 0 if there is none.
@@ -133,7 +126,7 @@ mod tests {
     const ACCOUNTS: [&str; 6] = ["$G", "$SYS", "A", "B", "C", "P"];
 
     fn pooling(size: u16) -> Pooling {
-        Pooling::of(size, &["$SYS", "P"])
+        Pooling::new(size, ["$SYS", "P"])
     }
 
     #[test]

@@ -245,7 +245,7 @@ proptest! {
         pool_size in 0..4u16,
         account in any::<bool>(),
     ) {
-        let pooling = Pooling::of(pool_size, if account { &["$SYS"] } else { &[] });
+        let pooling = Pooling::new(pool_size, account.then_some("$SYS"));
         // Each server but the first knows an earlier one; some know others, or themselves.
         let mut routes: Vec<Vec<usize>> = vec![Vec::new(); count];
         let mut rng = fastrand::Rng::with_seed(seed);

@@ -18,7 +18,7 @@ use super::{
 };
 use super::{duration, listeners, missing, nearest, tls};
 use crate::engine::SHARDS_MAX;
-use crate::uring::Tier;
+use crate::host::Tier;
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,11 +1,8 @@
-//! Users, secrets and permissions, as configured.
+//! Users as they are configured.
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
-use std::str::FromStr;
-
-use subtle::ConstantTimeEq;
+use crate::auth::{ConnectionType, Permissions, Secret};
 
 /// Who may connect, and do what. Without users and token everybody may.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,137 +75,6 @@ impl User {
     }
 }
 
-/// What kind of connection a client comes by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConnectionType {
-    /// The client protocol.
-    Standard,
-    /// The same in a WebSocket.
-    Websocket,
-    /// Another server's, as a leaf.
-    Leafnode,
-    /// The same in a WebSocket.
-    LeafnodeWs,
-    /// MQTT.
-    Mqtt,
-    /// The same in a WebSocket.
-    MqttWs,
-    /// From within the process.
-    InProcess,
-}
-
-impl FromStr for ConnectionType {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name.to_ascii_uppercase().as_str() {
-            "STANDARD" => Ok(Self::Standard),
-            "WEBSOCKET" => Ok(Self::Websocket),
-            "LEAFNODE" => Ok(Self::Leafnode),
-            "LEAFNODE_WS" => Ok(Self::LeafnodeWs),
-            "MQTT" => Ok(Self::Mqtt),
-            "MQTT_WS" => Ok(Self::MqttWs),
-            "IN_PROCESS" => Ok(Self::InProcess),
-            _ => Err("a connection type is one of STANDARD, WEBSOCKET, LEAFNODE, LEAFNODE_WS, \
-                      MQTT, MQTT_WS and IN_PROCESS"
-                .to_owned()),
-        }
-    }
-}
-
-/// A password or token, or its bcrypt hash. Never printed.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Keeps `text`, which is a bcrypt hash if it looks like one (`$2a$10$…`).
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// Whether `given` is the secret. Takes the same time wherever the two differ; for a bcrypt
-    /// hash that is milliseconds to seconds, by the hash's own cost.
-    pub fn matches(&self, given: &str) -> bool {
-        if self.is_bcrypt() {
-            return bcrypt::verify(given, &self.0).unwrap_or(false);
-        }
-        self.0.as_bytes().ct_eq(given.as_bytes()).into()
-    }
-
-    /// The text itself, for the server that asks for it.
-    pub(crate) fn revealed(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether there is nothing to know: the user is known by other means.
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether this is a hash, and checking it therefore slow.
-    pub fn is_bcrypt(&self) -> bool {
-        let bytes = self.0.as_bytes();
-        bytes.len() > 7
-            && bytes.starts_with(b"$2")
-            && matches!(bytes[2], b'a' | b'b' | b'x' | b'y')
-            && bytes[3] == b'$'
-            && bytes[4].is_ascii_digit()
-            && bytes[5].is_ascii_digit()
-            && bytes[6] == b'$'
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[REDACTED]")
-    }
-}
-
-/// What a user may publish and subscribe to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Permissions {
-    /// Subjects to publish to; no entry names a queue.
-    pub publish: SubjectList,
-    /// Subjects to subscribe to.
-    pub subscribe: SubjectList,
-    /// Leave to answer requests whose reply subject `publish` does not allow (none). With it,
-    /// an empty `publish.allow` is nothing instead of everything.
-    pub allow_responses: Option<Responses>,
-}
-
-/// Two lists of subjects; what is denied is denied even if it is allowed too.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SubjectList {
-    /// What is allowed; empty is everything.
-    pub allow: Vec<SubjectEntry>,
-    /// What is not.
-    pub deny: Vec<SubjectEntry>,
-}
-
-/// One line of a list: `"subject"` or `"subject queue"`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubjectEntry {
-    /// The subject, with wildcards.
-    pub subject: String,
-    /// The queue group that is meant, with wildcards (none: not about queue groups).
-    pub queue: Option<String>,
-}
-
-/// How often and how long a request may be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Responses {
-    /// Messages to one reply subject (1); negative is without limit.
-    pub max: i64,
-    /// Milliseconds from the request on (120 000); negative is without limit.
-    pub expires_ms: i64,
-}
-
-impl Default for Responses {
-    fn default() -> Self {
-        Self { max: 1, expires_ms: 120_000 }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,29 +83,5 @@ mod tests {
     fn a_secret_is_never_printed() {
         let user = User { password: Secret::new("hush"), ..User::named("ann") };
         assert!(!format!("{user:?}").contains("hush"));
-    }
-
-    #[test]
-    fn a_plain_secret_matches_itself_only() {
-        let secret = Secret::new("s3cr3t");
-        assert!(secret.matches("s3cr3t"));
-        for other in ["", "s3cr3", "s3cr3tt", "S3cr3t"] {
-            assert!(!secret.matches(other), "{other}");
-        }
-    }
-
-    #[test]
-    fn a_bcrypt_hash_matches_what_was_hashed_and_not_itself() {
-        let hash = "$2a$04$zyxwvutsrqponmlkjihgfurQNWOPnczANr9Lnsgmk2Svikvt0pD4G";
-        let secret = Secret::new(hash);
-        assert!(secret.matches("tok3n"));
-        assert!(!secret.matches(hash));
-    }
-
-    #[test]
-    fn a_broken_bcrypt_hash_matches_nothing() {
-        let secret = Secret::new("$2y$99$short");
-        assert!(!secret.matches("$2y$99$short"));
-        assert!(!secret.matches(""));
     }
 }

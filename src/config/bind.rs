@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::auth::{Auth, Permissions, Responses, Secret, SubjectEntry, SubjectList, User};
+use super::auth::{Auth, User};
 use super::field::Action::{Absent, Ignore, Refuse, Set};
 use super::field::{Field, Key, Part, Warnings, bind_entry, bind_map, names, row_of};
 use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::rules::Written;
 use super::{Options, Rates, StartError, Syslog, accounts, listeners, missing, nearest, trust};
+use crate::auth::{Permissions, Responses, Secret, SubjectEntry, SubjectList};
 use crate::jwt;
 use crate::subject::is_valid_filter;
 

@@ -2,15 +2,17 @@
 
 #![forbid(unsafe_code)]
 
-use super::auth::{Permissions, Secret};
 use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::rules::Violation;
-use super::tls::{self, MutualTls};
+use super::tls;
 use super::{Options, StartError, missing};
+use crate::auth::{Permissions, Secret};
+use crate::cluster::{POOL_SIZE_MAX, Pooling, RouteUrl};
 use crate::proto::route::NO_CLUSTER;
+use crate::transport::{Compression, MutualTls};
 
 /// What an operator can choose about the cluster that a server is part of.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,78 +81,19 @@ impl Default for Cluster {
     }
 }
 
+impl Options {
+    /// Which accounts go over which connection to a member. The system account has one of its own
+    /// wherever there is a pool.
+    pub fn pooling(&self) -> Pooling {
+        let named = self.cluster.accounts.iter().chain(&self.accounts.system);
+        Pooling::new(self.cluster.pool_size, named.map(String::as_str))
+    }
+}
+
 /// Connections to each other member if nothing is said.
 const POOL_SIZE: u16 = 3;
-/// Connections to one other member, at most: no peer can have this server dial more.
-pub const POOL_SIZE_MAX: u16 = 64;
 /// The longest time between two PINGs on a route.
 const PING_INTERVAL_MS_MAX: u64 = 30_000;
-/// Where routes are listened for if nothing is said.
-pub const PORT: u16 = 6222;
-
-/// Where another member listens, as in `nats-route://user:password@host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteUrl {
-    /// Address, without brackets, or name.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// User and password that it asks for.
-    pub login: Option<(String, Secret)>,
-}
-
-impl RouteUrl {
-    /// Reads the text; the scheme may be any.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong, without the text: it may hold a password.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "a route is nats-route://host:port, perhaps with user:password@";
-        let (_, rest) = text.split_once("://").ok_or(EXPECTED)?;
-        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (login, address) = match rest.rsplit_once('@') {
-            Some((login, address)) => (Some(login), address),
-            None => (None, rest),
-        };
-        let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| EXPECTED)?)
-            }
-            _ => (address, PORT),
-        };
-        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = bracketed.unwrap_or(host);
-        if host.is_empty() || (bracketed.is_none() && host.contains(':')) {
-            return Err(EXPECTED);
-        }
-        let login = login.map(|login| {
-            let (user, password) = login.split_once(':').unwrap_or((login, ""));
-            (decoded(user), Secret::new(decoded(password)))
-        });
-        Ok(Self { host: host.to_owned(), port, login })
-    }
-}
-
-/// Undoes `%xx`.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [byte, tail @ ..] = rest {
-        let hex = |digit: u8| char::from(digit).to_digit(16);
-        rest = tail;
-        match (byte, tail) {
-            (b'%', [high, low, tail @ ..]) if hex(*high).is_some() && hex(*low).is_some() => {
-                let value = hex(*high).unwrap_or(0) * 16 + hex(*low).unwrap_or(0);
-                bytes.push(u8::try_from(value).unwrap_or(b'?'));
-                rest = tail;
-            }
-            _ => bytes.push(*byte),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 /// Binds the block.
 pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     let mut cluster = Cluster::default();
@@ -235,54 +178,22 @@ fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError>
     Ok(())
 }
 
-/// Whether and how a server compresses what it sends to others.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// Never.
-    Off,
-    /// As the other server does.
-    #[default]
-    Accept,
-    /// S2 at its fastest.
-    Fast,
-    /// S2, slower and shorter.
-    Better,
-    /// S2, slowest and shortest.
-    Best,
-    /// The longer the round trip the harder: milliseconds up to which nothing is compressed, then
-    /// fast, then better. With fewer than three the last is for all that take longer.
-    Auto(Vec<u64>),
-}
-
 /// Round trips that decide if nothing is said.
 const RTT_THRESHOLDS_MS: [u64; 3] = [10, 50, 100];
 /// More of them would decide nothing.
 const RTT_THRESHOLDS_MAX: usize = 4;
 
-impl Compression {
-    /// What servers call it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Accept => "accept",
-            Self::Fast => "s2_fast",
-            Self::Better => "s2_better",
-            Self::Best => "s2_best",
-            Self::Auto(_) => "s2_auto",
-        }
-    }
-
-    fn parse(mode: &str) -> Option<Self> {
-        Some(match mode.to_ascii_lowercase().as_str() {
-            "off" | "disabled" | "none" | "not supported" | "not_supported" => Self::Off,
-            "accept" => Self::Accept,
-            "on" | "enabled" | "fast" | "s2_fast" => Self::Fast,
-            "better" | "s2_better" => Self::Better,
-            "best" | "s2_best" => Self::Best,
-            "auto" | "s2_auto" => Self::Auto(RTT_THRESHOLDS_MS.to_vec()),
-            _ => return None,
-        })
-    }
+/// The compression of that name.
+fn compression_named(mode: &str) -> Option<Compression> {
+    Some(match mode.to_ascii_lowercase().as_str() {
+        "off" | "disabled" | "none" | "not supported" | "not_supported" => Compression::Off,
+        "accept" => Compression::Accept,
+        "on" | "enabled" | "fast" | "s2_fast" => Compression::Fast,
+        "better" | "s2_better" => Compression::Better,
+        "best" | "s2_best" => Compression::Best,
+        "auto" | "s2_auto" => Compression::Auto(RTT_THRESHOLDS_MS.to_vec()),
+        _ => return None,
+    })
 }
 
 /// The block `compression`.
@@ -301,7 +212,7 @@ const COMPRESSION: &[Key<CompressionBlock>] = &[
 ];
 
 fn mode(v: &Field<'_>) -> Result<Compression, StartError> {
-    Compression::parse(&v.text()?).ok_or_else(|| {
+    compression_named(&v.text()?).ok_or_else(|| {
         v.error("compression is off, accept, s2_fast, s2_better, s2_best or s2_auto")
     })
 }
@@ -372,23 +283,5 @@ pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
         let reason = "routes need a port where other servers reach this one; name it in \
                       cluster { port: … } or with --cluster";
         refuse("routes", reason);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_are_read_with_and_without_credentials() {
-        let url = RouteUrl::parse("nats-route://ann:p%40ss@[::1]:6333").unwrap();
-        assert_eq!((url.host.as_str(), url.port), ("::1", 6333));
-        let (user, password) = url.login.unwrap();
-        assert!(user == "ann" && password.matches("p@ss"));
-        let url = RouteUrl::parse("nats://example.com/").unwrap();
-        assert_eq!((url.host.as_str(), url.port, url.login), ("example.com", PORT, None));
-        for text in ["example.com:1", "nats://", "nats://h:x", "nats://::1:2"] {
-            assert!(RouteUrl::parse(text).is_err(), "{text}");
-        }
     }
 }

@@ -3,15 +3,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
-use std::str::FromStr;
 
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::rules::Violation;
-use super::{Auth, Options, Secret, StartError, Tls, User};
+use super::{Auth, Options, Secret, StartError, User};
+use crate::engine::PeerUser;
+use crate::transport::{Cookies, Network, Tls, WebSocketSettings};
 
 /// The Unix socket for clients of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,63 +28,10 @@ pub struct UnixOptions {
     pub peers: Vec<PeerUser>,
 }
 
-/// Processes of a user or group of this machine are a user of the server's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerUser {
-    /// The process's effective user id (none: any).
-    pub uid: Option<u32>,
-    /// The process's effective group id (none: any).
-    pub gid: Option<u32>,
-    /// One of the configured users.
-    pub user: String,
-}
-
 impl UnixOptions {
     /// A socket at `path`, for everybody.
     pub fn at(path: &str) -> Self {
         Self { path: path.to_owned(), mode: 0o666, owner: None, group: None, peers: Vec::new() }
-    }
-}
-
-/// A network: an address and how many of its first bits count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    base: u128,
-    mask: u128,
-}
-
-impl Network {
-    /// Whether the address is in it; IPv4 addresses may come mapped into IPv6.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        bits_of(ip) & self.mask == self.base
-    }
-}
-
-impl FromStr for Network {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || format!("\"{text}\" is no network; write one as 10.0.0.0/8 or ::1");
-        let (ip, len) = match text.split_once('/') {
-            Some((ip, len)) => (ip, Some(len.parse::<u32>().map_err(|_| expected())?)),
-            None => (text, None),
-        };
-        let ip: IpAddr = ip.parse().map_err(|_| expected())?;
-        let width = if ip.is_ipv4() { 32 } else { 128 };
-        let len = len.unwrap_or(width);
-        if len > width {
-            return Err(expected());
-        }
-        // IPv4 addresses are compared as those mapped into IPv6.
-        let mask = u128::MAX.checked_shl(width - len).unwrap_or(0);
-        Ok(Self { base: bits_of(ip) & mask, mask })
-    }
-}
-
-fn bits_of(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(ip) => Ipv6Addr::to_bits(ip),
     }
 }
 
@@ -122,19 +69,6 @@ pub struct WebSocketOptions {
     pub headers: Vec<(String, String)>,
 }
 
-/// The names of cookies.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cookies {
-    /// Whose value is a JWT.
-    pub jwt: Option<String>,
-    /// Whose value is a user's name.
-    pub user: Option<String>,
-    /// Whose value is a password.
-    pub pass: Option<String>,
-    /// Whose value is a token.
-    pub token: Option<String>,
-}
-
 impl Default for WebSocketOptions {
     fn default() -> Self {
         Self {
@@ -152,6 +86,24 @@ impl Default for WebSocketOptions {
             auth: None,
             no_auth_user: None,
             headers: Vec::new(),
+        }
+    }
+}
+
+impl WebSocketOptions {
+    /// What shards have to know of it.
+    pub(super) fn settings(&self) -> WebSocketSettings {
+        WebSocketSettings {
+            tls: self.tls.clone(),
+            same_origin: self.same_origin,
+            allowed_origins: self.allowed_origins.clone(),
+            compression: self.compression,
+            handshake_timeout_ms: self.handshake_timeout_ms,
+            ping_interval_ms: self.ping_interval_ms,
+            cookies: self.cookies.clone(),
+            headers: self.headers.clone(),
+            auth_timeout_ms: self.auth.as_ref().map(|auth| auth.timeout_ms),
+            no_auth_user: self.no_auth_user.clone(),
         }
     }
 }
@@ -360,29 +312,6 @@ const WEBSOCKET_AND_USERS: &[&str] = &["websocket", "ws", "authorization", "acco
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_network_holds_the_addresses_that_begin_as_it_does() {
-        let holds = |network: &str, ip: &str| {
-            network.parse::<Network>().unwrap().contains(ip.parse().unwrap())
-        };
-        for (network, inside, outside) in [
-            ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
-            ("10.1.2.3", "10.1.2.3", "10.1.2.4"),
-            ("192.168.128.0/17", "192.168.200.1", "192.168.1.1"),
-            ("fd00::/8", "fdff::1", "fe80::1"),
-            ("::1", "::1", "::2"),
-            ("10.0.0.0/8", "::ffff:10.0.0.1", "::10.0.0.1"),
-        ] {
-            assert!(holds(network, inside), "{network} {inside}");
-            assert!(!holds(network, outside), "{network} {outside}");
-        }
-        assert!(holds("0.0.0.0/0", "1.2.3.4") && !holds("0.0.0.0/0", "::1"));
-        assert!(holds("::/0", "1.2.3.4") && holds("::/0", "::1"));
-        for wrong in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "a/8", "1.2.3.4/x"] {
-            assert!(wrong.parse::<Network>().is_err(), "{wrong}");
-        }
-    }
 
     fn outcome(text: &str) -> Result<Options, StartError> {
         crate::config::of_text(text)

@@ -7,28 +7,8 @@ use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::mistakes::all;
+use crate::engine::{Destination, Mapping};
 use crate::subject::{Transform, is_valid_filter};
-
-/// What becomes of the subjects that a filter matches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mapping {
-    /// The filter.
-    pub source: String,
-    /// What one of them becomes; with what weights leave of a hundred it stays what it is, or is
-    /// lost if the filter itself is one of the destinations.
-    pub destinations: Vec<Destination>,
-}
-
-/// One of several destinations of a mapping.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Destination {
-    /// A subject, with `$1` and functions for what wildcards matched.
-    pub subject: String,
-    /// Of a hundred messages, how many come here on the average.
-    pub weight: u8,
-    /// Only on servers of this cluster, and there instead of the destinations without (none).
-    pub cluster: Option<String>,
-}
 
 const WEIGHTS_MAX: u32 = 100;
 

@@ -23,33 +23,35 @@ mod missing;
 pub mod mistakes;
 pub mod overflow;
 mod rules;
+mod settings;
 pub mod tls;
 pub mod trust;
 mod verifier;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-use crate::uring::Tier;
-pub use accounts::TraceRule;
-pub use accounts::{Account, AccountLimits, Accounts, Export, Import, Response, Seats, Shared};
-use args::Args;
-pub use auth::{
-    Auth, ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList, User,
+pub use crate::auth::{ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList};
+pub use crate::cluster::{POOL_SIZE_MAX, RouteUrl};
+pub use crate::engine::account_settings::{
+    Account, AccountLimits, Export, Import, Response, Seats, Shared, TraceRule,
 };
-pub use cluster::{Cluster, Compression, POOL_SIZE_MAX, RouteUrl};
-pub use listeners::{Cookies, Network, PeerUser, UnixOptions, WebSocketOptions};
-pub use mapping::{Destination, Mapping};
+pub use crate::engine::{Destination, Limits, Mapping, PeerUser};
+use crate::host::{Tier, hex};
+pub use crate::output::{OverflowKind, OverflowRule};
+pub use crate::rates::Rates;
+pub use crate::transport::{Compression, Cookies, HandshakeFirst, MutualTls, Network, Tls};
+pub use accounts::Accounts;
+use args::Args;
+pub use auth::{Auth, User};
+pub use cluster::Cluster;
+pub use listeners::{UnixOptions, WebSocketOptions};
 use mistakes::Mistakes;
 pub use mistakes::StartError;
 use rules::Written;
-pub use tls::{HandshakeFirst, MutualTls, Tls};
-
-pub use crate::output::{OverflowKind, OverflowRule};
 
 /// Everything an operator can choose. Plain data; [`Default`] is what an empty file means.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,57 +227,6 @@ impl Options {
         let host = host.or_else(|| before.and_then(|http| http.host));
         self.http = Some(HttpOptions { host, port, is_tls });
         Ok(())
-    }
-}
-
-/// What a client may use of the server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes in the arguments of one operation (4096).
-    pub control_line_bytes_max: usize,
-    /// Bytes of header and payload of one message (1 MiB).
-    pub payload_bytes_max: usize,
-    /// Unsent bytes for one client (64 MiB).
-    pub pending_bytes_max: usize,
-    /// Client connections at one time (65 536); 0 is none at all.
-    pub connections_max: usize,
-    /// Subscriptions of one connection; 0 is without limit (0).
-    pub subscriptions_max: usize,
-    /// Tokens in the subject of a SUB, at most 255; 0 is without limit (0).
-    pub subscription_tokens_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            control_line_bytes_max: 4096,
-            payload_bytes_max: 1024 * 1024,
-            pending_bytes_max: 64 * 1024 * 1024,
-            connections_max: 65_536,
-            subscriptions_max: 0,
-            subscription_tokens_max: 0,
-        }
-    }
-}
-
-/// How often connections may come, and what one may send: all of them in a second, and as much as
-/// a second's worth at once; 0 is without limit.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rates {
-    /// New client connections (0); those beyond are told so and closed.
-    pub connections: u64,
-    /// The same from one address, or from one IPv6 network of 64 bits (0).
-    pub connections_per_ip: u64,
-    /// Messages that one connection publishes (0); one that sends more is read from later.
-    pub msgs_per_connection: u64,
-    /// Bytes that one connection sends, operations included (0); the same.
-    pub bytes_per_connection: u64,
-}
-
-impl Rates {
-    /// Whether there is a limit to what a connection may send.
-    pub fn pace_connections(&self) -> bool {
-        self.msgs_per_connection > 0 || self.bytes_per_connection > 0
     }
 }
 
@@ -481,15 +432,6 @@ fn of_text(text: &str) -> Result<Options, StartError> {
     let written = bind::bind(map, &mut options, &mut mistakes);
     written.tell(&rules::check(&options), &mut mistakes);
     mistakes.result().map(|()| options)
-}
-
-/// Bytes in hexadecimal, two digits each.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
-        text
-    })
 }
 
 /// The candidate nearest to `name`, if it is near enough to be what was meant: a third of the

@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,84 +25,12 @@ use super::insecure::Anybody;
 use super::mistakes::{Mistakes, all};
 use super::{StartError, missing, verifier};
 use crate::certificate;
+use crate::transport::{HandshakeFirst, MutualTls, Tls};
 
 /// How long a handshake may take if nothing is said.
 pub const TIMEOUT_MS: u64 = 2000;
 /// What `handshake_first: auto` means.
 const FALLBACK_AUTO_MS: u64 = 50;
-
-/// TLS as it is configured, files included.
-#[derive(Clone)]
-pub struct Tls {
-    /// What a handshake needs; shared by all connections, so that sessions can be resumed on any.
-    pub server: Arc<ServerConfig>,
-    /// The same for the monitoring, which asks nobody for a certificate.
-    pub monitoring: Arc<ServerConfig>,
-    /// There is a certificate; without, every handshake fails.
-    pub has_certificate: bool,
-    /// When the first certificate ends, in seconds since 1970; none without one.
-    pub ends_at: Option<i64>,
-    /// Milliseconds a client has for its handshake (2000).
-    pub timeout_ms: u64,
-    /// Clients must show a certificate that `ca_file` vouches for (false).
-    pub verify: bool,
-    /// The certificate says which user a client is (false).
-    pub map: bool,
-    /// Whether INFO comes before the handshake.
-    pub first: HandshakeFirst,
-    /// SHA-256 of the public keys that clients may have, in hexadecimal; empty: any.
-    pub pinned_certs: Vec<String>,
-    /// New connections in a second, those without TLS included where they are allowed; 0 is
-    /// without limit (0).
-    pub connections_per_second_max: u64,
-    /// Of all files and names, so that a reload sees what has changed.
-    digest: [u8; 32],
-}
-
-/// TLS between servers: each has a certificate that the other's `ca_file` vouches for.
-#[derive(Debug, Clone)]
-pub struct MutualTls {
-    /// For those who dial.
-    pub tls: Tls,
-    /// For dialling.
-    pub client: Arc<ClientConfig>,
-    /// Whoever is dialled may be anybody (false).
-    pub is_insecure: bool,
-}
-
-impl PartialEq for MutualTls {
-    fn eq(&self, other: &Self) -> bool {
-        // Both are made of the same files.
-        self.tls == other.tls && self.is_insecure == other.is_insecure
-    }
-}
-
-/// When the handshake begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandshakeFirst {
-    /// After INFO.
-    No,
-    /// Before INFO, which is then never sent in clear.
-    Always,
-    /// Before INFO if the client begins it within so many milliseconds, else after.
-    Within(u64),
-}
-
-impl PartialEq for Tls {
-    fn eq(&self, other: &Self) -> bool {
-        self.digest == other.digest
-            && (self.timeout_ms, self.verify, self.map, self.first, &self.pinned_certs)
-                == (other.timeout_ms, other.verify, other.map, other.first, &other.pinned_certs)
-            && self.connections_per_second_max == other.connections_per_second_max
-    }
-}
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { timeout_ms, verify, map, first, .. } = self;
-        write!(f, "Tls {{ timeout_ms: {timeout_ms}, verify: {verify}, map: {map}, {first:?} }}")
-    }
-}
 
 /// The block as it is written, or what flags say in its place.
 #[derive(Debug, Clone)]

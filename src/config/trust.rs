@@ -14,14 +14,15 @@ use std::sync::Arc;
 
 use chrono_tz::Tz;
 
-use super::accounts::{self, Account, AccountLimits, Export, Import, Response, Shared};
-use super::auth::{Permissions, Responses, SubjectEntry, SubjectList};
+use super::accounts;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
-use super::mapping::{self, Destination, Mapping};
+use super::mapping;
 use super::rules::Violation;
 use super::{Options, StartError};
+use crate::engine::account_settings::{Account, AccountLimits, Export, Import, Response, Shared};
+use crate::engine::{Destination, Mapping};
 use crate::jwt::{self, Claims};
 use crate::subject::is_valid_filter;
 
@@ -515,38 +516,5 @@ fn import_of(import: &jwt::Import) -> Option<Import> {
         local,
         share: import.share,
         allow_trace: import.allow_trace,
-    })
-}
-
-/// The permissions of a token as those of a file.
-///
-/// Returns `None` if a subject in them is none.
-pub fn permissions(from: &jwt::Permissions) -> Option<Permissions> {
-    let entry = |text: &String| {
-        let mut words = text.split_ascii_whitespace();
-        match (words.next(), words.next(), words.next()) {
-            (Some(subject), queue, None) if is_valid_filter(subject.as_bytes()) => {
-                Some(SubjectEntry { subject: subject.to_owned(), queue: queue.map(str::to_owned) })
-            }
-            _ => None,
-        }
-    };
-    let entries = |texts: &[String]| texts.iter().map(entry).collect::<Option<Vec<_>>>();
-    let list = |list: &jwt::SubjectList| {
-        Some(SubjectList { allow: entries(&list.allow)?, deny: entries(&list.deny)? })
-    };
-    let defaults = Responses::default();
-    let responses = from.responses.as_ref().map(|responses| Responses {
-        max: if responses.max == 0 { defaults.max } else { responses.max },
-        expires_ms: match responses.ttl {
-            0 => defaults.expires_ms,
-            ..0 => -1,
-            ttl => ttl / 1_000_000,
-        },
-    });
-    Some(Permissions {
-        publish: list(&from.publish)?,
-        subscribe: list(&from.subscribe)?,
-        allow_responses: responses,
     })
 }

@@ -4,7 +4,7 @@ use super::Finding;
 use super::advised::{Matters, Rule, SYSCTLS, Sysctl};
 use super::snapshot::{Card, Host};
 use crate::host::CpuSet;
-use crate::uring::Tier;
+use crate::host::Tier;
 
 /// What the queues of one shard count as locked memory (seen on Linux 6.18).
 const LOCKED_BYTES_PER_SHARD: u64 = 560 * 1024;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::advised::SYSCTLS;
 use crate::config::RuntimeOptions;
-use crate::host::{CpuSet, Topology, Tree};
+use crate::host::{CpuSet, Tier, Topology, Tree};
 use crate::server::place::Placement;
-use crate::uring::{Tier, Unavailable};
+use crate::uring::Unavailable;
 
 const CPU_DIR: &str = "sys/devices/system/cpu";
 const NET_DIR: &str = "sys/class/net";

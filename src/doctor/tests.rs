@@ -2,8 +2,9 @@
 
 use super::snapshot::Host;
 use super::*;
+use crate::host::Tier;
 use crate::host::machine::Machine;
-use crate::uring::{Tier, Unavailable};
+use crate::uring::Unavailable;
 
 const LIMITS: &str = "\
 Limit                     Soft Limit           Hard Limit           Units

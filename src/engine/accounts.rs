@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::account_settings::{self as settings, AccountLimits, Seats, Shared, TraceRule};
 use super::cache::{Cache, Tally};
 use super::conn::Traffic;
 use super::imports::Outlet;
 use super::interest::{Interest, InterestStats};
 use super::mapping::Mappings;
-use crate::config::{self, Shared};
 use crate::subject::Table;
 
 /// What JetStream is asked by.
@@ -58,7 +58,7 @@ impl AccountId {
     /// `$G`, where everybody is who is in no other.
     pub(crate) const GLOBAL: Self = Self(0);
 
-    /// The account with this number in [`config::Accounts`].
+    /// The account with this number in the configuration.
     pub fn new(number: u32) -> Self {
         Self(number)
     }
@@ -75,7 +75,7 @@ pub(super) struct Account {
     /// what it says of it is kept.
     pub(super) name: Arc<str>,
     /// What it is like; none while it is not configured.
-    config: Option<Rc<config::Account>>,
+    config: Option<Rc<settings::Account>>,
     pub(super) interest: Interest,
     /// What subjects become that its connections publish to.
     pub(super) mappings: Option<Mappings>,
@@ -84,7 +84,7 @@ pub(super) struct Account {
     /// Connections logged in here that are open.
     pub(super) conns: usize,
     /// Those of all shards.
-    seats: config::Seats,
+    seats: Seats,
     /// Those that were closed as slow consumers.
     pub(super) slow_consumers: u64,
     /// What went through its connections.
@@ -92,12 +92,12 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn limits(&self) -> config::AccountLimits {
+    pub(super) fn limits(&self) -> AccountLimits {
         self.config.as_ref().map(|config| config.limits).unwrap_or_default()
     }
 
     /// Where messages are followed to that other systems trace.
-    pub(super) fn trace_rule(&self) -> Option<&config::TraceRule> {
+    pub(super) fn trace_rule(&self) -> Option<&TraceRule> {
         self.config.as_ref().and_then(|config| config.trace_rule.as_ref())
     }
 
@@ -160,7 +160,7 @@ impl Accounts {
                 interest: Interest::new(seed, &self.tally),
                 answers: false,
                 conns: 0,
-                seats: config::Seats::default(),
+                seats: Seats::default(),
                 slow_consumers: 0,
                 traffic: Traffic::default(),
             });
@@ -170,12 +170,7 @@ impl Accounts {
     /// Says what an account is like.
     ///
     /// What it exports and imports is in force with the next [`Self::link`].
-    pub(super) fn configure(
-        &mut self,
-        id: AccountId,
-        config: Rc<config::Account>,
-        seats: config::Seats,
-    ) {
+    pub(super) fn configure(&mut self, id: AccountId, config: Rc<settings::Account>, seats: Seats) {
         let mappings = Mappings::new(&config.mappings, self.cluster.as_deref());
         let account = self.at(id);
         account.name = config.name.as_str().into();

@@ -13,9 +13,9 @@ use minlz::s2;
 use super::conn::Conn;
 use super::websocket::Packer;
 use super::{ConnId, Engine, Reason};
-use crate::config::Compression;
 use crate::output::Piece;
 use crate::output::{InFlight, Spares};
+use crate::transport::Compression;
 
 /// What is compressed at once, in bytes.
 const BLOCK_BYTES: usize = 64 * 1024;

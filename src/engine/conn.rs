@@ -8,22 +8,24 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 
+use super::account_settings::{AccountLimits, GLOBAL};
 use super::compression::Packing;
 use super::interest::SubKey;
 use super::permissions::{Checks, Permissions};
 use super::route::Route;
 use super::secure::Secure;
+use super::settings::Limits;
 use super::timers::NEVER;
 use super::tokens::Pass;
 use super::transport::{Credentials, Preface, Transport};
 use super::websocket::WebSocket;
 use super::{AccountId, ConnId, Reason, ShardSet};
+use crate::auth::ConnectionType;
 use crate::certificate;
-use crate::config::{self, AccountLimits, ConnectionType, Limits, Rates};
 use crate::output::Dropped;
 use crate::output::Outbox;
 use crate::proto::Connect;
-use crate::rates::Meter;
+use crate::rates::{Meter, Rates};
 
 /// How long an error may take to reach its client before the connection is closed over it.
 pub(super) const FLUSH_NS: u64 = 100_000_000;
@@ -76,15 +78,15 @@ pub struct Traffic {
 
 /// A user as its connections see it.
 #[derive(Debug)]
-pub(super) struct User {
-    pub(super) name: Option<Box<str>>,
-    pub(super) account: AccountId,
-    pub(super) account_name: Arc<str>,
-    pub(super) permissions: Option<Permissions>,
+pub(crate) struct User {
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) account: AccountId,
+    pub(crate) account_name: Arc<str>,
+    pub(crate) permissions: Option<Permissions>,
     /// Of one that came by a token.
-    pub(super) pass: Option<Pass>,
+    pub(crate) pass: Option<Pass>,
     /// The kinds of connections that it may come by (empty: all).
-    pub(super) connection_types: Vec<ConnectionType>,
+    pub(crate) connection_types: Vec<ConnectionType>,
 }
 
 /// A CONNECT that is not decided yet. What follows it waits.
@@ -423,7 +425,7 @@ impl Conn {
     pub(super) fn account_name(&self) -> Arc<str> {
         match &self.user {
             Some(user) => Arc::clone(&user.account_name),
-            None => config::accounts::GLOBAL.into(),
+            None => GLOBAL.into(),
         }
     }
 

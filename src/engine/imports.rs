@@ -19,6 +19,7 @@ use std::sync::Arc;
 use ahash::RandomState;
 use serde::Serialize;
 
+use super::account_settings::Response;
 use super::accounts::AccountId;
 use super::interest::Targets;
 use super::message_trace::{DEST, DISABLED, StepEvent, with_header};
@@ -27,7 +28,6 @@ use super::record::{Record, RunRecord};
 use super::run::{Content, Run};
 use super::tokens::TokenUser;
 use super::{Conn, ConnId, Engine, ShardId, ShardSet};
-use crate::config::Response;
 use crate::proto::encode;
 use crate::subject::{self, Transform};
 

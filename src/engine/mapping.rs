@@ -2,8 +2,28 @@
 
 #![forbid(unsafe_code)]
 
-use crate::config;
 use crate::subject::{Table, Transform, covers};
+
+/// What becomes of the subjects that a filter matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    /// The filter.
+    pub source: String,
+    /// What one of them becomes; with what weights leave of a hundred it stays what it is, or is
+    /// lost if the filter itself is one of the destinations.
+    pub destinations: Vec<Destination>,
+}
+
+/// One of several destinations of a mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// A subject, with `$1` and functions for what wildcards matched.
+    pub subject: String,
+    /// Of a hundred messages, how many come here on the average.
+    pub weight: u8,
+    /// Only on servers of this cluster, and there instead of the destinations without (none).
+    pub cluster: Option<String>,
+}
 
 /// The compiled mappings of one account.
 #[derive(Debug)]
@@ -36,7 +56,7 @@ const WEIGHTS: u32 = 100;
 
 impl Mappings {
     /// None if there are none. Destinations of other clusters than `cluster` are left out.
-    pub(super) fn new(mappings: &[config::Mapping], cluster: Option<&str>) -> Option<Self> {
+    pub(super) fn new(mappings: &[Mapping], cluster: Option<&str>) -> Option<Self> {
         let rules: Vec<_> = mappings.iter().map(|mapping| Rule::new(mapping, cluster)).collect();
         let mut sources = Table::new();
         for (number, rule) in rules.iter().enumerate() {
@@ -59,7 +79,7 @@ impl Mappings {
 }
 
 impl Rule {
-    fn new(mapping: &config::Mapping, cluster: Option<&str>) -> Self {
+    fn new(mapping: &Mapping, cluster: Option<&str>) -> Self {
         let all = &mapping.destinations;
         let has_own = all.iter().any(|d| cluster.is_some() && d.cluster.as_deref() == cluster);
         let cluster = cluster.filter(|_| has_own);
@@ -99,7 +119,6 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Destination, Mapping};
 
     fn mapping(source: &str, destinations: &[(&str, u8, Option<&str>)]) -> Mapping {
         let destination = |(subject, weight, cluster): &(&str, u8, Option<&str>)| Destination {

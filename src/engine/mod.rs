@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account_settings;
 mod accounts;
 mod budget;
 mod cache;
@@ -56,11 +57,11 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
-use crate::config::{HandshakeFirst, Tls};
 use crate::histogram::Histogram;
 pub use crate::output::Dropped;
 use crate::output::{Outbox, Piece, Spares};
 use crate::proto::encode;
+use crate::transport::{HandshakeFirst, Tls};
 use accounts::Accounts;
 pub use accounts::{ACCOUNT_REQUESTS, AccountFigures, AccountId, OWN_USER};
 use budget::{Budget, RECORD_WORK};
@@ -79,6 +80,7 @@ use imports::Answers;
 pub use imports::ServerRequest;
 pub use interest::InterestStats;
 use interest::{Sub, SubKey};
+pub use mapping::{Destination, Mapping};
 pub use message_trace::{MessageTrace, Party, Step, StepEvent, header_values};
 use message_trace::{Trace, Traces};
 pub use pressure::LaneFigures;
@@ -86,6 +88,8 @@ use pressure::{Lane, Wait};
 pub use proof::{NonceKey, Proof};
 pub use tokens::TokenUser;
 
+pub(crate) use conn::User;
+pub(crate) use permissions::Permissions;
 use record::Publisher;
 pub use record::{InterestRecord, Placed, Record, Report, RunRecord};
 use requests::{Asked, Requests};
@@ -93,10 +97,13 @@ use route::Cluster;
 pub use route::{NewRoute, RouteNotice, RouteSnapshot};
 use run::Run;
 pub use secure::TlsInfo;
-pub use settings::{ClusterIdentity, Identity, Settings};
+pub use settings::{ClusterIdentity, Identity, Limits, PeerUser, Settings};
+pub(crate) use settings::{Login, Logins, RouteSettings};
 use snapshot::Closed;
 pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
+pub(crate) use tokens::Trusted;
+pub(crate) use trace::Tracing;
 pub use transport::{Credentials, Transport};
 use websocket::Packer;
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use ahash::RandomState;
 
-use crate::config;
+use crate::auth::{self, Responses, SubjectEntry};
 use crate::subject::{self, Table};
 
 /// Publish subjects whose permission a connection remembers.
@@ -21,12 +21,12 @@ const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The compiled permissions of one user.
 #[derive(Debug)]
-pub(super) struct Permissions {
+pub(crate) struct Permissions {
     publish_allow: Option<Table<Entry>>,
     publish_deny: Table<Entry>,
     subscribe_allow: Option<Table<Entry>>,
     subscribe_deny: Table<Entry>,
-    responses: Option<config::Responses>,
+    responses: Option<Responses>,
 }
 
 /// What a list says about one subject filter.
@@ -42,7 +42,7 @@ struct Entry {
 
 impl Permissions {
     /// Compiles configured permissions.
-    pub(super) fn new(from: &config::Permissions) -> Self {
+    pub(crate) fn new(from: &auth::Permissions) -> Self {
         // Who may only respond may publish nothing else.
         let restricted = !from.publish.allow.is_empty() || from.allow_responses.is_some();
         Self {
@@ -124,9 +124,9 @@ impl Entry {
     }
 }
 
-fn table(entries: &[config::SubjectEntry]) -> Table<Entry> {
+fn table(entries: &[SubjectEntry]) -> Table<Entry> {
     let mut table = Table::default();
-    for config::SubjectEntry { subject, queue } in entries {
+    for SubjectEntry { subject, queue } in entries {
         let entry: &mut Entry = table.entry(subject.as_bytes());
         entry.covers_rest = subject == ">" || subject.ends_with(".>");
         match queue {
@@ -221,8 +221,8 @@ mod tests {
 
     #[test]
     fn leave_to_answer_is_bounded_in_bytes() {
-        let allow_responses = Some(config::Responses::default());
-        let user = Permissions::new(&config::Permissions { allow_responses, ..Default::default() });
+        let allow_responses = Some(Responses::default());
+        let user = Permissions::new(&auth::Permissions { allow_responses, ..Default::default() });
         let mut checks = Checks::default();
         for number in 0..5000 {
             let reply = format!("{number:04000}");

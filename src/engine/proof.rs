@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
 
-use crate::config::Secret;
+use crate::auth::Secret;
 use crate::jwt;
 
 /// Bytes of a nonce, before it is text.

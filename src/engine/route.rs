@@ -24,9 +24,9 @@ use super::timers::NEVER;
 use super::transport::Transport;
 use super::waiting::UNDECIDED_BYTES_MAX;
 use super::{AccountId, ConnId, Engine, Origin, Peer, Reason};
+use crate::auth::Secret;
 use crate::cluster::names::{self, Agreement};
 use crate::cluster::{ClientUrls, Part};
-use crate::config::Secret;
 use crate::proto::encode;
 use crate::proto::route::{
     self as wire, Accounts, Form, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish,

@@ -16,9 +16,9 @@ use super::timers::NEVER;
 use super::websocket::Packer;
 use super::{ConnId, Engine, Reason};
 use crate::certificate;
-use crate::config::{HandshakeFirst, MutualTls, Tls};
 use crate::output::Piece;
 use crate::output::{InFlight, Spares};
+use crate::transport::{HandshakeFirst, MutualTls, Tls};
 
 /// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
 const HANDSHAKE_STEPS_PER_TURN: usize = 1;

@@ -1,4 +1,4 @@
-//! The options as an engine uses them: units converted, users and permissions compiled.
+//! What is configured, as an engine uses it: units converted, users and permissions compiled.
 
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta};
 
+use super::account_settings::{self, Seats};
 use super::accounts::{AccountId, Accounts};
 use super::conn::{Conn, Peer, User};
 use super::permissions::Permissions;
@@ -16,16 +17,14 @@ use super::timers::NEVER;
 use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use super::transport::Transport;
+use crate::auth::Secret;
 use crate::certificate;
 use crate::cluster::{ClientUrls, Pooling};
-use crate::config::trust::Trust;
-use crate::config::{
-    self, Auth, Compression, Limits, MutualTls, Network, Options, PeerUser, Rates, RouteUrl,
-    Secret, Tls, WebSocketOptions,
-};
-use crate::output::Overflow;
+use crate::output::{Overflow, OverflowRule};
 use crate::proto::Info;
-use crate::proto::route::{Permitted, RouteInfo};
+use crate::proto::route::RouteInfo;
+use crate::rates::Rates;
+use crate::transport::{Compression, MutualTls, Network, Tls, WebSocketSettings};
 
 /// Who this server is, decided at its start.
 #[derive(Debug, Clone, Default)]
@@ -63,97 +62,138 @@ pub struct ClusterIdentity {
     pub pooling: Pooling,
 }
 
+/// What a client may use of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in the arguments of one operation (4096).
+    pub control_line_bytes_max: usize,
+    /// Bytes of header and payload of one message (1 MiB).
+    pub payload_bytes_max: usize,
+    /// Unsent bytes for one client (64 MiB).
+    pub pending_bytes_max: usize,
+    /// Client connections at one time (65 536); 0 is none at all.
+    pub connections_max: usize,
+    /// Subscriptions of one connection; 0 is without limit (0).
+    pub subscriptions_max: usize,
+    /// Tokens in the subject of a SUB, at most 255; 0 is without limit (0).
+    pub subscription_tokens_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            control_line_bytes_max: 4096,
+            payload_bytes_max: 1024 * 1024,
+            pending_bytes_max: 64 * 1024 * 1024,
+            connections_max: 65_536,
+            subscriptions_max: 0,
+            subscription_tokens_max: 0,
+        }
+    }
+}
+
+/// Processes of a user or group of this machine are a user of the server's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerUser {
+    /// The process's effective user id (none: any).
+    pub uid: Option<u32>,
+    /// The process's effective group id (none: any).
+    pub gid: Option<u32>,
+    /// One of the configured users.
+    pub user: String,
+}
+
 /// What an engine has to know of the cluster's configuration.
 #[derive(Debug)]
-pub(super) struct RouteSettings {
+pub(crate) struct RouteSettings {
     /// What this server says of itself, but for the cluster's name.
-    pub(super) info: RouteInfo,
-    pub(super) pooling: Pooling,
-    pub(super) user: Option<String>,
-    pub(super) pass: Option<Secret>,
-    pub(super) auth_timeout_ns: u64,
-    pub(super) ping_interval_ns: u64,
-    pub(super) ping_max: u32,
+    pub(crate) info: RouteInfo,
+    pub(crate) pooling: Pooling,
+    pub(crate) user: Option<String>,
+    pub(crate) pass: Option<Secret>,
+    pub(crate) auth_timeout_ns: u64,
+    pub(crate) ping_interval_ns: u64,
+    pub(crate) ping_max: u32,
     /// What may be told of the interest here, as what may be published, and what of others' may
     /// be taken, as what may be subscribed to.
-    pub(super) permissions: Option<Permissions>,
-    pub(super) tls: Option<MutualTls>,
-    pub(super) compression: Compression,
+    pub(crate) permissions: Option<Permissions>,
+    pub(crate) tls: Option<MutualTls>,
+    pub(crate) compression: Compression,
 }
 
 /// What an engine has to know of the configuration.
 #[derive(Debug)]
 pub struct Settings {
-    pub(super) limits: Limits,
-    pub(super) rates: Rates,
-    pub(super) headers: bool,
-    ping_interval_ns: u64,
-    pub(super) ping_max: u32,
-    pub(super) write_deadline_ns: u64,
-    auth_timeout_ns: u64,
+    pub(crate) limits: Limits,
+    pub(crate) rates: Rates,
+    pub(crate) headers: bool,
+    pub(crate) ping_interval_ns: u64,
+    pub(crate) ping_max: u32,
+    pub(crate) write_deadline_ns: u64,
+    pub(crate) auth_timeout_ns: u64,
     /// Bytes of output that all connections of the shard together may have queued.
-    pub(super) memory_bytes_max: usize,
+    pub(crate) memory_bytes_max: usize,
     /// Connections that have ended and are remembered for the monitoring.
-    pub(super) closed_conns_max: usize,
+    pub(crate) closed_conns_max: usize,
     /// Log every operation.
-    pub(super) tracing: Option<Tracing>,
+    pub(crate) tracing: Option<Tracing>,
     /// Some accounts have mappings.
-    pub(super) has_mappings: bool,
+    pub(crate) has_mappings: bool,
     /// Of which subjects slow clients of any account miss messages.
-    overflow: Vec<config::OverflowRule>,
+    pub(crate) overflow: Vec<OverflowRule>,
     /// TLS for new connections.
-    pub(super) tls: Option<Tls>,
+    pub(crate) tls: Option<Tls>,
     /// They may also go without.
-    pub(super) allow_non_tls: bool,
+    pub(crate) allow_non_tls: bool,
     /// Connections over TCP may begin with a proxy's header.
-    pub(super) proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
     /// Those whose header is believed; none: all.
-    pub(super) trusted_proxies: Vec<Network>,
+    pub(crate) trusted_proxies: Vec<Network>,
     /// How WebSockets are made.
-    pub(super) websocket: Option<WebSocketOptions>,
+    pub(crate) websocket: Option<WebSocketSettings>,
     /// The credentials that count for those, unless they are everybody's.
-    websocket_logins: Option<Logins>,
-    websocket_address: Option<(String, u16)>,
+    pub(crate) websocket_logins: Option<Logins>,
+    pub(crate) websocket_address: Option<(String, u16)>,
     /// Where clients of this server may connect, as far as they are to know.
-    urls: ClientUrls,
+    pub(crate) urls: ClientUrls,
     /// Which users processes of this machine are.
-    peers: Vec<PeerUser>,
+    pub(crate) peers: Vec<PeerUser>,
     /// Names the server in subjects: a part of its id.
-    pub(super) node: String,
-    pub(super) route: RouteSettings,
+    pub(crate) node: String,
+    pub(crate) route: RouteSettings,
     /// The zero of the engine's time, in milliseconds since 1970.
-    epoch_ms: u64,
-    nonces: NonceKey,
+    pub(crate) epoch_ms: u64,
+    pub(crate) nonces: NonceKey,
     /// Some users have nkeys.
-    has_nkeys: bool,
-    logins: Logins,
-    guest: Option<Rc<User>>,
-    pub(super) nobody: Rc<User>,
+    pub(crate) has_nkeys: bool,
+    pub(crate) logins: Logins,
+    pub(crate) guest: Option<Rc<User>>,
+    pub(crate) nobody: Rc<User>,
     /// Users come by tokens.
-    trusted: Option<Trusted>,
+    pub(crate) trusted: Option<Trusted>,
     /// The configured accounts.
-    accounts: Vec<(AccountId, Rc<config::Account>, config::Seats)>,
+    pub(crate) accounts: Vec<(AccountId, Rc<account_settings::Account>, Seats)>,
     /// Their names.
-    names: HashSet<String>,
+    pub(crate) names: HashSet<String>,
     /// The one that the server tells of itself in.
-    system: Option<AccountId>,
+    pub(crate) system: Option<AccountId>,
     /// What may be asked there of accounts that come by tokens.
-    claims_requests: &'static [&'static str],
-    info: Info,
+    pub(crate) claims_requests: &'static [&'static str],
+    pub(crate) info: Info,
 }
 
 /// Credentials that let somebody in: a token, or those of users.
 #[derive(Debug)]
-struct Logins {
-    users: HashMap<String, Login>,
-    token: Option<Secret>,
+pub(crate) struct Logins {
+    pub(crate) users: HashMap<String, Login>,
+    pub(crate) token: Option<Secret>,
 }
 
 #[derive(Debug)]
-struct Login {
-    password: Secret,
-    has_nkey: bool,
-    user: Rc<User>,
+pub(crate) struct Login {
+    pub(crate) password: Secret,
+    pub(crate) has_nkey: bool,
+    pub(crate) user: Rc<User>,
 }
 
 /// What the credentials in a CONNECT come to.
@@ -185,73 +225,6 @@ pub(super) enum Standing {
 const NS_PER_MS: u64 = 1_000_000;
 
 impl Settings {
-    /// Compiles `options`; all shards together may queue `memory_bytes_max` bytes per shard.
-    pub fn new(options: &Options, identity: &Identity, memory_bytes_max: usize) -> Self {
-        let auth = &options.auth;
-        let logins = Logins::new(options, auth);
-        let guest = auth.no_auth_user.as_ref().and_then(|name| logins.users.get(name));
-        let websocket_auth =
-            options.websocket.as_ref().and_then(|websocket| websocket.auth.as_ref());
-        Self {
-            limits: options.limits.clone(),
-            rates: options.rates.clone(),
-            headers: !options.no_header_support,
-            ping_interval_ns: options.ping_interval_ms.saturating_mul(NS_PER_MS),
-            ping_max: options.ping_max,
-            write_deadline_ns: options.write_deadline_ms.saturating_mul(NS_PER_MS),
-            auth_timeout_ns: auth.timeout_ms.saturating_mul(NS_PER_MS),
-            memory_bytes_max,
-            closed_conns_max: if options.http.is_some() { options.closed_conns_max } else { 0 },
-            tracing: Tracing::new(&options.log),
-            has_mappings: options.accounts.list.iter().any(|account| !account.mappings.is_empty()),
-            overflow: options.overflow.clone(),
-            tls: options.tls.clone(),
-            allow_non_tls: options.allow_non_tls,
-            guest: guest.map(|login| Rc::clone(&login.user)),
-            node: match identity.id.get(1..9) {
-                Some(part) => part.to_owned(),
-                None => "0".to_owned(),
-            },
-            route: route_settings(options, identity),
-            epoch_ms: identity.epoch_ms,
-            nonces: identity.nonces.clone(),
-            has_nkeys: auth.users.iter().any(|user| user.has_nkey),
-            proxy_protocol: options.proxy_protocol,
-            trusted_proxies: options.trusted_proxies.clone(),
-            websocket: options.websocket.clone(),
-            websocket_logins: websocket_auth
-                .filter(|auth| auth.is_required())
-                .map(|auth| Logins::new(options, auth)),
-            websocket_address: identity.websocket.clone(),
-            urls: urls(options, identity),
-            peers: options.unix.iter().flat_map(|unix| unix.peers.iter().cloned()).collect(),
-            logins,
-            nobody: Rc::new(User {
-                name: None,
-                account: AccountId::GLOBAL,
-                account_name: config::accounts::GLOBAL.into(),
-                permissions: None,
-                connection_types: Vec::new(),
-                pass: None,
-            }),
-            trusted: Trusted::new(options, identity.epoch_ms),
-            accounts: options
-                .accounts
-                .list
-                .iter()
-                .map(|account| {
-                    let name = &account.name;
-                    let seats = options.accounts.seats(name);
-                    (account_id(options, name), Rc::new(account.clone()), seats)
-                })
-                .collect(),
-            names: options.accounts.list.iter().map(|account| account.name.clone()).collect(),
-            system: options.accounts.system.as_ref().map(|name| account_id(options, name)),
-            claims_requests: options.trust.as_ref().map(Trust::requests).unwrap_or_default(),
-            info: info(options, identity),
-        }
-    }
-
     /// Puts in force what is configured of accounts; the others are nobody's any more.
     pub(super) fn configure(&self, accounts: &mut Accounts) {
         accounts.retire();
@@ -324,8 +297,8 @@ impl Settings {
     /// How long that may take, in nanoseconds.
     pub(super) fn auth_timeout_ns_of(&self, transport: Transport) -> u64 {
         let own = self.websocket.as_ref().filter(|_| transport == Transport::WebSocket);
-        let own = own.and_then(|websocket| websocket.auth.as_ref());
-        own.map_or(self.auth_timeout_ns, |auth| auth.timeout_ms.saturating_mul(NS_PER_MS))
+        let own_ms = own.and_then(|websocket| websocket.auth_timeout_ms);
+        own_ms.map_or(self.auth_timeout_ns, |ms| ms.saturating_mul(NS_PER_MS))
     }
 
     /// The credentials that count for a transport.
@@ -564,10 +537,6 @@ impl Settings {
     }
 }
 
-fn account_id(options: &Options, name: &str) -> AccountId {
-    options.accounts.number(name).map_or(AccountId::GLOBAL, AccountId::new)
-}
-
 impl User {
     /// Whether it may connect over this transport.
     fn may_use(&self, transport: Transport) -> bool {
@@ -577,25 +546,6 @@ impl User {
 }
 
 impl Logins {
-    fn new(options: &Options, auth: &Auth) -> Self {
-        let compile = |user: &config::User| {
-            let defaults = auth.default_permissions.as_ref();
-            let defaults = defaults.filter(|_| user.account == config::accounts::GLOBAL);
-            let permissions = user.permissions.as_ref().or(defaults);
-            let compiled = User {
-                name: Some(user.name.as_str().into()),
-                account: account_id(options, &user.account),
-                account_name: user.account.as_str().into(),
-                permissions: permissions.map(Permissions::new),
-                connection_types: user.connection_types.clone(),
-                pass: None,
-            };
-            let (password, has_nkey) = (user.password.clone(), user.has_nkey);
-            (user.name.clone(), Login { password, has_nkey, user: Rc::new(compiled) })
-        };
-        Self { users: auth.users.iter().map(compile).collect(), token: auth.token.clone() }
-    }
-
     /// Whether everybody is let in.
     fn is_empty(&self) -> bool {
         self.token.is_none() && self.users.is_empty()
@@ -612,98 +562,4 @@ fn check(secret: &Secret, given: &str, user: &Rc<User>) -> Identified {
         );
     }
     if secret.matches(given) { Identified::Is(user) } else { Identified::Refused }
-}
-
-fn info(options: &Options, identity: &Identity) -> Info {
-    let (host, port) = options.shown_address(identity.port);
-    Info {
-        server_id: identity.id.clone(),
-        server_name: identity.name.clone(),
-        version: crate::NATS_VERSION.to_owned(),
-        proto: 1,
-        git_commit: crate::GIT_COMMIT.to_owned(),
-        host: host.to_owned(),
-        port,
-        headers: !options.no_header_support,
-        tls_required: options.tls.is_some() && !options.allow_non_tls,
-        tls_available: options.tls.is_some() && options.allow_non_tls,
-        tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
-        auth_required: options.requires_login(),
-        max_payload: options.limits.payload_bytes_max,
-        api_lvl: crate::JETSTREAM_API_LEVEL,
-        xkey: identity.xkey.clone(),
-        ..Info::default()
-    }
-}
-
-/// Where clients may connect, as far as others are to know.
-fn urls(options: &Options, identity: &Identity) -> ClientUrls {
-    let cluster = identity.cluster.as_ref().filter(|_| !options.cluster.no_advertise);
-    cluster.map(|cluster| cluster.urls.clone()).unwrap_or_default()
-}
-
-fn route_settings(options: &Options, identity: &Identity) -> RouteSettings {
-    let cluster = &options.cluster;
-    let mut host = cluster.host.clone();
-    let mut port = identity.cluster.as_ref().map_or(0, |cluster| i32::from(cluster.port));
-    let mut ip = String::new();
-    if let Some(advertise) = &cluster.advertise {
-        // A port may be missing, and a scheme is.
-        if let Ok(url) = RouteUrl::parse(&format!("nats-route://{advertise}")) {
-            let has_port = advertise.trim_end_matches(|c: char| c.is_ascii_digit()).ends_with(':');
-            (host, port) = (url.host, if has_port { i32::from(url.port) } else { port });
-            let shown = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-            ip = format!("nats-route://{shown}:{port}/");
-        }
-    }
-    let pooling = identity.cluster.as_ref().map(|cluster| cluster.pooling.clone());
-    let pooling = pooling.unwrap_or_default();
-    let urls = urls(options, identity);
-    let info = RouteInfo {
-        server_id: identity.id.clone(),
-        server_name: identity.name.clone(),
-        version: crate::NATS_VERSION.to_owned(),
-        // From 3 on peers expect that this server tells what becomes of traced messages.
-        proto: 3,
-        host,
-        port,
-        ip,
-        headers: !options.no_header_support,
-        auth_required: cluster.user.is_some(),
-        tls_required: cluster.tls.is_some(),
-        tls_verify: cluster.tls.is_some(),
-        max_payload: i64::try_from(options.limits.payload_bytes_max).unwrap_or(i64::MAX),
-        connect_urls: urls.tcp.unwrap_or_default(),
-        ws_connect_urls: urls.websocket.unwrap_or_default(),
-        route_pool_size: i32::from(pooling.size()),
-        shardcast: true,
-        lnoc: true,
-        lnocu: true,
-        ln: true,
-        compression: cluster.compression.name().to_owned(),
-        import: cluster.permissions.as_ref().and_then(|p| permitted(&p.publish)),
-        export: cluster.permissions.as_ref().and_then(|p| permitted(&p.subscribe)),
-        ..RouteInfo::default()
-    };
-    RouteSettings {
-        info,
-        pooling,
-        user: cluster.user.clone(),
-        pass: cluster.user.as_ref().map(|_| cluster.password.clone()),
-        auth_timeout_ns: cluster.timeout_ms.saturating_mul(NS_PER_MS),
-        ping_interval_ns: cluster.ping_interval_ms.saturating_mul(NS_PER_MS),
-        ping_max: cluster.ping_max,
-        permissions: cluster.permissions.as_ref().map(Permissions::new),
-        tls: cluster.tls.clone(),
-        compression: cluster.compression.clone(),
-    }
-}
-
-/// A list of a route's permissions as peers are told it.
-fn permitted(list: &config::SubjectList) -> Option<Permitted> {
-    let texts = |entries: &[config::SubjectEntry]| {
-        entries.iter().map(|entry| entry.subject.clone()).collect::<Vec<_>>()
-    };
-    let permitted = Permitted { allow: texts(&list.allow), deny: texts(&list.deny) };
-    (permitted != Permitted::default()).then_some(permitted)
 }

@@ -13,7 +13,7 @@ use super::permissions::Permissions;
 use super::proof::Proof;
 use super::timers::NEVER;
 use super::transport::Transport;
-use crate::config::{self, ConnectionType, Options, trust};
+use crate::auth::{self, ConnectionType};
 use crate::jwt::{self, Claims, SigningKey};
 use crate::proto::Connect;
 
@@ -23,19 +23,19 @@ const NS_PER_S: i128 = 1_000_000_000;
 
 /// The accounts whose users come by tokens.
 #[derive(Debug)]
-pub(super) struct Trusted {
-    accounts: HashMap<String, (AccountId, Arc<Claims<jwt::Account>>)>,
+pub(crate) struct Trusted {
+    pub(crate) accounts: HashMap<String, (AccountId, Arc<Claims<jwt::Account>>)>,
     /// The only ones of them whose users may come (none: all may).
-    pinned: Vec<String>,
+    pub(crate) pinned: Vec<String>,
     /// The server's own.
-    zone: Tz,
+    pub(crate) zone: Tz,
     /// The zero of the engine's time, in nanoseconds since 1970.
-    epoch_ns: i128,
+    pub(crate) epoch_ns: i128,
 }
 
 /// What a token adds to its user.
 #[derive(Debug)]
-pub(super) struct Pass {
+pub(crate) struct Pass {
     /// For those who ask who they are.
     pub(super) says: Arc<TokenUser>,
     pub(super) subscriptions_max: Option<usize>,
@@ -52,7 +52,7 @@ pub struct TokenUser {
     /// Its name for people.
     pub name: String,
     /// What it may do.
-    pub permissions: config::Permissions,
+    pub permissions: auth::Permissions,
     /// When it has to go, in seconds since 1970 (0: never).
     pub expires: i64,
     /// The key that signed the token.
@@ -66,7 +66,7 @@ pub struct TokenUser {
 impl TokenUser {
     fn new(
         claims: &Claims<jwt::User>,
-        permissions: config::Permissions,
+        permissions: auth::Permissions,
         expires: i64,
         text: Option<String>,
     ) -> Self {
@@ -107,20 +107,6 @@ pub(super) enum Refusal {
 }
 
 impl Trusted {
-    pub(super) fn new(options: &Options, epoch_ms: u64) -> Option<Self> {
-        let trust = options.trust.as_ref()?;
-        let accounts = trust.accounts.iter().filter_map(|(key, claims)| {
-            let id = AccountId::new(options.accounts.number(key)?);
-            Some((key.clone(), (id, Arc::clone(claims))))
-        });
-        Some(Self {
-            accounts: accounts.collect(),
-            pinned: trust.pinned.clone(),
-            zone: trust.zone,
-            epoch_ns: i128::from(epoch_ms) * 1_000_000,
-        })
-    }
-
     /// Whether the users of an account are the same as in `old`, without looking at each.
     pub(super) fn says_the_same_of(&self, account: &str, old: &Self) -> bool {
         let (now, before) = (self.accounts.get(account), old.accounts.get(account));
@@ -178,7 +164,7 @@ impl Trusted {
             false => own,
         });
         let permissions = permissions
-            .and_then(|permissions| trust::permissions(&permissions))
+            .and_then(|permissions| auth::Permissions::from_token(&permissions))
             .ok_or(because("the permissions of the token are not valid"))?;
         let limit = |value: i64| usize::try_from(value).ok();
         let is_bearer = said.bearer_token || limits.bearer_token;
@@ -200,7 +186,7 @@ impl Trusted {
             name: Some(claims.subject.as_str().into()),
             account: *account_id,
             account_name: name.into(),
-            permissions: (permissions != config::Permissions::default())
+            permissions: (permissions != auth::Permissions::default())
                 .then(|| Permissions::new(&permissions)),
             // Its token has said it.
             connection_types: Vec::new(),

@@ -5,7 +5,6 @@
 use super::conn::Conn;
 use super::mapping::Mapped;
 use super::run::Run;
-use crate::config::LogOptions;
 use crate::proto::{Op, Publish, encode};
 
 /// Fields of CONNECT whose values are never shown.
@@ -13,20 +12,14 @@ const SECRETS: [&str; 5] = ["pass", "auth_token", "jwt", "sig", "nkey"];
 
 /// How much of messages is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tracing {
+pub(crate) struct Tracing {
     /// Their headers, and no payloads.
-    headers_only: bool,
+    pub(crate) headers_only: bool,
     /// Bytes of either; 0 is all.
-    bytes_max: usize,
+    pub(crate) bytes_max: usize,
 }
 
 impl Tracing {
-    /// Nothing, unless `options` ask for it.
-    pub(super) fn new(options: &LogOptions) -> Option<Self> {
-        let (headers_only, bytes_max) = (options.trace_headers, options.traced_message_bytes_max);
-        options.trace.then_some(Self { headers_only, bytes_max })
-    }
-
     /// What is shown of a message's content, if anything.
     fn content(self, publish: &Publish<'_>, headers: bool) -> Option<String> {
         let shown = match (self.headers_only, publish.header) {

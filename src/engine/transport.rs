@@ -5,7 +5,7 @@
 use core::net::IpAddr;
 
 use super::{ConnId, Engine, Reason};
-use crate::config::ConnectionType;
+use crate::auth::ConnectionType;
 use crate::proto::proxy::{self, Beginning};
 
 /// How long a proxy's header may take once it has begun.

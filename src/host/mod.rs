@@ -10,12 +10,14 @@ mod cgroup;
 mod cpuset;
 #[cfg(test)]
 pub(crate) mod machine;
+mod tier;
 mod topology;
 
 use std::path::{Path, PathBuf};
 
 pub use cgroup::{Quota, memory_bytes};
 pub use cpuset::CpuSet;
+pub use tier::Tier;
 pub use topology::{Cpu, Topology};
 
 /// The directory below which `proc` and `sys` are looked for.
@@ -74,4 +76,13 @@ impl Tree {
         let target = std::fs::read_link(self.root.join(path)).ok()?;
         Some(target.file_name()?.to_str()?.to_owned())
     }
+}
+
+/// Bytes in hexadecimal, two digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
+        text
+    })
 }

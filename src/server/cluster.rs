@@ -76,7 +76,7 @@ pub(super) fn identify(
         host: options.cluster.host.clone(),
         port: address.port(),
         urls: client_urls(options, identity),
-        pooling: Pooling::new(options),
+        pooling: options.pooling(),
     }))
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use crate::config::{HttpOptions, Options, Seating, ShardCount, StartError};
-use crate::uring::Tier;
+use crate::host::Tier;
 
 /// An error about a reload that would change nothing but what only a restart can.
 pub(super) fn needs_restart(kept: &[String]) -> StartError {

@@ -17,13 +17,14 @@ use crate::engine::{
     self, AccountFigures, AccountId, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot,
     SHARDS_MAX, ShardId, SubSnapshot,
 };
+use crate::host::Tier;
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
     Address, Check, ClientOrder, Control, Figures, Listener, NEWS_MAX, News, Outcome, Parts,
     Report, Seats, Shard,
 };
-use crate::uring::{self, Bell, Reactor, Tier};
+use crate::uring::{self, Bell, Reactor};
 
 /// The running shards.
 pub struct Shards {

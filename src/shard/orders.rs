@@ -17,8 +17,9 @@ use crate::engine::{
     Stats, SubSnapshot, Transport,
 };
 use crate::histogram::Histogram;
+use crate::host::Tier;
 use crate::proto::route::RouteInfo;
-use crate::uring::{self, Bell, Tier};
+use crate::uring::{self, Bell};
 
 /// What the control thread, and the shard that accepts, tell a shard.
 pub enum Control {

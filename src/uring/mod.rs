@@ -45,12 +45,13 @@ use io_uring::types::{Napi, Timespec};
 
 use crate::disk::DiskDone;
 use crate::histogram::Histogram;
+use crate::host::Tier;
 
 pub use bell::Bell;
 pub use close::Closing;
 pub use memory::give_back_memory;
 pub use pool::Chunk;
-pub use probe::{Probe, Tier, Unavailable, probe};
+pub use probe::{Probe, Unavailable, probe};
 pub use send::Batch;
 pub use socket::SocketId;
 

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::time::Duration;
 
 use io_uring::opcode;
@@ -10,57 +9,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::ring::Ring;
 use super::{Event, Options, Reactor, Wait, ZeroCopy};
+use crate::host::Tier;
 
 /// How many turns a trial may take, and how long each: a poll, a receive, and some signals.
 const TRIAL_TURNS_MAX: usize = 8;
 const TRIAL_WAIT: Duration = Duration::from_millis(250);
-
-/// Which generation of io_uring features is used; a later one includes the earlier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Tier {
-    /// Linux 5.11: every operation asked for once, sockets polled before they are read.
-    Base,
-    /// Linux 6.0: multishot receive, buffer rings, bells by `MSG_RING`, `SEND_ZC`.
-    Rings,
-    /// Linux 6.1: completions are worked off only when the shard asks for them.
-    TaskRun,
-}
-
-impl Tier {
-    /// All tiers, the best first.
-    pub const ALL: [Self; 3] = [Self::TaskRun, Self::Rings, Self::Base];
-
-    /// The first kernel release that has it.
-    fn kernel(self) -> &'static str {
-        match self {
-            Self::Base => "5.11",
-            Self::Rings => "6.0",
-            Self::TaskRun => "6.1",
-        }
-    }
-}
-
-/// As in `--uring-tier`: `base`, `rings`, `taskrun`.
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Base => "base",
-            Self::Rings => "rings",
-            Self::TaskRun => "taskrun",
-        })
-    }
-}
-
-impl FromStr for Tier {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|tier| tier.to_string() == name)
-            .ok_or_else(|| format!("no io_uring tier {name:?}: it is base, rings or taskrun"))
-    }
-}
 
 /// What a reactor on this host can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

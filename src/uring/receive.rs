@@ -12,10 +12,10 @@ use std::io;
 
 use io_uring::cqueue;
 
-use super::probe::Tier;
 use super::socket::{Cancel, Receive, SocketId};
 use super::token::Kind;
 use super::{Event, Reactor, op};
+use crate::host::Tier;
 
 /// A socket is young until it has been received from so often: connecting takes less.
 const YOUNG_RECEIVES: u8 = 8;

@@ -10,7 +10,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 use super::Wait;
 #[cfg(test)]
 use super::faults;
-use super::probe::Tier;
+use crate::host::Tier;
 
 /// Completion entries per submission entry: a multishot operation answers many times.
 const COMPLETIONS_PER_SUBMISSION: u32 = 4;

@@ -50,7 +50,7 @@ fn name(server: usize) -> String {
 fn pooling(flavour: &Flavour) -> Pooling {
     let mut options = Options::default();
     options.cluster.pool_size = flavour.pool_size;
-    Pooling::new(&options)
+    options.pooling()
 }
 
 fn identity(server: usize, lives: u32, flavour: &Flavour) -> Identity {

@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::config::Compression;
 use crate::engine::settings::RouteSettings;
 use crate::engine::{ConnId, Engine, Reason, Settings, compression};
+use crate::transport::Compression;
 
 impl Engine {
     /// Puts new settings in force for the routes there are.

@@ -6,8 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-use crate::config::{Cookies, WebSocketOptions};
 use crate::proto::Connect;
+use crate::transport::{Cookies, WebSocketSettings};
 
 /// The longest request, in bytes.
 pub(super) const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -93,7 +93,7 @@ pub(super) fn end_of_request(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Judges a whole request.
-pub(super) fn judge(request: &[u8], options: &WebSocketOptions) -> Result<Upgrade, Refusal> {
+pub(super) fn judge(request: &[u8], options: &WebSocketSettings) -> Result<Upgrade, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
     if !matches!(parsed.parse(request), Ok(httparse::Status::Complete(_))) {
@@ -180,7 +180,7 @@ impl<'a> Request<'_, 'a> {
     }
 
     /// Whether the page that asks may. Programs that are no browsers name no origin.
-    fn check_origin(&self, options: &WebSocketOptions) -> Result<(), Refusal> {
+    fn check_origin(&self, options: &WebSocketSettings) -> Result<(), Refusal> {
         let forbidden = |reason| Refusal { status: "403 Forbidden", reason };
         if !options.same_origin && options.allowed_origins.is_empty() {
             return Ok(());
@@ -270,13 +270,13 @@ mod tests {
         usual.replace(change, to).into_bytes()
     }
 
-    fn refused(request: &[u8], options: &WebSocketOptions) -> &'static str {
+    fn refused(request: &[u8], options: &WebSocketSettings) -> &'static str {
         judge(request, options).map_or_else(|refusal| refusal.reason, |_| "granted")
     }
 
     #[test]
     fn the_request_of_the_standard_is_answered_as_the_standard_says() {
-        let upgrade = judge(&request("", ""), &WebSocketOptions::default()).unwrap();
+        let upgrade = judge(&request("", ""), &WebSocketSettings::default()).unwrap();
         let response = String::from_utf8(upgrade.response).unwrap();
         let accept = "\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
         assert!(response.starts_with("HTTP/1.1 101 ") && response.contains(accept), "{response}");
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_as_nats_server_names_it() {
-        let options = WebSocketOptions::default();
+        let options = WebSocketSettings::default();
         for (change, to, reason) in [
             ("GET /", "POST /", "request method must be GET"),
             ("Host: here:80\r\n", "", "'Host' missing in request"),
@@ -305,9 +305,9 @@ mod tests {
     #[test]
     fn pages_come_from_where_they_may() {
         let with = |origin: &str| request("Host:", &format!("Origin: {origin}\r\nHost:"));
-        let same = WebSocketOptions { same_origin: true, ..WebSocketOptions::default() };
+        let same = WebSocketSettings { same_origin: true, ..WebSocketSettings::default() };
         let list = vec!["http://here".to_owned(), "https://there:8443".to_owned()];
-        let listed = WebSocketOptions { allowed_origins: list, ..WebSocketOptions::default() };
+        let listed = WebSocketSettings { allowed_origins: list, ..WebSocketSettings::default() };
         for (origin, same_origin, in_list) in [
             ("http://here", true, true),
             ("HTTP://HERE:80", true, true),
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn compression_is_agreed_upon_where_both_can() {
-        let options = WebSocketOptions { compression: true, ..WebSocketOptions::default() };
+        let options = WebSocketSettings { compression: true, ..WebSocketSettings::default() };
         for (offer, packs) in [
             ("permessage-deflate", true),
             ("permessage-deflate; client_max_window_bits", true),
@@ -335,7 +335,7 @@ mod tests {
         ] {
             let request = request("Host:", &format!("Sec-WebSocket-Extensions: {offer}\r\nHost:"));
             assert_eq!(judge(&request, &options).unwrap().packs, packs, "{offer}");
-            assert!(!judge(&request, &WebSocketOptions::default()).unwrap().packs);
+            assert!(!judge(&request, &WebSocketSettings::default()).unwrap().packs);
         }
     }
 
@@ -343,7 +343,7 @@ mod tests {
     fn cookies_stand_for_what_connect_leaves_out() {
         let cookies =
             Cookies { user: Some("u".into()), pass: Some("p".into()), ..Cookies::default() };
-        let options = WebSocketOptions { cookies, ..WebSocketOptions::default() };
+        let options = WebSocketSettings { cookies, ..WebSocketSettings::default() };
         let request = request("Host:", "Cookie: x=1; u=ann;p=\"a=b\"\r\nHost:");
         let upgrade = judge(&request, &options).unwrap();
         let mut connect = Connect { pass: "own".to_owned(), ..Connect::default() };

@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use ahash::RandomState;
 
 use super::{Outbox, Piece, Spares};
-use crate::output::{Dropped, OverflowKind as Kind, Policy};
+use crate::output::{Dropped, OverflowKind, Policy};
 
 /// Empty pieces from which on it is worth taking them out.
 const EMPTY_MIN: usize = 64;
@@ -98,7 +98,7 @@ impl Outbox {
             self.push(spares, |out| out.extend_from_slice(message));
             return true;
         }
-        if policy.kind == Kind::DropNewest {
+        if policy.kind == OverflowKind::DropNewest {
             let fits = self.queued_bytes() + len <= policy.bytes_max;
             if fits {
                 self.push(spares, |out| out.extend_from_slice(message));
@@ -111,7 +111,7 @@ impl Outbox {
         let queue = loose.queue(policy.number);
         queue.forget_sent(self.taken);
         let mut gone = 0;
-        if policy.kind == Kind::Conflate
+        if policy.kind == OverflowKind::Conflate
             && let Some(at) = queue.pop_latest(key)
         {
             self.empty_piece(at, spares);
@@ -135,7 +135,7 @@ impl Outbox {
             spares.added_bytes += len;
             queue.marks.push_back(Mark { at, bytes: len });
             queue.bytes += len;
-            if policy.kind == Kind::Conflate {
+            if policy.kind == OverflowKind::Conflate {
                 queue.latest.insert(key.into(), at);
             }
         } else {
@@ -265,7 +265,7 @@ mod tests {
             if self.pending() == 0 || self.queued() + text.len() <= max / 2 {
                 return self.queued.push((text, None));
             }
-            if policy.kind == Kind::Conflate {
+            if policy.kind == OverflowKind::Conflate {
                 let same = |entry: &(_, _)| entry.1 == Some((policy.number, key));
                 if let Some(at) = self.queued.iter().position(same) {
                     self.queued.remove(at);
@@ -283,7 +283,7 @@ mod tests {
                 self.queued.remove(oldest.expect("they are what is too much"));
                 self.dropped.oldest += 1;
             }
-            let mark = (policy.kind != Kind::DropNewest).then_some((policy.number, key));
+            let mark = (policy.kind != OverflowKind::DropNewest).then_some((policy.number, key));
             self.queued.push((text, mark));
         }
 
@@ -308,9 +308,9 @@ mod tests {
         ) {
             let policy = |number, kind, bytes_max| Policy { number, kind, bytes_max };
             let policies = [
-                policy(0, Kind::DropNewest, 300),
-                policy(1, Kind::DropOldest, 400),
-                policy(2, Kind::Conflate, 350),
+                policy(0, OverflowKind::DropNewest, 300),
+                policy(1, OverflowKind::DropOldest, 400),
+                policy(2, OverflowKind::Conflate, 350),
             ];
             let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
             let (mut model, mut dropped) = (Model::default(), Dropped::default());
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn one_subject_that_changes_for_ever_needs_no_more_room() {
-        let policy = Policy { number: 0, kind: Kind::Conflate, bytes_max: 1000 };
+        let policy = Policy { number: 0, kind: OverflowKind::Conflate, bytes_max: 1000 };
         let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
         let mut dropped = Dropped::default();
         for number in 0..100_000_u64 {

@@ -12,10 +12,11 @@ use serde_json::{Map, Value};
 
 use super::{State, text};
 use crate::config;
-use crate::config::tls::{TIMEOUT_MS, Tls};
+use crate::config::tls::TIMEOUT_MS;
 use crate::engine::RouteSnapshot;
 use crate::jwt;
 use crate::shard::{Figures, Report};
+use crate::transport::Tls;
 
 /// The body. Fields that only a nats-server has something for are as there with that off.
 #[derive(Serialize)]
