@@ -23,7 +23,7 @@ use super::account_settings::Response;
 use super::accounts::AccountId;
 use super::interest::Targets;
 use super::message_trace::{DEST, DISABLED, StepEvent, with_header};
-use super::publish::Source;
+use super::publish::{Audience, Source};
 use super::record::{Record, RunRecord};
 use super::run::{Content, Run};
 use super::tokens::TokenUser;
@@ -362,7 +362,7 @@ impl Engine {
         // An import is of what is published there, not of what is imported there.
         // Other servers have the message as it was published, and import it themselves.
         let source = Source { account: to, routed: true, origin: None, ..source };
-        self.deliver_at_home(source, &run.renamed(subject), &targets, None);
+        self.deliver_at_home(source, &run.renamed(subject), &targets, Audience::All);
     }
 
     fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) {

@@ -14,6 +14,7 @@
 
 pub mod account_settings;
 mod accounts;
+mod away;
 mod budget;
 mod cache;
 mod compression;

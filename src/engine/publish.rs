@@ -12,11 +12,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::away::{Away, Resort};
 use super::flushes::MANY;
-use super::interest::{Behind, Member, NO_MAX, QueueTargets, SidGroup, Targets};
+use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::message_trace::Traced;
 use super::record::{Pick, Publisher, Record, RunRecord};
-use super::relay::{Places, RoutePick, draw, members};
+use super::relay::{RoutePick, draw, members};
 use super::run::{Message, Run, parse_run};
 use super::{AccountId, ConnId, Engine, Origin, ShardId, ShardSet};
 use crate::output::Segment;
@@ -41,7 +42,8 @@ pub(super) struct Source {
     /// It came from another server: only clients of this one get it.
     pub(super) routed: bool,
     /// Whose it is, if another server sent it and has named queue groups: what no client of this
-    /// one can take goes on to members elsewhere, but not back to those.
+    /// one can take goes on to members elsewhere, but not back to those. None of what has gone on
+    /// before.
     pub(super) origin: Option<Origin>,
     /// Shards that could not place a queue message of this run.
     pub(super) visited: ShardSet,
@@ -55,6 +57,36 @@ impl Source {
         let publisher = Publisher { shard, conn };
         let visited = ShardSet::default();
         Self { account, publisher, echo: true, routed: false, origin: None, visited, hops: 0 }
+    }
+
+    /// Whether plain subscribers everywhere may have had it: it is passed on for a queue group.
+    pub(super) fn is_late(&self) -> bool {
+        self.routed || !self.visited.is_empty()
+    }
+}
+
+/// Who may get a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Audience<'a> {
+    All,
+    /// Plain subscribers, and the queue groups of these names.
+    AndGroups(&'a [u8]),
+    /// Those queue groups: others have had it.
+    Groups(&'a [u8]),
+}
+
+impl Audience<'_> {
+    fn has_plain(self) -> bool {
+        !matches!(self, Self::Groups(_))
+    }
+
+    fn has_group(self, name: &[u8]) -> bool {
+        match self {
+            Self::All => true,
+            Self::AndGroups(names) | Self::Groups(names) => {
+                route::queue_names(names).any(|one| *one == *name)
+            }
+        }
     }
 }
 
@@ -170,11 +202,18 @@ impl Engine {
         self.stats.routed.in_bytes += run.payload_bytes as u64;
         let echo = conn.connect.echo;
         let source = Source::new(account, self.shard, from);
-        let source = Source { routed: true, origin: Some(origin), echo, ..source };
         let targets = self.aim_of(account, run);
-        self.deliver_at_home(source, run, &targets, Some(queues));
-        if targets.leaves_account() {
-            self.deliver_abroad(source, run, &targets);
+        let source = Source { routed: true, echo, ..source };
+        if route::is_passed_on(queues) {
+            // Everybody else has had it, and it goes no further: it might come to who published
+            // it and wants no echo.
+            self.deliver_at_home(source, run, &targets, Audience::Groups(queues));
+        } else {
+            let source = Source { origin: Some(origin), ..source };
+            self.deliver_at_home(source, run, &targets, Audience::AndGroups(queues));
+            if targets.leaves_account() {
+                self.deliver_abroad(source, run, &targets);
+            }
         }
         self.settle_deliveries();
     }
@@ -272,36 +311,38 @@ impl Engine {
 
     /// Delivers to local connections and stages for other shards.
     pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
-        self.deliver_at_home(source, run, targets, None);
+        self.deliver_at_home(source, run, targets, Audience::All);
         if targets.leaves_account() {
             self.deliver_abroad(source, run, targets);
         }
     }
 
-    /// The same, but within the account. Queue groups are served if they are in `named`, where
-    /// there is such a list.
+    /// The same, but within the account, and to nobody but `audience`.
     pub(super) fn deliver_at_home(
         &mut self,
         source: Source,
         run: &Run<'_>,
         targets: &Targets,
-        named: Option<&[u8]>,
+        audience: Audience<'_>,
     ) {
         let before = self.stats.delivered();
-        self.deliver_plain(source, run, targets);
-        if targets.are_plain_and_here() {
-            return self.count_deliveries(source.account, before);
+        if audience.has_plain() {
+            self.deliver_plain(source, run, targets);
+            if targets.are_plain_and_here() {
+                return self.count_deliveries(source.account, before);
+            }
         }
         let mut picks = Picks::default();
         for (at, group) in targets.queues.iter().enumerate() {
-            if named.is_none_or(|named| route::queue_names(named).any(|name| *name == *group.name))
-            {
+            if audience.has_group(&group.name) {
                 self.deliver_to_group(source, run, (at, targets), &mut picks);
             }
         }
         self.count_deliveries(source.account, before);
         let (mut shards, mut routes): (_, &[u32]) = (targets.shards, &[]);
-        if !source.routed {
+        if !audience.has_plain() {
+            shards = ShardSet::default();
+        } else if !source.routed {
             (shards, routes) = (shards.union(targets.routers), &targets.routes);
         }
         self.deliver_to_routes(source, run, routes, &targets.queues, picks.routes);
@@ -483,7 +524,7 @@ impl Engine {
     ) {
         self.is_for_many = false;
         let group = &targets.queues[number];
-        let elsewhere = self.elsewhere(source, (number, targets));
+        let elsewhere = self.places(source, (number, targets), Resort::First);
         let (local, away) = (group.local.len() as u64, members(&elsewhere));
         let mut one = Run::default();
         for (at, message) in run.messages.iter().enumerate() {
@@ -493,10 +534,9 @@ impl Engine {
                 self.place_at(at);
                 continue;
             }
-            let place = draw(&mut self.rng, &elsewhere).or_else(|| {
-                let last = self.last_resorts(source, (number, targets));
-                draw(&mut self.rng, &last)
-            });
+            let place = draw(&mut self.rng, &elsewhere)
+                .or_else(|| self.place_away(source, (number, targets), Resort::Last))
+                .or_else(|| self.place_away(source, (number, targets), Resort::Any));
             match place {
                 Some(Away::Route(route)) => {
                     picks.routes.push(RoutePick { route, group: index(number), at: index(at) });
@@ -520,7 +560,7 @@ impl Engine {
         picks: &mut Picks,
     ) -> bool {
         let group = &targets.queues[number];
-        let routes = Away::routes(&self.elsewhere(source, (number, targets)));
+        let routes = Away::routes(&self.places(source, (number, targets), Resort::First));
         let (local, behind_routes) = (group.local.len() as u64, members(&routes));
         let prefers_local = behind_routes == 0 || self.rng.u64(..local + behind_routes) < local;
         if prefers_local && self.deliver_to_one(source, one, group) {
@@ -528,65 +568,12 @@ impl Engine {
             return true;
         }
         let route = draw(&mut self.rng, &routes).or_else(|| {
-            let last = Away::routes(&self.last_resorts(source, (number, targets)));
+            let last = Away::routes(&self.places(source, (number, targets), Resort::Last));
             draw(&mut self.rng, &last)
         });
         let pick = route.map(|route| RoutePick { route, group: index(number), at });
         picks.routes.extend(pick);
         pick.is_some()
-    }
-
-    /// Where members of a group are that are not connected here: clients on other shards that were
-    /// not visited, and of servers behind routes.
-    ///
-    /// What was passed on once goes only over routes over which nobody can have had it before.
-    fn elsewhere(&self, source: Source, (number, targets): (usize, &Targets)) -> Places<Away> {
-        let group = &targets.queues[number];
-        let is_late = !source.visited.is_empty();
-        let takes = |behind: &Behind| {
-            !source.routed
-                && behind.is_peers()
-                && (!is_late || targets.is_only_for(behind.route, number))
-        };
-        let routes =
-            group.routes.iter().filter(|behind| takes(behind) && self.is_open(behind.route));
-        let shards = group.remote.iter().filter(|remote| !source.visited.contains(remote.shard));
-        let shards = shards.map(|remote| {
-            let is_told = is_late && targets.routers.contains(remote.shard);
-            (Away::Shard(remote.shard), remote.members(source.routed || is_told))
-        });
-        routes.map(Away::behind).chain(shards).collect()
-    }
-
-    /// Where members are that get what nobody else takes: those at leaf nodes, and all behind
-    /// routes where another server has named the group. It does not go back to where it came from.
-    fn last_resorts(&self, source: Source, (number, targets): (usize, &Targets)) -> Places<Away> {
-        let Source { routed, origin, visited, publisher, echo, .. } = source;
-        if routed && origin.is_none() {
-            return Places::new();
-        }
-        let group = &targets.queues[number];
-        let is_late = routed || !visited.is_empty();
-        let is_senders =
-            |behind: &Behind| publisher.shard == self.shard && publisher.conn.slot == behind.route;
-        let takes = |behind: &Behind| {
-            let counts = if behind.is_peers() { routed } else { Some(behind.origin) != origin };
-            counts
-                && (echo || !is_senders(behind))
-                && (!is_late || targets.is_only_for(behind.route, number))
-        };
-        let routes =
-            group.routes.iter().filter(|behind| takes(behind) && self.is_open(behind.route));
-        let shards = group.remote.iter().filter(|remote| {
-            let is_told = is_late && targets.routers.contains(remote.shard);
-            !is_told && !visited.contains(remote.shard)
-        });
-        let shards = shards.map(|r| (Away::Shard(r.shard), r.last_resorts(routed)));
-        routes.map(Away::behind).chain(shards).collect()
-    }
-
-    fn is_open(&self, slot: u32) -> bool {
-        self.conns.at(slot).is_some_and(|conn| conn.is_open())
     }
 
     /// Gives a message to one local member: a random one, or the next that can take it.
@@ -619,7 +606,8 @@ impl Engine {
         false
     }
 
-    /// The members picked here are gone or cannot take the message: another shard may.
+    /// The members picked here are gone or cannot take the message: another shard may, or whoever
+    /// may have had it.
     fn forward(
         &mut self,
         source: Source,
@@ -628,18 +616,22 @@ impl Engine {
         targets: &Targets,
         picks: &mut Picks,
     ) {
-        let shard = group.and_then(|group| {
-            let places = Away::shards(&self.elsewhere(source, (group, targets)));
-            draw(&mut self.rng, &places).or_else(|| {
-                let last = Away::shards(&self.last_resorts(source, (group, targets)));
-                draw(&mut self.rng, &last)
+        let away = group.and_then(|group| {
+            [Resort::First, Resort::Last].into_iter().find_map(|resort| {
+                let shards = Away::shards(&self.places(source, (group, targets), resort));
+                draw(&mut self.rng, &shards).map(Away::Shard)
             })
         });
-        let (Some(shard), Some(group)) = (shard, group) else {
-            self.stats.queue_msgs_lost += 1;
-            return;
-        };
-        add_pick(&mut picks.shards, shard, &targets.queues[group].name, at);
+        let away = away.or_else(|| self.place_away(source, (group?, targets), Resort::Any));
+        match (away, group) {
+            (Some(Away::Shard(shard)), Some(group)) => {
+                add_pick(&mut picks.shards, shard, &targets.queues[group].name, at);
+            }
+            (Some(Away::Route(route)), Some(group)) => {
+                picks.routes.push(RoutePick { route, group: index(group), at });
+            }
+            _ => self.stats.queue_msgs_lost += 1,
+        }
     }
 
     /// Puts the run on the lanes of the shards that have plain interest or were picked.
@@ -704,37 +696,6 @@ impl Engine {
 struct Picks {
     shards: SmallVec<[(ShardId, Pick); 2]>,
     routes: Vec<RoutePick>,
-}
-
-/// Where a member of a queue group is that is not connected here.
-#[derive(Debug, Clone, Copy)]
-enum Away {
-    /// On another shard, or behind a route of that.
-    Shard(ShardId),
-    /// Behind an own route, by its slot.
-    Route(u32),
-}
-
-impl Away {
-    fn behind(behind: &Behind) -> (Self, u64) {
-        (Self::Route(behind.route), u64::from(behind.members))
-    }
-
-    fn routes(places: &Places<Self>) -> Places<u32> {
-        let route = |(away, members): &(Self, u64)| match away {
-            Self::Route(route) => Some((*route, *members)),
-            Self::Shard(_) => None,
-        };
-        places.iter().filter_map(route).collect()
-    }
-
-    fn shards(places: &Places<Self>) -> Places<ShardId> {
-        let shard = |(away, members): &(Self, u64)| match away {
-            Self::Shard(shard) => Some((*shard, *members)),
-            Self::Route(_) => None,
-        };
-        places.iter().filter_map(shard).collect()
-    }
 }
 
 /// How a run gets into an outbox.

@@ -28,6 +28,18 @@ pub(super) struct RoutePick {
     pub(super) at: u32,
 }
 
+/// What of a run goes over a route.
+#[derive(Debug, Clone, Copy)]
+struct Picked<'a> {
+    /// All of it: there is plain interest.
+    is_plain: bool,
+    /// The peer is told that only queue groups may get it.
+    is_late: bool,
+    /// What goes there for queue groups, in order.
+    mine: &'a [RoutePick],
+    groups: &'a [QueueTargets],
+}
+
 /// Places where members of a queue group are: routes or shards, and how many are there.
 pub(super) type Places<T> = SmallVec<[(T, u64); 4]>;
 
@@ -81,7 +93,9 @@ impl Engine {
             let mine = picked.clone().find(|mine| mine[0].route == slot).unwrap_or_default();
             let is_plain = plain.contains(&slot);
             let is_shared = mine.is_empty() && plain.len() > 1;
-            if self.relay(account, run, slot, (is_plain, mine, groups), is_shared, &mut shared) {
+            let is_late = source.is_late() && !is_plain;
+            let picked = Picked { is_plain, is_late, mine, groups };
+            if self.relay(account, run, slot, picked, is_shared, &mut shared) {
                 let member = Member { conn: slot, sub: 0 };
                 self.observe(member, &mut backlog);
                 members.push(member);
@@ -105,7 +119,7 @@ impl Engine {
         account: &[u8],
         run: &Run<'_>,
         slot: u32,
-        (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
+        mut picked: Picked<'_>,
         is_shared: bool,
         shared: &mut Shared,
     ) -> bool {
@@ -114,6 +128,7 @@ impl Engine {
         };
         let Some(route) = &conn.route else { return false };
         let (headers, spares) = (route.headers, &mut self.spares);
+        picked.is_late &= route.tells_passed_on();
         let account = if route.is_dedicated() { b"" } else { account };
         let (mut count, mut bytes) = (run.len(), run.payload_bytes());
         let whole = |out: &mut Vec<u8>| render(run, account, headers, out);
@@ -125,12 +140,11 @@ impl Engine {
             } else {
                 conn.outbox.push_shared(segment, 0..segment.len());
             }
-        } else if mine.is_empty() {
+        } else if picked.mine.is_empty() {
             conn.outbox.push(spares, whole);
         } else {
             conn.outbox.push(spares, |out| {
-                (count, bytes) =
-                    render_picked(run, account, headers, (is_plain, mine, groups), out);
+                (count, bytes) = render_picked(run, account, headers, picked, out);
             });
         }
         conn.traffic.out_msgs += count as u64;
@@ -173,7 +187,7 @@ fn render_picked(
     run: &Run<'_>,
     account: &[u8],
     headers: bool,
-    (is_plain, mine, groups): (bool, &[RoutePick], &[QueueTargets]),
+    Picked { is_plain, is_late, mine, groups }: Picked<'_>,
     out: &mut Vec<u8>,
 ) -> (usize, usize) {
     let mut rest = mine;
@@ -184,7 +198,10 @@ fn render_picked(
         rest = later;
         if is_plain || !now.is_empty() {
             let name = |pick: &RoutePick| &*groups[pick.group as usize].name;
-            let queues: SmallVec<[&[u8]; 4]> = now.iter().map(name).collect();
+            let mut queues: SmallVec<[&[u8]; 4]> = now.iter().map(name).collect();
+            if is_late {
+                route::pass_on(&mut queues);
+            }
             route::msg(out, account, message, &queues, headers);
             count += 1;
             bytes += message.payload.len();

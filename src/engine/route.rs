@@ -211,6 +211,11 @@ impl Route {
         self.peer.proto
     }
 
+    /// Whether the peer tells what was passed on for queue groups from what is for everybody.
+    pub(super) fn tells_passed_on(&self) -> bool {
+        self.peer.shardcast
+    }
+
     /// Its number, and the name of the server behind it.
     pub(super) fn peer_names(&self) -> (u64, &str) {
         (self.rid, &self.peer.server_name)

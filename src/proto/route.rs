@@ -343,6 +343,20 @@ pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
     queues.split(parse::is_blank).filter(|name| !name.is_empty())
 }
 
+/// Has the names of queue groups say that everybody but them has had the message: the first is
+/// there twice, which means nothing else to whoever does not know that.
+pub fn pass_on(queues: &mut SmallVec<[&[u8]; 4]>) {
+    if let Some(first) = queues.first().copied() {
+        queues.insert(0, first);
+    }
+}
+
+/// Whether they say so; see [`pass_on`].
+pub fn is_passed_on(queues: &[u8]) -> bool {
+    let mut names = queue_names(queues);
+    names.next().is_some_and(|first| names.next() == Some(first))
+}
+
 /// Reads the JSON text of INFO or CONNECT; none if it is not an object with such fields.
 pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     // A list would be taken for the fields in their order.
@@ -520,7 +534,8 @@ pub struct RouteInfo {
     /// There only if a client's or a leafnode's port was dialled.
     #[serde(skip_serializing_if = "is_default")]
     pub client_id: u64,
-    /// It is a shardcast: of two routes between two of these one is given up.
+    /// It is a shardcast: of two routes between two of these one is given up, and it knows what
+    /// [`pass_on`] writes.
     #[serde(skip_serializing_if = "is_default")]
     pub shardcast: bool,
 }

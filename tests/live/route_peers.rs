@@ -186,6 +186,76 @@ fn a_queue_message_whose_members_have_gone_goes_on_to_another_peer_that_has_one(
 }
 
 #[test]
+fn a_queue_message_goes_on_to_a_peer_that_wants_the_subject_for_others_too() {
+    const OTHERS: [&str; 3] = ["RS+ $G s\r\n", "RS+ $G *\r\n", "RS+ $G s h 2\r\n"];
+    for kind in kinds() {
+        for (round, others) in OTHERS.into_iter().enumerate() {
+            let mut broker = member(kind, "a", &mut [], "");
+            // Their routes are on different shards.
+            let mut peers = ["P", "Q"].map(|id| peer(&mut broker, id, ""));
+            for (from, to) in [(0, 1), (1, 0)] {
+                peers[to].send(format!("RS+ $G s g 1\r\n{others}").as_bytes());
+                settle(&mut peers[to]);
+                peers[from].send(b"RMSG $G s 1\r\n1\r\nRMSG $G s | g 1\r\n2\r\n");
+                peers[from].send(b"RMSG $G s + r g 1\r\n3\r\n");
+                expect(&mut peers[to], "RMSG $G s | g 1", "2");
+                expect(&mut peers[to], "RMSG $G s + r g 1", "3");
+                let rest = if round == 2 { "RS- $G s h\r\n" } else { "RS- $G s\r\nRS- $G *\r\n" };
+                peers[to].send(format!("RS- $G s g\r\n{rest}").as_bytes());
+                settle(&mut peers[to]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_passed_on_goes_where_nobody_has_had_it_if_there_is_a_member() {
+    for kind in [Ours(1), Ours(2), Ours(4)] {
+        let mut broker = member(kind, "a", &mut [], "");
+        let mut peers = ["P", "Q", "R"].map(|id| peer(&mut broker, id, ""));
+        peers[1].send(b"RS+ $G s g 50\r\nRS+ $G s\r\n");
+        peers[2].send(b"RS+ $G s g 1\r\n");
+        peers[1..].iter_mut().for_each(settle);
+        (0..20).for_each(|_| peers[0].send(b"RMSG $G s | g 1\r\nx\r\n"));
+        (0..20).for_each(|_| expect(&mut peers[2], "RMSG $G s | g 1", "x"));
+    }
+}
+
+#[test]
+fn members_of_our_kind_tell_what_was_passed_on_for_a_group_and_nobody_gets_it_twice() {
+    const OURS: &str = ",\"shardcast\":true";
+    for kind in [Ours(1), Ours(2), Ours(4)] {
+        let mut broker = member(kind, "a", &mut [], "");
+        let mut client = Wire::connect(&broker);
+        client.send(b"SUB s 1\r\n");
+        client.sync();
+        let mut peers = ["P", "Q"].map(|id| peer(&mut broker, id, OURS));
+        for (from, to) in [(0, 1), (1, 0)] {
+            client.send(b"SUB s g 2\r\n");
+            client.sync();
+            // What peers pass on is for a member of the group alone.
+            peers[from].send(b"RMSG $G s | g g 1\r\n1\r\nRMSG $G s + r g g h 1\r\n2\r\n");
+            client.expect(b"MSG s 2 1\r\n1\r\nMSG s 2 r 1\r\n2\r\n");
+            client.send(b"UNSUB 2\r\n");
+            client.sync();
+            // What goes on says so, though the peer has interest of other kinds.
+            peers[to].send(b"RS+ $G s g 1\r\nRS+ $G s\r\n");
+            settle(&mut peers[to]);
+            peers[from].send(b"RMSG $G s | g 1\r\n3\r\nRMSG $G s + r g 1\r\n4\r\n");
+            client.expect(b"MSG s 1 1\r\n3\r\nMSG s 1 r 1\r\n4\r\n");
+            expect(&mut peers[to], "RMSG $G s | g g 1", "3");
+            expect(&mut peers[to], "RMSG $G s + r g g 1", "4");
+            // But only once: it would come round to where it was published.
+            peers[from].send(b"RMSG $G s | g g 1\r\n5\r\nRMSG $G s | g 1\r\n6\r\n");
+            client.expect(b"MSG s 1 1\r\n6\r\n");
+            expect(&mut peers[to], "RMSG $G s | g g 1", "6");
+            peers[to].send(b"RS- $G s g\r\nRS- $G s\r\n");
+            settle(&mut peers[to]);
+        }
+    }
+}
+
+#[test]
 fn interest_of_leaf_nodes_is_not_taken_for_that_of_the_peers_clients() {
     const LEAVES: &str = ",\"lnoc\":true,\"lnocu\":true,\"ln\":true";
     for kind in kinds() {

@@ -1,5 +1,7 @@
 //! What must have arrived once everything is at rest.
 
+use std::collections::HashSet;
+
 use super::book::{Book, Publication, Step, Subscription};
 use super::script::{QUEUES, SUBJECTS};
 
@@ -210,7 +212,6 @@ impl Book {
         assert!(
             lost_with_its_member
                 || self.may_be_lost_abroad(queue, message)
-                || self.may_be_left_at_home(queue, message)
                 || self.placed.contains_key(&(id, queue))
                 || self.is_fuzzy(queue),
             "message {id} reached nobody in the group {:?}",
@@ -218,28 +219,19 @@ impl Book {
         );
     }
 
-    /// Whether a server may be chosen for the group on which no member is left when the message
-    /// comes: it goes to no other server from there.
+    /// Whether a message may have been lost between servers: a route has ended meanwhile, it has
+    /// come to two servers on which no member was left, or to one while there were others only
+    /// where it came from, to where it does not go back.
     fn may_be_lost_abroad(&self, queue: usize, message: &Publication) -> bool {
-        let members =
-            || self.members(queue).filter(|sub| self.are_apart(sub.session, message.session));
-        members().filter(|sub| self.is_possible(sub, message)).any(|possible| {
-            let server = self.sessions[possible.session].server;
-            let mut there = members().filter(|sub| self.sessions[sub.session].server == server);
-            !there.any(|sub| sub.limits.is_empty() && self.is_stable(sub, message))
-        })
-    }
-
-    /// Whether a member at the publisher's server may be chosen that is just going, and none is
-    /// left there: then it goes to another server only if nothing else of it went there.
-    fn may_be_left_at_home(&self, queue: usize, message: &Publication) -> bool {
-        let is_apart = |sub: &&Subscription| self.are_apart(sub.session, message.session);
-        let possible = || self.subs.iter().filter(|sub| self.is_possible(sub, message));
-        let stays = |sub: &Subscription| sub.limits.is_empty() && self.is_stable(sub, message);
-        let own = || self.members(queue).filter(|sub| !is_apart(sub));
-        own().any(|sub| self.is_possible(sub, message))
-            && !own().any(stays)
-            && possible().any(|sub| is_apart(&sub) && sub.queue != Some(queue))
+        let is_away = |sub: &&Subscription| self.are_apart(sub.session, message.session);
+        let members = || self.members(queue).filter(is_away);
+        let server = |sub: &Subscription| self.sessions[sub.session].server;
+        let stays = |sub: &&Subscription| sub.limits.is_empty() && self.is_stable(sub, message);
+        let certain: HashSet<usize> = members().filter(stays).map(server).collect();
+        let possible = members().filter(|sub| self.is_possible(sub, message)).map(server);
+        let doubtful = possible.collect::<HashSet<_>>().difference(&certain).count();
+        let has_parted = self.has_parted_since(self.rest_before(message.written).unwrap_or(0));
+        (doubtful > 0 && (has_parted || certain.is_empty())) || doubtful > 1
     }
 
     fn is_fuzzy(&self, queue: usize) -> bool {
