@@ -182,10 +182,12 @@ impl Shard {
             for event in events.drain(..) {
                 self.on_event(event, began);
             }
-            self.take_input(began);
-            self.obey();
+            // Before input: whoever has sent that may have heard of what comes over the lanes.
+            self.engine.set_arrived(began);
             let (any, more) = self.take_records();
             is_busy |= any;
+            self.take_input(began);
+            self.obey();
             self.engine.tick();
             self.accept_if_rested();
             self.engine.end_turn();
@@ -279,6 +281,7 @@ impl Shard {
     /// Whether there were any, and whether there may be more.
     fn take_records(&mut self) -> (bool, bool) {
         let Self { mesh, engine, reactor, addresses, .. } = self;
+        engine.advance_records();
         let Drained { any, more } =
             mesh.drain(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
         if any {

@@ -38,8 +38,8 @@ const SENT_BYTES_PER_WORK: u64 = 8;
 
 /// What one turn may still cost, and what it has cost.
 ///
-/// Who comes first in a turn leaves something for those who come later: input that is new leaves
-/// half of it, records a quarter.
+/// Who comes first in a turn leaves something for those who come later: records leave half of it,
+/// input that is new a quarter.
 #[derive(Debug)]
 pub(super) struct Budget {
     /// What a turn may cost; as much again may be sent.
@@ -111,12 +111,12 @@ impl Budget {
 
     /// Whether input that is new may be handled.
     pub(super) fn takes_input(&self) -> bool {
-        self.left > self.turn / 2
+        self.left > self.turn / 4
     }
 
     /// Whether records may be handled.
     pub(super) fn takes_records(&self) -> bool {
-        self.left > self.turn / 4
+        self.left > self.turn / 2
     }
 
     /// Somebody's input is served now, for a share of what is left.
@@ -126,7 +126,7 @@ impl Budget {
 
     /// Another shard is served now, for a share.
     pub(super) fn serve_records(&mut self) {
-        self.floor = self.left.saturating_sub(self.turn / 8).max(self.turn / 4);
+        self.floor = self.left.saturating_sub(self.turn / 8).max(self.turn / 2);
     }
 
     /// Whether anything is left.

@@ -113,8 +113,12 @@ impl Engine {
         let source = Source::new(account, self.shard, from);
         let source = Source { echo: conn.connect.echo, ..source };
         let wants_status = conn.connect.no_responders && run.has_reply;
-        let pending_before = conn.outbox.pending_bytes();
+        let (pending_before, staged_epoch) = (conn.outbox.pending_bytes(), conn.staged_epoch);
         let targets = self.aim_of(account, run);
+        let is_apart = staged_epoch > self.settled_epoch || self.may_stage(&targets);
+        if is_apart {
+            self.begin_echo(from);
+        }
         if wants_status && !self.is_certain(&targets) {
             if targets.leaves_account() {
                 // Each is another message beyond.
@@ -128,8 +132,34 @@ impl Engine {
         } else if !targets.is_empty() {
             self.deliver(source, run, &targets);
         }
+        if is_apart {
+            self.end_echo(from);
+        }
         self.settle_deliveries();
         self.wait_for_own(from, pending_before);
+    }
+
+    /// What comes back to its publisher tells it as much as a PONG does: that what it did so far
+    /// is in force on every shard, this included. So it waits as a PONG would, if anything of that
+    /// is on other shards.
+    fn begin_echo(&mut self, from: ConnId) {
+        if let Some(conn) = self.conns.get_mut(from) {
+            conn.outbox.open_hold(self.epoch);
+        }
+    }
+
+    /// The run is delivered: now it is known what has to wait, and for what.
+    fn end_echo(&mut self, from: ConnId) {
+        let Some(conn) = self.conns.get_mut(from) else { return };
+        if conn.outbox.close_hold(conn.staged_epoch, self.settled_epoch) {
+            self.held.push(from);
+        }
+    }
+
+    /// Whether giving a run to all these may involve other shards.
+    fn may_stage(&self, targets: &Targets) -> bool {
+        let may_leave = !targets.are_plain_and_here() || targets.leaves_account();
+        may_leave && self.lanes.len() > 1
     }
 
     /// Finds out who gets the run that begins with `publish`, and how long it may be.

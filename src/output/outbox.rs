@@ -211,6 +211,9 @@ struct Hold {
     statuses: Vec<u8>,
 }
 
+/// The epoch of a hold of which it is not known yet.
+const OPEN: u64 = u64::MAX;
+
 impl Hold {
     fn is_fulfilled(&self) -> bool {
         self.epoch == 0
@@ -298,6 +301,31 @@ impl Outbox {
         self.seal();
         let at = self.taken + self.sealed.len() as u64;
         self.holds.push_back(Hold { at, epoch, requests, statuses: Vec::new() });
+    }
+
+    /// What is appended from here on waits, for what [`Outbox::close_hold`] will say: for `now`
+    /// at most, which is the current epoch.
+    pub(crate) fn open_hold(&mut self, now: u64) {
+        if self.holds.back().is_some_and(|last| last.epoch >= now) {
+            return;
+        }
+        let requests = self.holds.back().map_or(0, |last| last.requests);
+        self.hold_behind(OPEN, requests);
+    }
+
+    /// What was appended since [`Outbox::open_hold`] waits for `epoch`, unless that is settled.
+    /// True if now there is something that waits, and was nothing before.
+    pub(crate) fn close_hold(&mut self, epoch: u64, settled: u64) -> bool {
+        let end = self.taken + self.sealed.len() as u64;
+        let Some(hold) = self.holds.back_mut().filter(|hold| hold.epoch == OPEN) else {
+            return false;
+        };
+        let is_needed = epoch > settled && (hold.at < end || !self.own.is_empty());
+        hold.epoch = if is_needed { epoch } else { 0 };
+        if !is_needed && hold.statuses.is_empty() {
+            self.holds.pop_back();
+        }
+        is_needed && self.holds.iter().rev().skip(1).all(Hold::is_fulfilled)
     }
 
     /// The holds that `settled` fulfils hold nothing any more. True if something may be sent that
@@ -516,6 +544,39 @@ mod tests {
         assert!(!outbox.release(2));
         assert!(outbox.release(3));
         assert_eq!(text(&outbox.take(&mut spares).unwrap()), "PONG");
+    }
+
+    #[test]
+    fn a_hold_that_is_closed_over_nothing_holds_nothing() {
+        let (mut outbox, mut spares) = (Outbox::default(), Spares::default());
+        let push = |outbox: &mut Outbox, spares: &mut Spares, text: &str| {
+            outbox.push(spares, |out| out.extend_from_slice(text.as_bytes()));
+        };
+        push(&mut outbox, &mut spares, "before,");
+        outbox.open_hold(3);
+        assert!(!outbox.close_hold(2, 1), "nothing was appended");
+        outbox.open_hold(3);
+        push(&mut outbox, &mut spares, "settled,");
+        assert!(!outbox.close_hold(2, 2), "there is nothing to wait for");
+        assert!(!outbox.is_held());
+        outbox.open_hold(3);
+        push(&mut outbox, &mut spares, "held");
+        assert!(outbox.close_hold(3, 2));
+        for (epoch, more) in [(3, ", too"), (4, " longer")] {
+            outbox.open_hold(epoch);
+            push(&mut outbox, &mut spares, more);
+            assert!(!outbox.close_hold(epoch, 2), "something waits already");
+        }
+        assert_eq!(text(&outbox.take(&mut spares).unwrap()), "before,settled,");
+        outbox.on_sent(15);
+        outbox.on_done();
+        assert!(outbox.take(&mut spares).is_none());
+        assert!(outbox.release(3));
+        assert_eq!(text(&outbox.take(&mut spares).unwrap()), "held, too");
+        outbox.on_sent(9);
+        outbox.on_done();
+        assert!(outbox.release(4));
+        assert_eq!(text(&outbox.take(&mut spares).unwrap()), " longer");
     }
 
     #[test]

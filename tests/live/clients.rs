@@ -184,6 +184,39 @@ async fn draining_delivers_what_is_under_way_and_then_ends() {
     .await;
 }
 
+/// All that `client` has done is in force, as far as one of these clients can tell: what it sends
+/// to itself has come back.
+async fn round_trip(client: &Client) {
+    let inbox = client.new_inbox();
+    let mut echo = client.subscribe(inbox.clone()).await.expect("connected");
+    client.publish(inbox, "".into()).await.expect("connected");
+    next(&mut echo).await;
+}
+
+#[tokio::test]
+async fn a_drain_loses_nothing_that_was_published_a_round_trip_before() {
+    const ROUNDS: usize = 50;
+    const MESSAGES: usize = 200;
+    on_each_shard_count(&[], async |broker| {
+        // On all shards.
+        let publishers = connect_many(broker, 4).await;
+        for round in 0..ROUNDS {
+            for publisher in &publishers {
+                let client = connect(broker).await;
+                let flood = client.subscribe("flood").await.unwrap();
+                round_trip(&client).await;
+                for _ in 0..MESSAGES {
+                    publisher.publish("flood", "x".into()).await.unwrap();
+                }
+                round_trip(publisher).await;
+                client.drain().await.unwrap();
+                assert_eq!(within(flood.count()).await, MESSAGES, "round {round}");
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn after_a_restart_on_the_same_port_subscriptions_go_on() {
     on_each_shard_count(&[], async |broker| {

@@ -171,3 +171,101 @@ async fn all_servers_answer_to_an_inbox_that_was_just_made() {
         }
     }
 }
+
+/// Connections of which each other one is on another shard.
+fn spread(shards: u32) -> (Broker, Vec<Wire>) {
+    let args: &[&str] = if is_nats_server() { &[] } else { &["--seating", "round-robin"] };
+    let broker = Broker::start(shards, args);
+    let wires = (0..2 * shards.max(2)).map(|_| Wire::connect(&broker)).collect();
+    (broker, wires)
+}
+
+const MANY: usize = 200;
+const ROUNDS_OF_TWO: usize = 200;
+
+/// Each of `wires` with each other one, a number of times.
+fn for_each_pair(wires: &mut [Wire], mut act: impl FnMut(usize, &mut Wire, &mut Wire)) {
+    let count = wires.len();
+    for round in 0..ROUNDS_OF_TWO {
+        let (one, other) = (round % count, (round + 1 + round / count % (count - 1)) % count);
+        let [one, other] = wires.get_disjoint_mut([one, other]).expect("they differ");
+        act(round, one, other);
+    }
+}
+
+/// How many messages without payload come before the next PONG.
+fn messages_until_pong(wire: &mut Wire) -> usize {
+    let came = String::from_utf8_lossy(&wire.until_pong_or_end()).into_owned();
+    came.lines().filter(|line| line.starts_with("MSG ")).count()
+}
+
+#[test]
+fn who_has_got_its_own_message_is_subscribed_everywhere() {
+    for &shards in shard_counts() {
+        let (_broker, mut wires) = spread(shards);
+        for_each_pair(&mut wires, |round, subscriber, publisher| {
+            let own = format!("SUB flood.{round} 1\r\nSUB own 2\r\nPUB own 0\r\n\r\n");
+            subscriber.send(own.as_bytes());
+            subscriber.expect(b"MSG own 2 0\r\n\r\n");
+            publisher.send(format!("PUB flood.{round} 0\r\n\r\n").repeat(MANY).as_bytes());
+            publisher.sync();
+            subscriber.send(b"UNSUB 1\r\nUNSUB 2\r\nPING\r\n");
+            assert_eq!(messages_until_pong(subscriber), MANY, "{shards} shards, round {round}");
+        });
+    }
+}
+
+#[test]
+fn who_has_got_its_own_message_has_had_delivered_what_it_published_before() {
+    for &shards in shard_counts() {
+        let (_broker, mut wires) = spread(shards);
+        for_each_pair(&mut wires, |round, subscriber, publisher| {
+            subscriber.send(format!("SUB flood.{round} 1\r\n").as_bytes());
+            subscriber.sync();
+            let flood = format!("PUB flood.{round} 0\r\n\r\n").repeat(MANY);
+            publisher.send(format!("SUB own 2\r\n{flood}PUB own 0\r\n\r\n").as_bytes());
+            publisher.expect(b"MSG own 2 0\r\n\r\n");
+            subscriber.send(b"UNSUB 1\r\nPING\r\n");
+            assert_eq!(messages_until_pong(subscriber), MANY, "{shards} shards, round {round}");
+            publisher.send(b"UNSUB 2\r\n");
+            publisher.sync();
+        });
+    }
+}
+
+#[test]
+fn who_hears_of_a_subscription_from_a_third_may_rely_on_it() {
+    for &shards in shard_counts() {
+        let (_broker, mut wires) = spread(shards);
+        let mut listener = wires.pop().expect("there are several");
+        listener.send(b"SUB news 1\r\n");
+        listener.sync();
+        for_each_pair(&mut wires, |round, subscriber, publisher| {
+            subscriber.send(format!("SUB flood.{round} 1\r\nPUB news 0\r\n\r\n").as_bytes());
+            listener.expect(b"MSG news 1 0\r\n\r\n");
+            publisher.send(format!("PUB flood.{round} 0\r\n\r\n").repeat(MANY).as_bytes());
+            publisher.sync();
+            subscriber.send(b"UNSUB 1\r\nPING\r\n");
+            assert_eq!(messages_until_pong(subscriber), MANY, "{shards} shards, round {round}");
+        });
+    }
+}
+
+#[test]
+fn who_hears_of_a_message_from_a_third_has_had_it_delivered_before() {
+    for &shards in shard_counts() {
+        let (_broker, mut wires) = spread(shards);
+        let mut listener = wires.pop().expect("there are several");
+        listener.send(b"SUB news 1\r\n");
+        listener.sync();
+        for_each_pair(&mut wires, |round, subscriber, publisher| {
+            subscriber.send(format!("SUB flood.{round} 1\r\n").as_bytes());
+            subscriber.sync();
+            let flood = format!("PUB flood.{round} 0\r\n\r\n").repeat(MANY);
+            publisher.send(format!("{flood}PUB news 0\r\n\r\n").as_bytes());
+            listener.expect(b"MSG news 1 0\r\n\r\n");
+            subscriber.send(b"UNSUB 1\r\nPING\r\n");
+            assert_eq!(messages_until_pong(subscriber), MANY, "{shards} shards, round {round}");
+        });
+    }
+}

@@ -99,6 +99,11 @@ impl Book {
 
     /// The first `ops` operations of a session are known to be in force.
     fn confirm(&mut self, s: usize, ops: usize) {
+        self.note_in_force(s, ops);
+        self.check_loop(s, ops);
+    }
+
+    fn note_in_force(&mut self, s: usize, ops: usize) {
         let session = &mut self.sessions[s];
         for op in session.confirmed_ops..ops {
             session.ops[op].confirmed = Some(self.step);
@@ -110,7 +115,6 @@ impl Book {
                 limit.count_then.get_or_insert(sub.received);
             }
         }
-        self.check_loop(s, ops);
     }
 
     /// What a session published to itself comes before any later reply.
@@ -172,7 +176,14 @@ impl Book {
         self.delivered.insert(id);
         let takers = self.takers(s, sid, id);
         match takers[..] {
-            [sub] => self.book_delivery(s, sub, id, publisher, subject),
+            [sub] => {
+                self.book_delivery(s, sub, id, publisher, subject);
+                // What comes back is an answer as good as a PONG, also to itself. A queue message
+                // may have come back from another shard, where it was passed on.
+                if publisher == s && self.subs[sub].queue.is_none() {
+                    self.note_in_force(s, op + 1);
+                }
+            }
             [] => panic!("session {s}: no subscription takes {id} for sid {sid}: {}", {
                 self.why_not(s, sid, id)
             }),
