@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use crate::rates::network;
 

@@ -4,8 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+use core::net::IpAddr;
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use ahash::RandomState;
 

@@ -4,8 +4,6 @@
 //! some have a connection of their own. An account is told of, and written to, on one connection
 //! only, so what one client does stays in order.
 
-#![forbid(unsafe_code)]
-
 /// Connections to one other member, at most: no peer can have this server dial more.
 pub const POOL_SIZE_MAX: u16 = 64;
 

@@ -1,7 +1,5 @@
 //! Where clients may connect.
 
-#![forbid(unsafe_code)]
-
 use crate::engine::Transport;
 
 /// `host:port` of one server or several, for clients over TCP and for those over WebSocket: each

@@ -1,7 +1,5 @@
 //! The command line, as nats-server has it: one dash or two, `=` or a blank before the value.
 
-#![forbid(unsafe_code)]
-
 use std::any::TypeId;
 use std::path::PathBuf;
 

@@ -1,7 +1,5 @@
 //! Users as they are configured.
 
-#![forbid(unsafe_code)]
-
 use crate::auth::{ConnectionType, Permissions, Secret};
 
 /// Who may connect, and do what. Without users and token everybody may.

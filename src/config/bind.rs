@@ -1,7 +1,5 @@
 //! Keys of the configuration file to options: one row of a table for each key.
 
-#![forbid(unsafe_code)]
-
 use super::auth::{Auth, User};
 use super::field::Action::{Absent, Ignore, Refuse, Set};
 use super::field::{Field, Key, Part, Warnings, bind_entry, bind_map, names, row_of};

@@ -1,7 +1,5 @@
 //! Certificates and keys in files, and which of several a client is shown.
 
-#![forbid(unsafe_code)]
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

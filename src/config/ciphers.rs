@@ -1,7 +1,5 @@
 //! Cipher suites and curves by the names that Go has for them.
 
-#![forbid(unsafe_code)]
-
 use rustls::SupportedCipherSuite;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring as crypto;

@@ -1,7 +1,5 @@
 //! The block `cluster`: who belongs to it, and how its members find one another.
 
-#![forbid(unsafe_code)]
-
 use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};

@@ -1,7 +1,5 @@
 //! Durations as people write them: `250ms`, `1m30s`, `1.5h`.
 
-#![forbid(unsafe_code)]
-
 const UNITS_NS: [(&str, f64); 8] = [
     ("ns", 1.0),
     ("us", 1e3),

@@ -1,7 +1,5 @@
 //! One key and its value on their way to an option, and tables of such keys.
 
-#![forbid(unsafe_code)]
-
 use super::file::{Entry, Kind, Map, Value};
 use super::missing::Check;
 use super::mistakes::{Mistakes, all};

@@ -4,8 +4,6 @@
 //! finds fault with one can say where. Which keys there are is `bind`'s business. ISO dates are
 //! plain text here: no option takes one.
 
-#![forbid(unsafe_code)]
-
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;

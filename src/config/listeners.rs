@@ -1,8 +1,6 @@
 //! Where clients come in besides the TCP port: the Unix socket, proxies that speak for them, and
 //! WebSocket.
 
-#![forbid(unsafe_code)]
-
 use std::path::Path;
 
 use super::field::Action::Set;

@@ -1,7 +1,5 @@
 //! `mappings`: subjects that become others as they are published.
 
-#![forbid(unsafe_code)]
-
 use super::StartError;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};

@@ -1,7 +1,5 @@
 //! The blocks of what nats-server has and this server does not: a mistake in them is found anyway.
 
-#![forbid(unsafe_code)]
-
 use super::bind::permissions;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};

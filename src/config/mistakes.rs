@@ -1,7 +1,5 @@
 //! What is wrong with a configuration, all of it at once, and where.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 use std::sync::Arc;
 

@@ -1,7 +1,5 @@
 //! `overflow`: subjects of which slow clients miss messages, rather than being cut.
 
-#![forbid(unsafe_code)]
-
 use super::StartError;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};

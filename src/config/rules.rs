@@ -1,7 +1,5 @@
 //! What must hold between options, wherever they come from, and where a file breaks it.
 
-#![forbid(unsafe_code)]
-
 use super::file::{Kind, Map};
 use super::mistakes::{Mistakes, Position, StartError};
 use super::{Options, accounts, cluster, listeners};

@@ -1,7 +1,5 @@
 //! What shards have to know of the options: units converted, users and permissions compiled.
 
-#![forbid(unsafe_code)]
-
 use std::rc::Rc;
 use std::sync::Arc;
 

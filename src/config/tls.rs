@@ -3,8 +3,6 @@
 //! Files are read and checked when the options are: a configuration with a certificate that cannot
 //! be used is refused whole, at start and at a reload.
 
-#![forbid(unsafe_code)]
-
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -1,7 +1,5 @@
 //! The addresses of this host, but for those that only it can reach.
 
-#![forbid(unsafe_code)]
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Tree;

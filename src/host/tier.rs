@@ -1,7 +1,5 @@
 //! Generations of io_uring features, by the kernel that first had them.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,7 +1,5 @@
 //! The hours of the day at which a user may be here.
 
-#![forbid(unsafe_code)]
-
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeZone};
 use chrono_tz::Tz;
 use serde::Deserialize;

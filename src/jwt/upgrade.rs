@@ -1,7 +1,5 @@
 //! Tokens of version 1: what they say, as those of version 2 say it.
 
-#![forbid(unsafe_code)]
-
 use serde_json::{Map, Value};
 
 /// What each kind of token of version 1 says in its body; anything else in there means nothing.

@@ -4,8 +4,6 @@
 //! fence on both sides makes sure that one of them sees the other, so no wake is lost, and taking
 //! the flag makes sure that only one of them rings.
 
-#![forbid(unsafe_code)]
-
 #[cfg(shardcast_loom)]
 use loom::sync::atomic::{AtomicU8, Ordering, fence};
 #[cfg(not(shardcast_loom))]

@@ -1,7 +1,5 @@
 //! What a client says about itself: the JSON object of CONNECT.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};

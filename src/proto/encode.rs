@@ -1,7 +1,5 @@
 //! What the server writes to clients, appended to a buffer.
 
-#![forbid(unsafe_code)]
-
 use std::fmt::Write;
 
 use serde::Serialize;

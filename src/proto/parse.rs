@@ -3,8 +3,6 @@
 //! [`parse()`] keeps no state: it is shown the same bytes again when more have arrived. What it
 //! returns depends on the bytes alone, so the places where TCP cuts the stream never matter.
 
-#![forbid(unsafe_code)]
-
 use memchr::{memchr, memchr2};
 use serde::de::IgnoredAny;
 

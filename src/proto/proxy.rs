@@ -1,7 +1,5 @@
 //! The header by which a proxy says whom it speaks for: the PROXY protocol, versions 1 and 2.
 
-#![forbid(unsafe_code)]
-
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -2,8 +2,6 @@
 //!
 //! Pure like the client's side, and framed like it.
 
-#![forbid(unsafe_code)]
-
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 

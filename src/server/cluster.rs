@@ -3,8 +3,6 @@
 //! A thread of its own decides, with [`crate::cluster`], and hands connected sockets to shards;
 //! one more accepts, and one for each server that is being dialled, which may take a second.
 
-#![forbid(unsafe_code)]
-
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};

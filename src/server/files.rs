@@ -1,7 +1,5 @@
 //! Files that tell others about this process: its id, and its ports.
 
-#![forbid(unsafe_code)]
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

@@ -1,7 +1,5 @@
 //! The socket that clients connect to.
 
-#![forbid(unsafe_code)]
-
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::time::Duration;

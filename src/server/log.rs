@@ -4,8 +4,6 @@
 //! in lines and bytes, to a thread of its own that writes it; what does not fit is dropped and
 //! counted, and the log says so once there is room again.
 
-#![forbid(unsafe_code)]
-
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::sync::Arc;

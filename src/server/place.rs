@@ -1,7 +1,5 @@
 //! How many shards there are, and on which core each of them lives.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 
 use core_affinity::CoreId;

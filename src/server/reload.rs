@@ -1,7 +1,5 @@
 //! What a reload may change, and what it did change.
 
-#![forbid(unsafe_code)]
-
 use std::fmt::Debug;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! Signals: what the process does about those it gets, and sending them to another server.
 
-#![forbid(unsafe_code)]
-
 use std::fs;
 use std::path::Path;
 

@@ -3,8 +3,6 @@
 //! A message is `<priority>time host program[pid]: text` as nats-server sends it; on this machine
 //! the old form without the host, whose time has no year.
 
-#![forbid(unsafe_code)]
-
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixDatagram;

@@ -4,8 +4,6 @@
 //! there is a page of the same kind, and has a shard publish them. What it is handed is bounded;
 //! what does not fit is not told, and not answered.
 
-#![forbid(unsafe_code)]
-
 mod claims;
 mod requests;
 mod store;

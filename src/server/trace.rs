@@ -1,7 +1,5 @@
 //! What became of a traced message, as a document.
 
-#![forbid(unsafe_code)]
-
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};

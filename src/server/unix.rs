@@ -1,7 +1,5 @@
 //! The Unix socket: made so that nobody sees it half done, and gone when the server is.
 
-#![forbid(unsafe_code)]
-
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;

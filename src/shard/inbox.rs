@@ -1,7 +1,5 @@
 //! What has arrived and waits to be handled, in an order in which nobody can be kept waiting.
 
-#![forbid(unsafe_code)]
-
 use std::collections::VecDeque;
 
 use crate::uring::SocketId;

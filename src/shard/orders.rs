@@ -1,7 +1,5 @@
 //! What shards and the other threads say to one another.
 
-#![forbid(unsafe_code)]
-
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

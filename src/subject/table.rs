@@ -1,7 +1,5 @@
 //! Which filters match a subject: asked once for every message.
 
-#![forbid(unsafe_code)]
-
 use std::collections::HashMap;
 
 use ahash::RandomState;

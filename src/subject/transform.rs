@@ -5,8 +5,6 @@
 //! they make of such tokens, and everything else for itself. Forms, results and errors are
 //! nats-server's, odd ones included.
 
-#![forbid(unsafe_code)]
-
 use std::fmt::{self, Write as _};
 
 use memchr::memmem;

@@ -1,7 +1,5 @@
 //! Pages of what nats-server has and this server has not: complete, with nothing in them.
 
-#![forbid(unsafe_code)]
-
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::{Map, Value};

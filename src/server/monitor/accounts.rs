@@ -1,7 +1,5 @@
 //! `/accountz` and `/accstatz`: the accounts.
 
-#![forbid(unsafe_code)]
-
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;

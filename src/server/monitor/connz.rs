@@ -1,7 +1,5 @@
 //! `/connz`: the connections one by one, open and ended.
 
-#![forbid(unsafe_code)]
-
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

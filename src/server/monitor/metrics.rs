@@ -4,8 +4,6 @@
 //! both of its prefixes, so that dashboards made for it work. Then ours, `shardcast_*`. All are
 //! sums that shards keep anyway: what a scrape costs does not grow with the connections.
 
-#![forbid(unsafe_code)]
-
 use std::fmt::{Display, Write};
 use std::ops::RangeInclusive;
 

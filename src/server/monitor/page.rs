@@ -3,8 +3,6 @@
 //! The page is one file. The browser is told to run its one script and nothing else, so what
 //! clients say about themselves can never be run.
 
-#![forbid(unsafe_code)]
-
 use std::sync::LazyLock;
 
 use base64::Engine;

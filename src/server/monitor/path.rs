@@ -1,7 +1,5 @@
 //! Paths of requests, tidied as Go's HTTP server does: who asks untidily is sent to the tidy path.
 
-#![forbid(unsafe_code)]
-
 use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, StatusCode};
 

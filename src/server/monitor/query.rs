@@ -1,7 +1,5 @@
 //! Parameters of a request, read and refused as nats-server does, which shows Go's texts.
 
-#![forbid(unsafe_code)]
-
 use std::num::{IntErrorKind, ParseIntError};
 
 /// What comes behind the question mark.

@@ -1,7 +1,5 @@
 //! `/routez`: the routes one by one.
 
-#![forbid(unsafe_code)]
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 

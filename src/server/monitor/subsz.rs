@@ -1,7 +1,5 @@
 //! `/subsz`: the subscriptions and how they are looked up.
 
-#![forbid(unsafe_code)]
-
 use chrono::Utc;
 use serde::Serialize;
 

@@ -1,7 +1,5 @@
 //! How times and durations are written, as nats-server does.
 
-#![forbid(unsafe_code)]
-
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};

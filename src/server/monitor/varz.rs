@@ -1,7 +1,5 @@
 //! `/varz`: what the server is, what it allows, and what it has done.
 
-#![forbid(unsafe_code)]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,8 +1,6 @@
 //! What is asked in the system account: how the server is, by the monitoring's documents, and that
 //! it do something.
 
-#![forbid(unsafe_code)]
-
 use crossbeam_channel::bounded;
 use hyper::body::Bytes;
 use serde_json::{Value, json};

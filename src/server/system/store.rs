@@ -1,7 +1,5 @@
 //! The tokens of accounts in a directory: one file each, that is either the old one or the new.
 
-#![forbid(unsafe_code)]
-
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -1,7 +1,5 @@
 //! Transforms against nats-server's results, and against a naive one.
 
-#![forbid(unsafe_code)]
-
 use proptest::prelude::*;
 
 use super::*;
