@@ -2,27 +2,13 @@
 //!
 //! They are about code, not prose: comments, strings and character literals do not count.
 
+#[path = "tidy/facts.rs"]
+mod facts;
+#[path = "tidy/rooms.rs"]
+mod rooms;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Modules that decide and do no I/O.
-const SANS_IO: [&str; 7] = ["proto", "subject", "output", "auth", "transport", "engine", "cluster"];
-
-/// Modules that run inside a shard; `server` and `config` belong to the process.
-const IN_A_SHARD: [&str; 12] = [
-    "proto",
-    "subject",
-    "auth",
-    "transport",
-    "engine",
-    "cluster",
-    "output",
-    "histogram",
-    "shard",
-    "mesh",
-    "uring",
-    "rates",
-];
 
 /// Where `unsafe` may be written.
 const ISLANDS: [&str; 2] = ["src/uring/", "benches/buffers/kernel.rs"];
@@ -36,19 +22,21 @@ const COLUMNS_MAX: usize = 100;
 fn modules_without_io_name_nothing_that_does_io() {
     let forbidden =
         ["std::net", "std::thread", "libc", "io_uring", "Instant::now", "SystemTime", "async"];
-    check_code(|file, code| {
-        let module = module_of(file);
-        if SANS_IO.contains(&module) { named(code, &forbidden) } else { Vec::new() }
-    });
+    check_code(
+        |file, code| {
+            if rooms::is_sans_io(file) { named(code, &forbidden) } else { Vec::new() }
+        },
+    );
 }
 
 #[test]
 fn nothing_inside_a_shard_locks_or_awaits() {
     let forbidden = ["Mutex", "RwLock", "Rc<RefCell", "async", "await", "Condvar"];
-    check_code(|file, code| {
-        let module = module_of(file);
-        if IN_A_SHARD.contains(&module) { named(code, &forbidden) } else { Vec::new() }
-    });
+    check_code(
+        |file, code| {
+            if rooms::is_in_a_shard(file) { named(code, &forbidden) } else { Vec::new() }
+        },
+    );
 }
 
 #[test]
@@ -80,6 +68,9 @@ fn every_module_but_the_islands_forbids_unsafe_code() {
         let forbidden = forbidding.iter().any(|other| {
             *other == file
                 || other.strip_suffix("mod.rs").is_some_and(|directory| file.starts_with(directory))
+                || other.strip_suffix(".rs").is_some_and(|module| {
+                    file.strip_prefix(module).is_some_and(|rest| rest.starts_with('/'))
+                })
         });
         if !excused && !forbidden {
             wrong.push(format!("{file}: #![forbid(unsafe_code)] is missing"));
@@ -219,13 +210,6 @@ fn named(code: &str, words: &[&str]) -> Vec<String> {
 
 fn line_of(text: &str, at: usize) -> usize {
     text[..at].matches('\n').count() + 1
-}
-
-/// The part of `src/…` that names the module: `src/proto/parse.rs` and `src/proto.rs` are
-/// `proto`.
-fn module_of(file: &str) -> &str {
-    let below = file.strip_prefix("src/").unwrap_or(file);
-    below.split('/').next().map_or(below, |part| part.strip_suffix(".rs").unwrap_or(part))
 }
 
 /// `text` with comments, strings and character literals taken out; lines stay where they are.
