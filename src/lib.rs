@@ -25,17 +25,22 @@ pub mod doctor;
 pub mod engine;
 pub mod histogram;
 pub mod host;
+pub mod identity;
 pub mod jwt;
 pub mod mesh;
+mod monitor;
 pub mod output;
 pub mod proto;
 pub mod rates;
 pub mod server;
 pub mod shard;
 pub mod subject;
+mod system;
 pub mod transport;
 pub mod uring;
 
+/// The release of this server.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The nats-server release whose behaviour clients may count on; they test features by it.
 pub const NATS_VERSION: &str = "2.15.1";
 /// What that release says of the JetStream requests it knows, even where JetStream is off.

@@ -8,6 +8,7 @@
 
 mod inbox;
 mod orders;
+mod reporter;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -34,6 +35,7 @@ pub use orders::{
     RouteOrder, Seats,
 };
 use orders::{REQUESTS_BYTES, TRACES_BYTES};
+pub use reporter::Reporter;
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
 const INPUT_BYTES_PER_TURN: usize = 128 * 1024;

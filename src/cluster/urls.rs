@@ -1,7 +1,5 @@
 //! Where clients may connect.
 
-use crate::engine::Transport;
-
 /// `host:port` of one server or several, for clients over TCP and for those over WebSocket: each
 /// kind of client is told of its own alone.
 ///
@@ -13,14 +11,4 @@ pub struct ClientUrls {
     pub tcp: Option<Vec<String>>,
     /// Over WebSocket.
     pub websocket: Option<Vec<String>>,
-}
-
-impl ClientUrls {
-    /// What clients over `transport` are told of these.
-    pub fn of(&self, transport: Transport) -> Option<&[String]> {
-        match transport {
-            Transport::WebSocket => self.websocket.as_deref(),
-            Transport::Tcp | Transport::Unix(_) => self.tcp.as_deref(),
-        }
-    }
 }

@@ -36,11 +36,13 @@ use sha2::{Digest, Sha256};
 
 pub use crate::auth::{ConnectionType, Permissions, Responses, Secret, SubjectEntry, SubjectList};
 pub use crate::cluster::{POOL_SIZE_MAX, RouteUrl};
+use crate::engine::SHARDS_MAX;
 pub use crate::engine::account_settings::{
     Account, AccountLimits, Export, Import, Response, Seats, Shared, TraceRule,
 };
 pub use crate::engine::{Destination, Limits, Mapping, PeerUser};
-use crate::host::{Tier, hex};
+pub use crate::host::ShardCount;
+use crate::host::{Placement, ShardsWanted, Tier, Topology, hex};
 pub use crate::output::{OverflowKind, OverflowRule};
 pub use crate::rates::Rates;
 pub use crate::transport::{Compression, Cookies, HandshakeFirst, MutualTls, Network, Tls};
@@ -363,13 +365,14 @@ impl Default for RuntimeOptions {
     }
 }
 
-/// How many shards there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShardCount {
-    /// One for each core this process may use.
-    Auto,
-    /// Exactly this many, at least one.
-    Exactly(usize),
+impl RuntimeOptions {
+    /// Where that many shards live on a host like this.
+    pub fn placement(&self, topology: &Topology) -> Placement {
+        Placement::plan(
+            topology,
+            ShardsWanted { shards: self.shards, pin: self.pin, max: SHARDS_MAX },
+        )
+    }
 }
 
 /// On which shard a new connection is.

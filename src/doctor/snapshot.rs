@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::advised::SYSCTLS;
 use crate::config::RuntimeOptions;
-use crate::host::{CpuSet, Tier, Topology, Tree};
-use crate::server::place::Placement;
+use crate::host::{CpuSet, Placement, Tier, Topology, Tree};
 use crate::uring::Unavailable;
 
 const CPU_DIR: &str = "sys/devices/system/cpu";
@@ -71,7 +70,7 @@ impl Host {
     /// Reads it. The card is that of the default route unless it is named.
     pub(super) fn read(tree: &Tree, card: Option<&str>, uring: Result<Tier, Unavailable>) -> Self {
         let topology = Topology::read(tree);
-        let placement = Placement::plan(&topology, &RuntimeOptions::default());
+        let placement = RuntimeOptions::default().placement(&topology);
         let status = |key| tree.field("proc/self/status", key);
         let capabilities = status("CapEff").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
         let locks_freely = capabilities.is_some_and(|bits| bits >> CAPABILITY_IPC_LOCK & 1 == 1);

@@ -537,6 +537,16 @@ impl Settings {
     }
 }
 
+impl ClientUrls {
+    /// What clients over `transport` are told of these.
+    pub(super) fn of(&self, transport: Transport) -> Option<&[String]> {
+        match transport {
+            Transport::WebSocket => self.websocket.as_deref(),
+            Transport::Tcp | Transport::Unix(_) => self.tcp.as_deref(),
+        }
+    }
+}
+
 impl User {
     /// Whether it may connect over this transport.
     fn may_use(&self, transport: Transport) -> bool {

@@ -10,6 +10,7 @@ mod cgroup;
 mod cpuset;
 #[cfg(test)]
 pub(crate) mod machine;
+mod placement;
 mod tier;
 mod topology;
 
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use cgroup::{Quota, memory_bytes};
 pub use cpuset::CpuSet;
+pub use placement::{Placement, ShardCount, ShardsWanted, pin};
 pub use tier::Tier;
 pub use topology::{Cpu, Topology};
 

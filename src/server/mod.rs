@@ -12,15 +12,11 @@ pub mod files;
 pub mod listen;
 pub mod log;
 mod log_file;
-mod monitor;
-pub mod place;
 mod proofs;
 mod reload;
 pub mod shards;
 pub mod signals;
 mod syslog;
-mod system;
-mod trace;
 mod unix;
 
 use std::ffi::OsString;
@@ -30,109 +26,32 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, bounded, select};
 use nkeys::{KeyPair, XKey};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::rand::GetRandomFlags;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::cluster::{ClientUrls, Pooling};
+use crate::VERSION;
 use crate::config::args::{self, Args, Command};
 use crate::config::{self, Options, RuntimeOptions, StartError};
 use crate::doctor;
-use crate::engine;
-use crate::host::{Topology, Tree};
-use crate::jwt::{self, Claims};
+use crate::host::{Placement, Topology, Tree};
+use crate::identity::{ClusterIdentity, Endpoint, Identity};
+use crate::monitor::{Monitor, Standing};
 use crate::shard::{Door, Listener, Outcome};
+use crate::system::{Order, System};
 use cluster::Cluster;
 use files::PortsFile;
 use log::{FATAL, Log};
-use monitor::{Monitor, Standing};
-use place::Placement;
 use shards::Shards;
 use signals::Request;
-use system::System;
 use unix::SocketFile;
 
-/// This program's version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What the system account has ordered and is not obeyed yet: who orders waits for the outcome.
 const ORDERS_MAX: usize = 1;
 /// Payloads above this deserve a warning.
 const PAYLOAD_BYTES_USUAL: usize = 8 * 1024 * 1024;
-
-/// Who this server is, for INFO, the monitoring and the banner.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The program's name, as it was called.
-    pub program: String,
-    /// Public key of the server, 56 characters, new at each start.
-    pub id: String,
-    /// Public key for what is sealed for the server, 56 characters, new at each start.
-    pub xkey: String,
-    /// The configured name, else the id.
-    pub name: String,
-    /// The host as configured.
-    pub host: String,
-    /// The port that is listened on; never 0.
-    pub port: u16,
-    /// Where WebSocket clients come in.
-    pub websocket: Option<Endpoint>,
-    /// Where the monitoring listens.
-    pub http: Option<Endpoint>,
-    /// What it is as a member of a cluster.
-    pub cluster: Option<ClusterIdentity>,
-}
-
-/// What a member of a cluster is called, and where it listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClusterIdentity {
-    /// The address where it listens for routes, as it was configured.
-    pub host: String,
-    /// The cluster's name.
-    pub name: String,
-    /// The name was made up.
-    pub is_dynamic: bool,
-    /// The port for routes; never 0.
-    pub port: u16,
-    /// Where clients may connect.
-    pub urls: ClientUrls,
-    /// What goes over which of the connections to a member.
-    pub pooling: Pooling,
-}
-
-/// Where something listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The host as configured.
-    pub host: String,
-    /// The port; never 0.
-    pub port: u16,
-    /// Over TLS.
-    pub is_tls: bool,
-}
-
-impl Identity {
-    fn of_engine(&self) -> engine::Identity {
-        let mut secret = [0; 32];
-        // As many bytes as this come whole, and at once since the machine has started.
-        let _ = rustix::rand::getrandom(&mut secret, GetRandomFlags::empty());
-        let nonces = engine::NonceKey::new(secret);
-        let cluster = self.cluster.as_ref().map(|cluster| engine::ClusterIdentity {
-            name: cluster.name.clone(),
-            is_dynamic: cluster.is_dynamic,
-            port: cluster.port,
-            urls: cluster.urls.clone(),
-            pooling: cluster.pooling.clone(),
-        });
-        let epoch_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
-        let websocket =
-            self.websocket.as_ref().map(|endpoint| (endpoint.host.clone(), endpoint.port));
-        let (id, xkey, name) = (self.id.clone(), self.xkey.clone(), self.name.clone());
-        engine::Identity { id, xkey, name, port: self.port, websocket, nonces, cluster, epoch_ms }
-    }
-}
 
 /// The running server, as far as a signal may change it.
 struct Running<'a> {
@@ -146,14 +65,6 @@ struct Running<'a> {
     system: &'a System,
     cluster: Option<&'a Cluster>,
     ports_file: Option<PortsFile>,
-}
-
-/// What the system account has the control thread do.
-enum Order {
-    /// Read the configuration again, and say how it went.
-    Reload(Sender<Result<(), StartError>>),
-    /// Go by other tokens of these accounts, none where one is gone; say when it is so.
-    Accounts(Vec<(String, Option<Arc<Claims<jwt::Account>>>)>, Sender<()>),
 }
 
 /// Does what the command line asks for.
@@ -247,7 +158,7 @@ fn serve(
     let mut identity = identify(&options, program, &bound)?;
     identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), &identity)?;
     let identity = Arc::new(identity);
-    let placement = Placement::plan(&Topology::read(&Tree::default()), &options.runtime);
+    let placement = options.runtime.placement(&Topology::read(&Tree::default()));
 
     log_banner(&options, &identity, &placement);
     let shards = Shards::start(&options, &identity.of_engine(), &placement.cpus)?;

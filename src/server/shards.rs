@@ -1,7 +1,6 @@
 //! The shards as the control thread sees them: started together, told things, joined.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,18 +8,14 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::{place, proofs};
+use super::proofs;
 use crate::config::{Options, StartError};
-use crate::engine::{
-    self, AccountFigures, AccountId, ClosedConn, ConnSnapshot, Page, RouteNotice, RouteSnapshot,
-    SHARDS_MAX, ShardId, SubSnapshot,
-};
+use crate::engine::{self, AccountId, RouteNotice, SHARDS_MAX, ShardId};
 use crate::host::Tier;
 use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
-    Address, Check, ClientOrder, Control, Figures, Listener, NEWS_MAX, News, Outcome, Parts,
-    Report, Seats, Shard,
+    Address, Check, Control, Listener, NEWS_MAX, News, Outcome, Parts, Reporter, Seats, Shard,
 };
 use crate::uring::{self, Bell, Reactor};
 
@@ -35,17 +30,6 @@ pub struct Shards {
     started_at: DateTime<Utc>,
     tier: Tier,
 }
-
-/// Asks the shards how they are, from any thread; see [`Shards::reporter`].
-#[derive(Clone)]
-pub struct Reporter {
-    addresses: Vec<Address>,
-    started_at: DateTime<Utc>,
-    tier: Tier,
-}
-
-/// How long a shard may take to answer; one that hangs is left out.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// What a shard says at most of its fate: that its clients are gone, and that it has failed.
 const OUTCOMES_PER_SHARD: usize = 2;
@@ -229,7 +213,7 @@ impl Shards {
     /// Whoever has it can ask how the shards are.
     pub fn reporter(&self) -> Reporter {
         let (addresses, started_at) = (self.addresses.clone(), self.started_at);
-        Reporter { addresses, started_at, tier: self.tier }
+        Reporter::new(addresses, started_at, self.tier)
     }
 
     /// Lets clients take what is queued for them, within bounds, and ends.
@@ -246,114 +230,10 @@ impl Shards {
     }
 }
 
-impl Reporter {
-    /// How many shards there are.
-    pub fn shards(&self) -> usize {
-        self.addresses.len()
-    }
-
-    /// What of io_uring they use.
-    pub fn tier(&self) -> Tier {
-        self.tier
-    }
-
-    /// The zero of the times that shards tell.
-    pub fn started_at(&self) -> DateTime<Utc> {
-        self.started_at
-    }
-
-    /// Tells one shard something.
-    pub fn tell(&self, shard: ShardId, control: Control) {
-        if let Some(address) = self.addresses.get(shard.index()) {
-            address.send(control);
-        }
-    }
-
-    /// Has something done to a client; `false` if no shard has one with this number.
-    pub fn order(&self, cid: u64, order: ClientOrder) -> bool {
-        self.ask_all(|to| Control::Client { cid, order, to }).contains(&true)
-    }
-
-    /// How things are on each shard, as far as they answer in time.
-    pub fn report(&self) -> Vec<Report> {
-        self.ask_all(Control::Report)
-    }
-
-    /// How each shard works, by shard, as far as they answer in time.
-    pub fn figures(&self) -> Vec<Figures> {
-        let mut figures = self.ask_all(Control::Figures);
-        figures.sort_by_key(|figures| figures.report.shard);
-        figures
-    }
-
-    /// How each account is, over the shards that answer in time, in the order of their names.
-    pub fn accounts(&self) -> Vec<AccountFigures> {
-        let mut all: BTreeMap<Arc<str>, AccountFigures> = BTreeMap::new();
-        for account in self.ask_all(Control::Accounts).into_iter().flatten() {
-            match all.entry(Arc::clone(&account.name)) {
-                Entry::Vacant(slot) => drop(slot.insert(account)),
-                Entry::Occupied(mut slot) => slot.get_mut().add(&account),
-            }
-        }
-        all.into_values().collect()
-    }
-
-    /// One answer of each shard, in no order.
-    fn ask_all<T>(&self, ask: impl Fn(Sender<T>) -> Control) -> Vec<T> {
-        let (to, answers) = bounded(self.addresses.len());
-        for address in &self.addresses {
-            address.send(ask(to.clone()));
-        }
-        drop(to);
-        let by = now() + ANSWER_MAX;
-        std::iter::from_fn(|| answers.recv_deadline(by).ok()).collect()
-    }
-
-    /// The open connections, in no order.
-    pub fn conns(&self) -> Vec<ConnSnapshot> {
-        let mut conns = Vec::new();
-        self.pages(|from, to| Control::Conns { from, to }, |conn| conns.push(conn));
-        conns
-    }
-
-    /// The connections that have ended and are remembered, in no order.
-    pub fn closed(&self) -> Vec<ClosedConn> {
-        let mut all = Vec::new();
-        self.pages(|from, to| Control::Closed { from, to }, |closed| all.push(closed));
-        all
-    }
-
-    /// The registered routes, in the order of their numbers.
-    pub fn routes(&self, wishes: bool) -> Vec<RouteSnapshot> {
-        let mut routes = self.ask_all(|to| Control::Routes { wishes, to }).concat();
-        routes.sort_by_key(|route| route.rid);
-        routes
-    }
-
-    /// Shows each subscription.
-    pub fn subs(&self, show: impl FnMut(SubSnapshot)) {
-        self.pages(|from, to| Control::Subs { from, to }, show);
-    }
-
-    /// Fetches a table of each shard, page by page, so that the shard can work between them.
-    fn pages<T>(&self, ask: impl Fn(u64, Sender<Page<T>>) -> Control, mut show: impl FnMut(T)) {
-        for address in &self.addresses {
-            let mut from = Some(0);
-            while let Some(slot) = from {
-                let (to, page) = bounded(1);
-                address.send(ask(slot, to));
-                let Ok(page) = page.recv_timeout(ANSWER_MAX) else { break };
-                page.entries.into_iter().for_each(&mut show);
-                from = page.next;
-            }
-        }
-    }
-}
-
 /// A shard's thread from its beginning to its end.
 fn grow(seed: Seed) {
     let id = seed.id;
-    if !place::pin(seed.cpu) {
+    if !host::pin(seed.cpu) {
         tracing::warn!("Shard {} could not be pinned to its core", id.0);
     }
     let reactor = match Reactor::new(&seed.reactor) {

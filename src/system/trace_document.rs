@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::monitor::time_after;
 use crate::engine::{MessageTrace, Party, Step, StepEvent, header_values};
+use crate::monitor::time_after;
 
 /// Kinds of connections, as nats-server numbers them.
 const CLIENT: u8 = 0;

@@ -97,14 +97,14 @@ impl<'a> Trust<'a> {
 
 /// What of JetStream nats-server can switch, and how it is there by itself.
 #[derive(Serialize)]
-pub(in crate::server) struct FeatureFlags {
+pub(crate) struct FeatureFlags {
     js_ack_fc_v2: bool,
     js_api_reply_v2: bool,
     js_raft_delete_range: bool,
     js_snapshot_sources: bool,
 }
 
-pub(in crate::server) const FEATURE_FLAGS: FeatureFlags = FeatureFlags {
+pub(crate) const FEATURE_FLAGS: FeatureFlags = FeatureFlags {
     js_ack_fc_v2: false,
     js_api_reply_v2: false,
     js_raft_delete_range: true,
@@ -462,7 +462,7 @@ impl Traffic {
 impl Shardcast {
     fn new(state: &State, figures: &[Figures]) -> Self {
         Self {
-            version: crate::server::VERSION,
+            version: crate::VERSION,
             tier: state.reporter.tier().to_string(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             shards: figures.iter().map(Shard::new).collect(),

@@ -4,9 +4,27 @@ use std::fmt;
 
 use core_affinity::CoreId;
 
-use crate::config::{RuntimeOptions, ShardCount};
-use crate::engine::SHARDS_MAX;
-use crate::host::{Cpu, Topology};
+use super::{Cpu, Topology};
+
+/// How many shards there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardCount {
+    /// One for each core this process may use.
+    Auto,
+    /// Exactly this many, at least one.
+    Exactly(usize),
+}
+
+/// What is asked of a placement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardsWanted {
+    /// How many shards.
+    pub shards: ShardCount,
+    /// Each stays on one core.
+    pub pin: bool,
+    /// The most there can be if nobody says how many.
+    pub max: usize,
+}
 
 /// Where shards live, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +36,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Places the shards that `options` ask for.
+    /// Places the shards that are wanted.
     ///
     /// `auto` is one shard for each core this process may use, at least one: hyperthreads of a core
     /// count once, slower cores of a hybrid processor not at all (connections are spread by
@@ -26,13 +44,14 @@ impl Placement {
     /// A number takes fast cores first, node by node, then slower ones, then hyperthreads; more
     /// shards than CPUs share them. Under a quota smaller than the allowed CPUs nobody is pinned:
     /// every container with such a quota would choose the same first cores.
-    pub fn plan(topology: &Topology, options: &RuntimeOptions) -> Self {
+    pub fn plan(topology: &Topology, wanted: ShardsWanted) -> Self {
         let (mut cores, mut threads) = topology.cores_and_threads();
         let order = |cpu: &&Cpu| (!cpu.is_fast, cpu.node, cpu.id);
         cores.sort_by_key(order);
         threads.sort_by_key(order);
         let quota = topology.quota.filter(|quota| quota.whole_cpus() < topology.cpus.len());
         let auto = Auto {
+            max: wanted.max,
             cpus: topology.cpus.len(),
             online: topology.online.len(),
             threads: threads.len(),
@@ -40,14 +59,14 @@ impl Placement {
             fast: cores.iter().filter(|cpu| cpu.is_fast).count(),
             quota: quota.map(|quota| (quota.whole_cpus(), quota.to_string())),
         };
-        let (count, mut why) = match options.shards {
+        let (count, mut why) = match wanted.shards {
             ShardCount::Exactly(count) => (count.max(1), "as told by --shards".to_owned()),
             ShardCount::Auto => (auto.count(), auto.to_string()),
         };
         let unpinned = match &auto.quota {
-            _ if !options.pin => Some(""),
+            _ if !wanted.pin => Some(""),
             // `auto` has named the quota already.
-            Some(_) if options.shards == ShardCount::Auto => Some(""),
+            Some(_) if wanted.shards == ShardCount::Auto => Some(""),
             Some(_) => Some("; a CPU quota is smaller than the CPUs"),
             None if topology.cpus.is_empty() => Some("; no CPU can be seen"),
             None => None,
@@ -89,6 +108,8 @@ pub fn pin(cpu: Option<usize>) -> bool {
 
 /// What `auto` goes by.
 struct Auto {
+    /// The most shards there can be.
+    max: usize,
     /// CPUs that are allowed, and that there are.
     cpus: usize,
     online: usize,
@@ -108,7 +129,7 @@ impl Auto {
 
     fn count(&self) -> usize {
         let quota = self.quota.as_ref().map_or(usize::MAX, |(cpus, _)| *cpus);
-        self.eligible().min(quota).clamp(1, SHARDS_MAX)
+        self.eligible().min(quota).clamp(1, self.max)
     }
 }
 
@@ -120,8 +141,8 @@ impl fmt::Display for Auto {
             Some((cpus, text)) if *cpus < eligible => {
                 write!(f, "auto: the cgroup's quota pays for {text} CPUs, of {eligible} cores")?;
             }
-            _ if eligible > SHARDS_MAX => {
-                write!(f, "auto: {SHARDS_MAX} is the most there can be, of {eligible} cores")?;
+            _ if eligible > self.max => {
+                write!(f, "auto: {} is the most there can be, of {eligible} cores", self.max)?;
             }
             Some((_, text)) => write!(f, "auto: one per core, under a quota of {text} CPUs")?,
             None => f.write_str("auto: one per core")?,
@@ -142,9 +163,14 @@ mod tests {
     use super::*;
     use crate::host::machine::Machine;
 
+    const MAX: usize = 64;
+
+    fn wanted(shards: ShardCount) -> ShardsWanted {
+        ShardsWanted { shards, pin: true, max: MAX }
+    }
+
     fn placed(machine: &Machine, shards: ShardCount) -> String {
-        let options = RuntimeOptions { shards, ..RuntimeOptions::default() };
-        Placement::plan(&Topology::read(&machine.tree()), &options).to_string()
+        Placement::plan(&Topology::read(&machine.tree()), wanted(shards)).to_string()
     }
 
     fn auto(machine: &Machine) -> String {
@@ -257,7 +283,7 @@ mod tests {
 
     #[test]
     fn there_is_always_a_shard() {
-        let nothing = Placement::plan(&Topology::default(), &RuntimeOptions::default());
+        let nothing = Placement::plan(&Topology::default(), wanted(ShardCount::Auto));
         assert_eq!(nothing.cpus, [None]);
         assert!(nothing.why.contains("no CPU can be seen"));
     }
@@ -265,15 +291,15 @@ mod tests {
     #[test]
     fn auto_stops_at_the_most_shards_there_can_be() {
         let said = auto(&Machine::new(2, 100, 1));
-        assert!(said.starts_with(&format!("{SHARDS_MAX} on cores ")), "{said}");
+        assert!(said.starts_with(&format!("{MAX} on cores ")), "{said}");
         assert!(said.contains("is the most there can be, of 200 cores"), "{said}");
     }
 
     #[test]
     fn nobody_is_pinned_who_does_not_want_to_be() {
-        let options = RuntimeOptions { pin: false, ..RuntimeOptions::default() };
+        let wanted = ShardsWanted { pin: false, ..wanted(ShardCount::Auto) };
         let topology = Topology::read(&Machine::new(1, 2, 1).tree());
-        assert_eq!(Placement::plan(&topology, &options).cpus, [None, None]);
+        assert_eq!(Placement::plan(&topology, wanted).cpus, [None, None]);
         assert!(pin(None));
     }
 }

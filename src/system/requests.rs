@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Order, Worker};
 use crate::config;
 use crate::engine::ServerRequest;
-use crate::server::Identity;
+use crate::identity::Identity;
 use crate::shard::ClientOrder;
 use crate::subject;
 

@@ -4,9 +4,12 @@
 //! there is a page of the same kind, and has a shard publish them. What it is handed is bounded;
 //! what does not fit is not told, and not answered.
 
+#![forbid(unsafe_code)]
+
 mod claims;
 mod requests;
 mod store;
+mod trace_document;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,14 +22,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::Identity;
-use super::Order;
-use super::monitor::{Documents, FEATURE_FLAGS, FeatureFlags, Standing};
-use super::shards::Reporter;
-use super::trace;
 use crate::config::{Options, StartError};
 use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, ShardId, Traffic};
-use crate::shard::{Control, News};
+use crate::identity::Identity;
+use crate::jwt::{self, Claims};
+use crate::monitor::{self, Documents, FEATURE_FLAGS, FeatureFlags, Standing};
+use crate::shard::{Control, News, Reporter};
 use requests::Reply;
 use store::Store;
 
@@ -37,8 +38,16 @@ const EVENT_ID_CHARS: usize = 22;
 /// Where the server speaks that nobody has asked.
 const ANY_SHARD: ShardId = ShardId(0);
 
+/// What the system account has the control thread do.
+pub(crate) enum Order {
+    /// Read the configuration again, and say how it went.
+    Reload(Sender<Result<(), StartError>>),
+    /// Go by other tokens of these accounts, none where one is gone; say when it is so.
+    Accounts(Vec<(String, Option<Arc<Claims<jwt::Account>>>)>, Sender<()>),
+}
+
 /// The running thread.
-pub(super) struct System {
+pub(crate) struct System {
     notes: Sender<News>,
     thread: JoinHandle<()>,
 }
@@ -102,7 +111,7 @@ struct ClientInfo<'a> {
 
 impl System {
     /// Takes over the other end of what shards send to `notes`.
-    pub(super) fn start(
+    pub(crate) fn start(
         (notes, news): (Sender<News>, Receiver<News>),
         identity: &Arc<Identity>,
         mut told: watch::Receiver<Standing>,
@@ -131,13 +140,13 @@ impl System {
     }
 
     /// Something is to be looked at that has been told.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // If there is no room, it is awake already.
         let _ = self.notes.try_send(News::Change);
     }
 
     /// Tells that the server ends, and waits until that is on its way.
-    pub(super) fn stop(self) {
+    pub(crate) fn stop(self) {
         if self.notes.send(News::Stop).is_ok() {
             // If it panicked, it has said so.
             let _ = self.thread.join();
@@ -256,13 +265,13 @@ impl Worker {
             jetstream: false,
             flags: 0,
             seq: self.seq,
-            time: super::monitor::time(Utc::now()),
+            time: monitor::time(Utc::now()),
         }
     }
 
     fn on_trace(&mut self, trace: &MessageTrace) {
         let started_at = self.reporter.started_at();
-        let document = trace::document(&json!(self.server()), trace, started_at);
+        let document = trace_document::document(&json!(self.server()), trace, started_at);
         self.publish(trace.shard, trace.account, &trace.dest, document);
     }
 
@@ -272,7 +281,7 @@ impl Worker {
         let mut event = serde_json::Map::new();
         event.insert("type".into(), format!("io.nats.server.advisory.v1.{kind}").into());
         event.insert("id".into(), id.into());
-        event.insert("timestamp".into(), super::monitor::time(Utc::now()).into());
+        event.insert("timestamp".into(), monitor::time(Utc::now()).into());
         event.insert("server".into(), json!(self.server()));
         event
     }
@@ -312,7 +321,7 @@ impl Worker {
     }
 
     fn client<'a>(&'a self, conn: &'a ConnSnapshot, stopped_ns: Option<u64>) -> ClientInfo<'a> {
-        let at = |ns| super::monitor::time_after(self.reporter.started_at(), ns);
+        let at = |ns| monitor::time_after(self.reporter.started_at(), ns);
         ClientInfo {
             start: at(conn.opened_ns),
             host: &conn.ip,

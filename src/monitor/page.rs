@@ -12,8 +12,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{State, text};
+use crate::VERSION;
 use crate::histogram::Histogram;
-use crate::server::VERSION;
 use crate::shard::Figures;
 
 /// The page as it is sent.

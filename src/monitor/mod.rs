@@ -4,6 +4,8 @@
 //! by messages, which they answer between two turns' work in bounded pages: watching never slows a
 //! shard by more than a page, and a shard that hangs costs the watcher a second, nobody else.
 
+#![forbid(unsafe_code)]
+
 mod absent;
 mod accounts;
 mod connz;
@@ -46,11 +48,11 @@ use tokio::task::{AbortHandle, LocalSet};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::Identity;
-use super::shards::Reporter;
 use crate::config::{Options, StartError};
 use crate::crowd::Crowd;
+use crate::identity::Identity;
 use crate::shard::ACCEPT_REST;
+use crate::shard::Reporter;
 use absent::{Gatewayz, Jsz, Leafz, ipqueuesz};
 use accounts::{Accountz, Accstatz};
 use connz::{ConnRequest, Connz};
@@ -60,7 +62,7 @@ use routez::Routez;
 use subsz::Subsz;
 use varz::{Cpu, Varz};
 
-pub(super) use varz::{FEATURE_FLAGS, FeatureFlags};
+pub(crate) use varz::{FEATURE_FLAGS, FeatureFlags};
 
 /// Connections at one time; for each that comes beyond, one goes that has not asked for longest.
 /// Each is a file that clients cannot have.
@@ -85,23 +87,23 @@ const SMALL_BYTES_MAX: usize = 64 * 1024;
 type Answer = Response<Bytes>;
 
 /// What the control thread tells the others: only the latest counts, whoever has read what before.
-pub(super) struct Standing {
+pub(crate) struct Standing {
     /// The options in force.
-    pub(super) options: Arc<Options>,
+    pub(crate) options: Arc<Options>,
     /// Since when.
-    pub(super) configured_at: DateTime<Utc>,
+    pub(crate) configured_at: DateTime<Utc>,
     /// No more clients are taken.
-    pub(super) is_lame_duck: bool,
+    pub(crate) is_lame_duck: bool,
 }
 
 impl Standing {
-    pub(super) fn new(options: Arc<Options>) -> Self {
+    pub(crate) fn new(options: Arc<Options>) -> Self {
         Self { options, configured_at: Utc::now(), is_lame_duck: false }
     }
 }
 
 /// The running monitoring. It ends when dropped.
-pub(super) struct Monitor {
+pub(crate) struct Monitor {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -126,7 +128,7 @@ struct State {
 
 impl Monitor {
     /// Answers requests on `listener` from now on.
-    pub(super) fn start(
+    pub(crate) fn start(
         listener: TcpListener,
         identity: &Arc<Identity>,
         told: watch::Receiver<Standing>,
@@ -297,12 +299,12 @@ impl Drop for Large {
 }
 
 /// The same pages without HTTP.
-pub(super) struct Documents {
+pub(crate) struct Documents {
     state: State,
 }
 
 impl Documents {
-    pub(super) fn new(
+    pub(crate) fn new(
         identity: &Arc<Identity>,
         told: watch::Receiver<Standing>,
         reporter: Reporter,
@@ -311,19 +313,19 @@ impl Documents {
     }
 
     /// Status and body of the page below the root that is asked for with this query.
-    pub(super) fn page(&mut self, path: &str, query: &str) -> (u16, Bytes) {
+    pub(crate) fn page(&mut self, path: &str, query: &str) -> (u16, Bytes) {
         let (parts, body) = self.state.page(path, &Query::new(Some(query))).into_parts();
         (parts.status.as_u16(), body)
     }
 }
 
 /// A time as documents show it.
-pub(super) fn time(at: DateTime<Utc>) -> String {
+pub(crate) fn time(at: DateTime<Utc>) -> String {
     text::time(at)
 }
 
 /// The same of one that is so many nanoseconds after `start`.
-pub(super) fn time_after(start: DateTime<Utc>, ns: u64) -> String {
+pub(crate) fn time_after(start: DateTime<Utc>, ns: u64) -> String {
     text::time(text::after(start, ns))
 }
 
