@@ -8,13 +8,15 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::certificates::Pair;
-use super::field::absent;
+use super::blocks::certificates::Pair;
+use super::blocks::unsupported;
+use super::syntax::field::absent;
+use super::syntax::{duration, nearest};
 use super::{
     Cluster, LogFormat, Options, RouteUrl, Seating, Secret, ShardCount, StartError, Syslog,
     UnixOptions, User,
 };
-use super::{duration, listeners, missing, nearest, tls};
+use super::{listeners, tls};
 use crate::engine::SHARDS_MAX;
 use crate::host::Tier;
 
@@ -330,7 +332,7 @@ impl Args {
         options.missing.extend(self.missing.iter().cloned());
         if self.jetstream == Some(true) {
             options.wants_jetstream = true;
-            options.absent.push(absent("flag --jetstream", missing::NO_STREAMS));
+            options.absent.push(absent("flag --jetstream", unsupported::NO_STREAMS));
         }
         self.apply_tls(options)?;
         self.apply_cluster(options)?;

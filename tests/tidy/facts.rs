@@ -165,6 +165,8 @@ impl File {
         let mut at = 0;
         while at < tokens.len() {
             match &tokens[at] {
+                // Who may see something is not named by it.
+                TokenTree::Group(group) if begins_with(group, "in") => {}
                 TokenTree::Group(group) => self.take_names(group.stream(), module),
                 TokenTree::Ident(ident) if is_path_sep(&tokens[at + 1..]) => {
                     let line = ident.span().start().line;
@@ -304,13 +306,11 @@ fn mark(tokens: TokenStream, lines: &mut BTreeSet<usize>) {
 }
 
 fn is_doc(token: &TokenTree) -> bool {
-    let first = |group: &Group| group.stream().into_iter().next();
-    match token {
-        TokenTree::Group(group) => {
-            matches!(first(group), Some(TokenTree::Ident(ident)) if ident == "doc")
-        }
-        _ => false,
-    }
+    matches!(token, TokenTree::Group(group) if begins_with(group, "doc"))
+}
+
+fn begins_with(group: &Group, word: &str) -> bool {
+    matches!(group.stream().into_iter().next(), Some(TokenTree::Ident(ident)) if ident == word)
 }
 
 /// `src/a/b.rs` and `src/a/b/mod.rs` are `a::b`.
@@ -324,7 +324,8 @@ pub(super) fn module_of(path: &str) -> Vec<String> {
 #[test]
 fn a_file_is_read_without_its_tests_and_comments() {
     let text = "//! Doc.\n#![forbid(unsafe_code)]\n\nuse super::{c, d::E};\n/// Doc.\n\
-                struct A { // Why.\n    b: u8,\n}\n#[cfg(test)]\nmod tests { use crate::f; }\n\
+                struct A { // Why.\n    pub(in crate::z) b: u8,\n}\n\
+                #[cfg(test)]\nmod tests { use crate::f; }\n\
                 impl A {\n    fn g(&self, (h, i): (u8, u8)) { j!(crate::k::L::m()) }\n}\n";
     let file = File::read("src/a/b.rs", text);
     let named = |path: &[&str]| path.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();

@@ -23,6 +23,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("transport", &["transport"]),
     ("cluster", &["cluster"]),
     ("engine", &["engine"]),
+    ("syntax", &["config::syntax"]),
+    ("blocks", &["config::blocks"]),
     ("config", &["config"]),
     ("mesh", &["mesh"]),
     ("shard", &["shard"]),
@@ -43,7 +45,7 @@ const PARAMETERS_MAX: usize = 5;
 const BELOW: &[(&str, &str)] = &[];
 
 /// Rooms that are to be divided, with their lines.
-const LARGE_ROOMS: &[(&str, usize)] = &[("config", 5300), ("engine", 11100)];
+const LARGE_ROOMS: &[(&str, usize)] = &[("engine", 11100)];
 
 /// Files that are to be divided, with their lines.
 const LARGE_FILES: &[(&str, usize)] = &[];

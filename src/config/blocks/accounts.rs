@@ -9,7 +9,7 @@ use super::field::{Field, Key, Part, bind_map};
 use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::rules::Violation;
-use super::{Options, StartError, missing};
+use super::{Options, StartError, unsupported};
 use crate::auth::Permissions;
 pub use crate::engine::account_settings::GLOBAL;
 use crate::engine::account_settings::{
@@ -180,8 +180,8 @@ const ACCOUNT: &[Key<Draft>] = &[
     Key(
         &["jetstream"],
         Absent(Part {
-            is_wanted: missing::account_jetstream,
-            misses: missing::NO_STREAMS,
+            is_wanted: unsupported::account_jetstream,
+            misses: unsupported::NO_STREAMS,
             note: |_| {},
         }),
     ),

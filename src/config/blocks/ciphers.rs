@@ -58,7 +58,7 @@ const CURVES: &[(&str, Option<&str>)] = &[
 
 /// Cipher suites that a file names, in its order.
 #[derive(Debug, Clone, Default)]
-pub(super) struct CipherSuites {
+pub(in crate::config) struct CipherSuites {
     names: Vec<&'static str>,
     insecure: Vec<&'static str>,
 }

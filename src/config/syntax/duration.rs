@@ -12,7 +12,7 @@ const UNITS_NS: [(&str, f64); 8] = [
 ];
 
 /// The nanoseconds that `text` stands for, or why it stands for none.
-pub(super) fn parse_ns(text: &str) -> Result<i64, String> {
+pub(in crate::config) fn parse_ns(text: &str) -> Result<i64, String> {
     let invalid = |why: &str| format!("invalid duration \"{text}\": {why}, as in \"1m30s\"");
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -46,7 +46,7 @@ pub(super) fn parse_ns(text: &str) -> Result<i64, String> {
 }
 
 /// `ns` in milliseconds, away from zero, so that nothing but zero becomes zero.
-pub(super) fn ns_to_ms(ns: i64) -> i64 {
+pub(in crate::config) fn ns_to_ms(ns: i64) -> i64 {
     let whole = ns / 1_000_000;
     if ns % 1_000_000 == 0 { whole } else { whole + ns.signum() }
 }

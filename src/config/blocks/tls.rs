@@ -21,7 +21,7 @@ use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::insecure::Anybody;
 use super::mistakes::{Mistakes, all};
-use super::{StartError, missing, verifier};
+use super::{StartError, unsupported, verifier};
 use crate::certificate;
 use crate::transport::{HandshakeFirst, MutualTls, Tls};
 
@@ -32,21 +32,21 @@ const FALLBACK_AUTO_MS: u64 = 50;
 
 /// The block as it is written, or what flags say in its place.
 #[derive(Debug, Clone)]
-pub(super) struct Block {
-    pub(super) pair: Pair,
-    pub(super) pairs: Vec<Pair>,
-    pub(super) ca_file: Option<PathBuf>,
-    pub(super) verify: bool,
-    pub(super) map: bool,
-    pub(super) timeout_ms: u64,
-    pub(super) first: HandshakeFirst,
-    pub(super) cipher_suites: CipherSuites,
-    pub(super) allows_insecure_suites: bool,
-    pub(super) curves: Vec<&'static str>,
-    pub(super) since_tls13: bool,
-    pub(super) pinned_certs: Vec<String>,
-    pub(super) connections_per_second_max: u64,
-    pub(super) is_insecure: bool,
+pub(in crate::config) struct Block {
+    pub(in crate::config) pair: Pair,
+    pub(in crate::config) pairs: Vec<Pair>,
+    pub(in crate::config) ca_file: Option<PathBuf>,
+    pub(in crate::config) verify: bool,
+    pub(in crate::config) map: bool,
+    pub(in crate::config) timeout_ms: u64,
+    pub(in crate::config) first: HandshakeFirst,
+    pub(in crate::config) cipher_suites: CipherSuites,
+    pub(in crate::config) allows_insecure_suites: bool,
+    pub(in crate::config) curves: Vec<&'static str>,
+    pub(in crate::config) since_tls13: bool,
+    pub(in crate::config) pinned_certs: Vec<String>,
+    pub(in crate::config) connections_per_second_max: u64,
+    pub(in crate::config) is_insecure: bool,
 }
 
 impl Default for Block {
@@ -109,10 +109,10 @@ pub(super) const HERE: &[Key<Block>] = &[
 ];
 
 const REFUSED: &[Key<Block>] = &[
-    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(missing::any)),
+    Key(&["ocsp_peer", "cert_store", "cert_match", "cert_match_by"], Refuse(unsupported::any)),
     Key(
         &["ca_certs_match", "cert_match_skip_invalid", "verify_cert_and_check_known_urls"],
-        Refuse(missing::any),
+        Refuse(unsupported::any),
     ),
 ];
 
@@ -201,7 +201,7 @@ struct Materials {
 
 impl Block {
     /// Reads the files and puts everything together.
-    pub(super) fn load(self) -> Result<Tls, StartError> {
+    pub(in crate::config) fn load(self) -> Result<Tls, StartError> {
         let materials = self.read()?;
         self.assemble(&materials)
     }

@@ -90,7 +90,7 @@ impl Default for WebSocketOptions {
 
 impl WebSocketOptions {
     /// What shards have to know of it.
-    pub(super) fn settings(&self) -> WebSocketSettings {
+    pub(in crate::config) fn settings(&self) -> WebSocketSettings {
         WebSocketSettings {
             tls: self.tls.clone(),
             same_origin: self.same_origin,
@@ -132,7 +132,7 @@ pub(super) fn bind_unix(v: &mut Field<'_>) -> Result<UnixOptions, StartError> {
 }
 
 /// Whether a socket may have this path.
-pub(super) fn check_path(path: &str) -> Result<(), String> {
+pub(in crate::config) fn check_path(path: &str) -> Result<(), String> {
     /// What the kernel has room for, its closing zero included.
     const PATH_BYTES_MAX: usize = 108;
     if path.is_empty() || path == "@" {

@@ -6,7 +6,7 @@ use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::rules::Violation;
 use super::tls;
-use super::{Options, StartError, missing};
+use super::{Options, StartError, unsupported};
 use crate::auth::{Permissions, Secret};
 use crate::cluster::{POOL_SIZE_MAX, Pooling, RouteUrl};
 use crate::proto::route::NO_CLUSTER;
@@ -156,7 +156,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
     Key(&["pool_size"], Set(pool_size)),
     Key(&["compression"], Set(compression)),
     Key(&["accounts"], Set(|c, v| v.texts().map(|names| c.accounts = names))),
-    Key(&["write_deadline", "write_timeout"], Ignore(missing::any)),
+    Key(&["write_deadline", "write_timeout"], Ignore(unsupported::any)),
     Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
     Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
 ];
@@ -251,7 +251,7 @@ const AUTHORIZATION: &[Key<Cluster>] = &[
         &["default_permission", "default_permissions", "permissions", "auth_callout", "auth_hook"],
         Set(|_, v| Err(v.error(ONE_USER))),
     ),
-    Key(&["proxy_required"], Refuse(missing::any)),
+    Key(&["proxy_required"], Refuse(unsupported::any)),
 ];
 
 const ONE_USER: &str = "a cluster has one user and password for all; keep only those";

@@ -9,11 +9,8 @@ use crate::jwt;
 use crate::subject::is_valid_filter;
 
 /// What is missed without JetStream.
-pub(super) const NO_STREAMS: &str =
+pub(in crate::config) const NO_STREAMS: &str =
     "clients have no streams, consumers, key-value or object stores";
-
-/// Finds what is wrong with a value, and keeps nothing of it.
-pub(super) type Check = fn(&mut Field<'_>) -> Result<(), StartError>;
 
 /// A row whose value is of a kind.
 const fn key(

@@ -27,16 +27,16 @@ const COPIED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Value {
+pub(in crate::config) struct Value {
     /// Its first character; of a variable's value, where the variable is used.
-    pub position: Position,
+    pub(in crate::config) position: Position,
     /// What it is.
-    pub kind: Kind,
+    pub(in crate::config) kind: Kind,
 }
 
 /// What a value is.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
+pub(in crate::config) enum Kind {
     /// `true`, `yes`, `on` and their opposites.
     Boolean(bool),
     /// A whole number, its suffix applied.
@@ -55,7 +55,7 @@ pub enum Kind {
 
 /// Keys and their values, in the order of the file. Of equal keys the last counts.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Map {
+pub(in crate::config) struct Map {
     entries: Vec<Entry>,
     latest: HashMap<String, usize>,
     is_partial: bool,
@@ -63,32 +63,32 @@ pub struct Map {
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub(in crate::config) struct Entry {
     /// The key as written.
-    pub key: String,
+    pub(in crate::config) key: String,
     /// Where the key was written.
-    pub position: Position,
+    pub(in crate::config) position: Position,
     /// Its value.
-    pub value: Value,
+    pub(in crate::config) value: Value,
     /// Whether some `$key` took the value; such a key need not be known.
-    pub is_variable: bool,
+    pub(in crate::config) is_variable: bool,
 }
 
 impl Map {
     /// The entries that count.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(in crate::config) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let latest = |(i, entry): &(usize, &Entry)| self.latest.get(&entry.key) == Some(i);
         self.entries.iter().enumerate().filter(latest).map(|(_, entry)| entry)
     }
 
     /// The entry of that key, however it is written.
-    pub fn get(&self, key: &str) -> Option<&Entry> {
+    pub(in crate::config) fn get(&self, key: &str) -> Option<&Entry> {
         let exact = self.latest.get(key).map(|at| &self.entries[*at]);
         exact.or_else(|| self.entries().find(|entry| entry.key.eq_ignore_ascii_case(key)))
     }
 
     /// Whether there may be more in it, in a file that could not be read to its end.
-    pub fn is_partial(&self) -> bool {
+    pub(in crate::config) fn is_partial(&self) -> bool {
         self.is_partial
     }
 
@@ -123,7 +123,7 @@ impl Value {
 }
 
 /// Reads a file, which must not be larger than a configuration file can be.
-pub fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(in crate::config) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let length = File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
@@ -136,7 +136,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 /// Parses the file at `path`, whose content is `bytes`, and the files it includes. What is wrong
 /// goes to `mistakes`; bad syntax ends the reading of the file it is in.
-pub fn parse(path: &Path, bytes: &[u8], mistakes: &mut Mistakes) -> Map {
+pub(in crate::config) fn parse(path: &Path, bytes: &[u8], mistakes: &mut Mistakes) -> Map {
     parse_with(path, bytes, &|name| std::env::var(name).ok(), mistakes)
 }
 

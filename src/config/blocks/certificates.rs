@@ -16,9 +16,9 @@ use super::StartError;
 
 /// A certificate and its key.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pair {
-    pub(super) cert_file: Option<PathBuf>,
-    pub(super) key_file: Option<PathBuf>,
+pub(in crate::config) struct Pair {
+    pub(in crate::config) cert_file: Option<PathBuf>,
+    pub(in crate::config) key_file: Option<PathBuf>,
 }
 
 impl Pair {

@@ -1,12 +1,14 @@
 //! One key and its value on their way to an option, and tables of such keys.
 
 use super::file::{Entry, Kind, Map, Value};
-use super::missing::Check;
 use super::mistakes::{Mistakes, all};
 use super::{StartError, duration, nearest};
 
+/// Finds what is wrong with a value, and keeps nothing of it.
+pub(in crate::config) type Check = fn(&mut Field<'_>) -> Result<(), StartError>;
+
 /// What is done with the value of a key; `T` is what the block of keys amounts to.
-pub(super) enum Action<T> {
+pub(in crate::config) enum Action<T> {
     /// Bind it.
     Set(fn(&mut T, &mut Field<'_>) -> Result<(), StartError>),
     /// It belongs to what this server does not have, and nobody gets more or less than without.
@@ -19,17 +21,20 @@ pub(super) enum Action<T> {
 }
 
 /// A part of nats-server that this server does not have.
-pub(super) struct Part<T> {
+pub(in crate::config) struct Part<T> {
     /// Whether the value asks for it; what is wrong with it is found either way.
-    pub(super) is_wanted: fn(&mut Field<'_>) -> Result<bool, StartError>,
+    pub(in crate::config) is_wanted: fn(&mut Field<'_>) -> Result<bool, StartError>,
     /// What clients do not have then, for people.
-    pub(super) misses: &'static str,
+    pub(in crate::config) misses: &'static str,
     /// Takes note that it is wanted.
-    pub(super) note: fn(&mut T),
+    pub(in crate::config) note: fn(&mut T),
 }
 
 /// A row of a table of keys: the synonyms, in lower case, and what is done with the value.
-pub(super) struct Key<T>(pub(super) &'static [&'static str], pub(super) Action<T>);
+pub(in crate::config) struct Key<T>(
+    pub(in crate::config) &'static [&'static str],
+    pub(in crate::config) Action<T>,
+);
 
 /// Binds every entry of `map` by the first row of `tables` that has its key.
 ///
@@ -37,7 +42,7 @@ pub(super) struct Key<T>(pub(super) &'static [&'static str], pub(super) Action<T
 ///
 /// All that is wrong with any of them. What must hold of the block as a whole is only looked at
 /// when each of its parts holds.
-pub(super) fn bind_map<T>(
+pub(in crate::config) fn bind_map<T>(
     tables: &[&[Key<T>]],
     map: &Map,
     target: &mut T,
@@ -54,18 +59,18 @@ pub(super) fn bind_map<T>(
 }
 
 /// The row for a key, however it is written.
-pub(super) fn row_of<'t, T>(tables: &[&'t [Key<T>]], key: &str) -> Option<&'t Key<T>> {
+pub(in crate::config) fn row_of<'t, T>(tables: &[&'t [Key<T>]], key: &str) -> Option<&'t Key<T>> {
     let key = key.to_ascii_lowercase();
     tables.iter().copied().flatten().find(|Key(names, _)| names.contains(&key.as_str()))
 }
 
 /// All that a key may be called.
-pub(super) fn names<T>(tables: &[&[Key<T>]]) -> impl Iterator<Item = &'static str> {
+pub(in crate::config) fn names<T>(tables: &[&[Key<T>]]) -> impl Iterator<Item = &'static str> {
     tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter().copied())
 }
 
 /// Binds one entry.
-pub(super) fn bind_entry<T>(
+pub(in crate::config) fn bind_entry<T>(
     tables: &[&[Key<T>]],
     entry: &Entry,
     target: &mut T,
@@ -107,12 +112,15 @@ pub(super) fn bind_entry<T>(
 }
 
 /// What is told of a part that is wanted and not there.
-pub(super) fn absent(wanted: &str, misses: &str) -> String {
+pub(in crate::config) fn absent(wanted: &str, misses: &str) -> String {
     format!("{wanted} is not supported yet and has no effect: {misses}")
 }
 
 /// An error about a key that is none of `names`.
-pub(super) fn unknown<'a>(names: impl Iterator<Item = &'a str>, entry: &Entry) -> StartError {
+pub(in crate::config) fn unknown<'a>(
+    names: impl Iterator<Item = &'a str>,
+    entry: &Entry,
+) -> StartError {
     let hint = match nearest(&entry.key.to_ascii_lowercase(), names) {
         Some(near) => format!("; did you mean \"{near}\"?"),
         None => String::new(),
@@ -122,25 +130,25 @@ pub(super) fn unknown<'a>(names: impl Iterator<Item = &'a str>, entry: &Entry) -
 
 /// What the operator should know about a file that is valid.
 #[derive(Debug, Default)]
-pub(super) struct Warnings {
+pub(in crate::config) struct Warnings {
     /// What ought to be written otherwise.
-    pub(super) doubtful: Vec<String>,
+    pub(in crate::config) doubtful: Vec<String>,
     /// What has no effect here.
-    pub(super) missing: Vec<String>,
+    pub(in crate::config) missing: Vec<String>,
     /// Whole parts that clients may count on and that are not here.
-    pub(super) absent: Vec<String>,
+    pub(in crate::config) absent: Vec<String>,
 }
 
 /// A key of the file and its value.
-pub(super) struct Field<'a> {
-    pub(super) key: &'a str,
-    pub(super) value: &'a Value,
-    pub(super) warnings: &'a mut Warnings,
+pub(in crate::config) struct Field<'a> {
+    pub(in crate::config) key: &'a str,
+    pub(in crate::config) value: &'a Value,
+    pub(in crate::config) warnings: &'a mut Warnings,
 }
 
 impl<'a> Field<'a> {
     /// An error about the value, which names no part of it: it may be a secret.
-    pub(super) fn error(&self, reason: impl std::fmt::Display) -> StartError {
+    pub(in crate::config) fn error(&self, reason: impl std::fmt::Display) -> StartError {
         match self.value.kind {
             Kind::Unknown => StartError::told_already(),
             _ => self.value.position.error(reason),
@@ -148,29 +156,29 @@ impl<'a> Field<'a> {
     }
 
     /// What came of the value, where the value is.
-    pub(super) fn place(&self, error: StartError) -> StartError {
+    pub(in crate::config) fn place(&self, error: StartError) -> StartError {
         error.at(&self.value.position)
     }
 
-    pub(super) fn expected(&self, what: &str) -> StartError {
+    pub(in crate::config) fn expected(&self, what: &str) -> StartError {
         self.error(format!("{} is {what}", self.key))
     }
 
-    pub(super) fn text(&self) -> Result<String, StartError> {
+    pub(in crate::config) fn text(&self) -> Result<String, StartError> {
         match &self.value.kind {
             Kind::Text(text) => Ok(text.clone()),
             _ => Err(self.expected("text; put it in quotes")),
         }
     }
 
-    pub(super) fn boolean(&self) -> Result<bool, StartError> {
+    pub(in crate::config) fn boolean(&self) -> Result<bool, StartError> {
         match self.value.kind {
             Kind::Boolean(value) => Ok(value),
             _ => Err(self.expected("true or false, without quotes")),
         }
     }
 
-    pub(super) fn integer(&self) -> Result<i64, StartError> {
+    pub(in crate::config) fn integer(&self) -> Result<i64, StartError> {
         match self.value.kind {
             Kind::Integer(value) => Ok(value),
             _ => Err(self.expected("a whole number, such as 1024 or 1MB, without quotes")),
@@ -178,14 +186,14 @@ impl<'a> Field<'a> {
     }
 
     /// A number from 0 to `max`.
-    pub(super) fn size(&self, max: u32) -> Result<usize, StartError> {
+    pub(in crate::config) fn size(&self, max: u32) -> Result<usize, StartError> {
         let value = u32::try_from(self.integer()?).ok().filter(|value| *value <= max);
         let value = value.and_then(|value| usize::try_from(value).ok());
         value.ok_or_else(|| self.expected(&format!("a number from 0 to {max}")))
     }
 
     /// A number of things; what is negative is without limit.
-    pub(super) fn limit(&self) -> Result<Option<usize>, StartError> {
+    pub(in crate::config) fn limit(&self) -> Result<Option<usize>, StartError> {
         match self.integer()? {
             i64::MIN..0 => Ok(None),
             value => {
@@ -195,7 +203,7 @@ impl<'a> Field<'a> {
     }
 
     /// A port; -1 becomes 0, any free one.
-    pub(super) fn port(&self) -> Result<u16, StartError> {
+    pub(in crate::config) fn port(&self) -> Result<u16, StartError> {
         match self.integer()? {
             -1 => Ok(0),
             value => u16::try_from(value).map_err(|_| self.expected(PORT)),
@@ -203,7 +211,7 @@ impl<'a> Field<'a> {
     }
 
     /// `host:port`, `[address]:port`, `:port` or only a port.
-    pub(super) fn address(&self) -> Result<(Option<String>, u16), StartError> {
+    pub(in crate::config) fn address(&self) -> Result<(Option<String>, u16), StartError> {
         let Kind::Text(text) = &self.value.kind else {
             return Ok((None, self.port()?));
         };
@@ -223,13 +231,13 @@ impl<'a> Field<'a> {
     }
 
     /// Milliseconds, not negative.
-    pub(super) fn duration_ms(&mut self) -> Result<u64, StartError> {
+    pub(in crate::config) fn duration_ms(&mut self) -> Result<u64, StartError> {
         let ms = self.signed_duration_ms()?;
         u64::try_from(ms).map_err(|_| self.expected("a duration, which cannot be negative"))
     }
 
     /// Milliseconds; a bare number is seconds, which deserves a warning.
-    pub(super) fn signed_duration_ms(&mut self) -> Result<i64, StartError> {
+    pub(in crate::config) fn signed_duration_ms(&mut self) -> Result<i64, StartError> {
         match &self.value.kind {
             Kind::Text(text) => {
                 let ns = duration::parse_ns(text).map_err(|reason| self.error(reason))?;
@@ -246,7 +254,7 @@ impl<'a> Field<'a> {
     }
 
     /// Milliseconds of a number of seconds, fractions allowed, or of a duration.
-    pub(super) fn seconds_ms(&mut self) -> Result<u64, StartError> {
+    pub(in crate::config) fn seconds_ms(&mut self) -> Result<u64, StartError> {
         let seconds = match self.value.kind {
             #[expect(clippy::cast_precision_loss, reason = "nobody waits 2^53 seconds")]
             Kind::Integer(seconds) => seconds as f64,
@@ -259,7 +267,7 @@ impl<'a> Field<'a> {
     }
 
     /// Milliseconds that others have to say who they are; a minute is plenty.
-    pub(super) fn login_timeout_ms(&mut self) -> Result<u64, StartError> {
+    pub(in crate::config) fn login_timeout_ms(&mut self) -> Result<u64, StartError> {
         const USUAL_MS_MAX: u64 = 60_000;
         let ms = self.seconds_ms()?;
         if ms > USUAL_MS_MAX {
@@ -268,7 +276,7 @@ impl<'a> Field<'a> {
         Ok(ms)
     }
 
-    pub(super) fn map(&self) -> Result<&'a Map, StartError> {
+    pub(in crate::config) fn map(&self) -> Result<&'a Map, StartError> {
         match &self.value.kind {
             Kind::Map(map) => Ok(map),
             _ => Err(self.expected("a block { … }")),
@@ -276,7 +284,7 @@ impl<'a> Field<'a> {
     }
 
     /// The values of a list, each bound as a field of its own.
-    pub(super) fn each<T>(
+    pub(in crate::config) fn each<T>(
         &mut self,
         mut bind: impl FnMut(&mut Field<'_>) -> Result<T, StartError>,
     ) -> Result<Vec<T>, StartError> {
@@ -290,7 +298,7 @@ impl<'a> Field<'a> {
     }
 
     /// The same; what is no list is the only one.
-    pub(super) fn one_or_each<T>(
+    pub(in crate::config) fn one_or_each<T>(
         &mut self,
         mut bind: impl FnMut(&mut Field<'_>) -> Result<T, StartError>,
     ) -> Result<Vec<T>, StartError> {
@@ -301,7 +309,7 @@ impl<'a> Field<'a> {
     }
 
     /// The entries of a block whose keys are anybody's, each bound as a field of its own.
-    pub(super) fn each_entry<T>(
+    pub(in crate::config) fn each_entry<T>(
         &mut self,
         mut bind: impl FnMut(&'a Entry, &mut Field<'_>) -> Result<T, StartError>,
     ) -> Result<Vec<T>, StartError> {
@@ -319,15 +327,15 @@ impl<'a> Field<'a> {
     }
 
     /// A list of texts, or one text.
-    pub(super) fn texts(&mut self) -> Result<Vec<String>, StartError> {
+    pub(in crate::config) fn texts(&mut self) -> Result<Vec<String>, StartError> {
         self.one_or_each(|field| field.text())
     }
 
-    pub(super) fn warn_missing(&mut self, text: impl std::fmt::Display) {
+    pub(in crate::config) fn warn_missing(&mut self, text: impl std::fmt::Display) {
         self.warnings.missing.push(format!("{}: {text}", self.value.position));
     }
 
-    pub(super) fn warn(&mut self, text: impl std::fmt::Display) {
+    pub(in crate::config) fn warn(&mut self, text: impl std::fmt::Display) {
         self.warnings.doubtful.push(format!("{}: {text}", self.value.position));
     }
 }

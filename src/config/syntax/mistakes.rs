@@ -4,21 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Mistakes that are told; of more only the number is.
-pub const MISTAKES_MAX: usize = 100;
+pub(in crate::config) const MISTAKES_MAX: usize = 100;
 
 /// Where something was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
+pub(in crate::config) struct Position {
     /// The how-manieth of the files that were read; what they include comes later.
-    pub(super) order: u32,
-    pub(super) line: u32,
-    pub(super) column: u32,
-    pub(super) file: Arc<str>,
+    pub(in crate::config) order: u32,
+    pub(in crate::config) line: u32,
+    pub(in crate::config) column: u32,
+    pub(in crate::config) file: Arc<str>,
 }
 
 impl Position {
     /// An error that begins with this place.
-    pub fn error(&self, reason: impl fmt::Display) -> StartError {
+    pub(in crate::config) fn error(&self, reason: impl fmt::Display) -> StartError {
         StartError::of(Some(self.clone()), &reason.to_string())
     }
 }
@@ -60,7 +60,7 @@ impl StartError {
     }
 
     /// The same mistakes; those without a place are here.
-    pub(super) fn at(mut self, position: &Position) -> Self {
+    pub(in crate::config) fn at(mut self, position: &Position) -> Self {
         for mistake in &mut self.mistakes {
             mistake.position.get_or_insert_with(|| position.clone());
         }
@@ -68,7 +68,7 @@ impl StartError {
     }
 
     /// About something that has been complained about already.
-    pub(super) fn told_already() -> Self {
+    pub(in crate::config) fn told_already() -> Self {
         Self { mistakes: Vec::new(), untold: 0 }
     }
 
@@ -128,11 +128,11 @@ impl std::error::Error for StartError {}
 
 /// Gathers what is wrong, so that the rest is looked at too.
 #[derive(Debug, Default)]
-pub struct Mistakes(Option<StartError>);
+pub(in crate::config) struct Mistakes(Option<StartError>);
 
 impl Mistakes {
     /// The value, or none if there is something wrong with it, which is kept.
-    pub(super) fn take<T>(&mut self, result: Result<T, StartError>) -> Option<T> {
+    pub(in crate::config) fn take<T>(&mut self, result: Result<T, StartError>) -> Option<T> {
         match (result, &mut self.0) {
             (Ok(value), _) => return Some(value),
             (Err(error), Some(all)) => all.add(error),
@@ -146,7 +146,7 @@ impl Mistakes {
     /// # Errors
     ///
     /// All that was.
-    pub(super) fn result(self) -> Result<(), StartError> {
+    pub(in crate::config) fn result(self) -> Result<(), StartError> {
         self.0.map_or(Ok(()), Err)
     }
 }
@@ -156,7 +156,7 @@ impl Mistakes {
 /// # Errors
 ///
 /// All that is wrong with any of them.
-pub(super) fn all<T>(
+pub(in crate::config) fn all<T>(
     results: impl IntoIterator<Item = Result<T, StartError>>,
 ) -> Result<Vec<T>, StartError> {
     let mut mistakes = Mistakes::default();

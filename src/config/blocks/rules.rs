@@ -1,80 +1,10 @@
-//! What must hold between options, wherever they come from, and where a file breaks it.
+//! What must hold between options, wherever they come from.
 
-use super::file::{Kind, Map};
-use super::mistakes::{Mistakes, Position, StartError};
+pub(super) use super::written::Violation;
 use super::{Options, accounts, cluster, listeners};
 
-/// A rule between several options that does not hold.
-#[derive(Debug)]
-pub(super) struct Violation {
-    /// The keys that it is about, with their synonyms.
-    keys: &'static [&'static str],
-    /// The way from the first of them that is there: keys, and numbers in lists.
-    path: Vec<String>,
-    reason: String,
-}
-
-impl Violation {
-    pub(super) fn of(keys: &'static [&'static str], reason: impl Into<String>) -> Self {
-        Self { keys, path: Vec::new(), reason: reason.into() }
-    }
-
-    /// The same, further within its key.
-    pub(super) fn within<const N: usize>(self, path: [&str; N]) -> Self {
-        Self { path: path.map(str::to_owned).to_vec(), ..self }
-    }
-}
-
-/// What a file says, as far as it is known where.
-#[derive(Debug, Default)]
-pub(super) struct Written {
-    /// The file.
-    pub(super) map: Map,
-    /// Keys with mistakes in what they say; what follows from them is not told besides.
-    pub(super) mistaken: Vec<&'static str>,
-}
-
-impl Written {
-    fn error(&self, violation: &Violation) -> StartError {
-        let is_mistaken = |key: &&str| self.mistaken.contains(key);
-        if self.map.is_partial() || violation.keys.iter().any(is_mistaken) {
-            return StartError::told_already();
-        }
-        match self.place(violation) {
-            Some(place) => place.error(&violation.reason),
-            None => StartError::new(&violation.reason),
-        }
-    }
-
-    fn place(&self, violation: &Violation) -> Option<&Position> {
-        let entry = violation.keys.iter().find_map(|key| self.map.get(key))?;
-        let (mut place, mut value) = (&entry.position, &entry.value);
-        for step in &violation.path {
-            match &value.kind {
-                Kind::Map(map) => {
-                    let entry = map.get(step)?;
-                    (place, value) = (&entry.position, &entry.value);
-                }
-                Kind::List(values) => {
-                    value = values.get(step.parse::<usize>().ok()?)?;
-                    place = &value.position;
-                }
-                _ => break,
-            }
-        }
-        Some(place)
-    }
-
-    /// Takes all that is broken as what is wrong with the file.
-    pub(super) fn tell(&self, broken: &[Violation], mistakes: &mut Mistakes) {
-        for violation in broken {
-            mistakes.take::<()>(Err(self.error(violation)));
-        }
-    }
-}
-
 /// The rules that are broken.
-pub(super) fn check(options: &Options) -> Vec<Violation> {
+pub(in crate::config) fn check(options: &Options) -> Vec<Violation> {
     let mut broken = Vec::new();
     let mut refuse = |keys, reason: String| broken.push(Violation::of(keys, reason));
     let has_certificate = options.tls.as_ref().map(|tls| tls.has_certificate);

@@ -5,8 +5,8 @@ use super::field::Action::{Absent, Ignore, Refuse, Set};
 use super::field::{Field, Key, Part, Warnings, bind_entry, bind_map, names, row_of};
 use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
-use super::rules::Written;
-use super::{Options, Rates, StartError, Syslog, accounts, listeners, missing, nearest, trust};
+use super::written::Written;
+use super::{Options, Rates, StartError, Syslog, accounts, listeners, nearest, trust, unsupported};
 use crate::auth::{Permissions, Responses, Secret, SubjectEntry, SubjectList};
 use crate::jwt;
 use crate::subject::is_valid_filter;
@@ -17,7 +17,7 @@ const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
 const KEYS: &[&[Key<Options>]] = &[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS];
 
 /// Binds a whole file.
-pub(super) fn bind(map: Map, options: &mut Options, mistakes: &mut Mistakes) -> Written {
+pub(in crate::config) fn bind(map: Map, options: &mut Options, mistakes: &mut Mistakes) -> Written {
     let mut warnings = Warnings::default();
     let mut mistaken = Vec::new();
     for entry in map.entries() {
@@ -293,7 +293,7 @@ const AUTH: &[Key<Options>] = &[
             Ok(())
         }),
     ),
-    Key(&["default_sentinel"], Refuse(missing::any)),
+    Key(&["default_sentinel"], Refuse(unsupported::any)),
     Key(&["operator", "operators", "root", "roots"], Set(trust::operators)),
     Key(&["root_operator", "root_operators"], Set(trust::operators)),
     Key(&["resolver", "account_resolver", "accounts_resolver"], Set(trust::resolver)),
@@ -304,9 +304,9 @@ const AUTH: &[Key<Options>] = &[
         &["mappings", "maps"],
         Set(|o, v| super::mapping::bind(&mut o.accounts.global().mappings, v)),
     ),
-    Key(&["proxies"], Refuse(missing::any)),
-    Key(&["resolver_tls"], Refuse(missing::tls)),
-    Key(&["ocsp", "ocsp_cache"], Refuse(missing::any)),
+    Key(&["proxies"], Refuse(unsupported::any)),
+    Key(&["resolver_tls"], Refuse(unsupported::tls)),
+    Key(&["ocsp", "ocsp_cache"], Refuse(unsupported::any)),
     Key(&["cluster"], Set(super::cluster::bind)),
 ];
 
@@ -314,16 +314,16 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(
         &["jetstream"],
         Absent(Part {
-            is_wanted: missing::jetstream,
-            misses: missing::NO_STREAMS,
+            is_wanted: unsupported::jetstream,
+            misses: unsupported::NO_STREAMS,
             note: |o| o.wants_jetstream = true,
         }),
     ),
-    Key(&["store_dir", "storedir", "default_js_domain"], Ignore(missing::any)),
+    Key(&["store_dir", "storedir", "default_js_domain"], Ignore(unsupported::any)),
     Key(
         &["leafnodes", "leaf"],
         Absent(Part {
-            is_wanted: missing::leafnodes,
+            is_wanted: unsupported::leafnodes,
             misses: "no leaf node can connect, and nothing goes to or comes from remotes",
             note: |_| {},
         }),
@@ -331,7 +331,7 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(
         &["gateway"],
         Absent(Part {
-            is_wanted: missing::gateway,
+            is_wanted: unsupported::gateway,
             misses: "nothing goes to or comes from other clusters",
             note: |_| {},
         }),
@@ -339,13 +339,13 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
     Key(
         &["mqtt"],
         Absent(Part {
-            is_wanted: missing::mqtt,
+            is_wanted: unsupported::mqtt,
             misses: "no MQTT client can connect",
             note: |_| {},
         }),
     ),
-    Key(&["prof_port", "prof_block_rate"], Ignore(missing::any)),
-    Key(&["no_fast_producer_stall"], Ignore(missing::any)),
+    Key(&["prof_port", "prof_block_rate"], Ignore(unsupported::any)),
+    Key(&["no_fast_producer_stall"], Ignore(unsupported::any)),
     Key(
         &["server_metadata"],
         Set(|o, v| {
@@ -354,9 +354,9 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
             Ok(())
         }),
     ),
-    Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(missing::any)),
-    Key(&["connect_error_reports", "reconnect_error_reports"], Ignore(missing::any)),
-    Key(&["feature_flags"], Ignore(missing::any)),
+    Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(unsupported::any)),
+    Key(&["connect_error_reports", "reconnect_error_reports"], Ignore(unsupported::any)),
+    Key(&["feature_flags"], Ignore(unsupported::any)),
 ];
 
 /// The block `authorization`, before it is known which of its forms was used.
@@ -380,7 +380,7 @@ const AUTHORIZATION: &[Key<Authorization>] = &[
         &["default_permission", "default_permissions", "permissions"],
         Set(|a, v| permissions(v).map(|p| a.default_permissions = Some(p))),
     ),
-    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse(missing::any)),
+    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse(unsupported::any)),
 ];
 
 fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -441,7 +441,7 @@ const USER: &[Key<User>] = &[
     ),
     Key(&["allowed_connection_types", "connection_types", "clients"], Set(connection_types)),
     Key(&["nkey"], Set(nkey)),
-    Key(&["proxy_required"], Refuse(missing::any)),
+    Key(&["proxy_required"], Refuse(unsupported::any)),
 ];
 
 fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {

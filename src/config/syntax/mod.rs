@@ -1,0 +1,25 @@
+//! The configuration file as text: a tree of values that know their positions, and tables of keys.
+//!
+//! It knows no option: what keys there are, and what they mean, the blocks say.
+
+pub(super) mod duration;
+pub(super) mod field;
+pub(super) mod file;
+pub(super) mod mistakes;
+pub(super) mod written;
+
+pub use mistakes::StartError;
+
+/// The candidate nearest to `name`, if it is near enough to be what was meant: a third of the
+/// letters may be wrong.
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let wrong_max = name.chars().count().div_ceil(3).min(4);
+    candidates
+        .map(|candidate| (strsim::osa_distance(name, candidate), candidate))
+        .filter(|(wrong, _)| *wrong <= wrong_max)
+        .min_by_key(|(wrong, _)| *wrong)
+        .map(|(_, candidate)| candidate)
+}
