@@ -1,5 +1,6 @@
 //! The command line: every option with its default and unit.
 
+use crate::admin::{self, Admin};
 use crate::client::{Access, Identity, Target};
 use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
@@ -116,7 +117,8 @@ pub(crate) struct Subject {
     pub(crate) pid: Option<u32>,
     /// Where its monitoring listens, when that is known.
     pub(crate) monitor: Option<SocketAddr>,
-    _started: Option<Started>,
+    /// It, if this program started it.
+    pub(crate) started: Option<Started>,
 }
 
 impl TargetArgs {
@@ -133,7 +135,7 @@ impl TargetArgs {
             return Err(Fault::new(cause, "give --pid of the running server"));
         }
         let target = Target::parse(&self.url, access)?;
-        Ok(Subject { target, pid: self.pid, monitor: self.monitor, _started: None })
+        Ok(Subject { target, pid: self.pid, monitor: self.monitor, started: None })
     }
 }
 
@@ -142,7 +144,7 @@ pub(crate) fn start(command: &str, access: Access, setup: &Setup) -> Outcome<Sub
     let started = Started::start(command, &access, setup)?;
     let target = Target::local(started.port(), access);
     let (pid, monitor) = (Some(started.pid()), started.monitor());
-    Ok(Subject { target, pid, monitor, _started: Some(started) })
+    Ok(Subject { target, pid, monitor, started: Some(started) })
 }
 
 /// Where results go besides the terminal.
@@ -422,6 +424,16 @@ pub(crate) struct SoakArgs {
     /// leave as a lame duck, again and again: 'COMMAND with {port}', and routes to the server
     #[arg(long, value_name = "COMMAND")]
     neighbour: Option<String>,
+    /// Accounts of the server, which has an operator then; in each round it reads its
+    /// configuration again, and is pushed tokens. Needs --server [default: none of that]
+    #[arg(long, default_value_t = 0)]
+    accounts: usize,
+    /// How often a server with --accounts reads its configuration in a round
+    #[arg(long, default_value_t = 5)]
+    reloads: usize,
+    /// Tokens that a server with --accounts is pushed in a round
+    #[arg(long, default_value_t = 50)]
+    pushes: usize,
     /// Where the results go.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -446,6 +458,30 @@ impl SoakArgs {
         };
         let plan = load.plan(|_| Pace::Closed { window_bytes: FLOOD_WINDOW_BYTES })?;
         Ok(Work::Load { plan, lag_max_us: f64::INFINITY })
+    }
+
+    /// The server, and its administration if there is to be any.
+    pub(crate) fn prepare(&self) -> Outcome<(Subject, Option<Admin>)> {
+        let setup = self.steady()?.setup();
+        if self.accounts == 0 {
+            return Ok((self.target.prepare(&setup)?, None));
+        }
+        let clash = |what: &str| {
+            let cause = format!("--accounts does not go with {what}");
+            Err(Fault::new(cause, "give --server 'COMMAND with {port}' alone"))
+        };
+        let Some(command) = &self.target.server else { return clash("a server that runs already") };
+        if setup.config.is_some() {
+            return clash("permissions");
+        }
+        if self.neighbour.is_some() {
+            return clash("a neighbour");
+        }
+        let Self { accounts, reloads, pushes, .. } = *self;
+        let mut admin = Admin::new(admin::Plan { accounts, reloads, pushes })?;
+        let access = admin.access(self.target.access.load()?.tls)?;
+        let setup = Setup { config: Some(admin.config()?), ..setup };
+        Ok((start(command, access, &setup)?, Some(admin)))
     }
 
     /// The node beside it that comes and goes, if there is to be one.

@@ -97,6 +97,11 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// Who has this JWT, and the key that it names.
+    pub(crate) fn new(jwt: String, key: KeyPair) -> Self {
+        Self { jwt: Some(jwt), key: Some(Arc::new(key)) }
+    }
+
     /// Reads a `.creds` file (JWT and seed) or a file with an nkey seed.
     pub(crate) fn load(creds: Option<&str>, nkey: Option<&str>) -> Outcome<Self> {
         let read = |path: &str| {
@@ -153,6 +158,11 @@ impl Target {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let (name, place) = (address.to_string(), Place::Tcp(address));
         Self { servers: vec![Server { name, tls: false, place, login: Login::None }], access }
+    }
+
+    /// What gets a client in.
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The servers as the user wrote them, without passwords.

@@ -1,6 +1,7 @@
 //! `shardcast-perf`: latency and load for any NATS server.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod beside;
 mod ceiling;
 mod cli;

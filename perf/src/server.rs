@@ -113,6 +113,13 @@ impl Started {
         self.signal(Signal::USR2);
     }
 
+    /// Has it read a configuration of this text, in place of the one it was started with.
+    pub(crate) fn reload(&self, config: &str) -> Outcome<()> {
+        write_config(self.port, config)?;
+        self.signal(Signal::HUP);
+        Ok(())
+    }
+
     /// Waits until it has ended by itself.
     pub(crate) fn await_end(&mut self, patience: Duration) -> Outcome<()> {
         let began = Instant::now();

@@ -354,6 +354,26 @@ fn a_soak_samples_each_round_and_finds_no_fault_in_a_real_server() {
 }
 
 #[test]
+fn a_soak_with_accounts_reloads_and_pushes_tokens_to_either_server() {
+    let original = nats_server("it is administered beside ours");
+    let original = original.map(|program| format!("{program} -a 127.0.0.1 -p {{port}}"));
+    for server in [real_server(), original].into_iter().flatten() {
+        let arguments = "soak --total 1s --warmup 50ms --duration 200ms --flood 100ms --storm 10 \
+                         --rate 200 --accounts 50 --reloads 2 --pushes 5 --json -";
+        let output = perf_with(arguments, &["--server", &server]);
+        assert!(output.status.success(), "{server}: {}", error_of(&output));
+        let report = json_of(&output);
+        let sample = &report["samples"][0];
+        assert!(sample["rss_bytes"].as_u64().unwrap() > 0, "{sample}");
+        assert!(sample["steady_per_s"].as_f64().unwrap() > 0.0, "{sample}");
+        let administered = &sample["administered"];
+        assert_eq!((&administered["reloads"], &administered["pushes"]), (&2.into(), &5.into()));
+    }
+    let output = perf("soak --total 1s --accounts 10 --url nats://127.0.0.1:1");
+    assert!(error_of(&output).contains("--accounts does not go with"), "{}", error_of(&output));
+}
+
+#[test]
 fn a_soak_names_the_round_and_the_part_of_it_in_which_a_server_fails() {
     // It serves the connections of the first part only.
     let port = fake_server(Manners::default());
