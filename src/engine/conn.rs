@@ -9,16 +9,12 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::account_settings::{AccountLimits, GLOBAL};
-use super::compression::Packing;
 use super::interest::SubKey;
 use super::permissions::{Checks, Permissions};
 use super::route::Route;
-use super::secure::Secure;
 use super::settings::Limits;
 use super::timers::NEVER;
 use super::tokens::Pass;
-use super::transport::{Credentials, Preface, Transport};
-use super::websocket::WebSocket;
 use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::auth::ConnectionType;
 use crate::certificate;
@@ -26,6 +22,7 @@ use crate::output::Dropped;
 use crate::output::Outbox;
 use crate::proto::Connect;
 use crate::rates::{Meter, Rates};
+use crate::transport::{Credentials, Layers, Transport};
 
 /// How long an error may take to reach its client before the connection is closed over it.
 pub(super) const FLUSH_NS: u64 = 100_000_000;
@@ -118,16 +115,10 @@ pub(super) struct Conn {
     /// Who it is if what it has shown holds, which is being checked elsewhere.
     pub(super) claim: Option<Claim>,
     pub(super) checks: Option<Box<Checks>>,
-    /// There until it is known whether a proxy's header comes first.
-    pub(super) preface: Option<Box<Preface>>,
+    /// What is between the wire and its protocol.
+    pub(super) layers: Layers,
     /// There if it is a route and no client.
     pub(super) route: Option<Box<Route>>,
-    /// There if the connection has TLS, or may yet.
-    pub(super) secure: Option<Box<Secure>>,
-    /// There if the connection is a WebSocket, or is to be one.
-    pub(super) websocket: Option<Box<WebSocket>>,
-    /// There if it is a route that is compressed.
-    pub(super) packing: Option<Box<Packing>>,
     /// Whom its certificate is for, where that decides.
     pub(super) cert_names: Option<Box<certificate::Names>>,
     /// It has had its first INFO.
@@ -289,11 +280,8 @@ impl Conn {
             user: None,
             claim: None,
             checks: None,
-            preface: None,
+            layers: Layers::default(),
             route: None,
-            secure: None,
-            websocket: None,
-            packing: None,
             cert_names: None,
             informed: false,
             connect: Box::default(),
@@ -349,20 +337,6 @@ impl Conn {
     /// Whether anything may still be delivered to it.
     pub(super) fn takes_deliveries(&self) -> bool {
         self.is_open() && !self.is_leaving && !self.is_doomed
-    }
-
-    /// Whether input waits in the layers around the protocol.
-    pub(super) fn waits_wrapped(&self) -> bool {
-        self.websocket.as_ref().is_some_and(|websocket| websocket.waits())
-            || self.packing.as_ref().is_some_and(|packing| packing.waits())
-    }
-
-    /// Whether its bytes on the wire are the protocol's own.
-    pub(super) fn is_bare(&self) -> bool {
-        self.preface.is_none()
-            && self.secure.is_none()
-            && self.websocket.is_none()
-            && self.packing.is_none()
     }
 
     /// What it is called in the log.

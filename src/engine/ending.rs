@@ -106,13 +106,13 @@ impl Engine {
         conn.phase = Phase::Flushing { until };
         conn.review();
         (conn.partial, conn.waits, conn.ended) = (Vec::new(), false, None);
-        if conn.is_understood() {
+        if conn.layers.is_understood() {
             conn.log_end(reason);
         }
-        if let Some(websocket) = &mut conn.websocket {
-            websocket.end(reason);
+        if let Some(code) = reason.close_code() {
+            conn.layers.end(code, reason.text());
         }
-        if let Some(error) = error.filter(|_| conn.is_understood()) {
+        if let Some(error) = error.filter(|_| conn.layers.is_understood()) {
             self.reply(id, |out| encode::err(out, error));
         }
         self.remember(id, reason);
@@ -126,7 +126,7 @@ impl Engine {
     pub(super) fn flush_to_end(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         if conn.outbox.is_empty() {
-            conn.say_goodbye();
+            conn.layers.say_goodbye();
         }
         if conn.is_drained() {
             self.close(id, false);

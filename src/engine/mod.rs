@@ -17,7 +17,6 @@ mod accounts;
 mod away;
 mod budget;
 mod cache;
-mod compression;
 mod conn;
 mod departures;
 mod ending;
@@ -41,16 +40,14 @@ mod renewal;
 mod requests;
 mod route;
 mod run;
-mod secure;
 mod settings;
 mod snapshot;
 mod telling;
 mod timers;
 mod tokens;
 mod trace;
-mod transport;
+mod unwrapping;
 mod waiting;
-mod websocket;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
@@ -62,7 +59,8 @@ use crate::histogram::Histogram;
 pub use crate::output::Dropped;
 use crate::output::{Outbox, Piece, Spares};
 use crate::proto::encode;
-use crate::transport::{HandshakeFirst, Tls};
+pub use crate::transport::{Credentials, TlsInfo, Transport};
+use crate::transport::{HandshakeFirst, Taking, Tls};
 use accounts::Accounts;
 pub use accounts::{ACCOUNT_REQUESTS, AccountFigures, AccountId, OWN_USER};
 use budget::{Budget, RECORD_WORK};
@@ -97,7 +95,6 @@ use requests::{Asked, Requests};
 use route::Cluster;
 pub use route::{NewRoute, RouteNotice, RouteSnapshot};
 use run::Run;
-pub use secure::TlsInfo;
 pub use settings::{ClusterIdentity, Identity, Limits, PeerUser, Settings};
 pub(crate) use settings::{Login, Logins, RouteSettings};
 use snapshot::Closed;
@@ -105,8 +102,7 @@ pub use snapshot::{ClosedConn, ConnSnapshot, Page, SubSnapshot};
 use timers::{NEVER, Timers};
 pub(crate) use tokens::Trusted;
 pub(crate) use trace::Tracing;
-pub use transport::{Credentials, Transport};
-use websocket::Packer;
+use unwrapping::Unwrapping;
 
 /// What the shard has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,19 +213,11 @@ pub struct Engine {
     wait_deadlines: BTreeSet<(u64, u64)>,
     next_wait: u64,
     lame_duck: Option<LameDuck>,
-    /// Connections whose TLS handshake can go on.
-    handshakes: VecDeque<ConnId>,
-    /// Memory for what is decrypted.
-    plaintext: Vec<u8>,
-    /// Connections whose compressed data waits until others had their turn.
-    unpacking: VecDeque<ConnId>,
+    unwrapping: Unwrapping,
     /// Connections whose subscriptions are taken out, some in each turn.
     leaving: VecDeque<ConnId>,
     /// New peers that are being told what clients want.
     tellings: VecDeque<telling::Telling>,
-    packer: Packer,
-    /// Memory for what is taken out of frames.
-    unframed: Vec<u8>,
     /// What is to be checked elsewhere.
     proofs: VecDeque<(ConnId, Proof)>,
     /// Requests to services of other accounts.
@@ -303,13 +291,9 @@ impl Engine {
             wait_deadlines: BTreeSet::new(),
             next_wait: 0,
             lame_duck: None,
-            handshakes: VecDeque::new(),
-            plaintext: Vec::new(),
-            unpacking: VecDeque::new(),
+            unwrapping: Unwrapping::default(),
             leaving: VecDeque::new(),
             tellings: VecDeque::new(),
-            packer: Packer::default(),
-            unframed: Vec::new(),
             proofs: VecDeque::new(),
             stats: Stats::default(),
             closed: Closed::default(),
@@ -354,8 +338,8 @@ impl Engine {
             self.begin_websocket(id);
         }
         if admitted {
-            self.begin_preface(id);
-            if self.begin_secure(id) {
+            self.begin_header(id);
+            if self.begin_tls(id) {
                 self.send_info(id, false);
             }
             self.rearm(id);
@@ -418,7 +402,10 @@ impl Engine {
         if conn.phase == Phase::Closed {
             return None;
         }
-        let batch = conn.take_batch(&mut self.spares, &mut self.packer)?;
+        let is_last = matches!(conn.phase, Phase::Flushing { .. });
+        let taking = Taking { is_last, rtt_ns: conn.timing.rtt };
+        let scratch = &mut self.unwrapping.scratch;
+        let batch = conn.layers.take(&mut conn.outbox, &mut self.spares, scratch, taking)?;
         self.budget.spend_send(conn.outbox.pending_bytes() - conn.outbox.queued_bytes());
         self.departures.add(conn.timing.oldest_arrived);
         // If not all of it fits, what is left is taken to be as old as this turn.
@@ -436,7 +423,7 @@ impl Engine {
             self.spares.keep_batch(batch);
         }
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let sent_bytes = conn.sent_bytes(bytes, complete);
+        let sent_bytes = conn.layers.on_sent(bytes, complete);
         conn.outbox.on_sent(sent_bytes);
         let pending = conn.outbox.pending_bytes();
         if complete {
@@ -540,8 +527,8 @@ impl Engine {
 
     /// Whether something waits for the next turn, because this one has had enough.
     pub fn has_more(&self) -> bool {
-        let in_line = [&self.handshakes, &self.unpacking, &self.line];
-        in_line.iter().any(|line| !line.is_empty())
+        self.unwrapping.has_more()
+            || !self.line.is_empty()
             || !self.tellings.is_empty()
             || (!self.flushes.is_empty() && !self.budget.sends())
             || self.has_leaving()

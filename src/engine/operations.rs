@@ -37,7 +37,7 @@ impl Engine {
     pub fn on_bytes(&mut self, id: ConnId, bytes: &[u8]) {
         self.budget.serve_input();
         match self.conns.get(id) {
-            Some(conn) if conn.is_bare() => self.on_plaintext(id, bytes),
+            Some(conn) if conn.layers.is_bare() => self.on_plaintext(id, bytes),
             Some(_) => self.on_wrapped(id, bytes),
             None => {}
         }
@@ -176,9 +176,7 @@ impl Engine {
             self.fail(id, None, Reason::Protocol("Protocol Violation"));
             return;
         }
-        if let Some(websocket) = &conn.websocket {
-            websocket.complete(&mut conn.connect);
-        }
+        conn.layers.complete(&mut conn.connect);
         let again = std::mem::replace(&mut conn.connected, true);
         if again {
             self.drop_subscriptions(id);
@@ -655,7 +653,7 @@ impl Engine {
         let Some(user) = &conn.user else {
             // Whoever is still to log in goes on having time for it; whoever did not need to is
             // not allowed any more.
-            if !conn.is_understood() {
+            if !conn.layers.is_understood() {
                 // Its time is that for becoming a WebSocket.
             } else if self.settings.admits_everybody(conn.transport) {
                 conn.timing.auth_due = super::NEVER;
@@ -691,7 +689,7 @@ impl Engine {
             self.doomed.push(id);
         }
         let interval = settings.ping_interval_of(conn.transport);
-        if conn.is_understood() && interval != old.ping_interval_of(conn.transport) {
+        if conn.layers.is_understood() && interval != old.ping_interval_of(conn.transport) {
             // Not all at the same instant.
             let jitter = self.rng.u64(..=interval / 5);
             let due = self.now.saturating_add(interval - jitter);

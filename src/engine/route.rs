@@ -15,13 +15,11 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::budget::OPERATION_WORK;
-use super::compression;
 use super::conn::{Claim, Conn, User};
 use super::proof::Proof;
 use super::run::Run;
 use super::settings::RouteSettings;
 use super::timers::NEVER;
-use super::transport::Transport;
 use super::waiting::UNDECIDED_BYTES_MAX;
 use super::{AccountId, ConnId, Engine, Origin, Peer, Reason};
 use crate::auth::Secret;
@@ -32,6 +30,7 @@ use crate::proto::route::{
     self as wire, Accounts, Form, RouteConnect, RouteInfo, RouteOp, RouteParsed, Wish,
 };
 use crate::proto::{ProtoError, Publish};
+use crate::transport::{self, Transport};
 use wishes::Wishes;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
@@ -305,7 +304,7 @@ impl Engine {
         conn.user = Some(self.settings.nobody());
         self.cluster.by_rid.insert(rid, id);
         self.place_conn(conn);
-        if self.begin_route_secure(id, is_dialed.then_some(&*host)) {
+        if self.begin_route_tls(id, is_dialed.then_some(&*host)) {
             self.greet_route(id);
         }
         self.rearm(id);
@@ -392,7 +391,7 @@ impl Engine {
             conn.label(),
             conn.route.as_ref().map_or("", |route| &route.peer.server_id)
         );
-        let is_packed = conn.packing.is_some();
+        let is_packed = conn.layers.compression().is_some();
         if let Some(login) = conn.route.as_ref().and_then(|route| route.dialed.clone()) {
             if !is_packed {
                 self.send_route_connect(id, login);
@@ -415,7 +414,7 @@ impl Engine {
         let rest = [early, std::mem::take(&mut conn.partial)].concat();
         self.release(id, |brakes| brakes.claims = false);
         self.on_plaintext(id, &rest);
-        self.resume_unpacking(id);
+        self.resume_unwrapping(id);
     }
 
     /// What the peer of a route has said of itself or of others is known where that counts: it is
@@ -481,8 +480,8 @@ impl Engine {
                 rtt_ns: conn.timing.rtt,
                 pending_bytes: conn.outbox.pending_bytes(),
                 traffic: conn.traffic,
-                compression: match (&conn.packing, route.offered.as_deref()) {
-                    (Some(packing), _) => packing.name(conn.timing.rtt),
+                compression: match (conn.layers.compression(), route.offered.as_deref()) {
+                    (Some(mode), _) => mode.name_at(conn.timing.rtt),
                     (None, None | Some("" | "not supported")) => "not supported",
                     (None, Some(_)) => "off",
                 },
@@ -552,7 +551,7 @@ impl Engine {
                     let Some(conn) = self.conns.get(id).filter(|conn| conn.is_open()) else {
                         return bytes.len();
                     };
-                    if conn.claim.is_some() || conn.begins_packed() {
+                    if conn.claim.is_some() || conn.layers.begins_s2() {
                         break;
                     }
                 }
@@ -888,7 +887,7 @@ impl Engine {
         }
         route.offered = Some(theirs.to_owned());
         let login = route.dialed.clone();
-        let Ok(agreed) = compression::negotiate(&self.settings.route.compression, theirs) else {
+        let Ok(agreed) = transport::negotiate(&self.settings.route.compression, theirs) else {
             let mode = encode::go_quoted(theirs.as_bytes());
             self.refuse_route(id, &format!("unsupported route compression mode {mode}"));
             return true;
@@ -900,7 +899,7 @@ impl Engine {
             let info = RouteInfo { compression: mode.name().to_owned(), ..self.route_info() };
             wire::info(&mut head, &info);
         }
-        self.begin_packing(id, mode, head);
+        self.begin_s2(id, mode, head);
         if login.is_none() {
             self.send_route_info(id);
         }
@@ -948,8 +947,8 @@ impl Engine {
         let Some(conn) = self.conns.get(id) else { return };
         let mut info = self.route_info();
         info.nonce = self.settings.nonce(conn.peer.cid);
-        if let Some(packing) = &conn.packing {
-            info.compression = packing.mode.name().to_owned();
+        if let Some(mode) = conn.layers.compression() {
+            info.compression = mode.name().to_owned();
         }
         // Who dials chooses what the connection is for.
         match conn.route.as_ref().filter(|route| route.dialed.is_some()).map(|r| &r.part) {

@@ -16,7 +16,6 @@ use super::route::Cluster;
 use super::timers::NEVER;
 use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
-use super::transport::Transport;
 use crate::auth::Secret;
 use crate::certificate;
 use crate::cluster::{ClientUrls, Pooling};
@@ -24,7 +23,7 @@ use crate::output::{Overflow, OverflowRule};
 use crate::proto::Info;
 use crate::proto::route::RouteInfo;
 use crate::rates::Rates;
-use crate::transport::{Compression, MutualTls, Network, Tls, WebSocketSettings};
+use crate::transport::{Compression, MutualTls, Network, Tls, Transport, WebSocketSettings};
 
 /// Who this server is, decided at its start.
 #[derive(Debug, Clone, Default)]

@@ -136,7 +136,7 @@ impl Engine {
     pub fn conns_page(&self, from: u64) -> Page<ConnSnapshot> {
         page(from, self.conns.0.len() as u64, |slot| {
             let conn = self.conns.at(u32::try_from(slot).ok()?)?;
-            let shown = conn.is_open() && conn.is_understood() && conn.route.is_none();
+            let shown = conn.is_open() && conn.layers.is_understood() && conn.route.is_none();
             shown.then(|| of_conn(conn))
         })
     }
@@ -166,7 +166,7 @@ impl Engine {
         }
         self.tell_disconnected(id, reason);
         let conns_max = self.settings.closed_conns_max;
-        let conn = self.conns.get(id).filter(|conn| conns_max > 0 && conn.is_understood());
+        let conn = self.conns.get(id).filter(|conn| conns_max > 0 && conn.layers.is_understood());
         let Some(conn) = conn else { return };
         let (snapshot, mut text_bytes) = of_conn(conn);
         let mut subs = Vec::new();
@@ -211,7 +211,7 @@ fn of_conn(conn: &Conn) -> (ConnSnapshot, usize) {
         name: connect.name.as_str().into(),
         lang: connect.lang.as_str().into(),
         version: connect.version.as_str().into(),
-        tls: conn.secure.as_ref().and_then(|secure| secure.info().cloned()),
+        tls: conn.layers.tls().cloned(),
         user: user_of(conn),
         token: token.map(|pass| Arc::clone(&pass.says)),
         has_nkey: token.is_none() && conn.user.is_some() && !connect.nkey.is_empty(),

@@ -86,14 +86,14 @@ impl Engine {
             }
         } else if conn.timing.preface_due <= self.now {
             conn.timing.preface_due = NEVER;
-            self.fail_preface(id, "it takes too long");
+            self.fail_header(id, "it takes too long");
         } else if conn.timing.auth_due <= self.now {
             conn.timing.auth_due = NEVER;
-            if conn.secure.as_ref().is_some_and(|secure| !secure.is_established()) {
+            if conn.layers.awaits_tls() {
                 self.on_handshake_timeout(id);
                 return;
             }
-            if !conn.is_understood() {
+            if !conn.layers.is_understood() {
                 self.fail_upgrade(id, "timeout");
                 return;
             }

@@ -12,10 +12,10 @@ use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::proof::Proof;
 use super::timers::NEVER;
-use super::transport::Transport;
 use crate::auth::{self, ConnectionType};
 use crate::jwt::{self, Claims, SigningKey};
 use crate::proto::Connect;
+use crate::transport::Transport;
 
 /// What the subjects of a template may come to.
 const FILLED_MAX: usize = 1024;

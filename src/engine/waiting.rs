@@ -99,8 +99,8 @@ impl Engine {
             return true;
         }
         // Compression may have begun with the last operation.
-        if conn.begins_packed() {
-            self.on_packed(id, bytes);
+        if conn.layers.begins_s2() {
+            conn.layers.put_aside(bytes);
             return true;
         }
         let must_wait = conn.waits || is_spent || conn.brakes.holds();
@@ -156,7 +156,7 @@ impl Engine {
         let used = self.consume(id, &rest);
         if let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) {
             rest.drain(..used);
-            if conn.claim.is_some() || conn.begins_packed() {
+            if conn.claim.is_some() || conn.layers.begins_s2() {
                 self.put_off(id, &rest);
             } else {
                 // What a long wait has made of it is not kept.
@@ -180,7 +180,7 @@ impl Engine {
     /// Whether the end of a stream has to wait for what came before it.
     pub(super) fn waits_for_end(&mut self, id: ConnId, failed: bool) -> bool {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return false };
-        let waits = conn.waits || conn.waits_wrapped();
+        let waits = conn.waits || conn.layers.waits();
         if waits {
             conn.ended = Some(failed);
         }
@@ -190,7 +190,7 @@ impl Engine {
     /// All that a connection has sent is handled: so is its end, if that has come.
     pub(super) fn end_if_heard(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        if conn.waits || conn.waits_wrapped() {
+        if conn.waits || conn.layers.waits() {
             return;
         }
         if let Some(failed) = conn.ended.take() {

@@ -4,8 +4,6 @@
 //! references to segments that many outboxes hold. At most one batch of pieces is with the
 //! reactor at a time; what is produced meanwhile makes the next one.
 
-#![forbid(unsafe_code)]
-
 mod droppable;
 mod pieces;
 

@@ -1,7 +1,5 @@
 //! Of which subjects a connection that is behind misses messages, rather than being cut.
 
-#![forbid(unsafe_code)]
-
 use std::rc::Rc;
 
 use crate::subject::Table;

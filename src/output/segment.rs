@@ -4,8 +4,6 @@
 //! the kernel's last completion and then gives them back. Nothing here is atomic: a segment never
 //! leaves the shard that rendered it.
 
-#![forbid(unsafe_code)]
-
 use std::ops::Range;
 use std::rc::Rc;
 

@@ -45,18 +45,18 @@ const PARAMETERS_MAX: usize = 5;
 const BELOW: &[(&str, &str)] = &[];
 
 /// Rooms that are to be divided, with their lines.
-const LARGE_ROOMS: &[(&str, usize)] = &[("engine", 11100)];
+const LARGE_ROOMS: &[(&str, usize)] = &[("engine", 10000)];
 
 /// Files that are to be divided, with their lines.
 const LARGE_FILES: &[(&str, usize)] = &[];
 
 /// Types that are to be divided, with how many functions they have.
-const MANY_METHODS: &[(&str, usize)] = &[("Engine", 330), ("Reactor", 64)];
+const MANY_METHODS: &[(&str, usize)] = &[("Engine", 315), ("Reactor", 64)];
 
 /// The same with how many fields they have.
 const MANY_FIELDS: &[(&str, usize)] = &[
-    ("Conn", 43),
-    ("Engine", 52),
+    ("Conn", 40),
+    ("Engine", 48),
     ("Options", 38),
     ("Reactor", 24),
     ("Settings", 35),
@@ -102,11 +102,11 @@ const SHARED_NAMES: &[&str] = &[
     "Refusal", "Reply", "Report", "Request", "Responses", "Route", "Rule", "Seats", "Shard",
     "Shared", "Side", "Source", "Stage", "Standing", "State", "Step", "Sub", "SubjectList",
     "Text", "Token", "Traffic", "Tree", "Trust", "User", "Verdict", "Violation", "Wait", "Way",
-    "WebSocket", "Words",
+    "Words",
 ];
 
 /// Where files forbid unsafe code that their room forbids already.
-const FORBIDDEN_TWICE: &[&str] = &["src/engine/", "src/output/"];
+const FORBIDDEN_TWICE: &[&str] = &["src/engine/"];
 
 #[test]
 fn every_file_is_in_a_room_and_names_none_below_it() {

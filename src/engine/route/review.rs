@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::engine::settings::RouteSettings;
-use crate::engine::{ConnId, Engine, Reason, Settings, compression};
-use crate::transport::Compression;
+use crate::engine::{ConnId, Engine, Reason, Settings};
+use crate::transport::{self, Compression};
 
 impl Engine {
     /// Puts new settings in force for the routes there are.
@@ -35,9 +35,9 @@ impl Engine {
         let own = &self.settings.route.compression;
         let Some(conn) = self.conns.get_mut(id) else { return };
         let theirs = conn.route.as_ref().and_then(|route| route.offered.as_deref());
-        let agreed = compression::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
-        match (agreed, conn.packing.as_deref_mut()) {
-            (Some(mode), Some(packing)) => packing.mode = mode,
+        let agreed = transport::negotiate(own, theirs.unwrap_or_default()).unwrap_or(None);
+        match (agreed, conn.layers.compression()) {
+            (Some(mode), Some(_)) => conn.layers.set_compression(mode),
             // Who has dialled says "off" also where that was this server's wish.
             (None, None) if *own == Compression::Off || !matches!(theirs, Some("off")) => {}
             _ => self.fail(id, None, Reason::ClientClosed),

@@ -3,8 +3,6 @@
 //! Each is a piece of its own. To drop one leaves an empty piece in its place, so that the numbers
 //! of the others stay; when most pieces are empty they are taken out all together.
 
-#![forbid(unsafe_code)]
-
 use std::collections::{HashMap, VecDeque};
 
 use ahash::RandomState;

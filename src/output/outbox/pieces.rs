@@ -3,8 +3,6 @@
 //! Connections that wait for the same thing have queues of the same length. If those doubled, all
 //! would be copied at the same message, and everybody else would wait for that.
 
-#![forbid(unsafe_code)]
-
 use std::collections::VecDeque;
 
 use crate::output::Piece;

@@ -2,10 +2,12 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use super::frame::tests::frame;
 use super::*;
 use crate::config::{Options, Secret, User, WebSocketOptions};
-use crate::engine::{Action, Identity, Peer, Settings, ShardId, Transport};
+use crate::engine::{Action, Identity, Peer, Settings, ShardId};
+use crate::output::Piece;
+use crate::transport::UNPACKED_BYTES_PER_TURN;
+use crate::transport::testing::{REQUEST_BYTES_MAX, deflated, end_of_request, frame, understood};
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 const OTHER: ConnId = ConnId { slot: 1, generation: 0 };
@@ -34,7 +36,7 @@ fn open(engine: &mut Engine, id: ConnId) {
 fn upgraded(engine: &mut Engine, id: ConnId, fields: &str) -> String {
     engine.on_bytes(id, format!("{REQUEST}{fields}\r\n").as_bytes());
     let sent = sent(engine, id);
-    let head = upgrade::end_of_request(&sent).map_or(sent.len(), |end| end);
+    let head = end_of_request(&sent).map_or(sent.len(), |end| end);
     String::from_utf8(sent[..head].to_vec()).unwrap()
 }
 
@@ -47,31 +49,6 @@ fn sent(engine: &mut Engine, id: ConnId) -> Vec<u8> {
         engine.on_sent(id, bytes.len() - before, Some(batch));
     }
     bytes
-}
-
-/// What a client makes of it: the protocol's bytes, and the control frames.
-fn understood(wire: &[u8]) -> (String, Vec<(u8, Vec<u8>)>) {
-    let (mut text, mut others, mut rest) = (Vec::new(), Vec::new(), wire);
-    let mut packer = Packer::default();
-    while let [first, second, tail @ ..] = rest {
-        let (len, tail) = match second {
-            127 => (u64::from_be_bytes(tail[..8].try_into().unwrap()), &tail[8..]),
-            126 => (u64::from(u16::from_be_bytes([tail[0], tail[1]])), &tail[2..]),
-            len => (u64::from(*len), tail),
-        };
-        let (payload, tail) = tail.split_at(usize::try_from(len).unwrap());
-        match first {
-            0x82 => text.extend_from_slice(payload),
-            0xc2 => {
-                let mut decompress = packer.lend();
-                deflate::inflate(&mut decompress, payload, true, &mut text).unwrap();
-                packer.take_back(decompress);
-            }
-            other => others.push((*other, payload.to_vec())),
-        }
-        rest = tail;
-    }
-    (String::from_utf8(text).unwrap(), others)
 }
 
 fn heard(engine: &mut Engine, id: ConnId) -> (String, Vec<(u8, Vec<u8>)>) {
@@ -102,10 +79,9 @@ proptest! {
         let stream =
             format!("CONNECT {{\"verbose\":false}}\r\nSUB a 7\r\n{publishes}PING\r\n");
         let (mut wire, mut rest) = (Vec::new(), stream.as_bytes());
-        let mut packer = Packer::default();
-        for (at, len) in frames.iter().cycle().enumerate() {
+            for (at, len) in frames.iter().cycle().enumerate() {
             let (head, tail) = rest.split_at((*len).min(rest.len()));
-            let packed = packer.pack(&[Piece::Own(head.to_vec())]);
+            let packed = deflated(head);
             match at % 3 {
                 _ if packs && at % 2 == 0 => {
                     // A compressed message in two fragments.
@@ -150,7 +126,7 @@ fn info_comes_with_the_answer_and_not_before() {
     assert!(sent(&mut engine, ID).is_empty());
     engine.on_bytes(ID, b"\r\n");
     let wire = sent(&mut engine, ID);
-    let head = upgrade::end_of_request(&wire).unwrap();
+    let head = end_of_request(&wire).unwrap();
     assert!(wire.starts_with(b"HTTP/1.1 101 "));
     assert!(understood(&wire[head..]).0.starts_with("INFO {"));
     assert_eq!(engine.conns_page(0).entries[0].transport, Transport::WebSocket);
@@ -177,7 +153,7 @@ fn who_sends_no_whole_request_in_time_or_one_without_end_is_closed() {
     slow.tick();
     assert!(is_closed(&mut slow));
     let mut endless = engine(&options(false));
-    endless.on_bytes(ID, &[b'a'; upgrade::REQUEST_BYTES_MAX + 1]);
+    endless.on_bytes(ID, &[b'a'; REQUEST_BYTES_MAX + 1]);
     assert!(sent(&mut endless, ID).starts_with(b"HTTP/1.1 431 "));
     assert!(is_closed(&mut endless));
     let mut hasty = engine(&options(false));
@@ -248,8 +224,7 @@ fn a_bomb_is_unpacked_in_turns_and_ends_where_its_stream_ends() {
     engine.on_bytes(ID, &connect);
     // Publishes of nothing to nobody: each of them counts.
     let count = 2_000_000;
-    let mut packer = Packer::default();
-    let bomb = packer.pack(&[Piece::Own(b"PUB a 0\r\n\r\n".repeat(count))]).to_vec();
+    let bomb = deflated(&b"PUB a 0\r\n\r\n".repeat(count));
     engine.on_bytes(ID, &frame(0xc2, &bomb));
     engine.on_ended(ID, false);
     assert!(actions(&mut engine).contains(&Action::Pause(ID)), "nothing more is read meanwhile");

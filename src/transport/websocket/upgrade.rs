@@ -1,7 +1,5 @@
 //! The HTTP request that becomes a WebSocket, judged as nats-server does.
 
-#![forbid(unsafe_code)]
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
@@ -10,7 +8,7 @@ use crate::proto::Connect;
 use crate::transport::{Cookies, WebSocketSettings};
 
 /// The longest request, in bytes.
-pub(super) const REQUEST_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// The most header fields it may have.
 const FIELDS_MAX: usize = 100;
 /// What a key is in base64: so many bytes drawn by the client.
@@ -88,12 +86,12 @@ pub(super) const TOO_LONG: Refusal =
     Refusal { status: "431 Request Header Fields Too Large", reason: "the request is too long" };
 
 /// The end of a request among the first bytes of a connection, if it is there.
-pub(super) fn end_of_request(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn end_of_request(bytes: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4)
 }
 
 /// Judges a whole request.
-pub(super) fn judge(request: &[u8], options: &WebSocketSettings) -> Result<Upgrade, Refusal> {
+pub(super) fn judge(request: &[u8], settings: &WebSocketSettings) -> Result<Upgrade, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
     if !matches!(parsed.parse(request), Ok(httparse::Status::Complete(_))) {
@@ -127,8 +125,8 @@ pub(super) fn judge(request: &[u8], options: &WebSocketSettings) -> Result<Upgra
     if !request.lists("Sec-WebSocket-Version", "13") {
         return Err(bad("invalid version"));
     }
-    request.check_origin(options)?;
-    let packs = options.compression && request.offers_deflate();
+    request.check_origin(settings)?;
+    let packs = settings.compression && request.offers_deflate();
     let accept =
         STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize());
     let mut response = format!(
@@ -141,14 +139,14 @@ pub(super) fn judge(request: &[u8], options: &WebSocketSettings) -> Result<Upgra
              client_no_context_takeover\r\n",
         );
     }
-    for (name, value) in &options.headers {
+    for (name, value) in &settings.headers {
         response.push_str(&format!("{name}: {value}\r\n"));
     }
     response.push_str("\r\n");
     Ok(Upgrade {
         response: response.into_bytes(),
         packs,
-        credentials: request.credentials(&options.cookies),
+        credentials: request.credentials(&settings.cookies),
         forwarded_for: request.field("X-Forwarded-For").map(str::to_owned),
     })
 }
@@ -180,23 +178,24 @@ impl<'a> Request<'_, 'a> {
     }
 
     /// Whether the page that asks may. Programs that are no browsers name no origin.
-    fn check_origin(&self, options: &WebSocketSettings) -> Result<(), Refusal> {
+    fn check_origin(&self, settings: &WebSocketSettings) -> Result<(), Refusal> {
         let forbidden = |reason| Refusal { status: "403 Forbidden", reason };
-        if !options.same_origin && options.allowed_origins.is_empty() {
+        if !settings.same_origin && settings.allowed_origins.is_empty() {
             return Ok(());
         }
         let Some(origin) = self.field("Origin") else { return Ok(()) };
         let origin = Origin::parse(origin).ok_or(forbidden("origin not allowed: not a URL"))?;
-        if options.same_origin {
-            let scheme = if options.tls.is_some() { "https" } else { "http" };
+        if settings.same_origin {
+            let scheme = if settings.tls.is_some() { "https" } else { "http" };
             let host = self.field("Host").and_then(|host| Origin::of(scheme, host));
             if host.is_none_or(|host| (host.host, host.port) != (origin.host.clone(), origin.port))
             {
                 return Err(forbidden("origin not allowed: not same origin"));
             }
         }
-        let mut allowed = options.allowed_origins.iter().filter_map(|origin| Origin::parse(origin));
-        if !options.allowed_origins.is_empty() && !allowed.any(|allowed| allowed == origin) {
+        let mut allowed =
+            settings.allowed_origins.iter().filter_map(|origin| Origin::parse(origin));
+        if !settings.allowed_origins.is_empty() && !allowed.any(|allowed| allowed == origin) {
             return Err(forbidden("origin not allowed: not in the allowed list"));
         }
         Ok(())
@@ -270,8 +269,8 @@ mod tests {
         usual.replace(change, to).into_bytes()
     }
 
-    fn refused(request: &[u8], options: &WebSocketSettings) -> &'static str {
-        judge(request, options).map_or_else(|refusal| refusal.reason, |_| "granted")
+    fn refused(request: &[u8], settings: &WebSocketSettings) -> &'static str {
+        judge(request, settings).map_or_else(|refusal| refusal.reason, |_| "granted")
     }
 
     #[test]

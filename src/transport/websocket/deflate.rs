@@ -1,8 +1,6 @@
 //! permessage-deflate (RFC 7692) without a context that outlives a message: what compresses is
 //! one for the whole shard, and what decompresses is lent to a connection for a message.
 
-#![forbid(unsafe_code)]
-
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::frame::Violation;
@@ -17,26 +15,15 @@ const SPARES_MAX: usize = 8;
 
 /// Compresses and decompresses for the connections of a shard.
 #[derive(Debug, Default)]
-pub(in crate::engine) struct Packer {
+pub(in crate::transport) struct Packer {
     compress: Option<Compress>,
     packed: Vec<u8>,
     spares: Vec<Decompress>,
-    s2: S2,
-}
-
-/// What compresses for routes.
-#[derive(Default)]
-struct S2(minlz::s2::Encoder);
-
-impl std::fmt::Debug for S2 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("S2")
-    }
 }
 
 impl Packer {
     /// The pieces as one compressed message.
-    pub(super) fn pack(&mut self, pieces: &[Piece]) -> &[u8] {
+    pub(in crate::transport) fn pack(&mut self, pieces: &[Piece]) -> &[u8] {
         let compress =
             self.compress.get_or_insert_with(|| Compress::new(Compression::fast(), false));
         compress.reset();
@@ -51,18 +38,13 @@ impl Packer {
         out
     }
 
-    /// What compresses for routes.
-    pub(in crate::engine) fn s2(&mut self) -> &mut minlz::s2::Encoder {
-        &mut self.s2.0
-    }
-
     /// What decompresses a new message.
-    pub(super) fn lend(&mut self) -> Decompress {
+    pub(in crate::transport) fn lend(&mut self) -> Decompress {
         self.spares.pop().unwrap_or_else(|| Decompress::new(false))
     }
 
     /// Takes back what [`Packer::lend`] gave.
-    pub(super) fn take_back(&mut self, mut decompress: Decompress) {
+    pub(in crate::transport) fn take_back(&mut self, mut decompress: Decompress) {
         if self.spares.len() < SPARES_MAX {
             decompress.reset(false);
             self.spares.push(decompress);
@@ -86,7 +68,7 @@ fn deflate(compress: &mut Compress, mut input: &[u8], out: &mut Vec<u8>, flush: 
 }
 
 /// Appends what a part of a message is; with `ends` that is its last.
-pub(super) fn inflate(
+pub(in crate::transport) fn inflate(
     decompress: &mut Decompress,
     input: &[u8],
     ends: bool,

@@ -3,8 +3,6 @@
 //! The payloads of data frames are a stream of bytes like any other, so a frame is never put
 //! together: its payload is handed on as it comes.
 
-#![forbid(unsafe_code)]
-
 use smallvec::SmallVec;
 
 /// What a control frame may carry, in bytes.
@@ -25,7 +23,7 @@ const MASKED: u8 = 0x80;
 
 /// A frame that breaks the rules, as nats-server words it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Violation {
+pub(in crate::transport) enum Violation {
     Unmasked,
     Reserved,
     NotNegotiated,
@@ -267,13 +265,13 @@ fn control(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// A frame as a client sends it.
-    pub(in crate::engine::websocket) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         data_header(&mut frame, payload.len(), false);
         frame[0] = first;
