@@ -1,18 +1,13 @@
-//! How often something may happen: what a connection sends, and how many connections come.
+//! Rates: how often something may happen, and what was used of that.
 //!
 //! Pure: times are nanoseconds since the start of the process.
 
 #![forbid(unsafe_code)]
 
 use core::net::IpAddr;
-use std::collections::HashMap;
-
-use ahash::RandomState;
 
 /// As much as a second's worth may come at once, after a second of nothing.
-const BURST_NS: u64 = 1_000_000_000;
-/// Addresses that are remembered; IPv6 ones count by their first 64 bits.
-const ADDRESSES_MAX: usize = 64 * 1024;
+pub(crate) const BURST_NS: u64 = 1_000_000_000;
 
 /// How often connections may come, and what one may send: all of them in a second, and as much as
 /// a second's worth at once; 0 is without limit.
@@ -53,7 +48,7 @@ impl Meter {
     }
 
     /// Uses one of `per_second` if there is one left.
-    fn take_one(&mut self, per_second: u64, now: u64) -> bool {
+    pub(crate) fn take_one(&mut self, per_second: u64, now: u64) -> bool {
         let mut after = *self;
         let fits = after.take(1, per_second, now) <= now;
         if fits {
@@ -62,63 +57,9 @@ impl Meter {
         fits
     }
 
-    fn is_unused(&self, now: u64) -> bool {
+    /// Whether all that was used is over.
+    pub(crate) fn is_unused(&self, now: u64) -> bool {
         self.even <= now
-    }
-}
-
-/// Lets new connections in at the configured rates.
-#[derive(Debug, Default)]
-pub struct Gate {
-    all: Meter,
-    tls: Meter,
-    addresses: HashMap<IpAddr, Meter, RandomState>,
-    rejected: u64,
-    /// Of these, those the log knows of.
-    reported: u64,
-    /// When the log is told again.
-    report_due: u64,
-}
-
-impl Gate {
-    /// Whether a connection from `ip` may come in; of TLS `tls` may in a second, and 0 is without
-    /// limit.
-    pub fn admits(&mut self, rates: &Rates, tls: u64, ip: IpAddr, now: u64) -> bool {
-        let admitted = self.admits_address(rates.connections_per_ip, ip, now)
-            && (tls == 0 || self.tls.take_one(tls, now))
-            && (rates.connections == 0 || self.all.take_one(rates.connections, now));
-        self.rejected += u64::from(!admitted);
-        admitted
-    }
-
-    fn admits_address(&mut self, per_second: u64, ip: IpAddr, now: u64) -> bool {
-        if per_second == 0 {
-            return true;
-        }
-        if self.addresses.len() >= ADDRESSES_MAX {
-            self.addresses.retain(|_, meter| !meter.is_unused(now));
-            if self.addresses.len() >= ADDRESSES_MAX {
-                // Whoever has so many addresses is held by the rate of all.
-                self.addresses.clear();
-            }
-        }
-        self.addresses.entry(network(ip)).or_default().take_one(per_second, now)
-    }
-
-    /// Connections that were not let in.
-    pub fn rejected(&self) -> u64 {
-        self.rejected
-    }
-
-    /// How many were not let in since this was last asked, at most once a second.
-    pub fn to_report(&mut self, now: u64) -> Option<u64> {
-        let count = self.rejected - self.reported;
-        if count == 0 || now < self.report_due {
-            return None;
-        }
-        self.reported = self.rejected;
-        self.report_due = now.saturating_add(BURST_NS);
-        Some(count)
     }
 }
 
@@ -137,10 +78,6 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
-
-    fn rates(connections: u64, connections_per_ip: u64) -> Rates {
-        Rates { connections, connections_per_ip, ..Rates::default() }
-    }
 
     proptest! {
         /// However it comes, no window of time sees more than its share and a second's worth.
@@ -173,46 +110,5 @@ mod tests {
                 prop_assert!(meter.take_one(rate, turn * SECOND.div_ceil(rate)));
             }
         }
-    }
-
-    #[test]
-    fn one_address_that_comes_too_often_keeps_nobody_else_out() {
-        let (rates, mut gate) = (rates(0, 3), Gate::default());
-        let (loud, quiet) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let admitted = (0..1000).filter(|_| gate.admits(&rates, 0, loud, 0)).count();
-        assert_eq!(admitted, 3);
-        assert!(gate.admits(&rates, 0, quiet, 0));
-        assert!(gate.admits(&rates, 0, loud, SECOND));
-        assert_eq!(gate.rejected(), 997);
-    }
-
-    #[test]
-    fn the_addresses_of_one_ipv6_network_are_one() {
-        let (rates, mut gate) = (rates(0, 1), Gate::default());
-        assert!(gate.admits(&rates, 0, "2001:db8::1".parse().unwrap(), 0));
-        assert!(!gate.admits(&rates, 0, "2001:db8::2".parse().unwrap(), 0));
-        assert!(gate.admits(&rates, 0, "2001:db8:0:1::1".parse().unwrap(), 0));
-        assert!(gate.admits(&rates, 0, "::ffff:10.0.0.1".parse().unwrap(), 0));
-        assert!(!gate.admits(&rates, 0, "10.0.0.1".parse().unwrap(), 0));
-    }
-
-    #[test]
-    fn addresses_take_a_bounded_room_and_those_beyond_it_are_held_by_the_rate_of_all() {
-        let (rates, mut gate) = (rates(100_000, 1), Gate::default());
-        let ips = (0..200_000_u32).map(|number| IpAddr::from(number.to_be_bytes()));
-        let admitted = ips.filter(|ip| gate.admits(&rates, 0, *ip, 0)).count();
-        assert_eq!(admitted, 100_000);
-        assert!(gate.addresses.len() <= ADDRESSES_MAX);
-    }
-
-    #[test]
-    fn the_log_is_told_once_a_second() {
-        let (rates, mut gate) = (rates(1, 0), Gate::default());
-        assert_eq!(gate.to_report(0), None);
-        let admitted = (0..5).filter(|_| gate.admits(&rates, 0, [1, 1, 1, 1].into(), 0)).count();
-        assert_eq!(admitted, 1);
-        assert_eq!((gate.to_report(0), gate.to_report(0)), (Some(4), None));
-        gate.admits(&rates, 0, [1, 1, 1, 1].into(), 0);
-        assert_eq!((gate.to_report(SECOND - 1), gate.to_report(SECOND)), (None, Some(1)));
     }
 }

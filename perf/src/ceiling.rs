@@ -180,7 +180,7 @@ impl Pourer {
             | Event::Closed { .. }
             | Event::StoppedListening { .. }
             | Event::Disk(_)
-            | Event::Rung => {}
+            | Event::Woken => {}
         }
     }
 

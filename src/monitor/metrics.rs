@@ -43,7 +43,7 @@ const COUNTERS: [Row<Figures, u64>; 16] = [
     (
         "wakeups_received_total",
         "Turns before which another thread rang the shard's bell.",
-        |shard| shard.reactor.rung,
+        |shard| shard.reactor.woken,
     ),
     ("connections_accepted_total", "Connections accepted, for all shards.", |shard| {
         shard.report.accepted

@@ -148,7 +148,7 @@ impl Shard {
             sends: reactor.sent_bytes.count(),
             sent_bytes: reactor.sent_bytes.sum(),
             wakeups_sent: figures.rings,
-            wakeups_received: reactor.rung,
+            wakeups_received: reactor.woken,
             turn: Distribution::new(&figures.turn_ns),
             receive_to_send: Distribution::new(&figures.delay_ns),
             lanes: lanes.collect(),

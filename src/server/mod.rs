@@ -7,12 +7,12 @@
 
 #![forbid(unsafe_code)]
 
-mod cluster;
+mod credential_checker;
 pub mod files;
+mod links;
 pub mod listen;
 pub mod log;
 mod log_file;
-mod proofs;
 mod reload;
 pub mod shards;
 pub mod signals;
@@ -41,8 +41,8 @@ use crate::identity::{ClusterIdentity, Endpoint, Identity};
 use crate::monitor::{Monitor, Standing};
 use crate::shard::{Door, Listener, Outcome};
 use crate::system::{Order, System};
-use cluster::Cluster;
 use files::PortsFile;
+use links::Cluster;
 use log::{FATAL, Log};
 use shards::Shards;
 use signals::Request;
@@ -149,14 +149,14 @@ fn serve(
     let listener = listen::bind(&options.host, options.port)?;
     let websocket_listener = bind_websocket(&options)?;
     let http_listener = bind_monitor(&options)?;
-    let cluster_listener = cluster::bind(&options)?;
+    let cluster_listener = links::bind(&options)?;
     let bound = Bound {
         clients: &listener,
         websocket: websocket_listener.as_ref(),
         http: http_listener.as_ref(),
     };
     let mut identity = identify(&options, program, &bound)?;
-    identity.cluster = cluster::identify(&options, cluster_listener.as_ref(), &identity)?;
+    identity.cluster = links::identify(&options, cluster_listener.as_ref(), &identity)?;
     let identity = Arc::new(identity);
     let placement = options.runtime.placement(&Topology::read(&Tree::default()));
 

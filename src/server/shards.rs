@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::proofs;
+use super::credential_checker;
 use crate::config::{Options, StartError};
 use crate::engine::{self, AccountId, RouteNotice, SHARDS_MAX, ShardId};
 use crate::host::Tier;
@@ -17,7 +17,7 @@ use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
     Address, Check, Control, Listener, NEWS_MAX, News, Outcome, Parts, Reporter, Seats, Shard,
 };
-use crate::uring::{self, Bell, Reactor};
+use crate::uring::{self, Reactor, Waker};
 
 /// The running shards.
 pub struct Shards {
@@ -51,7 +51,7 @@ struct Seed {
 }
 
 /// A shard has its reactor, or cannot have one.
-type Ready = (ShardId, Result<(Bell, Tier), StartError>);
+type Ready = (ShardId, Result<(Waker, Tier), StartError>);
 
 /// What all shards get alike, once all reactors are there.
 #[derive(Clone)]
@@ -111,16 +111,16 @@ impl Shards {
             controls.push(control);
             parts.push(parts_to);
         }
-        let (bells, tier) = collect(&reports, cpus.len())?;
+        let (wakers, tier) = collect(&reports, cpus.len())?;
         let addresses: Vec<Address> = controls
             .into_iter()
-            .zip(bells)
-            .map(|(control, bell)| Address { control, bell })
+            .zip(wakers)
+            .map(|(control, waker)| Address { control, waker })
             .collect();
         let started_at = Utc::now();
         let news = bounded(NEWS_MAX);
         let (to_check, checks) = bounded(CHECKS_MAX);
-        threads.push(proofs::start(checks, addresses.clone())?);
+        threads.push(credential_checker::start(checks, addresses.clone())?);
         // A route waits for the answer to what it gives notice of, or ends: there are no more than
         // a few of each.
         let (routes, notices) = unbounded();
@@ -243,7 +243,7 @@ fn grow(seed: Seed) {
             return;
         }
     };
-    let _ = seed.ready.send((id, Ok((reactor.bell(), reactor.tier()))));
+    let _ = seed.ready.send((id, Ok((reactor.waker(), reactor.tier()))));
     drop(seed.ready);
     let Ok(shared) = seed.parts.recv() else { return };
     let outcome = seed.outcome;
@@ -270,19 +270,19 @@ fn grow(seed: Seed) {
 }
 
 /// Waits until every shard has its reactor.
-fn collect(reports: &Receiver<Ready>, count: usize) -> Result<(Vec<Bell>, Tier), StartError> {
-    let mut bells = Vec::new();
+fn collect(reports: &Receiver<Ready>, count: usize) -> Result<(Vec<Waker>, Tier), StartError> {
+    let mut wakers = Vec::new();
     let mut tier = Tier::TaskRun;
     for _ in 0..count {
         let Ok((id, report)) = reports.recv() else {
             return Err(StartError::new("a shard ended before it began"));
         };
-        let (bell, its_tier) = report?;
-        bells.push((id, bell));
+        let (waker, its_tier) = report?;
+        wakers.push((id, waker));
         tier = tier.min(its_tier);
     }
-    bells.sort_by_key(|(id, _)| *id);
-    Ok((bells.into_iter().map(|(_, bell)| bell).collect(), tier))
+    wakers.sort_by_key(|(id, _)| *id);
+    Ok((wakers.into_iter().map(|(_, waker)| waker).collect(), tier))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the control thread may look at the clock")]

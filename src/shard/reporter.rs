@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Sender, bounded};
 
-use super::orders::{Address, ClientOrder, Control, Figures, Report};
+use super::messages::{Address, ClientOrder, Control, Figures, Report};
 use crate::engine::{
     AccountFigures, ClosedConn, ConnSnapshot, Page, RouteSnapshot, ShardId, SubSnapshot,
 };

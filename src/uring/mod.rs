@@ -18,7 +18,6 @@
 
 #![expect(unsafe_code, reason = "the kernel reads and writes memory that the compiler cannot see")]
 
-mod bell;
 mod close;
 #[cfg(test)]
 mod faults;
@@ -34,6 +33,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod token;
+mod waker;
 
 use std::collections::VecDeque;
 use std::io;
@@ -47,13 +47,13 @@ use crate::disk::DiskDone;
 use crate::histogram::Histogram;
 use crate::host::Tier;
 
-pub use bell::Bell;
 pub use close::Closing;
 pub use memory::give_back_memory;
 pub use pool::Chunk;
 pub use probe::{Probe, Unavailable, probe};
 pub use send::Batch;
 pub use socket::SocketId;
+pub use waker::Waker;
 
 use file::Files;
 use pool::Pool;
@@ -188,8 +188,8 @@ pub enum Event {
     },
     /// Something was done to a file, or could not be.
     Disk(Box<DiskDone>),
-    /// Somebody rang the bell; once, however often it rang.
-    Rung,
+    /// Somebody woke the reactor; once, however often.
+    Woken,
 }
 
 struct Listener {
@@ -212,8 +212,8 @@ pub struct Counters {
     pub enters: u64,
     /// Completions that the kernel has reported.
     pub completions: u64,
-    /// Turns in which a bell had been rung.
-    pub rung: u64,
+    /// Turns in which the reactor had been woken.
+    pub woken: u64,
     /// Bytes that each completed send has taken.
     pub sent_bytes: Histogram,
 }
@@ -239,13 +239,13 @@ pub struct Reactor {
     is_scarce: bool,
     /// Turns taken; moves the order in which receives are started.
     turns: usize,
-    bell: Bell,
-    rung: bool,
+    waker: Waker,
+    woken: bool,
     /// Turns in which it was.
-    rung_turns: u64,
+    woken_turns: u64,
     sent_bytes: Histogram,
-    /// Bells that were rung through the ring, by the slot of the token.
-    rung_bells: Vec<Bell>,
+    /// Wakers of those woken through the ring, by the slot of the token.
+    woken_rings: Vec<Waker>,
     /// Events that leave room for what comes before them.
     early: Vec<Event>,
     late: Vec<Event>,
@@ -305,11 +305,11 @@ impl Reactor {
             hungry: Hungry::default(),
             is_scarce: false,
             turns: 0,
-            bell: Bell::new(ring_fd).map_err(failed)?,
-            rung: false,
-            rung_turns: 0,
+            waker: Waker::new(ring_fd).map_err(failed)?,
+            woken: false,
+            woken_turns: 0,
             sent_bytes: Histogram::default(),
-            rung_bells: Vec::new(),
+            woken_rings: Vec::new(),
             early: Vec::new(),
             late: Vec::new(),
             completions: Vec::new(),
@@ -317,7 +317,7 @@ impl Reactor {
             is_dropping: false,
             is_hurried: false,
         };
-        reactor.read_bell();
+        reactor.read_waker();
         Ok(reactor)
     }
 
@@ -332,7 +332,7 @@ impl Reactor {
             turns: self.turns as u64,
             enters: self.ring.enters(),
             completions: self.ring.completions(),
-            rung: self.rung_turns,
+            woken: self.woken_turns,
             sent_bytes: self.sent_bytes.clone(),
         }
     }
@@ -358,9 +358,9 @@ impl Reactor {
         self.close_discarded();
         self.reap();
         events.append(&mut self.early);
-        if std::mem::take(&mut self.rung) {
-            self.rung_turns += 1;
-            events.push(Event::Rung);
+        if std::mem::take(&mut self.woken) {
+            self.woken_turns += 1;
+            events.push(Event::Woken);
         }
         events.append(&mut self.late);
         Ok(())
@@ -438,35 +438,35 @@ impl Reactor {
     }
 
     /// What others need to wake this reactor.
-    pub fn bell(&self) -> Bell {
-        self.bell.clone()
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Wakes another reactor with this turn's submission, or by a system call where rings cannot
     /// reach each other.
-    pub fn ring_bell(&mut self, other: &Bell) {
-        let ring_fd = other.ring_fd().filter(|_| self.can.ring_to_ring && !other.is(&self.bell));
+    pub fn wake(&mut self, other: &Waker) {
+        let ring_fd = other.ring_fd().filter(|_| self.can.ring_to_ring && !other.is(&self.waker));
         let Some(ring_fd) = ring_fd else {
-            other.ring();
+            other.wake();
             return;
         };
-        let known = self.rung_bells.iter().position(|bell| bell.is(other));
+        let known = self.woken_rings.iter().position(|waker| waker.is(other));
         let index = known.unwrap_or_else(|| {
-            // Kept for good: there are as many bells as shards.
-            self.rung_bells.push(other.clone());
-            self.rung_bells.len() - 1
+            // Kept for good: there are as many wakers as shards.
+            self.woken_rings.push(other.clone());
+            self.woken_rings.len() - 1
         });
         let slot = u32::try_from(index).unwrap_or(u32::MAX);
-        let op = op::ring_bell(Token::new(Kind::RingBell, slot, 0), ring_fd);
+        let op = op::wake(Token::new(Kind::Wake, slot, 0), ring_fd);
         // SAFETY: the operation names no memory; the clone keeps the descriptor open.
         unsafe { self.ring.push(op) };
     }
 
-    fn read_bell(&mut self) {
+    fn read_waker(&mut self) {
         let token = Token::new(Kind::BellRead, 0, 0);
-        let op = op::read_bell(token, self.bell.event_fd(), self.pool.counter());
+        let op = op::read_waker(token, self.waker.event_fd(), self.pool.counter());
         // SAFETY: the counter is memory of the pool that nothing else uses, and only one read of
-        // the bell is ever in flight. The pool outlives it, see `drop`.
+        // the waker is ever in flight. The pool outlives it, see `drop`.
         unsafe { self.ring.push(op) };
     }
 
@@ -485,22 +485,22 @@ impl Reactor {
         };
         let is_last = !cqueue::more(completion.flags);
         // Another ring's wish is the other ring's operation.
-        if is_last && token.kind != Kind::Rung {
+        if is_last && token.kind != Kind::Woken {
             self.ring.retire();
         }
         let result = outcome(completion.result);
         match token.kind {
             Kind::Accept => self.on_accept(token.slot, result),
             Kind::BellRead => {
-                self.rung = true;
+                self.woken = true;
                 if !self.is_dropping {
-                    self.read_bell();
+                    self.read_waker();
                 }
             }
-            Kind::Rung => self.rung = true,
-            Kind::RingBell => {
-                if let (Err(_), Some(bell)) = (result, self.rung_bells.get(token.slot as usize)) {
-                    bell.ring();
+            Kind::Woken => self.woken = true,
+            Kind::Wake => {
+                if let (Err(_), Some(waker)) = (result, self.woken_rings.get(token.slot as usize)) {
+                    waker.wake();
                 }
             }
             Kind::CancelAccept => {
@@ -607,7 +607,7 @@ impl Drop for Reactor {
         for slot in 0..self.listeners.len() {
             self.stop_listening(ListenerId(u32::try_from(slot).unwrap_or(u32::MAX)));
         }
-        self.bell.ring();
+        self.waker.wake();
         for _ in 0..DROP_ROUNDS_MAX {
             if self.ring.in_flight() == 0 || self.ring.enter(Wait::For(DROP_WAIT)).is_err() {
                 break;

@@ -99,14 +99,14 @@ pub(super) fn timer(token: Token, after: *const Timespec) -> squeue::Entry {
 }
 
 /// Reads an eventfd's counter, eight bytes, into `counter`.
-pub(super) fn read_bell(token: Token, fd: RawFd, counter: *mut u8) -> squeue::Entry {
+pub(super) fn read_waker(token: Token, fd: RawFd, counter: *mut u8) -> squeue::Entry {
     opcode::Read::new(Fd(fd), counter, 8).build().user_data(token.to_user_data())
 }
 
 /// Posts a completion into another ring.
-pub(super) fn ring_bell(token: Token, ring: RawFd) -> squeue::Entry {
-    let rung = Token::new(Kind::Rung, 0, 0).to_user_data();
-    opcode::MsgRingData::new(Fd(ring), 0, rung, None).build().user_data(token.to_user_data())
+pub(super) fn wake(token: Token, ring: RawFd) -> squeue::Entry {
+    let woken = Token::new(Kind::Woken, 0, 0).to_user_data();
+    opcode::MsgRingData::new(Fd(ring), 0, woken, None).build().user_data(token.to_user_data())
 }
 
 /// How the kernel opens a file.

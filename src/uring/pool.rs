@@ -166,7 +166,7 @@ impl Pool {
         unsafe { slice::from_raw_parts(start, chunk.len as usize) }
     }
 
-    /// Where the kernel writes the bell's counter; nobody reads it.
+    /// Where the kernel writes the waker's counter; nobody reads it.
     pub(super) fn counter(&self) -> *mut u8 {
         self.region.counter()
     }
@@ -190,7 +190,7 @@ impl Pool {
     }
 }
 
-/// One allocation: the buffer ring's entries, the chunks, the bell's counter.
+/// One allocation: the buffer ring's entries, the chunks, the waker's counter.
 struct Region {
     start: NonNull<u8>,
     layout: Layout,

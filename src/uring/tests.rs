@@ -625,13 +625,13 @@ fn a_bell_wakes_a_sleeping_turn_from_any_thread() {
     on_every_tier(|options| {
         let mut reactor = Reactor::new(&options).unwrap();
         for _ in 0..20 {
-            let bell = reactor.bell();
-            let ringer = thread::spawn(move || bell.ring());
+            let waker = reactor.waker();
+            let ringer = thread::spawn(move || waker.wake());
             let mut events = Vec::new();
             while events.is_empty() {
                 reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
             }
-            assert!(matches!(events.as_slice(), [Event::Rung]), "{events:?}");
+            assert!(matches!(events.as_slice(), [Event::Woken]), "{events:?}");
             ringer.join().unwrap();
         }
     });
@@ -642,14 +642,14 @@ fn a_bell_wakes_a_sleeping_turn_from_another_reactor() {
     on_every_tier(|options| {
         let mut reactor = Reactor::new(&options).unwrap();
         for _ in 0..20 {
-            let (bell, options) = (reactor.bell(), options.clone());
+            let (waker, options) = (reactor.waker(), options.clone());
             let ringer = thread::spawn(move || {
                 let mut other = Reactor::new(&options).unwrap();
-                other.ring_bell(&bell);
+                other.wake(&waker);
                 other.turn(Wait::No, &mut Vec::new()).unwrap();
             });
             let events = events_of(&mut reactor);
-            assert!(matches!(events.as_slice(), [Event::Rung]), "{events:?}");
+            assert!(matches!(events.as_slice(), [Event::Woken]), "{events:?}");
             ringer.join().unwrap();
         }
     });
@@ -659,13 +659,13 @@ fn a_bell_wakes_a_sleeping_turn_from_another_reactor() {
 fn a_bell_of_a_reactor_that_is_gone_harms_nobody() {
     on_every_tier(|options| {
         let gone = thread::scope(|scope| {
-            scope.spawn(|| Reactor::new(&options).unwrap().bell()).join().unwrap()
+            scope.spawn(|| Reactor::new(&options).unwrap().waker()).join().unwrap()
         });
         let mut reactor = Reactor::new(&options).unwrap();
-        reactor.ring_bell(&gone);
-        let own_bell = reactor.bell();
-        reactor.ring_bell(&own_bell);
-        assert!(matches!(events_of(&mut reactor).as_slice(), [Event::Rung]));
+        reactor.wake(&gone);
+        let own_waker = reactor.waker();
+        reactor.wake(&own_waker);
+        assert!(matches!(events_of(&mut reactor).as_slice(), [Event::Woken]));
         assert!(events_until_quiet(&mut reactor).is_empty());
     });
 }

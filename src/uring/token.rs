@@ -22,12 +22,12 @@ pub(super) enum Kind {
     Linger,
     /// The end of the patience for `Linger`.
     LingerTimer,
-    /// Reading our own bell.
+    /// Reading what our own waker wrote.
     BellRead,
     /// Another ring rang: it posted this completion here.
-    Rung,
-    /// Ringing another ring; the slot is the bell's.
-    RingBell,
+    Woken,
+    /// Waking another ring; the slot is the waker's.
+    Wake,
     /// Something done to a file; the slot is the operation's.
     Disk,
     /// The sync that belongs to a durable write.
@@ -46,8 +46,8 @@ impl Kind {
         Self::Linger,
         Self::LingerTimer,
         Self::BellRead,
-        Self::Rung,
-        Self::RingBell,
+        Self::Woken,
+        Self::Wake,
         Self::Disk,
         Self::DiskSync,
     ];

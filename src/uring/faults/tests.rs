@@ -287,15 +287,15 @@ fn an_interrupted_linger_does_not_cost_the_last_word() {
 }
 
 #[test]
-fn a_bell_that_cannot_be_rung_through_the_ring_is_rung_by_a_system_call() {
+fn a_reactor_that_cannot_be_woken_through_the_ring_is_woken_by_a_system_call() {
     on_every_tier(|options| {
-        let _guard = arm(first(Kind::RingBell, &[libc::EBADFD]));
+        let _guard = arm(first(Kind::Wake, &[libc::EBADFD]));
         let mut sleeper = Reactor::new(&options).unwrap();
         let mut waker = Reactor::new(&options).unwrap();
-        waker.ring_bell(&sleeper.bell());
+        waker.wake(&sleeper.waker());
         waker.turn(Wait::No, &mut Vec::new()).unwrap();
         let events = events_of(&mut sleeper);
-        assert!(matches!(events[..], [Event::Rung]), "{events:?}");
+        assert!(matches!(events[..], [Event::Woken]), "{events:?}");
     });
 }
 

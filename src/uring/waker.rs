@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// Wakes one reactor from any thread.
 #[derive(Debug, Clone)]
-pub struct Bell {
+pub struct Waker {
     fds: Arc<Fds>,
 }
 
@@ -20,7 +20,7 @@ struct Fds {
     ring: Option<OwnedFd>,
 }
 
-impl Bell {
+impl Waker {
     /// `ring` is a descriptor of the reactor's ring, when that can be posted to.
     pub(super) fn new(ring: Option<OwnedFd>) -> io::Result<Self> {
         // Blocking: a read of a non-blocking descriptor would not wait in the ring but fail.
@@ -29,8 +29,8 @@ impl Bell {
     }
 
     /// Wakes the reactor by a system call; for threads that have no reactor of their own.
-    pub fn ring(&self) {
-        // It can only fail when 2^64 rings went unread; then the reactor is awake anyway.
+    pub fn wake(&self) {
+        // It can only fail when 2^64 wakes went unread; then the reactor is awake anyway.
         let _ = rustix::io::write(&self.fds.event, &1u64.to_ne_bytes());
     }
 

@@ -6,8 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+mod accept_limit;
 mod inbox;
-mod orders;
+mod messages;
 mod reporter;
 
 use std::net::SocketAddr;
@@ -27,14 +28,14 @@ use crate::engine::{
 };
 use crate::histogram::Histogram;
 use crate::mesh::{Drained, Mesh};
-use crate::rates::Gate;
 use crate::uring::{self, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
+use accept_limit::AcceptLimit;
 use inbox::Inbox;
-pub use orders::{
+pub use messages::{
     Address, Check, ClientOrder, Control, Door, Figures, Listener, NEWS_MAX, News, Outcome, Report,
     RouteOrder, Seats,
 };
-use orders::{REQUESTS_BYTES, TRACES_BYTES};
+use messages::{REQUESTS_BYTES, TRACES_BYTES};
 pub use reporter::Reporter;
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
@@ -102,7 +103,7 @@ pub struct Shard {
     turn_ns: Histogram,
     listeners: Vec<(ListenerId, Door)>,
     accept_again: Option<Instant>,
-    gate: Gate,
+    accept_limit: AcceptLimit,
     /// The number of the connection accepted last.
     last_cid: u64,
     /// Connections whose descriptors are not closed yet.
@@ -152,7 +153,7 @@ impl Shard {
             turn_ns: Histogram::default(),
             listeners: Vec::new(),
             accept_again: None,
-            gate: Gate::default(),
+            accept_limit: AcceptLimit::default(),
             last_cid: 0,
             sockets: 0,
             held_max: 0,
@@ -257,7 +258,7 @@ impl Shard {
                 self.listeners.retain(|(id, _)| *id != listener);
             }
             // Nothing is stored yet.
-            Event::Disk(_) | Event::Rung => {}
+            Event::Disk(_) | Event::Woken => {}
         }
     }
 
@@ -285,7 +286,7 @@ impl Shard {
         let Self { mesh, engine, reactor, addresses, .. } = self;
         engine.advance_records();
         let Drained { any, more } =
-            mesh.drain(engine, |to| reactor.ring_bell(&addresses[to.index()].bell));
+            mesh.drain(engine, |to| reactor.wake(&addresses[to.index()].waker));
         if any {
             self.busy_until = self.now + self.busy_poll;
         }
@@ -344,7 +345,7 @@ impl Shard {
     /// Shows the other shards what was staged for them. True if not all of it had room.
     fn publish(&mut self) -> bool {
         let Self { mesh, engine, reactor, addresses, .. } = self;
-        mesh.publish(engine, |to| reactor.ring_bell(&addresses[to.index()].bell))
+        mesh.publish(engine, |to| reactor.wake(&addresses[to.index()].waker))
     }
 
     /// How long there may be nothing to do.
@@ -450,7 +451,7 @@ impl Shard {
             shard: self.id,
             stats: self.engine.stats(),
             accepted: self.last_cid,
-            throttled: self.gate.rejected(),
+            throttled: self.accept_limit.rejected(),
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
@@ -536,7 +537,7 @@ impl Shard {
         let (rates, now) = (&self.options.rates, self.ns_since_start(self.now));
         let tls = self.options.tls.as_ref().map_or(0, |tls| tls.connections_per_second_max);
         if let Ok(source) = peer.ip.parse()
-            && !self.gate.admits(rates, tls, source, now)
+            && !self.accept_limit.admits(rates, tls, source, now)
         {
             self.turn_away(&socket, &peer, transport);
             return;
@@ -553,7 +554,7 @@ impl Shard {
             .send(Control::Adopt { socket, peer, transport, admitted })
             .is_ok()
         {
-            self.reactor.ring_bell(&self.addresses[seat].bell);
+            self.reactor.wake(&self.addresses[seat].waker);
         }
     }
 
@@ -563,7 +564,7 @@ impl Shard {
         // A new socket has room; if not, the end says enough.
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let _ = rustix::net::send(socket, &self.engine.turn_away(peer, transport), flags);
-        if let Some(count) = self.gate.to_report(self.ns_since_start(self.now)) {
+        if let Some(count) = self.accept_limit.take_report(self.ns_since_start(self.now)) {
             tracing::warn!(
                 "Rejected {count} connections due to rate limiting, the last of {}",
                 peer.ip

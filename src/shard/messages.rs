@@ -17,7 +17,7 @@ use crate::engine::{
 use crate::histogram::Histogram;
 use crate::host::Tier;
 use crate::proto::route::RouteInfo;
-use crate::uring::{self, Bell};
+use crate::uring::{self, Waker};
 
 /// What the control thread, and the shard that accepts, tell a shard.
 pub enum Control {
@@ -294,14 +294,14 @@ pub struct Address {
     /// What it is told.
     pub control: Sender<Control>,
     /// What wakes it.
-    pub bell: Bell,
+    pub waker: Waker,
 }
 
 impl Address {
     /// Tells the shard something, unless it has ended.
     pub fn send(&self, control: Control) {
         if self.control.send(control).is_ok() {
-            self.bell.ring();
+            self.waker.wake();
         }
     }
 }
