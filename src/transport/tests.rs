@@ -9,6 +9,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::testing::{deflated, end_of_request, frame, understood};
 use super::*;
+use crate::output::Piece;
 
 const ALL: Allowance = Allowance { work: u64::MAX, is_held: false, is_piecemeal: false };
 const HEADER: &[u8] = b"PROXY TCP4 9.8.7.6 5.6.7.8 1111 2222\r\n";

@@ -95,7 +95,7 @@ const TUPLES: &[&str] = &[
 #[rustfmt::skip]
 const SHARED_NAMES: &[&str] = &[
     "Account", "AccountLimits", "Accounts", "Action", "Answer", "Args", "Block", "Check",
-    "Cluster", "ClusterIdentity", "Conn", "Cpu", "Credentials", "Destination", "Distribution",
+    "Cluster", "ClusterIdentity", "Conn", "Cpu", "Destination", "Distribution",
     "Dropped", "End", "Entry", "Event", "Export", "Given", "Header", "Identity", "Import",
     "Kind", "Lane", "Limits", "Listener", "Login", "Missing", "Name", "Options", "Order",
     "Origin", "Page", "Part", "Parts", "Permissions", "Phase", "Places", "Process", "Queue",

@@ -19,7 +19,7 @@ use super::{
 use crate::output::Piece;
 use crate::proto::Connect;
 use frame::{Decoder, Violation};
-use upgrade::{Credentials, Refusal};
+use upgrade::{GivenCookies, Refusal};
 
 /// Compressed data that is decompressed at once, in bytes: a thousand times as much can come of it.
 const PACKED_BYTES_MAX: usize = 1024;
@@ -48,7 +48,7 @@ pub(super) struct WebSocketLayer {
     end: Option<End>,
     /// Batches that can be compressed are.
     packs: bool,
-    credentials: Credentials,
+    credentials: GivenCookies,
     /// The answer to the request, until it is taken.
     response: Vec<u8>,
     /// What the last ping is to be answered with: earlier ones need no answer.

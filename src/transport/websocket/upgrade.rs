@@ -24,21 +24,21 @@ pub(super) struct Upgrade {
     /// Messages may be compressed, in both directions.
     pub(super) packs: bool,
     /// What its cookies say in place of CONNECT.
-    pub(super) credentials: Credentials,
+    pub(super) credentials: GivenCookies,
     /// The addresses it has come by, the client's first, as far as anybody says so.
     pub(super) forwarded_for: Option<String>,
 }
 
 /// What stands for what CONNECT leaves out.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Credentials {
+pub(super) struct GivenCookies {
     jwt: Option<String>,
     user: Option<String>,
     pass: Option<String>,
     token: Option<String>,
 }
 
-impl Credentials {
+impl GivenCookies {
     /// Fills in what is missing.
     pub(super) fn complete(&self, connect: &mut Connect) {
         for (given, field) in [
@@ -216,7 +216,7 @@ impl<'a> Request<'_, 'a> {
         })
     }
 
-    fn credentials(&self, names: &Cookies) -> Credentials {
+    fn credentials(&self, names: &Cookies) -> GivenCookies {
         let of = |name: &Option<String>| {
             let name = name.as_deref()?;
             let mut cookies = self.fields("Cookie").flat_map(|field| field.split(';'));
@@ -226,7 +226,7 @@ impl<'a> Request<'_, 'a> {
             })
         };
         let Cookies { jwt, user, pass, token } = names;
-        Credentials { jwt: of(jwt), user: of(user), pass: of(pass), token: of(token) }
+        GivenCookies { jwt: of(jwt), user: of(user), pass: of(pass), token: of(token) }
     }
 }
 
