@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use rcgen::CertifiedKey;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -395,6 +396,37 @@ fn what_costs_more_than_it_may_waits_for_another_turn() {
         }
         assert_eq!(turns, 4, "one message or chunk in each");
         assert!(end.heard == text().repeat(4));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_is_allowed_and_granted_when_the_same_is_heard(
+        parts in prop::collection::vec((1..300usize, any::<bool>(), 0..3u64, any::<bool>()), 1..20),
+    ) {
+        for (mut end, wire) in unpackers() {
+            let (mut rest, mut parts) = (&wire[..], parts.iter().cycle());
+            while !rest.is_empty() {
+                let &(len, is_held, work, is_granted) = parts.next().unwrap();
+                let (head, tail) = rest.split_at(len.min(rest.len()));
+                rest = tail;
+                let allowance = Allowance { work, is_held, is_piecemeal: is_granted };
+                end.scratch.begin();
+                end.unwrap(head, allowance);
+                if is_granted && end.layers.wants_turn() {
+                    end.scratch.begin();
+                    end.layers.grant_turn(&mut end.scratch);
+                    end.unwrap(&[], allowance);
+                }
+                end.scratch.take_work();
+                end.scratch.finish();
+                prop_assert!(text().repeat(4).starts_with(&end.heard));
+            }
+            end.layers.grant_turn(&mut end.scratch);
+            end.unwrap(&[], ALL);
+            prop_assert!(end.heard == text().repeat(4));
+        }
     }
 }
 
