@@ -9,6 +9,11 @@ use crate::broker::peers::{next, within};
 use crate::broker::wire::Wire;
 use async_nats::{Client, ConnectOptions};
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
 /// Accounts `A0` … `A7` with a user each, called the same.
 const ACCOUNTS: usize = 8;
 
@@ -268,5 +273,115 @@ fn a_peer_without_a_pool_has_no_places_in_one_and_no_account_a_route_of_its_own(
             wire.expect_end();
         }
         assert_eq!(said("\"route_pool_idx\":2").0, "PONG", "{kind:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_who_dial_each_other_have_one_route_for_an_account_of_its_own() {
+    let mut pairs = vec![[Ours(2), Ours(2)]];
+    if has_original() {
+        pairs.extend([[Ours(1), Original], [Original, Ours(2)]]);
+    }
+    for kinds in pairs {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let ports = listeners.map(|listener| listener.local_addr().expect("bound").port());
+        let config = |at: usize| {
+            let (own, other) = (ports[at], ports[1 - at]);
+            format!(
+                "server_name: s{at}\nhttp: \"127.0.0.1:-1\"\ncluster {{ name: C, accounts: [A6, A7]\n\
+                 listen: \"127.0.0.1:{own}\", routes: [\"nats-route://127.0.0.1:{other}\"] }}\n{}",
+                accounts()
+            )
+        };
+        let [first, second] = [0, 1].map(|at| start(kinds[at], &config(at)));
+        check_accounts(&first, &second).await;
+        check_accounts(&second, &first).await;
+        for broker in [&first, &second] {
+            let received = received(broker);
+            let mut own: Vec<_> = received.iter().filter_map(|(name, _)| name.as_deref()).collect();
+            own.sort_unstable();
+            assert_eq!(own, ["$SYS", "A6", "A7"], "{kinds:?}");
+            assert_eq!(received.len(), 6, "{kinds:?}: {received:?}");
+        }
+    }
+}
+
+/// What a peer says to whoever has dialled it, before it has heard anything.
+const DIALED: &str = "INFO {\"server_id\":\"PEER\",\"server_name\":\"PEER\",\"headers\":true,\
+                      \"cluster\":\"C\",\"route_pool_size\":3}\r\n";
+/// And on A7's own route once it knows that it is that.
+const SAID_OF_A7: &[u8] =
+    b"RS+ out\r\nRS+ group q 1\r\nRMSG in 2\r\nhi\r\nRMSG in | q 3\r\nyou\r\n";
+
+/// A peer that is dialled, as far as its route for A7 alone: each line that comes over that, and
+/// a way to say something there.
+fn dialed_peer(listener: TcpListener) -> Receiver<(TcpStream, Receiver<String>)> {
+    let (found, routes) = channel();
+    thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            let found = found.clone();
+            thread::spawn(move || serve_dialer(socket, &found));
+        }
+    });
+    routes
+}
+
+fn serve_dialer(mut socket: TcpStream, found: &Sender<(TcpStream, Receiver<String>)>) {
+    let (heard, lines) = channel();
+    let mut lines = Some(lines);
+    let reader = BufReader::new(socket.try_clone().expect("a descriptor"));
+    // Whoever dials may be gone again.
+    let _ = socket.write_all(DIALED.as_bytes());
+    for line in reader.lines().map_while(Result::ok) {
+        if line == "PING" {
+            let _ = socket.write_all(b"PONG\r\n");
+            continue;
+        }
+        let is_own = line.starts_with("INFO ") && line.contains("\"route_account\":\"A7\"");
+        let _ = heard.send(line);
+        if let Some(lines) = lines.take_if(|_| is_own) {
+            let _ = socket.write_all(SAID_OF_A7);
+            let _ = found.send((socket.try_clone().expect("a descriptor"), lines));
+        }
+    }
+}
+
+#[test]
+fn an_accounts_own_route_that_a_member_dials_names_it_in_no_line_of_either_side() {
+    let mut kinds = vec![Ours(1), Ours(2)];
+    if has_original() {
+        kinds.push(Original);
+    }
+    for kind in kinds {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        // What the clients want is known before the peer answers.
+        let url = format!("\"nats-route://127.0.0.1:{port}\"");
+        let broker = start(kind, &config("a", &url, "accounts: [A7]", &accounts()));
+        let mut client = Wire::ungreeted(&broker);
+        assert!(client.line().starts_with("INFO "));
+        client.send(b"CONNECT {\"verbose\":false,\"user\":\"A7\",\"pass\":\"A7\"}\r\n");
+        client.send(b"SUB in 1\r\nSUB in q 2\r\n");
+        client.sync();
+        let (mut socket, lines) = dialed_peer(listener).recv().expect("it dials a route for A7");
+        let mut got: Vec<String> = (0..6).map(|_| client.line()).collect();
+        got.sort_unstable();
+        let wanted = ["MSG in 1 2", "MSG in 1 3", "MSG in 2 3", "hi", "you", "you"];
+        assert_eq!(got, wanted, "{kind:?}");
+        client.send(b"PUB out 2\r\nok\r\nPUB group re 2\r\nok\r\nSUB more 3\r\nUNSUB 3\r\n");
+        client.sync();
+        let mut said: Vec<String> = Vec::new();
+        while said.last().is_none_or(|line| line != "RS- more") {
+            said.push(lines.recv().expect("it says so"));
+        }
+        assert!(said[0].starts_with("CONNECT {") && said[1].starts_with("INFO {"), "{said:?}");
+        let said = &said[2..];
+        for wanted in ["RS+ in", "RS+ in q 1", "RMSG out 2", "RMSG group + re q 2", "RS+ more"] {
+            assert!(said.iter().any(|line| line == wanted), "{kind:?}: {wanted} in {said:?}");
+        }
+        assert!(!said.iter().any(|line| line.contains("A7 ")), "{kind:?}: {said:?}");
+        // What has a name there is no line at all.
+        socket.write_all(b"RS+ A7 named q 1\r\n").expect("connected");
+        while lines.recv().is_ok() {}
     }
 }
