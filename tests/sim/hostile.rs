@@ -15,6 +15,8 @@ use shardcast::engine::{
     Action, ConnId, Engine, Identity, NewRoute, Peer, Record, RouteNotice, Settings, ShardId,
 };
 
+use shardcast::proto::route::{self, Accounts, Form, RouteOp, RouteParsed};
+
 use super::wire::{self, Heard};
 
 const CONFIG: &str = r#"
@@ -145,6 +147,9 @@ const HEADERS: [&str; 26] = [
 const NUMBERS: [&str; 9] =
     ["0", "1", "007", "999999999", "9999999999", "18446744073709551616", "-1", "+1", "1e3"];
 
+/// Clusters of leaf nodes behind other servers.
+const ORIGINS: [&str; 4] = ["leaves", "others", "_", "C"];
+
 struct Script<'a>(&'a [u8]);
 
 impl Script<'_> {
@@ -225,10 +230,11 @@ impl World {
             now: 0,
             heard: 0,
         };
-        // Each of them at least once.
-        let more = script.next() % (CLIENTS_MAX - USERS.len());
+        // Each of them at least once, and most of the others are servers.
+        let more = script.next() % (CLIENTS_MAX - USERS.len()) + 1;
         for (at, user) in USERS.into_iter().cycle().take(USERS.len() + more).enumerate() {
-            world.open(at, user, false, script);
+            let is_route = at >= USERS.len() && !script.next().is_multiple_of(4);
+            world.open(at, user, is_route, script);
         }
         world
     }
@@ -257,9 +263,13 @@ impl World {
             format!(
                 "CONNECT {{\"name\":\"{name}\",\"cluster\":\"C\"}}\r\n\
                  INFO {{\"server_id\":\"{name}\",\"server_name\":\"{name}\",\"cluster\":\"C\",\
-                 \"headers\":{},\"proto\":{}}}\r\n",
+                 \"headers\":{},\"proto\":{},\"lnoc\":{leaves},\"lnocu\":{leaves},\"ln\":{},\
+                 \"shardcast\":{}}}\r\n",
                 flags & 1 == 0,
                 flags / 2 % 4,
+                flags & 16 == 0,
+                flags & 32 == 0,
+                leaves = flags & 8 == 0,
             )
         } else {
             engine.open(id, peer, true);
@@ -298,8 +308,11 @@ impl World {
         }
         let is_trusted = at == 0;
         let wire = match script.next() % 16 {
+            0..=3 if self.clients[at].is_route => wish(script),
             0 | 1 => {
-                format!("SUB {} {}\r\n", script.one_of(&FILTERS), script.next() % 4).into_bytes()
+                let queue = script.one_of(&["", "", "q ", "w "]);
+                format!("SUB {} {queue}{}\r\n", script.one_of(&FILTERS), script.next() % 4)
+                    .into_bytes()
             }
             2 => {
                 let (sid, max) = (script.next() % 4, script.one_of(&NUMBERS));
@@ -355,8 +368,7 @@ impl World {
         while let Some(notice) = engine.pop_route_notice() {
             match notice {
                 RouteNotice::Greeted { rid, .. } => {
-                    let part = if rid % 2 == 0 { Part::All } else { Part::Account("A".into()) };
-                    engine.register_route(rid, part);
+                    engine.register_route(rid, part_of(rid));
                 }
                 RouteNotice::Heard { rid, .. } => engine.hear_on(rid),
                 _ => {}
@@ -392,8 +404,16 @@ impl World {
         moved
     }
 
-    /// Judges what clients hear.
+    /// Judges what clients and other servers hear.
     fn listen(&mut self) {
+        for client in self.clients.iter_mut().filter(|client| client.is_route) {
+            let heard = std::mem::take(&mut client.heard);
+            let accounts = match part_of(u64::from(client.id.slot) + 1) {
+                Part::Account(_) => Accounts::Unnamed,
+                _ => Accounts::Named,
+            };
+            judge_route(&heard, Form { accounts, origins: true });
+        }
         for client in self.clients.iter_mut().filter(|client| !client.is_route) {
             let heard = std::mem::take(&mut client.heard);
             let mut rest = &heard[..];
@@ -411,6 +431,44 @@ impl World {
         let garbled: u64 = self.engines.iter().map(|engine| engine.stats().garbled_runs).sum();
         assert_eq!(garbled, 0, "shards read what shards write");
     }
+}
+
+/// What goes over a route.
+fn part_of(rid: u64) -> Part {
+    if rid.is_multiple_of(2) { Part::All } else { Part::Account("A".into()) }
+}
+
+/// Another server hears operations, of which none goes where nothing may.
+fn judge_route(heard: &[u8], form: Form) {
+    let mut rest = heard;
+    while !rest.is_empty() && !rest.starts_with(b"-ERR ") {
+        match route::parse(rest, usize::MAX, form) {
+            Ok(RouteParsed::Op { op, used }) => {
+                if let RouteOp::Message { publish, .. } = op {
+                    let is_secret =
+                        publish.subject.starts_with(b"secret.") || publish.subject == b"closed.svc";
+                    assert!(!is_secret, "a server hears {}", wire::show(publish.subject));
+                }
+                rest = &rest[used..];
+            }
+            other => panic!("{other:?}: a server hears {}", wire::show(rest)),
+        }
+    }
+}
+
+/// What another server wants, or wants no more, for its clients or for leaf nodes behind it.
+fn wish(script: &mut Script<'_>) -> Vec<u8> {
+    let op = script.one_of(&["RS+", "RS+", "RS-", "LS+", "LS+", "LS-"]);
+    let mut words = vec![op];
+    words.extend((op.starts_with('L') || script.next() < 8).then(|| script.one_of(&ORIGINS)));
+    words.extend(script.one_of(&[&["A"][..], &["A"], &[], &["B"], &["nobody"]]));
+    words.push(script.one_of(&FILTERS));
+    if script.next() < 128 {
+        words.push(script.one_of(&["q", "q", "w"]));
+        let weight = script.one_of(&["1", "1", "3", "0", "-1", "x", "99999999999"]);
+        words.extend((op.ends_with('+') || script.next() < 16).then_some(weight));
+    }
+    format!("{}\r\n", words.join(" ")).into_bytes()
 }
 
 /// A publish, or a message of another server, which is not in order unless it is trusted.
@@ -441,21 +499,32 @@ fn message(client: &Client, is_trusted: bool, script: &mut Script<'_>) -> Vec<u8
         _ => {}
     }
     let blank = script.one_of(&[" ", " ", " ", "  ", "\t"]);
+    let is_of_leaf = is_route && script.next().is_multiple_of(4);
     let mut words = vec![match (is_route, has_header) {
+        _ if is_of_leaf => "LMSG",
         (false, false) => "PUB",
         (false, true) => "HPUB",
         (true, false) => "RMSG",
         (true, true) => "HMSG",
     }];
+    words.extend(is_of_leaf.then(|| script.one_of(&ORIGINS)));
     if is_route {
         words.extend(script.one_of(&[&["A"][..], &["B"], &[], &["nobody"]]));
     }
     words.push(subject);
-    if is_route && script.next() < 64 {
+    let has_groups = is_route && script.next() < 128;
+    if has_groups {
         words.push(if reply.is_empty() { "|" } else { "+" });
     }
     words.extend(Some(reply).filter(|reply| !reply.is_empty()));
-    words.extend(has_header.then_some(&*header_len));
+    if has_groups {
+        // The third says that it is passed on.
+        words.extend(script.one_of(&[&["q"][..], &["q", "w"], &["q", "q"], &[]]));
+    }
+    if is_of_leaf && !has_header {
+        header_len = "0".to_owned();
+    }
+    words.extend((has_header || is_of_leaf).then_some(&*header_len));
     words.push(&len);
     format!("{}\r\n{payload}\r\n", words.join(blank)).into_bytes()
 }
