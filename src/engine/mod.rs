@@ -93,7 +93,7 @@ use record::Publisher;
 pub use record::{InterestRecord, Placed, Record, Report, RunRecord};
 use requests::{Asked, Requests};
 use route::Cluster;
-pub use route::{NewRoute, RouteNotice, RouteSnapshot};
+pub use route::{NewRoute, RouteNotice, RouteSnapshot, WishBytes};
 use run::Run;
 pub use settings::{ClusterIdentity, Identity, Limits, PeerUser, Settings};
 pub(crate) use settings::{Login, Logins, RouteSettings};

@@ -58,6 +58,10 @@ impl<T: Name> Named<T> {
 
     fn push(&mut self, one: T) -> usize {
         let at = self.list.len();
+        if at == 0 {
+            // Most have one, and there are as many lists as filters.
+            self.list.reserve_exact(1);
+        }
         if at == UNINDEXED_MAX && self.places.is_none() {
             let known = self.list.iter().enumerate();
             self.places =

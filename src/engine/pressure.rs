@@ -420,7 +420,8 @@ impl Engine {
     /// Cuts the connection with the longest backlog when all output together takes too much
     /// memory; one a turn, for its memory comes back only then.
     pub(super) fn bound_memory(&mut self) {
-        if self.spares.held_bytes() <= self.settings.memory_bytes_max {
+        let (held, bytes_max) = (self.spares.held_bytes(), self.output_bytes_max());
+        if held <= bytes_max {
             return;
         }
         let longest = self
@@ -434,7 +435,7 @@ impl Engine {
                  of {} is used up",
                 conn.label(),
                 conn.outbox.pending_bytes(),
-                self.settings.memory_bytes_max
+                bytes_max
             );
             let id = conn.id;
             self.abort(id, super::Reason::SlowConsumerPending);

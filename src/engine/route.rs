@@ -31,6 +31,7 @@ use crate::proto::route::{
 };
 use crate::proto::{ProtoError, Publish};
 use crate::transport::{self, Transport};
+pub use wishes::WishBytes;
 use wishes::Wishes;
 
 /// The first PING to a peer comes this long after its registration, and up to a fifth later.
@@ -119,8 +120,8 @@ pub(super) struct Cluster {
     pub(super) routes: Vec<ConnId>,
     /// All routes of this shard, registered or not, by their numbers.
     by_rid: HashMap<u64, ConnId>,
-    /// What everything that peers want costs on each shard.
-    wish_bytes: usize,
+    /// What everything that peers want costs.
+    pub(super) wish_bytes: WishBytes,
     notices: VecDeque<RouteNotice>,
 }
 

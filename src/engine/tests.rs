@@ -57,29 +57,84 @@ fn very_many_subscriptions_of_one_who_leaves_go_in_pieces() {
     assert_eq!(engine.open_conns(), 1);
 }
 
+/// A shard of a member of a cluster, with so much memory for output.
+fn member(shard: u8, shards: usize, memory_bytes_max: usize) -> Engine {
+    let cluster = ClusterIdentity { name: "C".to_owned(), ..Default::default() };
+    let identity = Identity { cluster: Some(cluster), ..Default::default() };
+    let settings = Settings::new(&Options::default(), &identity, memory_bytes_max);
+    let mut engine = Engine::new(ShardId(shard), shards, Rc::new(settings), 1);
+    engine.name_cluster("C", false);
+    engine
+}
+
+/// A peer that has just been taken.
+fn join(engine: &mut Engine, at: u32) -> ConnId {
+    let id = ConnId { slot: at, generation: 0 };
+    let peer = Peer { cid: at.into(), ip: "".into(), port: 1 };
+    let host = String::new();
+    engine.open_route(id, peer, NewRoute { rid: at.into(), dialed: None, host });
+    engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+    let info = format!("INFO {{\"server_id\":\"{at}\",\"server_name\":\"{at}\"}}\r\n");
+    engine.on_bytes(id, info.as_bytes());
+    engine.register_route(at.into(), Part::All);
+    turns(engine, |_| ());
+    out(engine, id);
+    id
+}
+
+/// All of it has come from a peer; whether that is refused.
+fn is_refused(engine: &mut Engine, shards: usize, id: ConnId, lines: &str) -> bool {
+    engine.on_bytes(id, lines.as_bytes());
+    turns(engine, |_| ());
+    for shard in (0..shards).map(|shard| ShardId(u8::try_from(shard).unwrap())) {
+        while engine.pop_record(shard).is_some() {}
+    }
+    out(engine, id).contains("-ERR 'maximum subscriptions exceeded'")
+}
+
+#[test]
+fn a_member_may_want_two_million_subjects_of_a_server_with_two_gib_and_all_its_shards_count_them() {
+    // All of it is so many times smaller.
+    const SCALE: usize = 64;
+    const MACHINE_BYTES: usize = 2 * 1024 * 1024 * 1024 / SCALE;
+    const SUBJECTS: usize = 2_000_000 / SCALE;
+    for shards in [1, 2, 4] {
+        let memory_bytes = MACHINE_BYTES / 2 / shards;
+        let mut engine = member(0, shards, memory_bytes);
+        let wish_bytes = WishBytes::default();
+        engine.share_wish_bytes(wish_bytes.clone());
+        assert_eq!(engine.output_bytes_max(), memory_bytes);
+        let peer = join(&mut engine, 1);
+        let wanted = |at: usize| format!("RS+ $G orders.region{}.{at:08}\r\n", at % 50);
+        for at in (0..SUBJECTS).step_by(125) {
+            let lines: String = (at..at + 125).map(wanted).collect();
+            assert!(!is_refused(&mut engine, shards, peer, &lines), "{at}, {shards} shards");
+        }
+        let output = engine.output_bytes_max();
+        let all = wish_bytes.total() + output * shards;
+        assert!(all <= MACHINE_BYTES && output >= memory_bytes / 2, "{all}, {shards} shards");
+        // Other shards count it, too.
+        let mut other = member(1, shards + 1, memory_bytes * shards / (shards + 1));
+        other.share_wish_bytes(wish_bytes);
+        let peer = join(&mut other, 1);
+        let mut refused = false;
+        for at in 0..SUBJECTS * 3 {
+            refused |= is_refused(&mut other, shards + 1, peer, &wanted(at));
+            if refused {
+                let left = (MACHINE_BYTES * 3 / 4).saturating_sub(all - output * shards);
+                assert!(at * 256 <= left, "{at} more, {shards} shards");
+                break;
+            }
+        }
+        assert!(refused, "{shards} shards");
+    }
+}
+
 #[test]
 fn peers_want_together_no_more_than_there_is_memory_for_and_another_may_when_one_has_left() {
-    const MEMORY_BYTES: usize = 8 * 1024 * 1024;
-    let options = Options::default();
+    const MEMORY_BYTES: usize = 4 * 1024 * 1024;
     for shards in [1, 2, 4] {
-        let cluster = ClusterIdentity { name: "C".to_owned(), ..Default::default() };
-        let identity = Identity { cluster: Some(cluster), ..Default::default() };
-        let settings = Settings::new(&options, &identity, MEMORY_BYTES);
-        let mut engine = Engine::new(ShardId(0), shards, Rc::new(settings), 1);
-        engine.name_cluster("C", false);
-        let join = |engine: &mut Engine, at: u32| {
-            let id = ConnId { slot: at, generation: 0 };
-            let peer = Peer { cid: at.into(), ip: "".into(), port: 1 };
-            let host = String::new();
-            engine.open_route(id, peer, NewRoute { rid: at.into(), dialed: None, host });
-            engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
-            let info = format!("INFO {{\"server_id\":\"{at}\",\"server_name\":\"{at}\"}}\r\n");
-            engine.on_bytes(id, info.as_bytes());
-            engine.register_route(at.into(), Part::All);
-            turns(engine, |_| ());
-            out(engine, id);
-            id
-        };
+        let mut engine = member(0, shards, MEMORY_BYTES);
         let peers = [1, 2].map(|at| join(&mut engine, at));
         let refused = |engine: &mut Engine, ids: [ConnId; 2]| {
             ids.map(|id| out(engine, id).contains("-ERR 'maximum subscriptions exceeded'"))
@@ -97,9 +152,9 @@ fn peers_want_together_no_more_than_there_is_memory_for_and_another_may_when_one
         while refused(&mut engine, peers) == [false; 2] {
             want(&mut engine, peers[wanted % 2], wanted);
             wanted += 1;
-            assert!(wanted * shards < MEMORY_BYTES / 256, "{wanted} with {shards} shards");
+            assert!(wanted < MEMORY_BYTES / 64, "{wanted} with {shards} shards");
         }
-        assert!(wanted * shards > MEMORY_BYTES / 1024, "{wanted} with {shards} shards");
+        assert!(wanted > MEMORY_BYTES / 256, "{wanted} with {shards} shards");
         engine.on_closed(peers[(wanted - 1) % 2]);
         let peers = [peers[wanted % 2], join(&mut engine, 3)];
         want(&mut engine, peers[1], wanted);

@@ -61,6 +61,7 @@ struct SharedParts {
     options: Arc<Options>,
     identity: engine::Identity,
     memory_bytes_max: usize,
+    wish_bytes: engine::WishBytes,
     started: Instant,
     proofs: Sender<Check>,
     routes: Sender<RouteNotice>,
@@ -132,6 +133,7 @@ impl Shards {
             identity: identity.clone(),
             // Half of what there is, for the output of all connections.
             memory_bytes_max: host::memory_bytes(&Tree::default()) / 2 / cpus.len().max(1),
+            wish_bytes: engine::WishBytes::default(),
             started,
             proofs: to_check,
             routes,
@@ -257,6 +259,7 @@ fn grow(seed: Seed) {
         options: shared.options,
         identity: shared.identity,
         memory_bytes_max: shared.memory_bytes_max,
+        wish_bytes: shared.wish_bytes,
         started: shared.started,
         seed: fastrand::u64(..),
         proofs: shared.proofs,

@@ -24,7 +24,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::config;
 use crate::engine::{
     Action, ConnId, Credentials, Engine, Identity, LaneFigures, NewRoute, Peer, RouteNotice,
-    Settings, ShardId, Transport,
+    Settings, ShardId, Transport, WishBytes,
 };
 use crate::histogram::Histogram;
 use crate::mesh::{Drained, Mesh};
@@ -70,6 +70,8 @@ pub struct Parts {
     pub identity: Identity,
     /// Bytes of output that its connections together may have queued.
     pub memory_bytes_max: usize,
+    /// What it counts of peers' interest together with the others.
+    pub wish_bytes: WishBytes,
     /// The clock's zero, the same for all shards.
     pub started: Instant,
     /// Seed of its random choices.
@@ -133,6 +135,7 @@ impl Shard {
         let shards = parts.addresses.len();
         let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
         let mut engine = Engine::new(parts.id, shards, Rc::new(settings), parts.seed);
+        engine.share_wish_bytes(parts.wish_bytes);
         if let Some(cluster) = &parts.identity.cluster {
             engine.name_cluster(&cluster.name, cluster.is_dynamic);
         }

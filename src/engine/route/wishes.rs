@@ -3,6 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ahash::RandomState;
 
@@ -12,12 +15,37 @@ use crate::proto::encode;
 use crate::proto::route::{self as wire, Form, Wish};
 use crate::subject;
 
-/// What a wish costs on each shard besides what was written, in bytes: its place among the others,
-/// and its filter's in the table of interest.
-const WISH_BYTES: usize = 256;
-/// What peers want together may cost half of a shard's memory for output, and this in any case, in
-/// bytes: a mesh needs its interest however little memory there is.
+/// What a wish costs on the shard of its route besides twice what was written, in bytes: its place
+/// among the others, and its filter's in the table of interest.
+const WISH_BYTES: usize = 192;
+/// What it costs on each other shard besides what was written.
+const FILTER_BYTES: usize = 152;
+/// What a queue group costs on each shard.
+const QUEUE_BYTES: usize = 176;
+/// What peers want may cost this in any case, in bytes: a mesh needs its interest however little
+/// memory there is.
 const WISHES_BYTES_MIN: usize = 4 * 1024 * 1024;
+
+/// What everything that peers want costs on all shards of a server. Those count it together: one
+/// peer may say it all to one of them.
+#[derive(Debug, Clone, Default)]
+pub struct WishBytes(Arc<AtomicUsize>);
+
+impl WishBytes {
+    /// It costs so many bytes more. Returns how many that are.
+    fn add(&self, bytes: usize) -> usize {
+        self.0.fetch_add(bytes, Relaxed) + bytes
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Relaxed);
+    }
+
+    /// How many bytes.
+    pub(in crate::engine) fn total(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
 
 /// Everything a peer wants, by what it wrote.
 #[derive(Debug)]
@@ -31,9 +59,11 @@ impl Wishes {
         Self { keys: [(); 2].map(|()| HashSet::with_hasher(hasher.clone())) }
     }
 
-    /// What is written of a wish is kept twice.
-    fn cost_bytes(key: &[u8]) -> usize {
-        2 * key.len() + WISH_BYTES
+    /// What a wish costs on so many shards.
+    fn cost_bytes(wish: &Wish<'_>, shards: usize) -> usize {
+        let filter = if wish.queue.is_some() { QUEUE_BYTES } else { 0 } + wish.key.len();
+        let others = shards.saturating_sub(1) * (filter + FILTER_BYTES);
+        filter + wish.key.len() + WISH_BYTES + others
     }
 
     /// Enters a wish; false if it was known.
@@ -70,10 +100,39 @@ impl Wishes {
     }
 }
 
+/// What is said where peers want more than that.
+fn too_much(bytes_max: usize) -> String {
+    let mib = bytes_max / 1024 / 1024;
+    format!(
+        "What the cluster's servers want takes more than {mib} MiB, three quarters of the memory: \
+         have more of it or fewer shards (--shards), or take less (cluster.permissions.export)"
+    )
+}
+
 impl Engine {
+    /// Counts what peers want together with the other shards.
+    pub fn share_wish_bytes(&mut self, wish_bytes: WishBytes) {
+        self.cluster.wish_bytes = wish_bytes;
+    }
+
+    /// What everything that peers want may cost on all shards: three quarters of the machine's
+    /// memory. Half of it, at most, is for output, which has to do with the rest.
+    fn wishes_bytes_max(&self) -> usize {
+        let half = self.settings.memory_bytes_max.saturating_mul(self.lanes.len());
+        half.saturating_add(half / 2).max(WISHES_BYTES_MIN)
+    }
+
+    /// What this shard's output may take, in bytes.
+    pub(in crate::engine) fn output_bytes_max(&self) -> usize {
+        let half = self.settings.memory_bytes_max;
+        let wishes = self.cluster.wish_bytes.total() / self.lanes.len().max(1);
+        half.min(half.saturating_mul(2).saturating_sub(wishes).max(half / 2))
+    }
+
     pub(super) fn on_wish(&mut self, id: ConnId, wish: &Wish<'_>, members: Option<u32>) {
         // Of an account that is not known yet, it counts once that is.
         let account = self.account_of(id, wish.account);
+        let bytes_max = self.wishes_bytes_max();
         let Some(conn) = self.conns.get_mut(id) else { return };
         if !subject::is_valid_filter(wish.subject) {
             let subject = encode::go_quoted(wish.subject);
@@ -89,12 +148,11 @@ impl Engine {
                 return;
             }
         } else {
-            self.cluster.wish_bytes += Wishes::cost_bytes(wish.key);
-            // Every shard has to know of it.
-            let bytes = self.cluster.wish_bytes.saturating_mul(self.lanes.len());
-            if bytes > (self.settings.memory_bytes_max / 2).max(WISHES_BYTES_MIN) {
+            let cost = Wishes::cost_bytes(wish, self.lanes.len());
+            let bytes = self.cluster.wish_bytes.add(cost);
+            if bytes > bytes_max {
                 let error = "maximum subscriptions exceeded";
-                tracing::error!("{} - more interest of peers than memory for it", conn.label());
+                tracing::error!("{} - {}", conn.label(), too_much(bytes_max));
                 let reason = Reason::Protocol("Maximum Subscriptions Exceeded");
                 return self.fail(id, Some(error), reason);
             }
@@ -109,7 +167,7 @@ impl Engine {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let Some(route) = &mut conn.route else { return };
         if route.wishes.remove(wish) {
-            self.cluster.wish_bytes -= Wishes::cost_bytes(wish.key);
+            self.cluster.wish_bytes.sub(Wishes::cost_bytes(wish, self.lanes.len()));
             if let Some(account) = account {
                 self.set_wish(id, account, wish, 0);
             }
@@ -163,10 +221,9 @@ impl Engine {
         let (form, keys) = (route.form(), route.wishes.take(count));
         let taken = keys.len();
         for (of_leaves, key) in keys {
-            self.cluster.wish_bytes -= Wishes::cost_bytes(&key);
-            if let Some(wish) = wire::parse_wish(&key, of_leaves, form)
-                && let Some(account) = self.account_of(id, wish.account)
-            {
+            let Some(wish) = wire::parse_wish(&key, of_leaves, form) else { continue };
+            self.cluster.wish_bytes.sub(Wishes::cost_bytes(&wish, self.lanes.len()));
+            if let Some(account) = self.account_of(id, wish.account) {
                 self.set_wish(id, account, &wish, 0);
             }
         }
