@@ -7,6 +7,7 @@
 
 pub mod names;
 mod pool;
+mod remembered;
 mod route_url;
 #[cfg(test)]
 mod tests;
@@ -20,8 +21,6 @@ pub use pool::{POOL_SIZE_MAX, Part, Pooling};
 pub use route_url::{PORT, RouteUrl};
 pub use urls::ClientUrls;
 
-/// Servers that are dialled because others spoke of them, at one time.
-const GOSSIPED_MAX: usize = 256;
 /// A configured route that is down is dialled again after so many nanoseconds, …
 const REDIAL_NS: u64 = 1_000_000_000;
 /// … and up to so many more, so that not all do at once.
@@ -357,6 +356,7 @@ impl Members {
         let other = part.as_ref().and_then(|part| self.find_registered(&id, part));
         let other = other.map(|(rid, link)| (rid, link.is_dialed));
         let is_shardcast = info.shardcast;
+        self.bound_urls(rid, &mut info);
         let Some(link) = self.links.get_mut(&rid) else { return };
         link.peer = Some(info);
         if let Some(target) = link.target.and_then(|target| self.targets.get_mut(&target)) {
@@ -501,7 +501,8 @@ impl Members {
         self.steps.push_back(Step::HearOn(rid));
     }
 
-    fn hear(&mut self, rid: u64, info: RouteInfo) {
+    fn hear(&mut self, rid: u64, mut info: RouteInfo) {
+        self.bound_urls(rid, &mut info);
         let Some(link) = self.links.get_mut(&rid) else { return };
         if let Some(peer) = &mut link.peer
             && peer.server_id == info.server_id
@@ -737,11 +738,10 @@ impl Members {
     }
 
     fn dial_implicit(&mut self, info: &RouteInfo) {
-        let is_gossiped = |target: &&Target| target.kind == Kind::Gossiped;
-        if self.targets.values().filter(is_gossiped).count() >= GOSSIPED_MAX {
+        let Some(url) = self.url_of(info) else { return };
+        if !self.has_room_for(&url, &info.server_id) {
             return;
         }
-        let Some(url) = self.url_of(info) else { return };
         let at = (&url.host, url.port);
         if self.targets.values().any(|target| (&target.url.host, target.url.port) == at) {
             return;
