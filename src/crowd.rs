@@ -38,6 +38,12 @@ impl Crowd {
         Some(self.waiting.remove(at).0)
     }
 
+    /// Whether some are here from the same address already.
+    pub fn knows(&self, ip: IpAddr) -> bool {
+        let from = network(ip);
+        self.waiting.iter().any(|(_, other)| *other == from)
+    }
+
     /// Somebody has gone, or is not one of the crowd any more.
     pub fn leave(&mut self, number: u64) {
         self.waiting.retain(|(other, _)| *other != number);
@@ -83,6 +89,7 @@ mod tests {
         assert_eq!(crowd.enter(5, ip(1)), None);
         assert_eq!(crowd.enter(6, ip(1)), Some(1));
         assert_eq!(crowd.len(), 3);
+        assert_eq!((crowd.knows(ip(1)), crowd.knows(ip(2))), (true, false));
     }
 
     proptest! {

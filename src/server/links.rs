@@ -3,7 +3,7 @@
 //! A thread of its own decides, with [`crate::cluster`], and hands connected sockets to shards;
 //! one more accepts, and one for each server that is being dialled, which may take a second.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
@@ -22,12 +22,16 @@ use crate::config::{Options, RouteUrl, StartError, advertised};
 use crate::crowd::Crowd;
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
+use crate::rates::network;
 use crate::shard::{ACCEPT_REST, Address, Control, RouteOrder};
 
 /// How long a server may take to accept a connection.
 const DIAL_MAX: Duration = Duration::from_secs(1);
 /// Connections of servers that have said who they are, at one time; others are refused.
 const LINKS_MAX: usize = 1024;
+/// Of these one address that dials has at most so many: it leaves others their places, whether or
+/// not a peer has to say a password.
+const LINKS_PER_ADDRESS_MAX: usize = LINKS_MAX / 2;
 /// Places for those who have dialled and not said who they are; beyond that one goes for each that
 /// comes. A member says it at once, however many others wait for something.
 const STRANGERS_MAX: usize = 256;
@@ -134,6 +138,7 @@ impl Cluster {
             last_rid: 0,
             strangers: Crowd::new(STRANGERS_MAX),
             turned_away: BTreeSet::new(),
+            accepted: BTreeMap::new(),
             dialing: 0,
             dialed_to,
         };
@@ -235,6 +240,8 @@ struct Side {
     strangers: Crowd,
     /// Those of them who had to go, as long as they are not gone.
     turned_away: BTreeSet<u64>,
+    /// The routes that others have dialled, each with where it came from.
+    accepted: BTreeMap<u64, IpAddr>,
     dialing: usize,
     dialed_to: Sender<Dialed>,
 }
@@ -303,6 +310,7 @@ impl Side {
             RouteNotice::Ended { rid, is_self } => {
                 self.strangers.leave(rid);
                 self.turned_away.remove(&rid);
+                self.accepted.remove(&rid);
                 self.members.on_ended(rid, is_self);
             }
             RouteNotice::Named { rid, name, is_dynamic } => {
@@ -319,12 +327,22 @@ impl Side {
             error!("Route connection refused: there are {LINKS_MAX} already");
             return;
         }
-        if self.turned_away.len() >= STRANGERS_MAX {
-            debug!("Route connection refused: {STRANGERS_MAX} that had to go are not gone yet");
+        // Who comes from elsewhere has another chance, for nobody may keep the others out.
+        let leaving = self.turned_away.len();
+        let leaving_max = if self.strangers.knows(from) { 1 } else { 2 } * STRANGERS_MAX;
+        if leaving >= leaving_max {
+            debug!("Route connection refused: {leaving} that had to go are not gone yet");
+            return;
+        }
+        let network = network(from);
+        let same = self.accepted.values().filter(|other| **other == network).count();
+        if same >= LINKS_PER_ADDRESS_MAX {
+            error!("Route connection refused: there are {same} from {from} already");
             return;
         }
         let Some(rid) = self.hand_over(socket, None) else { return };
         self.members.on_accepted(rid);
+        self.accepted.insert(rid, network);
         if let Some(longest) = self.strangers.enter(rid, from) {
             self.turned_away.insert(longest);
             self.shard_of(longest).send(Control::Route(RouteOrder::TurnAway(longest)));

@@ -4,13 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tempfile::TempDir;
 
@@ -84,13 +85,16 @@ impl Target {
         });
         let own = tls.as_deref().unwrap_or_default();
         let within = tls.as_deref().unwrap_or("no_tls: true");
+        let members = file("ca.pem").map_or_else(String::new, |ca| {
+            own.replace("timeout: 5", &format!("timeout: 5, ca_file: '{ca}'"))
+        });
         let (http, unix) = (if is_tls { "https" } else { "http" }, dir.path().join("socket"));
         let config = format!(
             "authorization {{ user: ann, password: secret, timeout: 5 }}\n{own}\n\
              {http}: \"127.0.0.1:-1\"\nlisten_unix: '{}'\n\
              websocket {{ listen: \"127.0.0.1:-1\", {within} }}\n\
              server_name: s\ncluster {{ name: C, listen: \"127.0.0.1:-1\", pool_size: -1\n\
-             authorization {{ user: ann, password: secret, timeout: 5 }} }}\n",
+             authorization {{ user: ann, password: secret, timeout: 5 }}\n{members} }}\n",
             unix.display()
         );
         Self { broker: Broker::with_config(shards, &config), authority, dir }
@@ -133,14 +137,13 @@ impl Target {
             Raw::Tcp(stream) => stream.set_read_timeout(Some(PATIENCE)).unwrap(),
             Raw::Unix(stream) => stream.set_read_timeout(Some(PATIENCE)).unwrap(),
         }
-        // Clients of TCP are greeted in clear, those of this machine stay so, as routes do here.
-        let greeting = matches!(port, Client | Unix | Route).then(|| line(raw.stream()));
+        // Clients of TCP are greeted in clear, those of this machine stay so.
+        let is_clear = matches!(port, Client | Unix) || (port == Route && self.authority.is_none());
+        let greeting = is_clear.then(|| line(raw.stream()));
         assert!(greeting.is_none_or(|greeting| greeting.starts_with("INFO {")));
         let mut stream: Box<dyn Stream> = match (&self.authority, port, raw) {
-            (Some(authority), Client | WebSocket | Monitoring, Raw::Tcp(tcp)) => {
-                Box::new(secured(authority, tcp))
-            }
-            (_, _, Raw::Tcp(tcp)) => Box::new(tcp),
+            (Some(authority), port, Raw::Tcp(tcp)) => Box::new(secured(authority, port, tcp)),
+            (None, _, Raw::Tcp(tcp)) => Box::new(tcp),
             (_, _, Raw::Unix(unix)) => Box::new(unix),
         };
         use_properly(port, &mut *stream);
@@ -154,7 +157,7 @@ fn authority() -> Authority {
     authority
 }
 
-fn secured(authority: &Authority, tcp: TcpStream) -> impl Stream + use<> {
+fn secured(authority: &Authority, port: Port, tcp: TcpStream) -> impl Stream + use<> {
     let mut roots = RootCertStore::empty();
     let own = CertificateDer::from_pem_file(authority.file("ca.pem")).unwrap();
     roots.add(own).unwrap();
@@ -162,8 +165,15 @@ fn secured(authority: &Authority, tcp: TcpStream) -> impl Stream + use<> {
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    // Members show one another who they are.
+    let config = if port == Route {
+        let own = CertificateDer::from_pem_file(authority.file("server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(authority.file("server.key")).unwrap();
+        config.with_client_auth_cert(vec![own], key).unwrap()
+    } else {
+        config.with_no_client_auth()
+    };
     let name = "localhost".try_into().unwrap();
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), tcp)
 }
@@ -247,6 +257,7 @@ fn bombs(port: Port) -> &'static [&'static [u8]] {
             b"RS+ $G ",
             b"INFO {\"server_id\":\"",
             b"\xff\x06\0\0S2sTwO\0\xff\xff\x3f",
+            b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
         ],
         Monitoring => &[
             b"GET /",
@@ -406,6 +417,53 @@ fn the_port_of_websockets_with_tls_withstands_strangers() {
 #[test]
 fn the_port_of_routes_withstands_strangers() {
     withstands(Route, false);
+}
+
+#[test]
+fn the_port_of_routes_with_tls_withstands_strangers() {
+    withstands(Route, true);
+}
+
+/// A peer at the port for routes of a cluster that asks for no password.
+fn member(port: u16, from: [u8; 4], name: usize) -> Option<TcpStream> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from((from, 0))).unwrap();
+    rustix::net::connect(&socket, &SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Nobody is told of it.
+    let hello = format!(
+        "CONNECT {{\"name\":\"P{name}\",\"cluster\":\"C\"}}\r\nINFO {{\"server_id\":\"P{name}\",\
+         \"server_name\":\"P{name}\",\"cluster\":\"C\",\"gossip_mode\":1,\"ldm\":true}}\r\nPING\r\n"
+    );
+    stream.write_all(hello.as_bytes()).ok()?;
+    let (mut heard, mut bytes) = (Vec::new(), [0; 4096]);
+    while !heard.ends_with(b"PONG\r\n") {
+        match stream.read(&mut bytes) {
+            Ok(count @ 1..) => heard.extend_from_slice(&bytes[..count]),
+            _ => return None,
+        }
+    }
+    Some(stream)
+}
+
+#[test]
+fn one_address_leaves_others_their_places_among_the_members() {
+    if is_nats_server() {
+        return; // It has no such bound.
+    }
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+    let config = "server_name: s\ncluster { name: C, listen: \"127.0.0.1:-1\", pool_size: -1 }\n";
+    let mut broker = Broker::with_config(1, config);
+    let port = broker.route_port();
+    let mut members: Vec<_> = (0..1024).map_while(|at| member(port, [127, 0, 0, 1], at)).collect();
+    assert_eq!(members.len(), 512);
+    let others: Vec<_> = (2000..2010).filter_map(|at| member(port, [127, 0, 0, 2], at)).collect();
+    assert_eq!(others.len(), 10);
+    // A place is free again when its connection is gone.
+    members.pop();
+    while member(port, [127, 0, 0, 1], 3000).is_none() {}
 }
 
 #[test]
