@@ -65,11 +65,11 @@ mod tests {
         let steps: Vec<Step> = std::iter::from_fn(|| members.next_step()).collect();
         let dials = steps.iter().filter(|step| matches!(step, Step::Dial { .. })).count();
         assert!(members.remembered_bytes() <= REMEMBERED_BYTES_MAX);
-        let told = steps.iter().filter_map(|step| match step {
+        let mut told = steps.iter().filter_map(|step| match step {
             Step::Urls(urls) => urls.tcp.as_ref(),
             _ => None,
         });
-        (dials, told.last().map_or(0, Vec::len))
+        (dials, told.next_back().map_or(0, Vec::len))
     }
 
     fn gossip(at: usize, host_bytes: usize) -> RouteInfo {

@@ -545,6 +545,28 @@ fn a_peer_that_makes_no_sense_is_cut_and_nobody_else_notices() {
     });
 }
 
+#[test]
+fn what_a_peer_wants_takes_about_as_much_memory_as_is_counted_for_it() {
+    const WISHES: u32 = 60_000;
+    // On the first shard, and on each other.
+    for (queue, first, other) in [("", 260, 190), (" workers 1", 450, 380)] {
+        for shards in [1, 2] {
+            let mut broker = member(Ours(shards), "a", &mut [], "");
+            let mut witness = Wire::connect(&broker);
+            witness.send(b"SUB witness 1\r\n");
+            let mut peer = peer(&mut broker, "P", "");
+            let line = |at: u32| format!("RS+ $G orders.region{}.{at:08}{queue}\r\n", at % 50);
+            rave(&mut peer, &mut witness, (0..1000).map(line));
+            let before = broker.resident_kib();
+            rave(&mut peer, &mut witness, (1000..WISHES).map(line));
+            let grown = broker.resident_kib().saturating_sub(before) * 1024;
+            let counted = u64::from(WISHES * (first + other * (shards - 1)));
+            let slack = 4 * 1024 * 1024;
+            assert!(grown < counted + slack, "{grown} for {counted}, {shards} shards, {queue:?}");
+        }
+    }
+}
+
 /// A server of the original kind with leaf nodes, and where they dial.
 fn hub(name: &str, seeds: &mut [&mut Broker]) -> (Broker, String) {
     const LISTENING: &str = "Listening for leafnode connections on ";
