@@ -1,7 +1,5 @@
 //! What peers may have this server remember.
 
-#![forbid(unsafe_code)]
-
 use super::{Kind, Members, RouteUrl};
 use crate::proto::route::RouteInfo;
 

@@ -1,7 +1,5 @@
 //! Where a queue message goes that no client of this shard gets.
 
-#![forbid(unsafe_code)]
-
 use super::interest::{Behind, QueueTargets, Remote, Targets};
 use super::publish::Source;
 use super::relay::{Places, draw};

@@ -288,8 +288,9 @@ async fn members_who_dial_each_other_have_one_route_for_an_account_of_its_own() 
         let config = |at: usize| {
             let (own, other) = (ports[at], ports[1 - at]);
             format!(
-                "server_name: s{at}\nhttp: \"127.0.0.1:-1\"\ncluster {{ name: C, accounts: [A6, A7]\n\
-                 listen: \"127.0.0.1:{own}\", routes: [\"nats-route://127.0.0.1:{other}\"] }}\n{}",
+                "server_name: s{at}\nhttp: \"127.0.0.1:-1\"\n\
+                 cluster {{ name: C, accounts: [A6, A7]\nlisten: \"127.0.0.1:{own}\"\n\
+                 routes: [\"nats-route://127.0.0.1:{other}\"] }}\n{}",
                 accounts()
             )
         };
