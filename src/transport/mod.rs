@@ -1,20 +1,20 @@
 //! What is between the wire and the protocol of one connection.
 //!
 //! Most connections have nothing there: their bytes are the protocol's own, and one look
-//! ([`Layers::is_bare`]) says so. Others have up to three layers, the outermost first:
+//! (`Layers::is_bare`) says so. Others have up to three layers, the outermost first:
 //!
-//! 1. the header by which a proxy names its client ([`proxy_header`], until it is over);
-//! 2. TLS ([`tls`]), expected or optional, of a client or between servers;
-//! 3. WebSocket ([`websocket`]) of a client, or S2 ([`s2`]) of a route.
+//! 1. the header by which a proxy names its client (`proxy_header`, until it is over);
+//! 2. TLS (`tls`), expected or optional, of a client or between servers;
+//! 3. WebSocket (`websocket`) of a client, or S2 (`s2`) of a route.
 //!
-//! Bytes off the wire are pulled through them by [`Layers::next`], step by step: each [`Step`] says
+//! Bytes off the wire are pulled through them by `Layers::next`, step by step: each `Step` says
 //! what has come of them, or what has to be done before it goes on. What unwrapping may cost is
-//! given with each call ([`Allowance`]); what it has cost, [`LayerScratch::take_work`] says. Two
+//! given with each call (`Allowance`); what it has cost, `LayerScratch::take_work` says. Two
 //! things are not done when they come but when it is their turn, which the caller grants: the next
 //! step of a handshake, and what is left of compressed data when much has come of it.
 //!
-//! In the other direction [`Layers::take`] makes a batch of what an outbox holds, and
-//! [`Layers::on_sent`] says how much of the outbox is gone when the kernel has taken so much.
+//! In the other direction `Layers::take` makes a batch of what an outbox holds, and
+//! `Layers::on_sent` says how much of the outbox is gone when the kernel has taken so much.
 //!
 //! Pure: no sockets and no clock. Who is at the other end, what it may do and how long it may take
 //! is not known here.
