@@ -330,9 +330,13 @@ impl Args {
         set(&mut options.runtime.busy_poll_us, &self.busy_poll);
         set(&mut options.runtime.napi_us, &self.napi);
         options.missing.extend(self.missing.iter().cloned());
-        if self.jetstream == Some(true) {
-            options.wants_jetstream = true;
-            options.absent.push(absent("flag --jetstream", unsupported::NO_STREAMS));
+        if let Some(wanted) = self.jetstream {
+            options.wants_jetstream = wanted;
+            let in_file = absent("jetstream", unsupported::NO_STREAMS);
+            options.absent.retain(|told| wanted || !told.ends_with(&in_file));
+            if wanted {
+                options.absent.push(absent("flag --jetstream", unsupported::NO_STREAMS));
+            }
         }
         self.apply_tls(options)?;
         self.apply_cluster(options)?;
@@ -722,6 +726,17 @@ mod tests {
             assert!(options.wants_jetstream && options.absent.len() == 1, "{line}");
         }
         assert!(!options("-js=false").wants_jetstream);
+        // It wins over the file.
+        let in_file =
+            "/etc/x.conf:1:1: ".to_owned() + &absent("jetstream", unsupported::NO_STREAMS);
+        let other = absent("mqtt", "no MQTT client can connect");
+        let text = "-js=false".split_whitespace().map(str::to_owned);
+        let Ok(Command::Serve(args)) = parse(text) else { panic!("it runs") };
+        let mut options = Options { wants_jetstream: true, ..Options::default() };
+        options.absent = vec![in_file, other.clone()];
+        args.apply(&mut options).unwrap();
+        assert!(!options.wants_jetstream);
+        assert_eq!(options.absent, [other]);
     }
 
     #[test]

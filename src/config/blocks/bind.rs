@@ -304,7 +304,14 @@ const AUTH: &[Key<Options>] = &[
         &["mappings", "maps"],
         Set(|o, v| super::mapping::bind(&mut o.accounts.global().mappings, v)),
     ),
-    Key(&["proxies"], Refuse(unsupported::any)),
+    Key(
+        &["proxies"],
+        Absent(Part {
+            is_wanted: unsupported::proxies,
+            misses: "nobody looks whether the proxy that a client came by is one of these",
+            note: |_| {},
+        }),
+    ),
     Key(&["resolver_tls"], Refuse(unsupported::tls)),
     Key(&["ocsp", "ocsp_cache"], Refuse(unsupported::any)),
     Key(&["cluster"], Set(super::cluster::bind)),
@@ -816,7 +823,12 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        assert!(refused("proxies {}").contains("is not supported yet"));
+        assert!(refused("ocsp: true").contains("is not supported yet"));
+        let key = nkeys::KeyPair::new_server().public_key();
+        let proxies = |key: &str| format!("proxies {{ trusted: [{{key: {key}}}] }}");
+        assert!(bound(&proxies(&key)).absent[0].contains("has no effect"));
+        assert!(refused(&proxies("SX")).contains("\"SX\" is no public key"));
+        assert!(refused("proxies { trust: [] }").contains("did you mean \"trusted\"?"));
         let other = "authorization { users: [{user: a, allowed_connection_types: [PIGEON]}] }";
         assert!(refused(other).contains("a connection type is one of"), "{other}");
         let two =

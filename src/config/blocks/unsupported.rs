@@ -317,6 +317,19 @@ const LEAF_USER: &[Key<()>] = &[
     key(&["proxy_required"], switch),
 ];
 
+/// `proxies`
+pub(super) fn proxies(v: &mut Field<'_>) -> Result<bool, StartError> {
+    block(PROXIES, v).map(|()| true)
+}
+
+const PROXIES: &[Key<()>] = &[key(&["trusted"], |_, v| blocks(PROXY, v))];
+
+const PROXY: &[Key<()>] = &[key(&["key", "public_key"], |_, v| {
+    let text = v.text()?;
+    let is_key = jwt::is_key(&text, &['N', 'C', 'O', 'A', 'U', 'X']);
+    if is_key { Ok(()) } else { Err(v.error(format!("\"{text}\" is no public key"))) }
+})];
+
 const COMPRESSION: &[Key<()>] = &[
     key(&["mode"], text),
     key(&["rtt_thresholds", "thresholds", "rtts", "rtt"], |_, v| {
