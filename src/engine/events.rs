@@ -21,6 +21,8 @@ pub enum ConnEvent {
         reason: Reason,
         /// When, in nanoseconds since the start of the process.
         stopped_ns: u64,
+        /// It had logged in: its account has one less.
+        was_in: bool,
     },
 }
 
@@ -40,14 +42,15 @@ impl Engine {
         }
     }
 
-    /// A connection ends that has sent its CONNECT.
+    /// A connection ends, whether or not it has said anything.
     pub(super) fn tell_disconnected(&mut self, id: ConnId, reason: Reason) {
         let stopped_ns = self.now;
         if self.is_listened_to()
-            && let Some(conn) = self.conns.get(id).filter(|conn: &&Conn| conn.connected)
+            && let Some(conn) =
+                self.conns.get(id).filter(|conn: &&Conn| conn.layers.is_understood())
         {
-            let conn = Box::new(conn.snapshot());
-            self.events.push_back(ConnEvent::Disconnected { conn, reason, stopped_ns });
+            let (conn, was_in) = (Box::new(conn.snapshot()), conn.user.is_some());
+            self.events.push_back(ConnEvent::Disconnected { conn, reason, stopped_ns, was_in });
         }
     }
 

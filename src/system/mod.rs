@@ -287,10 +287,10 @@ impl Worker {
     }
 
     fn on_event(&mut self, event: &ConnEvent) {
-        let (conn, ended) = match event {
-            ConnEvent::Connected(conn) => (conn, None),
-            ConnEvent::Disconnected { conn, reason, stopped_ns } => {
-                (conn, Some((*reason, *stopped_ns)))
+        let (conn, ended, counts) = match event {
+            ConnEvent::Connected(conn) => (conn, None, true),
+            ConnEvent::Disconnected { conn, reason, stopped_ns, was_in } => {
+                (conn, Some((*reason, *stopped_ns)), *was_in)
             }
         };
         let account = Arc::clone(&conn.account);
@@ -305,9 +305,11 @@ impl Worker {
             document.insert("reason".into(), reason.text().into());
         }
         let document = Value::Object(document);
-        let conns = self.account_conns(&account);
-        self.tell(&format!("$SYS.SERVER.ACCOUNT.{account}.CONNS"), &conns);
-        self.tell(&format!("$SYS.ACCOUNT.{account}.SERVER.CONNS"), &conns);
+        if counts {
+            let conns = self.account_conns(&account);
+            self.tell(&format!("$SYS.SERVER.ACCOUNT.{account}.CONNS"), &conns);
+            self.tell(&format!("$SYS.ACCOUNT.{account}.SERVER.CONNS"), &conns);
+        }
         match ended {
             None => self.tell(&format!("$SYS.ACCOUNT.{account}.CONNECT"), &document),
             Some((reason, _)) => {

@@ -2,6 +2,7 @@
 //! says is compared with nats-server where that is there.
 
 use crate::broker::peers::{ask_until_answered, next, within};
+use crate::broker::wire::Wire;
 use crate::broker::{Broker, has_original, shard_counts};
 use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, Subscriber};
 use futures::StreamExt;
@@ -138,6 +139,15 @@ async fn the_system_account_hears_who_comes_and_goes_and_who_is_refused() {
         let (_, refused) = event(&mut events, ".CLIENT.AUTH.ERR").await;
         assert_eq!(refused["reason"], "Authentication Failure");
         assert_eq!(refused["client"]["user"], "fan");
+        let (_, went) = event(&mut events, "$SYS.ACCOUNT.$G.DISCONNECT").await;
+        assert_eq!(went["reason"], "Authentication Failure");
+        // Who says nothing at all is told of when it goes, too.
+        drop(Wire::open(&broker));
+        let (_, went) = event(&mut events, "$SYS.ACCOUNT.$G.DISCONNECT").await;
+        assert_eq!(
+            (&went["client"]["acc"], &went["reason"]),
+            (&json!("$G"), &json!("Client Closed"))
+        );
     }
 }
 
