@@ -16,22 +16,18 @@
 //! `ARCHITECTURE.md` has the whole picture.
 
 pub mod auth;
-pub mod certificate;
 pub mod cluster;
 pub mod config;
-pub mod crowd;
 pub mod disk;
 pub mod doctor;
 pub mod engine;
-pub mod histogram;
 pub mod host;
 pub mod identity;
-pub mod jwt;
+pub mod measure;
 pub mod mesh;
 mod monitor;
 pub mod output;
 pub mod proto;
-pub mod rates;
 pub mod server;
 pub mod shard;
 pub mod subject;

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use libfuzzer_sys::fuzz_target;
 use shardcast::auth::Permissions;
-use shardcast::jwt::{Account, Activation, Operator, Token, User, decode};
+use shardcast::auth::jwt::{Account, Activation, Operator, Token, User, decode};
 
 // The first byte says whether the rest is a token, or what a token says.
 fuzz_target!(|data: &[u8]| {

@@ -1,8 +1,11 @@
-//! Users, and what they may do: plain types that a configuration and tokens are read into.
+//! Users, and what they may do: tokens, certificates, and plain types that a configuration is read
+//! into.
 
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 mod connection_type;
+pub mod jwt;
 mod permissions;
 mod secret;
 

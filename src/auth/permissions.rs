@@ -1,6 +1,6 @@
 //! Permissions as they are written: lists of subjects.
 
-use crate::jwt;
+use crate::auth::jwt;
 use crate::subject::is_valid_filter;
 
 /// What a user may publish and subscribe to.

@@ -23,8 +23,8 @@ pub use crate::engine::account_settings::{
 pub use crate::engine::{Destination, Limits, Mapping, PeerUser};
 pub use crate::host::ShardCount;
 use crate::host::hex;
+pub use crate::measure::Rates;
 pub use crate::output::{OverflowKind, OverflowRule};
-pub use crate::rates::Rates;
 pub use crate::transport::{Compression, Cookies, HandshakeFirst, MutualTls, Network, Tls};
 use args::Args;
 pub use blocks::{

@@ -17,11 +17,11 @@ use super::timers::NEVER;
 use super::tokens::Pass;
 use super::{AccountId, ConnId, Reason, ShardSet};
 use crate::auth::ConnectionType;
-use crate::certificate;
+use crate::auth::certificate;
+use crate::measure::{Meter, Rates};
 use crate::output::Dropped;
 use crate::output::Outbox;
 use crate::proto::Connect;
-use crate::rates::{Meter, Rates};
 use crate::transport::{Credentials, Layers, Transport};
 
 /// How long an error may take to reach its client before the connection is closed over it.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::timers::NEVER;
-use crate::histogram::Histogram;
+use crate::measure::Histogram;
 
 /// Batches that leave in one turn, and how long those before them took.
 #[derive(Debug, Default)]

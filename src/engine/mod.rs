@@ -55,7 +55,7 @@ use std::rc::Rc;
 use ahash::RandomState;
 use slab::Slab;
 
-use crate::histogram::Histogram;
+use crate::measure::Histogram;
 pub use crate::output::Dropped;
 use crate::output::{Outbox, Piece, Spares};
 use crate::proto::encode;

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
 
 use crate::auth::Secret;
-use crate::jwt;
+use crate::auth::jwt;
 
 /// Bytes of a nonce, before it is text.
 const NONCE_BYTES: usize = 11;

@@ -17,12 +17,12 @@ use super::timers::NEVER;
 use super::tokens::{Refusal, Trusted};
 use super::trace::Tracing;
 use crate::auth::Secret;
-use crate::certificate;
+use crate::auth::certificate;
 use crate::cluster::{ClientUrls, Pooling};
+use crate::measure::Rates;
 use crate::output::{Overflow, OverflowRule};
 use crate::proto::Info;
 use crate::proto::route::RouteInfo;
-use crate::rates::Rates;
 use crate::transport::{Compression, MutualTls, Network, Tls, Transport, WebSocketSettings};
 
 /// Who this server is, decided at its start.

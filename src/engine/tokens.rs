@@ -12,8 +12,8 @@ use super::conn::{Peer, User};
 use super::permissions::Permissions;
 use super::proof::Proof;
 use super::timers::NEVER;
+use crate::auth::jwt::{self, Claims, SigningKey};
 use crate::auth::{self, ConnectionType};
-use crate::jwt::{self, Claims, SigningKey};
 use crate::proto::Connect;
 use crate::transport::Transport;
 

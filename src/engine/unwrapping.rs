@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use super::conn::Conn;
 use super::timers::NEVER;
 use super::{ConnId, Engine, Reason};
-use crate::certificate;
+use crate::auth::certificate;
 use crate::transport::{
     Allowance, Compression, Failure, HandshakeFirst, LayerScratch, MutualTls, Step, Tls, TlsInfo,
     Transport,

@@ -11,9 +11,9 @@ use serde_json::Value;
 use super::query::{Query, Refusal};
 use super::subsz::SublistStats;
 use super::{State, text};
+use crate::auth::jwt::{self, Claims};
 use crate::config::{self, Options, Response, Shared};
 use crate::engine::{ACCOUNT_REQUESTS, AccountFigures, OWN_USER};
-use crate::jwt::{self, Claims};
 
 #[derive(Serialize)]
 pub(super) struct Accountz<'a> {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::query::{Detail, Query, Refusal};
 use super::{State, text};
-use crate::certificate;
+use crate::auth::certificate;
 use crate::config::accounts::GLOBAL;
 use crate::engine::{self, ClosedConn, ConnSnapshot, Credentials, SubSnapshot, Transport};
 use crate::subject;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::State;
 use super::varz::Varz;
 use crate::engine::{Dropped, LaneFigures};
-use crate::histogram::Histogram;
+use crate::measure::Histogram;
 use crate::shard::Figures;
 
 /// The format that is written.

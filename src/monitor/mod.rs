@@ -49,8 +49,8 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{Options, StartError};
-use crate::crowd::Crowd;
 use crate::identity::Identity;
+use crate::measure::Crowd;
 use crate::shard::ACCEPT_REST;
 use crate::shard::Reporter;
 use absent::{Gatewayz, Jsz, Leafz, ipqueuesz};

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{State, text};
 use crate::VERSION;
-use crate::histogram::Histogram;
+use crate::measure::Histogram;
 use crate::shard::Figures;
 
 /// The page as it is sent.

@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{State, text};
+use crate::auth::jwt;
 use crate::config;
 use crate::config::tls::TIMEOUT_MS;
 use crate::engine::RouteSnapshot;
-use crate::jwt;
 use crate::shard::{Figures, Report};
 use crate::transport::Tls;
 

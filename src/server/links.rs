@@ -19,10 +19,9 @@ use super::shards::Shards;
 use super::{ClusterIdentity, Identity, listen};
 use crate::cluster::{ClientUrls, Members, Plan, Pooling, Step};
 use crate::config::{Options, RouteUrl, StartError, advertised};
-use crate::crowd::Crowd;
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
-use crate::rates::network;
+use crate::measure::{Crowd, network};
 use crate::shard::{ACCEPT_REST, Address, Control, RouteOrder};
 
 /// How long a server may take to accept a connection.

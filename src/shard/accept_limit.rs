@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use ahash::RandomState;
 
-use crate::rates::{BURST_NS, Meter, Rates, network};
+use crate::measure::{BURST_NS, Meter, Rates, network};
 
 /// Addresses that are remembered; IPv6 ones count by their first 64 bits.
 const ADDRESSES_MAX: usize = 64 * 1024;

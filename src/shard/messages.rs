@@ -14,8 +14,8 @@ use crate::engine::{
     LaneFigures, MessageTrace, NewRoute, Page, Peer, Proof, RouteSnapshot, ServerRequest, ShardId,
     Stats, SubSnapshot, Transport,
 };
-use crate::histogram::Histogram;
 use crate::host::Tier;
+use crate::measure::Histogram;
 use crate::proto::route::RouteInfo;
 use crate::uring::{self, Waker};
 

@@ -26,7 +26,7 @@ use crate::engine::{
     Action, ConnId, Credentials, Engine, Identity, LaneFigures, NewRoute, Peer, RouteNotice,
     Settings, ShardId, Transport, WishBytes,
 };
-use crate::histogram::Histogram;
+use crate::measure::Histogram;
 use crate::mesh::{Drained, Mesh};
 use crate::uring::{self, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
 use accept_limit::AcceptLimit;

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::store::Store;
 use super::{Order, Worker};
+use crate::auth::jwt::{self, Claims};
 use crate::config::trust::Trust;
 use crate::engine::{AccountId, ServerRequest};
-use crate::jwt::{self, Claims};
 
 /// Where servers ask one another for what they have.
 const PACK: &str = "$SYS.REQ.CLAIMS.PACK";

@@ -22,10 +22,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::auth::jwt::{self, Claims};
 use crate::config::{Options, StartError};
 use crate::engine::{AccountId, ConnEvent, ConnSnapshot, MessageTrace, Reason, ShardId, Traffic};
 use crate::identity::Identity;
-use crate::jwt::{self, Claims};
 use crate::monitor::{self, Documents, FEATURE_FLAGS, FeatureFlags, Standing};
 use crate::shard::{Control, News, Reporter};
 use requests::Reply;

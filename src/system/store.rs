@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+use crate::auth::jwt;
 use crate::config::StartError;
 use crate::config::trust::{Directory, Trust, stored};
-use crate::jwt;
 
 /// A directory of tokens, and what is known of it.
 #[derive(Debug)]

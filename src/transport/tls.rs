@@ -12,7 +12,7 @@ use rustls::{
 };
 
 use super::{Failure, Step};
-use crate::certificate;
+use crate::auth::certificate;
 use crate::output::Piece;
 
 /// A connection whose handshake waits for its step is read from up to so many bytes: no step

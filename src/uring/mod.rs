@@ -44,8 +44,8 @@ use io_uring::cqueue;
 use io_uring::types::{Napi, Timespec};
 
 use crate::disk::DiskDone;
-use crate::histogram::Histogram;
 use crate::host::Tier;
+use crate::measure::Histogram;
 
 pub use close::Closing;
 pub use memory::give_back_memory;

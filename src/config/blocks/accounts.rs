@@ -11,11 +11,11 @@ use super::mistakes::Mistakes;
 use super::rules::Violation;
 use super::{Options, StartError, unsupported};
 use crate::auth::Permissions;
+use crate::auth::jwt;
 pub use crate::engine::account_settings::GLOBAL;
 use crate::engine::account_settings::{
     Account, AccountLimits, Export, Import, Response, Seats, Shared, TraceRule,
 };
-use crate::jwt;
 use crate::subject::{is_valid_filter, is_valid_publish, is_word};
 use crate::subject::{overlap, tokens};
 

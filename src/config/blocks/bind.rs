@@ -7,8 +7,8 @@ use super::file::{Kind, Map};
 use super::mistakes::Mistakes;
 use super::written::Written;
 use super::{Options, Rates, StartError, Syslog, accounts, listeners, nearest, trust, unsupported};
+use crate::auth::jwt;
 use crate::auth::{Permissions, Responses, Secret, SubjectEntry, SubjectList};
-use crate::jwt;
 use crate::subject::is_valid_filter;
 
 /// The largest value of limits that end up in a 32-bit number on the wire or in a client.

@@ -26,8 +26,8 @@ use super::syntax::{StartError, duration, field, file, mistakes, nearest, writte
 use crate::auth::Secret;
 use crate::engine::{Limits, SHARDS_MAX};
 use crate::host::{Placement, ShardCount, ShardsWanted, Tier, Topology};
+use crate::measure::Rates;
 use crate::output::OverflowRule;
-use crate::rates::Rates;
 use crate::transport::{Network, Tls};
 pub use accounts::Accounts;
 pub use auth::{Auth, User};

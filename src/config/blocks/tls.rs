@@ -22,7 +22,7 @@ use super::file::Kind;
 use super::insecure::Anybody;
 use super::mistakes::{Mistakes, all};
 use super::{StartError, unsupported, verifier};
-use crate::certificate;
+use crate::auth::certificate;
 use crate::transport::{HandshakeFirst, MutualTls, Tls};
 
 /// How long a handshake may take if nothing is said.

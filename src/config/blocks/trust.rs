@@ -19,9 +19,9 @@ use super::file::Kind;
 use super::mapping;
 use super::rules::Violation;
 use super::{Options, StartError};
+use crate::auth::jwt::{self, Claims};
 use crate::engine::account_settings::{Account, AccountLimits, Export, Import, Response, Shared};
 use crate::engine::{Destination, Mapping};
-use crate::jwt::{self, Claims};
 use crate::subject::is_valid_filter;
 
 /// Who vouches for accounts, and those they vouch for.

@@ -5,7 +5,7 @@ use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
 use super::file::Kind;
 use super::{StartError, duration, tls};
-use crate::jwt;
+use crate::auth::jwt;
 use crate::subject::is_valid_filter;
 
 /// What is missed without JetStream.

@@ -2,8 +2,6 @@
 //!
 //! Pure: times are nanoseconds since the start of the process.
 
-#![forbid(unsafe_code)]
-
 use core::net::IpAddr;
 
 /// As much as a second's worth may come at once, after a second of nothing.

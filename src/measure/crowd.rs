@@ -2,11 +2,9 @@
 //!
 //! Pure: what is counted are numbers that its user gives, each with the address it came from.
 
-#![forbid(unsafe_code)]
-
 use core::net::IpAddr;
 
-use crate::rates::network;
+use crate::measure::network;
 
 /// Those who have come in, and have not shown yet what they have come for.
 #[derive(Debug)]

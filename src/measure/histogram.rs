@@ -1,9 +1,7 @@
 //! How often a figure had which size, in buckets that double.
 
-#![forbid(unsafe_code)]
-
 /// Buckets of a histogram; what is over the last one's bound counts in it, too.
-pub const BUCKETS: usize = 40;
+const BUCKETS: usize = 40;
 
 /// Counts values by the power of two that they do not exceed. Fixed in size: counting costs a few
 /// instructions and no memory.

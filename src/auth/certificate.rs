@@ -1,7 +1,5 @@
 //! What a client's certificate says of who it is.
 
-#![forbid(unsafe_code)]
-
 use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::der_parser::oid;

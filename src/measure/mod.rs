@@ -1,0 +1,12 @@
+//! Small measures: histograms, rates, and who crowds out others.
+
+#![forbid(unsafe_code)]
+
+mod crowd;
+mod histogram;
+mod rates;
+
+pub use crowd::Crowd;
+pub use histogram::Histogram;
+pub(crate) use rates::BURST_NS;
+pub use rates::{Meter, Rates, network};
