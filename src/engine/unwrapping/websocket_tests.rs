@@ -243,6 +243,40 @@ fn a_bomb_is_unpacked_in_turns_and_ends_where_its_stream_ends() {
 }
 
 #[test]
+fn very_many_small_frames_cost_what_they_do_and_are_taken_in_turns() {
+    const COUNT: usize = 6_000;
+    let publish = b"PUB a 0\r\n\r\n";
+    for (kind, payload, each) in
+        [(0xc2, deflated(publish), 1_500), (FINAL_BINARY, publish.to_vec(), 50), (0x89, vec![], 50)]
+    {
+        let mut engine = engine(&options(true));
+        upgraded(&mut engine, ID, "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+        let connect = frame(FINAL_BINARY, b"CONNECT {\"verbose\":false}\r\n");
+        engine.on_bytes(ID, &connect);
+        engine.end_turn();
+        let frames = frame(kind, &payload).repeat(COUNT);
+        for chunk in frames.chunks(64 * 1024) {
+            engine.on_bytes(ID, chunk);
+        }
+        let (mut all, mut most) = (0, 0);
+        for turn in 0.. {
+            engine.tick();
+            engine.end_turn();
+            let work = engine.turn_cost().work;
+            (all, most) = (all + work, most.max(work));
+            if engine.next_deadline().is_none_or(|due| due > engine.now) {
+                break;
+            }
+            assert!(turn < 1_000, "it never comes to an end");
+        }
+        let published = if kind == 0x89 { 0 } else { COUNT as u64 };
+        assert_eq!(engine.stats().in_msgs, published);
+        assert!(all >= COUNT as u64 * each, "{kind:#x}: {all}");
+        assert!(most < 4_000_000, "{kind:#x}: {most} in one turn");
+    }
+}
+
+#[test]
 fn a_user_may_connect_only_in_the_ways_that_it_may() {
     let mut options = options(false);
     let user = |name: &str, only| User {

@@ -27,6 +27,10 @@ const PACKED_BYTES_MAX: usize = 1024;
 const PACK_BYTES_MIN: usize = 65;
 /// What it costs to decompress a byte.
 const INFLATE_WORK: u64 = 3;
+/// The same for a message, however little is in it: what decompresses it begins anew.
+const INFLATED_MESSAGE_WORK: u64 = 1_500;
+/// What a frame costs, or a part of one that is taken at once.
+const FRAME_WORK: u64 = 50;
 /// The code of a close frame for who breaks the rules of frames.
 const PROTOCOL_ERROR: u16 = 1002;
 /// The code of a close frame for text that is none.
@@ -191,6 +195,7 @@ impl WebSocketLayer {
 
     /// Takes a part of a frame; false if there is nothing before more bytes have come.
     fn unframe(&mut self, bytes: &mut &[u8], bench: &mut Bench) -> bool {
+        bench.work += FRAME_WORK;
         let end = match self.decoder.next(bytes, PACKED_BYTES_MAX) {
             Ok(frame::Step::More) => return false,
             Ok(frame::Step::Data { masked, mask, packed: false, .. }) => {
@@ -226,6 +231,7 @@ impl WebSocketLayer {
         deflate::inflate(decompress, packed, ends, plain)?;
         if ends && let Some(decompress) = self.decompress.take() {
             packer.take_back(decompress);
+            bench.work += INFLATED_MESSAGE_WORK;
         }
         let bytes = plain.len() - had_bytes;
         bench.count_unpacked(bytes, INFLATE_WORK);
