@@ -56,11 +56,11 @@ impl Engine {
     /// that were not visited, and behind own routes.
     pub(super) fn places(
         &self,
-        source: Source,
+        source: &Source,
         (number, targets): (usize, &Targets),
         resort: Resort,
     ) -> Places<Away> {
-        let Source { routed, origin, visited, .. } = source;
+        let Source { routed, origin, visited, .. } = *source;
         let is_late = source.is_late();
         let is_over = match resort {
             Resort::First => false,
@@ -101,7 +101,7 @@ impl Engine {
     /// One of those places at random; none if there are none.
     pub(super) fn place_away(
         &mut self,
-        source: Source,
+        source: &Source,
         group: (usize, &Targets),
         resort: Resort,
     ) -> Option<Away> {
@@ -111,8 +111,8 @@ impl Engine {
 
     /// Whether a message may go over a route that it may have come by. Peers of this kind want none
     /// back: nobody knows there any more who has published it, and wants no echo.
-    fn may_go_back(&self, source: Source, route: u32) -> bool {
-        let Source { publisher, echo, .. } = source;
+    fn may_go_back(&self, source: &Source, route: u32) -> bool {
+        let Source { publisher, echo, .. } = *source;
         let is_senders = publisher.shard == self.shard && publisher.conn.slot == route;
         echo || !is_senders
     }

@@ -32,7 +32,7 @@ const SEND_WORK: u64 = 3_000;
 /// Taking a subscription out of every table.
 const RETRACT_WORK: u64 = 2_000;
 /// Bytes that are written for one unit, …
-pub(super) const BYTES_PER_WORK: u64 = 4;
+pub(super) const BYTES_PER_WORK: u64 = 8;
 /// … and that the kernel takes.
 const SENT_BYTES_PER_WORK: u64 = 8;
 
@@ -121,12 +121,12 @@ impl Budget {
 
     /// Somebody's input is served now, for a share of what is left.
     pub(super) fn serve_input(&mut self) {
-        self.floor = self.left.saturating_sub(self.turn / 8);
+        self.floor = self.left.saturating_sub(self.turn / 2);
     }
 
     /// Another shard is served now, for a share.
     pub(super) fn serve_records(&mut self) {
-        self.floor = self.left.saturating_sub(self.turn / 8).max(self.turn / 2);
+        self.floor = self.left.saturating_sub(self.turn / 4).max(self.turn / 2);
     }
 
     /// Whether anything is left.

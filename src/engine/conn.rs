@@ -339,6 +339,11 @@ impl Conn {
         self.is_open() && !self.is_leaving && !self.is_doomed
     }
 
+    /// Whether anything depends on how much is pending for it.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.slow || self.brakes.own || !self.waited_by.is_empty()
+    }
+
     /// What it is called in the log.
     pub(super) fn noun(&self) -> &'static str {
         if self.route.is_some() { "Router" } else { "Client" }

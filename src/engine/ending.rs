@@ -285,7 +285,15 @@ impl Engine {
 
     /// Ends subscriptions that reached their maximum and connections that went over a limit while
     /// a run was delivered: not before, because its targets name them.
+    #[inline]
     pub(super) fn settle_deliveries(&mut self) {
+        if !self.ended.is_empty() || !self.doomed.is_empty() {
+            self.end_what_is_over();
+        }
+    }
+
+    #[cold]
+    fn end_what_is_over(&mut self) {
         while let Some(key) = self.ended.pop() {
             self.end_subscription(key);
         }

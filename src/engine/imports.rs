@@ -278,7 +278,7 @@ impl Engine {
     }
 
     /// Publishes a run wherever else it goes.
-    pub(super) fn deliver_abroad(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
+    pub(super) fn deliver_abroad(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) {
         if source.hops >= HOPS_MAX {
             return;
         }
@@ -304,7 +304,7 @@ impl Engine {
     }
 
     /// Publishes a run in the account behind an outlet.
-    fn deliver_through(&mut self, source: Source, run: &Run<'_>, exit: &Exit) {
+    fn deliver_through(&mut self, source: &Source, run: &Run<'_>, exit: &Exit) {
         match &*exit.outlet {
             // A request enters a service where it was made.
             Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {}
@@ -318,7 +318,7 @@ impl Engine {
 
     /// The same for a message that is traced: if it may not be beyond, its trace ends here, and so
     /// does a message that is only to be traced.
-    fn trace_abroad(&mut self, source: Source, one: &Run<'_>, exit: &Exit) {
+    fn trace_abroad(&mut self, source: &Source, one: &Run<'_>, exit: &Exit) {
         let (event, allowed) = match &*exit.outlet {
             Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {
                 return;
@@ -353,7 +353,7 @@ impl Engine {
         }
     }
 
-    fn deliver_stream(&mut self, source: Source, run: &Run<'_>, to: AccountId, subject: &[u8]) {
+    fn deliver_stream(&mut self, source: &Source, run: &Run<'_>, to: AccountId, subject: &[u8]) {
         let targets = self.targets(to, subject);
         if targets.is_empty() {
             return;
@@ -361,15 +361,15 @@ impl Engine {
         self.charge(run, &targets);
         // An import is of what is published there, not of what is imported there.
         // Other servers have the message as it was published, and import it themselves.
-        let source = Source { account: to, routed: true, origin: None, ..source };
+        let source = &Source { account: to, routed: true, origin: None, ..*source };
         self.deliver_at_home(source, &run.renamed(subject), &targets, Audience::All);
     }
 
-    fn deliver_request(&mut self, source: Source, run: &Run<'_>, exit: &Exit) {
+    fn deliver_request(&mut self, source: &Source, run: &Run<'_>, exit: &Exit) {
         let Outlet::Service { to, response, threshold_ns, share, .. } = &*exit.outlet else {
             return;
         };
-        let next = Source { account: *to, hops: source.hops + 1, ..source };
+        let next = &Source { account: *to, hops: source.hops + 1, ..*source };
         let targets = self.targets(*to, &exit.subject);
         if targets.is_empty() {
             return;
@@ -426,7 +426,7 @@ impl Engine {
     }
 
     /// Publishes answers where they are waited for.
-    pub(super) fn deliver_answers(&mut self, source: Source, run: &Run<'_>) {
+    pub(super) fn deliver_answers(&mut self, source: &Source, run: &Run<'_>) {
         if self.is_trace_only() {
             return;
         }
@@ -460,7 +460,7 @@ impl Engine {
             let answer = Run::of(content.publish(&subject, reply.as_deref()));
             // Whoever waits may be anywhere in the cluster.
             let (hops, routed, origin) = (source.hops + 1, false, None);
-            let next = Source { account: to, hops, routed, origin, ..source };
+            let next = &Source { account: to, hops, routed, origin, ..*source };
             let targets = self.targets(to, &subject);
             self.charge(&answer, &targets);
             self.deliver(next, &answer, &targets);
@@ -470,8 +470,8 @@ impl Engine {
         }
     }
 
-    fn stage_answers(&mut self, source: Source, run: &Run<'_>, shard: ShardId) {
-        let Source { account, publisher, echo, routed, hops, .. } = source;
+    fn stage_answers(&mut self, source: &Source, run: &Run<'_>, shard: ShardId) {
+        let Source { account, publisher, echo, routed, hops, .. } = *source;
         let record = RunRecord {
             account,
             publisher,
@@ -491,7 +491,7 @@ impl Engine {
         self.stage(shard, Record::Run(Box::new(record)));
     }
 
-    fn ask_server(&mut self, source: Source, run: &Run<'_>, subject: &[u8], of_cluster: bool) {
+    fn ask_server(&mut self, source: &Source, run: &Run<'_>, subject: &[u8], of_cluster: bool) {
         self.place_first(run.len());
         let conn = self.conns.get(source.publisher.conn);
         let user = conn.and_then(|conn| conn.user.as_ref());
@@ -519,7 +519,7 @@ impl Engine {
 
     /// What is said of the requester to who answers: the account it is in, and the one through
     /// which its request came; with `share`, who it is.
-    fn request_info(&self, source: Source, share: bool) -> Vec<u8> {
+    fn request_info(&self, source: &Source, share: bool) -> Vec<u8> {
         let conn = self.conns.get(source.publisher.conn);
         let conn = conn.filter(|_| source.publisher.shard == self.shard);
         let here = self.accounts.name(source.account);
@@ -566,7 +566,7 @@ impl Engine {
         let nobody = ConnId { slot: u32::MAX, generation: u32::MAX };
         let source = Source::new(account, self.shard, nobody);
         let targets = self.targets(account, subject);
-        self.deliver(source, &run, &targets);
+        self.deliver(&source, &run, &targets);
         self.settle_deliveries();
     }
 }

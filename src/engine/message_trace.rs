@@ -422,7 +422,12 @@ impl Engine {
     }
 
     /// Delivers a traced message to plain subscriptions.
-    pub(super) fn trace_plain(&mut self, source: Source, one: &Run<'_>, targets: &Targets) -> bool {
+    pub(super) fn trace_plain(
+        &mut self,
+        source: &Source,
+        one: &Run<'_>,
+        targets: &Targets,
+    ) -> bool {
         let mut reached = false;
         for group in &targets.groups {
             for &member in &group.members {
@@ -435,7 +440,7 @@ impl Engine {
     /// The same to one member of a queue group: a random one, or the next that can take it.
     pub(super) fn trace_queue(
         &mut self,
-        source: Source,
+        source: &Source,
         one: &Run<'_>,
         group: &QueueTargets,
     ) -> bool {
@@ -449,7 +454,7 @@ impl Engine {
 
     fn trace_member(
         &mut self,
-        source: Source,
+        source: &Source,
         one: &Run<'_>,
         member: Member,
         queue: Option<&[u8]>,
@@ -497,7 +502,7 @@ impl Engine {
     /// Sends a traced message over own routes, to each with the number of its part of the way.
     pub(super) fn trace_routes(
         &mut self,
-        source: Source,
+        source: &Source,
         one: &Run<'_>,
         plain: &[u32],
         groups: &[QueueTargets],
@@ -521,7 +526,7 @@ impl Engine {
 
     fn trace_route(
         &mut self,
-        source: Source,
+        source: &Source,
         one: &Run<'_>,
         slot: u32,
         (plain, groups, picks): (&[u32], &[QueueTargets], Vec<RoutePick>),

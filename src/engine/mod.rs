@@ -426,6 +426,7 @@ impl Engine {
         let sent_bytes = conn.layers.on_sent(bytes, complete);
         conn.outbox.on_sent(sent_bytes);
         let pending = conn.outbox.pending_bytes();
+        let is_waited_for = conn.is_waited_for();
         if complete {
             conn.outbox.on_done();
             let is_drained = conn.is_drained();
@@ -436,7 +437,9 @@ impl Engine {
                 self.close(id, false);
             }
         }
-        self.relieve(id, pending);
+        if is_waited_for {
+            self.relieve(id, pending);
+        }
     }
 
     /// Writing to the connection failed; its batch comes home.

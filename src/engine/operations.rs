@@ -10,6 +10,7 @@ use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
 use super::message_trace::Traced;
+use super::publish::Speaker;
 use super::run::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
@@ -22,13 +23,11 @@ const FIRST_PING_NS: u64 = 2_000_000_000;
 
 /// What is to be done with a publish.
 enum Verdict {
-    /// It may be part of a run.
-    Joins,
-    /// It was answered by itself, and is delivered by itself.
-    Alone,
+    /// It may be part of a run; or it was answered by itself, and is one.
+    Joins(Speaker, bool),
     /// It is not delivered, and its publisher is told why.
     Refused(String),
-    /// Nobody is there any more who could publish it.
+    /// Nobody is there any more who could publish it, or it has to wait for its turn.
     Dropped,
 }
 
@@ -90,7 +89,7 @@ impl Engine {
             match proto::parse(&bytes[at..], limits) {
                 Ok(Parsed::Op { op: Op::Pub(publish), used }) => {
                     let wire = &bytes[at..at + used];
-                    if !self.on_publish(id, publish, wire, run) {
+                    if !self.on_publish(id, &publish, wire, run) {
                         break;
                     }
                     at += used;
@@ -452,13 +451,13 @@ impl Engine {
     fn on_publish<'a>(
         &mut self,
         id: ConnId,
-        publish: Publish<'a>,
+        publish: &Publish<'a>,
         wire: &'a [u8],
         run: &mut Run<'a>,
     ) -> bool {
         if publish.header.is_some()
             && let Some(account) = self.conns.get(id).map(|conn| conn.account)
-            && self.is_traced(account, &publish)
+            && self.is_traced(account, publish)
         {
             return self.on_traced_publish(id, account, (publish, wire), run);
         }
@@ -470,14 +469,14 @@ impl Engine {
         &mut self,
         id: ConnId,
         account: AccountId,
-        (publish, wire): (Publish<'a>, &'a [u8]),
+        (publish, wire): (&Publish<'a>, &'a [u8]),
         run: &mut Run<'a>,
     ) -> bool {
         self.flush_run(id, run);
         if !self.may_go_on(id) {
             return false;
         }
-        match self.begin_trace(id, account, &publish) {
+        match self.begin_trace(id, account, publish) {
             Traced::No | Traced::Yes => {
                 self.take_publish(id, publish, wire, run);
                 self.flush_run(id, run);
@@ -498,36 +497,32 @@ impl Engine {
     fn take_publish<'a>(
         &mut self,
         id: ConnId,
-        publish: Publish<'a>,
+        publish: &Publish<'a>,
         wire: &'a [u8],
         run: &mut Run<'a>,
     ) -> bool {
-        let mut continues = run.continues_with(&publish);
+        let mut continues = run.continues_with(publish);
         if !continues {
             let mapped = self.map(id, publish.subject);
-            continues = run.resumes_with(&publish, mapped.as_ref());
+            continues = run.resumes_with(publish, mapped.as_ref());
             if !continues {
                 self.flush_run(id, run);
-                // Where a trace has begun, it was asked before.
-                if self.trace.is_none() && !self.may_go_on(id) {
-                    return false;
-                }
                 self.note_mapped(publish.subject, mapped.as_ref());
                 run.map(mapped);
             }
         }
-        match self.judge(id, &publish, run.mapped(), wire, continues) {
-            Verdict::Joins => {
-                if !continues {
-                    self.begin_run(id, run, &publish);
+        match self.judge(id, publish, run.mapped(), wire, continues) {
+            Verdict::Joins(speaker, is_alone) => {
+                if is_alone {
+                    self.flush_run(id, run);
                 }
-                run.push(publish, wire);
-            }
-            Verdict::Alone => {
-                self.flush_run(id, run);
-                self.begin_run(id, run, &publish);
-                run.push(publish, wire);
-                self.flush_run(id, run);
+                if is_alone || !continues {
+                    self.begin_run(speaker, run, publish);
+                }
+                run.push(*publish, wire);
+                if is_alone {
+                    self.flush_run(id, run);
+                }
             }
             Verdict::Refused(error) => {
                 // What was published before comes before the error.
@@ -561,14 +556,17 @@ impl Engine {
         wire: &[u8],
         continues: bool,
     ) -> Verdict {
-        if let Some(tracing) = self.settings.tracing
-            && let Some(conn) = self.conns.get(id)
-        {
-            tracing.publish(conn, publish, mapped, wire);
-        }
         let Some(mut conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else {
             return Verdict::Dropped;
         };
+        // Where a trace has begun, it was asked before.
+        let asks_for_turn = !continues && self.trace.is_none();
+        if asks_for_turn && (self.budget.is_spent() || conn.brakes.holds()) {
+            return Verdict::Dropped;
+        }
+        if let Some(tracing) = self.settings.tracing {
+            tracing.publish(conn, publish, mapped, wire);
+        }
         conn.timing.last_active = self.now;
         let (verbose, pedantic) = (conn.connect.verbose, conn.connect.pedantic);
         let mut invalid = false;
@@ -580,7 +578,7 @@ impl Engine {
         let subject = mapped.map_or(publish.subject, |mapped| &mapped.subject);
         let reserved =
             !continues && is_reserved_subject(subject, self.accounts.system == Some(conn.account));
-        if reserved || !may_publish(conn, subject, self.now) {
+        if reserved || !may_publish(conn, subject, continues, self.now) {
             let name = encode::go_quoted(subject);
             tracing::error!("{} - Publish Violation - Subject {name}", conn.label());
             return Verdict::Refused(encode::publish_violation(subject));
@@ -590,11 +588,12 @@ impl Engine {
             tracing::error!("{} - Publish Violation - Reply {text}", conn.label());
             return Verdict::Refused(encode::reply_violation(reply));
         }
+        let speaker = Speaker { account: conn.account, wants_status: conn.connect.no_responders };
         if verbose {
             // The reply promises what was published before; this message follows it.
             self.confirm(id, encode::ok);
         }
-        if verbose || invalid { Verdict::Alone } else { Verdict::Joins }
+        Verdict::Joins(speaker, verbose || invalid)
     }
 
     /// Tells a pedantic client of a subject that is none, whatever else is found wrong; `true` if
@@ -768,10 +767,13 @@ fn may_subscribe(conn: &super::Conn, subject: &[u8], queue: Option<&[u8]>) -> bo
         && conn.permissions().is_none_or(|permissions| permissions.may_subscribe(subject, queue))
 }
 
-fn may_publish(conn: &mut super::Conn, subject: &[u8], now: u64) -> bool {
+/// Whether a connection may publish to `subject`. With `continues` it just did: then only what it
+/// may answer has to be counted.
+fn may_publish(conn: &mut super::Conn, subject: &[u8], continues: bool, now: u64) -> bool {
     let user = conn.user.as_ref();
     match user.and_then(|user| user.permissions.as_ref()) {
         None => true,
+        Some(user) if continues && !user.allows_responses() => true,
         Some(user) => conn.checks.get_or_insert_default().may_publish(user, subject, now),
     }
 }

@@ -14,7 +14,7 @@ impl Engine {
     /// False if nobody takes any.
     pub(super) fn deliver_loosely(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         targets: &Targets,
         policy: &Policy,
@@ -57,7 +57,7 @@ impl Engine {
     /// The same for one that is behind, or may be with this run: message by message.
     fn deliver_to_slow(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         (member, sid, headers): (super::interest::Member, &[u8], bool),
         policy: &Policy,

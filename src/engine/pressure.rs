@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 
 use super::interest::Member;
-use super::publish::{Backlog, Source};
+use super::publish::Source;
 use super::record::{Publisher, Record};
 use super::{Action, ConnId, Engine, ShardId};
 
@@ -240,22 +240,10 @@ impl Engine {
         share.clamp(BACKLOG_BYTES_MIN, BACKLOG_BYTES_MAX).min(cut)
     }
 
-    /// Counts a subscriber that got a delivery.
-    pub(super) fn observe(&self, member: Member, backlog: &mut Backlog) {
-        let Some(conn) = self.conns.at(member.conn) else { return };
-        if conn.slow {
-            return;
-        }
-        backlog.members += 1;
-        if conn.outbox.pending_bytes() > backlog.level_bytes {
-            backlog.behind += 1;
-        }
-    }
-
     /// Pauses a publisher until half of those of `members` that are behind have caught up.
     pub(super) fn wait_for<'m>(
         &mut self,
-        Source { publisher, routed, .. }: Source,
+        &Source { publisher, routed, .. }: &Source,
         members: impl Iterator<Item = &'m Member>,
         level_bytes: usize,
     ) {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::away::{Away, Resort};
+use super::conn::Conn;
 use super::flushes::MANY;
 use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
 use super::message_trace::Traced;
@@ -31,6 +32,14 @@ const COPY_PAYLOAD_BYTES_MAX: usize = 1536;
 
 /// Answers to a request of another account are handled so many at a time.
 const ANSWERS_AT_ONCE: usize = 16;
+
+/// Who begins a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Speaker {
+    pub(super) account: AccountId,
+    /// It is told of requests that nobody gets.
+    pub(super) wants_status: bool,
+}
 
 /// Where a run comes from.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +107,16 @@ pub(super) struct Backlog {
     pub(super) behind: usize,
 }
 
+impl Backlog {
+    /// Counts a subscriber that got a delivery.
+    pub(super) fn count(&mut self, conn: &Conn) {
+        if !conn.slow {
+            self.members += 1;
+            self.behind += usize::from(conn.outbox.pending_bytes() > self.level_bytes);
+        }
+    }
+}
+
 impl Engine {
     /// Handles a run from a local connection, which has permission for all of it.
     pub(super) fn publish(&mut self, from: ConnId, run: &Run<'_>) {
@@ -110,33 +129,45 @@ impl Engine {
         self.stats.in_msgs += run.len() as u64;
         self.stats.in_bytes += run.payload_bytes as u64;
         let account = conn.account;
-        let source = Source::new(account, self.shard, from);
-        let source = Source { echo: conn.connect.echo, ..source };
+        let source = &Source { echo: conn.connect.echo, ..Source::new(account, self.shard, from) };
         let wants_status = conn.connect.no_responders && run.has_reply;
         let (pending_before, staged_epoch) = (conn.outbox.pending_bytes(), conn.staged_epoch);
-        let targets = self.aim_of(account, run);
-        let is_apart = staged_epoch > self.settled_epoch || self.may_stage(&targets);
+        // Whoever subscribes to nothing gets nothing of its own.
+        let may_feed_itself = !conn.subs.is_empty();
+        let resolved;
+        let targets = match &run.aim {
+            Some((_, targets)) => targets,
+            None => {
+                resolved = self.targets(account, run.subject());
+                &resolved
+            }
+        };
+        self.charge(run, targets);
+        let is_apart =
+            may_feed_itself && (staged_epoch > self.settled_epoch || self.may_stage(targets));
         if is_apart {
             self.begin_echo(from);
         }
-        if wants_status && !self.is_certain(&targets) {
+        if wants_status && !run.is_certain.unwrap_or_else(|| self.is_certain(targets)) {
             if targets.leaves_account() {
                 // Each is another message beyond.
                 let mut one = Run::default();
                 for message in &run.messages {
-                    self.request(from, source, one.only(message), &targets);
+                    self.request(from, source, one.only(message), targets);
                 }
             } else {
-                self.request(from, source, run, &targets);
+                self.request(from, source, run, targets);
             }
         } else if !targets.is_empty() {
-            self.deliver(source, run, &targets);
+            self.deliver(source, run, targets);
         }
         if is_apart {
             self.end_echo(from);
         }
         self.settle_deliveries();
-        self.wait_for_own(from, pending_before);
+        if may_feed_itself {
+            self.wait_for_own(from, pending_before);
+        }
     }
 
     /// What comes back to its publisher tells it as much as a PONG does: that what it did so far
@@ -163,27 +194,20 @@ impl Engine {
     }
 
     /// Finds out who gets the run that begins with `publish`, and how long it may be.
-    pub(super) fn begin_run(&mut self, id: ConnId, run: &mut Run<'_>, publish: &Publish<'_>) {
-        let Some(conn) = self.conns.get(id) else { return };
-        let (account, wants_status) = (conn.account, conn.connect.no_responders);
+    pub(super) fn begin_run(
+        &mut self,
+        Speaker { account, wants_status }: Speaker,
+        run: &mut Run<'_>,
+        publish: &Publish<'_>,
+    ) {
         let subject = run.mapped().map_or(publish.subject, |mapped| &mapped.subject);
         let targets = self.targets(account, subject);
-        let mut asking = 0;
-        if wants_status && publish.reply.is_some() && !self.is_certain(&targets) {
-            // One by one: it is asked of each whether anybody gets it.
-            asking = targets.price.once;
-        }
+        let is_certain =
+            (wants_status && publish.reply.is_some()).then(|| self.is_certain(&targets));
+        // One by one: it is asked of each whether anybody gets it.
+        let asking = if is_certain == Some(false) { targets.price.once } else { 0 };
         run.aim(account, targets, self.budget.room(), asking);
-    }
-
-    /// Who gets a run; it is charged for that.
-    fn aim_of(&mut self, account: AccountId, run: &Run<'_>) -> Rc<Targets> {
-        let targets = match &run.aim {
-            Some((_, targets)) => Rc::clone(targets),
-            None => self.targets(account, run.subject()),
-        };
-        self.charge(run, &targets);
-        targets
+        run.is_certain = is_certain;
     }
 
     /// Delivering the run costs what it does.
@@ -231,15 +255,18 @@ impl Engine {
         self.stats.routed.in_msgs += run.len() as u64;
         self.stats.routed.in_bytes += run.payload_bytes as u64;
         let echo = conn.connect.echo;
-        let source = Source::new(account, self.shard, from);
-        let targets = self.aim_of(account, run);
-        let source = Source { routed: true, echo, ..source };
+        let source = &Source { routed: true, echo, ..Source::new(account, self.shard, from) };
+        let targets = match &run.aim {
+            Some((_, targets)) => Rc::clone(targets),
+            None => self.targets(account, run.subject()),
+        };
+        self.charge(run, &targets);
         if route::is_passed_on(queues) {
             // Everybody else has had it, and it goes no further: it might come to who published
             // it and wants no echo.
             self.deliver_at_home(source, run, &targets, Audience::Groups(queues));
         } else {
-            let source = Source { origin: Some(origin), ..source };
+            let source = &Source { origin: Some(origin), ..*source };
             self.deliver_at_home(source, run, &targets, Audience::AndGroups(queues));
             if targets.leaves_account() {
                 self.deliver_abroad(source, run, &targets);
@@ -281,7 +308,7 @@ impl Engine {
         self.continue_trace(record.trace.as_deref());
         let RunRecord { account, publisher, echo, routed, origin, visited, hops, .. } = *record;
         let now = std::mem::replace(&mut self.arrived, record.arrived);
-        let source = Source { account, publisher, echo, routed, origin, visited, hops };
+        let source = &Source { account, publisher, echo, routed, origin, visited, hops };
         if record.answers {
             self.deliver_answers(source, run);
         }
@@ -293,7 +320,7 @@ impl Engine {
         }
         let mut one = Run::default();
         let mut elsewhere = Picks::default();
-        let onward = Source { visited: visited.with(self.shard), ..source };
+        let onward = &Source { visited: visited.with(self.shard), ..*source };
         for pick in &record.picks {
             let group = targets.queues.place(&pick.group);
             for &at in &pick.messages {
@@ -340,7 +367,7 @@ impl Engine {
     }
 
     /// Delivers to local connections and stages for other shards.
-    pub(super) fn deliver(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
+    pub(super) fn deliver(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) {
         self.deliver_at_home(source, run, targets, Audience::All);
         if targets.leaves_account() {
             self.deliver_abroad(source, run, targets);
@@ -350,7 +377,7 @@ impl Engine {
     /// The same, but within the account, and to nobody but `audience`.
     pub(super) fn deliver_at_home(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         targets: &Targets,
         audience: Audience<'_>,
@@ -388,7 +415,7 @@ impl Engine {
         sent.out_bytes += self.stats.out_bytes - bytes;
     }
 
-    fn deliver_plain(&mut self, source: Source, run: &Run<'_>, targets: &Targets) {
+    fn deliver_plain(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) {
         let reached = if self.trace.is_some() {
             usize::from(self.trace_plain(source, run, targets))
         } else if let Some(policy) = &targets.overflow {
@@ -401,7 +428,7 @@ impl Engine {
 
     /// Gives the run to all plain subscriptions here. Returns how many of its messages, from the
     /// first, somebody gets.
-    fn deliver_to_all(&mut self, source: Source, run: &Run<'_>, targets: &Targets) -> usize {
+    fn deliver_to_all(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) -> usize {
         let mut backlog = Backlog {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
@@ -431,7 +458,7 @@ impl Engine {
     /// if there are other groups. Returns how many messages, from the first, some member takes.
     fn deliver_to_sid(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         group: &SidGroup,
         mut tails: Option<&mut Tails>,
@@ -467,8 +494,8 @@ impl Engine {
                     }
                 }
             }
+            backlog.count(conn);
             self.account_for(member, run, count, *headers);
-            self.observe(member, backlog);
         }
         if let Some(segment) = rendered {
             self.spares.keep_segment(segment);
@@ -477,13 +504,27 @@ impl Engine {
     }
 
     /// How many of the run's messages, from the first, `member` takes.
-    pub(super) fn takes(&mut self, source: Source, run: &Run<'_>, member: Member) -> usize {
-        let Some(conn) = self.conns.at_mut(member.conn) else { return 0 };
+    #[inline]
+    pub(super) fn takes(&mut self, source: &Source, run: &Run<'_>, member: Member) -> usize {
+        let Some(conn) = self.conns.at(member.conn) else { return 0 };
         let sub = &self.subs[member.sub as usize];
         let left = usize::try_from(sub.max - sub.delivered).unwrap_or(usize::MAX);
         if conn.plain {
             return left.min(run.len());
         }
+        self.takes_of_left(source, run, member, left)
+    }
+
+    /// The same where more has to be looked at, when the subscription may get `left` messages.
+    fn takes_of_left(
+        &mut self,
+        source: &Source,
+        run: &Run<'_>,
+        member: Member,
+        left: usize,
+    ) -> usize {
+        let Some(conn) = self.conns.at_mut(member.conn) else { return 0 };
+        let sub = &self.subs[member.sub as usize];
         let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
         if !conn.takes_deliveries() || (own && !source.echo) {
             return 0;
@@ -506,6 +547,7 @@ impl Engine {
     }
 
     /// Books a delivery that is in the member's outbox.
+    #[inline]
     pub(super) fn account_for(
         &mut self,
         member: Member,
@@ -547,7 +589,7 @@ impl Engine {
     /// shard, or behind a route.
     fn deliver_to_group(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         (number, targets): (usize, &Targets),
         picks: &mut Picks,
@@ -583,7 +625,7 @@ impl Engine {
     /// that is for the caller to carry out. False if nobody here can take it.
     fn place(
         &mut self,
-        source: Source,
+        source: &Source,
         one: &Run<'_>,
         (number, targets): (usize, &Targets),
         at: u32,
@@ -607,13 +649,15 @@ impl Engine {
     }
 
     /// Gives a message to one local member: a random one, or the next that can take it.
-    fn deliver_to_one(&mut self, source: Source, one: &Run<'_>, group: &QueueTargets) -> bool {
+    fn deliver_to_one(&mut self, source: &Source, one: &Run<'_>, group: &QueueTargets) -> bool {
         if group.local.is_empty() {
             return false;
         }
         if self.trace.is_some() {
             return self.trace_queue(source, one, group);
         }
+        let level_bytes = self.backlog_level_bytes(group.local.len());
+        let mut backlog = Backlog { level_bytes, ..Backlog::default() };
         let first = self.rng.usize(..group.local.len());
         let (head, tail) = group.local.split_at(first);
         for &member in tail.iter().chain(head) {
@@ -624,10 +668,8 @@ impl Engine {
             let headers = conn.connect.headers;
             let sub = &self.subs[member.sub as usize];
             conn.outbox.push(&mut self.spares, |out| one.render(1, sub.sid(), headers, out));
+            backlog.count(conn);
             self.account_for(member, one, 1, headers);
-            let level_bytes = self.backlog_level_bytes(group.local.len());
-            let mut backlog = Backlog { level_bytes, ..Backlog::default() };
-            self.observe(member, &mut backlog);
             if backlog.behind > 0 {
                 self.wait_for(source, [&member].into_iter(), level_bytes);
             }
@@ -640,7 +682,7 @@ impl Engine {
     /// may have had it.
     fn forward(
         &mut self,
-        source: Source,
+        source: &Source,
         at: u32,
         group: Option<usize>,
         targets: &Targets,
@@ -667,12 +709,12 @@ impl Engine {
     /// Puts the run on the lanes of the shards that have plain interest or were picked.
     fn stage_run(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         plain: ShardSet,
         mut picks: SmallVec<[(ShardId, Pick); 2]>,
     ) {
-        let Source { account, publisher, echo, routed, origin, visited, hops } = source;
+        let Source { account, publisher, echo, routed, origin, visited, hops } = *source;
         let arrived = self.arrived;
         let record = |wire, plain, picks, trace, ask| {
             Record::Run(Box::new(RunRecord {

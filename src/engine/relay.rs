@@ -66,7 +66,7 @@ impl Engine {
     /// copy of each message for each route.
     pub(super) fn deliver_to_routes(
         &mut self,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         plain: &[u32],
         groups: &[QueueTargets],
@@ -96,9 +96,8 @@ impl Engine {
             let is_late = source.is_late() && !is_plain;
             let picked = Picked { is_plain, is_late, mine, groups };
             if self.relay(account, run, slot, picked, is_shared, &mut shared) {
-                let member = Member { conn: slot, sub: 0 };
-                self.observe(member, &mut backlog);
-                members.push(member);
+                self.conns.at(slot).into_iter().for_each(|conn| backlog.count(conn));
+                members.push(Member { conn: slot, sub: 0 });
                 self.place_first(if is_plain { run.len() } else { 0 });
                 mine.iter().for_each(|pick| self.place_at(pick.at as usize));
             }

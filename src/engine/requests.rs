@@ -146,7 +146,7 @@ impl Engine {
     pub(super) fn request(
         &mut self,
         from: ConnId,
-        source: Source,
+        source: &Source,
         run: &Run<'_>,
         targets: &Targets,
     ) {

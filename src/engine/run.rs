@@ -109,6 +109,8 @@ pub(super) struct Run<'a> {
     pub(super) mapped: Option<Mapped>,
     /// The account, and who gets it, where that is known already.
     pub(super) aim: Option<(AccountId, Rc<Targets>)>,
+    /// Whether somebody surely gets each message of it, where that was asked for.
+    pub(super) is_certain: Option<bool>,
     /// What giving it to all of them may cost, and what asking of one message more does.
     room: u64,
     asking: u64,
@@ -234,9 +236,12 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn clear(&mut self) {
-        let (messages, mapped) = (std::mem::take(&mut self.messages), self.mapped.take());
-        *self = Self { messages, mapped, ..Self::default() };
         self.messages.clear();
+        (self.wire_bytes, self.payload_bytes, self.header_bytes) = (0, 0, 0);
+        self.payload_bytes_max = 0;
+        (self.has_reply, self.has_stored) = (false, false);
+        (self.aim, self.is_certain) = (None, None);
+        (self.messages_max, self.bytes_max) = (0, 0);
     }
 
     /// An empty run that uses the memory of an older one.
@@ -311,8 +316,10 @@ impl<'a> Run<'a> {
     /// Renders the first `count` messages for subscriptions with `sid`.
     pub(super) fn render(&self, count: usize, sid: &[u8], headers: bool, out: &mut Vec<u8>) {
         if let [message] = &self.messages[..count] {
-            encode::msg(out, &message.shown(), sid, headers);
-            return;
+            return match message.is_stored {
+                false => encode::msg(out, &message.publish, sid, headers),
+                true => encode::msg(out, &message.shown(), sid, headers),
+            };
         }
         out.reserve(self.wire_bytes + count * (sid.len() + 4));
         if self.has_stored {

@@ -414,16 +414,14 @@ impl Outbox {
         if self.in_flight {
             return None;
         }
-        if !self.is_held() {
-            self.seal();
-        }
         // There are none nearly always.
         let has_holds = !self.holds.is_empty();
-        let free = match self.holds.iter().find(|hold| !hold.is_fulfilled()) {
-            Some(hold) => usize::try_from(hold.at - self.taken).unwrap_or(usize::MAX),
-            None => self.sealed.len(),
+        let mut left = if has_holds {
+            self.free_pieces()
+        } else {
+            self.seal();
+            self.sealed.len()
         };
-        let mut left = free.min(self.sealed.len());
         if left == 0 && self.holds.front().is_none_or(|hold| !hold.is_fulfilled()) {
             return None;
         }
@@ -453,6 +451,21 @@ impl Outbox {
         self.in_flight = true;
         self.in_flight_bytes = bytes;
         Some(batch)
+    }
+
+    /// How many pieces, from the first, no hold keeps back.
+    #[cold]
+    fn free_pieces(&mut self) -> usize {
+        if !self.is_held() {
+            self.seal();
+        }
+        match self.holds.iter().find(|hold| !hold.is_fulfilled()) {
+            Some(hold) => {
+                let free = usize::try_from(hold.at - self.taken).unwrap_or(usize::MAX);
+                free.min(self.sealed.len())
+            }
+            None => self.sealed.len(),
+        }
     }
 
     /// The kernel has taken `bytes` more of the batch in flight.

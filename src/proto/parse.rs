@@ -30,8 +30,8 @@ const SNIPPET_BYTES_MAX: usize = 32;
 /// Whenever a client breaks the rules of the protocol or a limit. Operations before it, which
 /// earlier calls returned, stand.
 pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtoError> {
-    if let Some(parsed) = parse_usual_pub(input, limits) {
-        return Ok(parsed);
+    if let Some((publish, used)) = parse_usual_publish(input, limits) {
+        return Ok(Parsed::Op { op: Op::Pub(publish), used });
     }
     let Some((name, name_len)) = find_name(input)? else {
         return Ok(Parsed::Incomplete { need: input.len() + 1 });
@@ -58,54 +58,95 @@ pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtoEr
     Ok(Parsed::Op { op, used: line.used })
 }
 
-/// The operation almost every client sends almost always: a whole
-/// `PUB <subject> [reply] <size>`, written with single blanks and CRLF, within the limits.
+/// The operations almost every client sends almost always: a whole `PUB <subject> [reply] <size>`
+/// or `HPUB <subject> [reply] <header size> <size>`, written with single blanks and CRLF, within
+/// the limits.
 ///
-/// `None` means only that it is something else; [`parse()`] then looks at it without haste.
-fn parse_usual_pub<'a>(input: &'a [u8], limits: &Limits) -> Option<Parsed<'a>> {
-    const START: usize = b"PUB ".len();
-    if !input.get(..START)?.eq_ignore_ascii_case(b"PUB ") {
-        return None;
+/// Returns how many bytes it took, too. `None` means only that it is something else; [`parse()`]
+/// then looks at it without haste.
+#[inline(always)]
+fn parse_usual_publish<'a>(input: &'a [u8], limits: &Limits) -> Option<(Publish<'a>, usize)> {
+    match usual_name(input, limits)? {
+        Kind::Pub => parse_usual::<false>(input, b"PUB ".len(), limits),
+        _ => parse_usual::<true>(input, b"HPUB ".len(), limits),
     }
-    let subject_end = word_end(input, START)?;
-    if subject_end == START || input[subject_end] != b' ' {
+}
+
+/// The same behind the name, which ends at `start`.
+#[inline(always)]
+fn parse_usual<'a, const HAS_HEADER: bool>(
+    input: &'a [u8],
+    start: usize,
+    limits: &Limits,
+) -> Option<(Publish<'a>, usize)> {
+    let (subject, subject_end) = usual_word(input, start)?;
+    if input[subject_end] != b' ' {
         return None;
     }
     let tail_start = subject_end + 1;
-    let mut size_start = tail_start;
-    let mut size_end = word_end(input, size_start)?;
-    let mut reply = None;
-    if input[size_end] == b' ' && size_end > size_start {
-        reply = Some(&input[size_start..size_end]);
-        size_start = size_end + 1;
-        size_end = word_end(input, size_start)?;
-    }
+    let (first, end) = usual_word(input, tail_start)?;
+    let (reply, header_text, size_text, size_end) = if input[end] == b' ' {
+        let (second, end) = usual_word(input, end + 1)?;
+        match (HAS_HEADER, input[end]) {
+            (false, _) => (Some(first), None, second, end),
+            (true, b' ') => {
+                let (third, end) = usual_word(input, end + 1)?;
+                (Some(first), Some(second), third, end)
+            }
+            (true, _) => (None, Some(first), second, end),
+        }
+    } else {
+        (None, None, first, end)
+    };
     if !input[size_end..].starts_with(b"\r\n") {
         return None;
     }
-    let size_text = &input[size_start..size_end];
     let size = parse_number(size_text)?;
+    let header = if HAS_HEADER { Some(usual_header(header_text?, size)?) } else { None };
     let payload_start = size_end + 2;
     let payload_end = payload_start + size;
     let used = payload_end + 2;
     if size > limits.payload_bytes_max
-        || size_end - START > limits.control_line_bytes_max
+        || size_end - start > limits.control_line_bytes_max
         || input.get(payload_end..used)? != b"\r\n"
     {
         return None;
     }
-    let publish = Publish {
-        subject: &input[START..subject_end],
-        reply,
-        header: None,
-        size_text,
-        payload: &input[payload_start..payload_end],
-        tail: Some(&input[tail_start..used]),
-    };
-    Some(Parsed::Op { op: Op::Pub(publish), used })
+    let payload = &input[payload_start..payload_end];
+    let tail = Some(&input[tail_start..used]);
+    Some((Publish { subject, reply, header, size_text, payload, tail }, used))
+}
+
+/// Whether it is `PUB ` or `HPUB `.
+#[inline(always)]
+fn usual_name(input: &[u8], limits: &Limits) -> Option<Kind> {
+    const PUB: u32 = u32::from_le_bytes(*b"pub ");
+    const HPUB: u32 = u32::from_le_bytes(*b"hpub");
+    // As a bit of each letter has it, upper or lower case.
+    const LETTERS: u32 = 0x2020_2020;
+    let name = u32::from_le_bytes(*input.first_chunk()?);
+    if name | (LETTERS >> 8) == PUB {
+        return Some(Kind::Pub);
+    }
+    let is_hpub = limits.headers && name | LETTERS == HPUB && input.get(4) == Some(&b' ');
+    is_hpub.then_some(Kind::Hpub)
+}
+
+/// The word at `at`, and where it ends.
+#[inline(always)]
+fn usual_word(input: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let end = word_end(input, at)?;
+    (end > at).then(|| (&input[at..end], end))
+}
+
+/// A header of some of a payload's `size` bytes.
+fn usual_header(text: &[u8], size: usize) -> Option<Header<'_>> {
+    let len = parse_number(text)?;
+    (1..=size).contains(&len).then_some(Header { len, text })
 }
 
 /// The first place from `at` on of a byte that is a blank or less; `None` if all are greater.
+#[inline(always)]
 fn word_end(input: &[u8], mut at: usize) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     while let Some(eight) = input.get(at..)?.first_chunk::<8>() {
@@ -486,13 +527,42 @@ mod tests {
 
     #[test]
     fn the_usual_and_the_general_way_agree() {
-        for wire in [&b"PUB a.b 5\r\nhello\r\n"[..], b"pub a.b.c.d.e.f reply.to.me 05\r\nhello\r\n"]
-        {
-            let usual = parse_usual_pub(wire, &LIMITS).unwrap();
+        for wire in [
+            &b"PUB a.b 5\r\nhello\r\n"[..],
+            b"pub a.b.c.d.e.f reply.to.me 05\r\nhello\r\n",
+            b"HPUB a.b 3 5\r\nhello\r\n",
+            b"hPuB a.b.c.d.e.f reply.to.me 005 05\r\nhello\r\n",
+        ] {
+            let usual = parse_usual_publish(wire, &LIMITS).unwrap();
             let (_, name_len) = find_name(wire).unwrap().unwrap();
-            let line = find_line(wire, Kind::Pub, name_len, &LIMITS).unwrap().unwrap();
-            assert_eq!(parse_pub(wire, &line, &LIMITS), Ok(usual));
+            let kind = if name_len == 3 { Kind::Pub } else { Kind::Hpub };
+            let line = find_line(wire, kind, name_len, &LIMITS).unwrap().unwrap();
+            let parse = if kind == Kind::Pub { parse_pub } else { parse_hpub };
+            let (publish, used) = usual;
+            assert_eq!(parse(wire, &line, &LIMITS), Ok(Parsed::Op { op: Op::Pub(publish), used }));
         }
+    }
+
+    #[test]
+    fn what_is_not_usual_is_left_to_the_general_way() {
+        let limits = Limits { payload_bytes_max: 5, ..LIMITS };
+        for wire in [
+            &b"PUB a.b\t5\r\nhello\r\n"[..],
+            b"PUB a 5\nhello\r\n",
+            b"PUB a 6\r\nhellos\r\n",
+            b"PUB a b c 5\r\nhello\r\n",
+            b"QUB a 5\r\nhello\r\n",
+            b"HPUB a 5\r\nhello\r\n",
+            b"HPUB a 0 5\r\nhello\r\n",
+            b"HPUB a 6 5\r\nhello\r\n",
+            b"HPUB a  5 5\r\nhello\r\n",
+            b"HPUB a r 5 5 \r\nhello\r\n",
+            b"HPUBa 5 5\r\nhello\r\n",
+        ] {
+            assert_eq!(parse_usual_publish(wire, &limits), None, "{}", wire.escape_ascii());
+        }
+        let no_headers = Limits { headers: false, ..LIMITS };
+        assert_eq!(parse_usual_publish(b"HPUB a 5 5\r\nhello\r\n", &no_headers), None);
     }
 
     #[test]
