@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 
 use super::conn::Conn;
+use super::ids::Conns;
 use super::timers::NEVER;
 use super::{ConnId, Engine, Reason};
 use crate::auth::certificate;
@@ -27,6 +28,12 @@ const HEADER_NS: u64 = 5_000_000_000;
 /// Steps of handshakes in one turn. One takes up to a millisecond, with a long RSA key.
 const HANDSHAKE_STEPS_PER_TURN: usize = 1;
 
+/// What a peer may send of a chunk before it may stay, in bytes, and be one of many.
+const FIRST_CHUNK_BYTES_MAX: usize = 16 * 1024;
+/// Of those who have sent more a shard listens to so many: of more the one goes that came first. A
+/// peer's chunk comes at once.
+const UNDECIDED_MAX: usize = 8;
+
 /// What the layers of a shard's connections have in common.
 #[derive(Debug, Default)]
 pub(super) struct Unwrapping {
@@ -35,12 +42,28 @@ pub(super) struct Unwrapping {
     handshakes: VecDeque<ConnId>,
     /// Connections whose compressed data waits until others had their turn.
     unpacking: VecDeque<ConnId>,
+    /// Routes that may not stay yet, and have sent much of a chunk.
+    undecided: VecDeque<ConnId>,
 }
 
 impl Unwrapping {
     /// Whether somebody has something left for the next turn.
     pub(super) fn has_more(&self) -> bool {
         !self.handshakes.is_empty() || !self.unpacking.is_empty()
+    }
+
+    /// Who has to go of those that may not stay yet if this one has sent much of a chunk, too.
+    fn one_too_many(&mut self, id: ConnId, conns: &Conns) -> Option<ConnId> {
+        let is_undecided = |conn: &Conn| {
+            let is_new = conn.route.as_ref().is_some_and(|route| !route.is_registered());
+            is_new && conn.is_open() && conn.layers.chunk_bytes() > FIRST_CHUNK_BYTES_MAX
+        };
+        if !conns.get(id).is_some_and(is_undecided) || self.undecided.contains(&id) {
+            return None;
+        }
+        self.undecided.retain(|other| conns.get(*other).is_some_and(is_undecided));
+        self.undecided.push_back(id);
+        if self.undecided.len() > UNDECIDED_MAX { self.undecided.pop_front() } else { None }
     }
 }
 
@@ -192,6 +215,9 @@ impl Engine {
             }
         }
         self.unwrapping.scratch.finish();
+        if let Some(first) = self.unwrapping.one_too_many(id, &self.conns) {
+            self.fail(first, None, Reason::Protocol("Authentication Timeout"));
+        }
         self.flush_if_wanted(id);
     }
 

@@ -301,6 +301,14 @@ impl Layers {
         self.tls_layer().is_some_and(TlsLayer::has_session)
     }
 
+    /// How much is there of a compressed chunk that has not wholly arrived, in bytes.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        match self.0.as_deref().map(|stack| &stack.inner) {
+            Some(Inner::S2(s2)) => s2.partial_bytes(),
+            _ => 0,
+        }
+    }
+
     /// What waits in all layers: its bytes, and those of its memory.
     #[cfg(test)]
     pub(crate) fn waiting_bytes(&self) -> (usize, usize) {

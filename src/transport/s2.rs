@@ -15,8 +15,9 @@ use crate::output::Piece;
 const BLOCK_BYTES: usize = 64 * 1024;
 /// The longest block that is taken, in bytes: the format's own limit.
 const BLOCK_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The longest chunk of one, in bytes: no encoder makes more of what cannot be compressed.
-const CHUNK_BYTES_MAX: usize = CRC_BYTES + BLOCK_BYTES_MAX + BLOCK_BYTES_MAX / 6 + 64;
+/// The longest that is taken of a peer that may not stay yet: nats-server's, of which the first
+/// holds what it wants, too.
+const FIRST_BLOCK_BYTES_MAX: usize = 1024 * 1024;
 /// A chunk's type, and three bytes of length.
 const HEAD_BYTES: usize = 4;
 const CRC_BYTES: usize = 4;
@@ -174,6 +175,7 @@ impl S2Layer {
                 return if is_much { Step::Turn } else { Step::Done };
             }
             let had_bytes = bench.plain.len();
+            self.reader.is_trusted = !allowance.is_piecemeal;
             match self.reader.next(bytes, &mut bench.plain) {
                 Ok(true) => bench.count_unpacked(bench.plain.len() - had_bytes, 1),
                 Ok(false) if has_plain => return Step::Plain,
@@ -184,6 +186,11 @@ impl S2Layer {
                 }
             }
         }
+    }
+
+    /// How much is there of a chunk that has not wholly arrived, in bytes.
+    pub(super) fn partial_bytes(&self) -> usize {
+        self.reader.partial.len()
     }
 
     /// What comes is behind what waits.
@@ -274,6 +281,8 @@ struct Reader {
     partial: Vec<u8>,
     /// Bytes of a chunk to be passed over that are still to come.
     skip_bytes: usize,
+    /// Its peer may stay, and longer blocks are taken.
+    is_trusted: bool,
 }
 
 impl Reader {
@@ -310,6 +319,16 @@ impl Reader {
         Ok(true)
     }
 
+    /// The longest block that is taken, in bytes.
+    fn block_bytes_max(&self) -> usize {
+        if self.is_trusted { BLOCK_BYTES_MAX } else { FIRST_BLOCK_BYTES_MAX }
+    }
+
+    /// The longest chunk of one, in bytes: no encoder makes more of what cannot be compressed.
+    fn chunk_bytes_max(&self) -> usize {
+        CRC_BYTES + self.block_bytes_max() + self.block_bytes_max() / 6 + 64
+    }
+
     /// Moves bytes over until so many of the chunk are there.
     fn gather(&mut self, bytes: &mut &[u8], len: usize) {
         let missing = len.saturating_sub(self.partial.len()).min(bytes.len());
@@ -323,7 +342,7 @@ impl Reader {
         let len = u32::from_le_bytes([a, b, c, 0]) as usize;
         match kind {
             _ if !self.has_begun && kind != IDENTIFIES => Err(Corrupt("no identifier")),
-            PACKED | STORED if !(CRC_BYTES + 1..=CHUNK_BYTES_MAX).contains(&len) => {
+            PACKED | STORED if !(CRC_BYTES + 1..=self.chunk_bytes_max()).contains(&len) => {
                 Err(Corrupt("a chunk of an impossible length"))
             }
             PACKED | STORED => Ok(len),
@@ -349,14 +368,14 @@ impl Reader {
                 };
                 let start = out.len();
                 if kind == STORED {
-                    if body.len() > BLOCK_BYTES_MAX {
+                    if body.len() > self.block_bytes_max() {
                         return Err(Corrupt("a block that is too long"));
                     }
                     out.extend_from_slice(body);
                 } else {
                     let corrupt = |_| Corrupt("a block that is not S2");
                     let (len, _) = s2::decode_len(body).map_err(corrupt)?;
-                    if len > BLOCK_BYTES_MAX {
+                    if len > self.block_bytes_max() {
                         return Err(Corrupt("a block that is too long"));
                     }
                     out.resize(start + len, 0);

@@ -59,3 +59,64 @@ fn a_bomb_is_handled_bit_by_bit_and_not_at_all_before_the_peer_may_stay() {
     assert!(turns >= 15, "{turns} turns: one block in each");
     assert!(engine.unwrapping.scratch.kept_bytes() <= 4 * 64 * 1024, "nothing is kept of it");
 }
+
+/// A peer at the engine's port that has agreed to compress, and what it says of itself.
+fn agree(engine: &mut Engine, at: u32) -> (ConnId, String) {
+    let id = ConnId { slot: at, generation: 0 };
+    let peer = Peer { cid: at.into(), ip: "".into(), port: 1 };
+    engine.open_route(id, peer, NewRoute { rid: at.into(), dialed: None, host: String::new() });
+    take(engine, id);
+    engine.on_bytes(id, b"CONNECT {\"name\":\"P\",\"cluster\":\"C\"}\r\n");
+    let info = format!(
+        "INFO {{\"server_id\":\"{at}\",\"server_name\":\"{at}\",\"cluster\":\"C\",\
+         \"compression\":\"s2_fast\"}}\r\n"
+    );
+    engine.on_bytes(id, info.as_bytes());
+    some_turns(engine, id, 3);
+    (id, info)
+}
+
+fn some_turns(engine: &mut Engine, id: ConnId, turns: usize) {
+    for _ in 0..turns {
+        engine.tick();
+        engine.end_turn();
+        take(engine, id);
+    }
+}
+
+#[test]
+fn peers_that_may_not_stay_yet_take_little_memory_together_and_keep_nobody_out() {
+    let mut options = Options::default();
+    options.cluster.compression = Compression::Accept;
+    let settings = Settings::new(&options, &Identity::default(), usize::MAX);
+    let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+    engine.name_cluster("C", false);
+    // The beginnings of chunks that are not compressed.
+    let much = [&b"\xff\x06\0\0S2sTwO\x01\x40\x42\x0f"[..], &[b'x'; 500_000]];
+    for at in 1..40 {
+        let (id, _) = agree(&mut engine, at);
+        engine.on_bytes(id, &much.concat());
+        some_turns(&mut engine, id, 3);
+    }
+    let held = |conn: &Conn| conn.layers.chunk_bytes() + conn.layers.waiting_bytes().0;
+    let all: Vec<usize> = (1..40)
+        .filter_map(|at| engine.conns.at(at))
+        .filter(|conn| conn.is_open())
+        .map(held)
+        .collect();
+    assert!(all.len() == UNDECIDED_MAX && all.iter().all(|held| *held <= 600_000), "{all:?}");
+    // Nobody has a claim to more.
+    let (id, _) = agree(&mut engine, 50);
+    engine.on_bytes(id, b"\xff\x06\0\0S2sTwO\x01\x80\x84\x1e");
+    assert!(!engine.conns.get(id).is_some_and(|conn| conn.is_open()));
+    // A peer says all in one chunk.
+    let (id, info) = agree(&mut engine, 60);
+    let wishes: String = (0..40_000).map(|at| format!("RS+ $G s.{at:010}\r\n")).collect();
+    let said = [&b"\xff\x06\0\0S2sTwO"[..], &chunk_of((info + &wishes).as_bytes())].concat();
+    said.chunks(20_000).for_each(|piece| engine.on_bytes(id, piece));
+    some_turns(&mut engine, id, 10);
+    engine.register_route(60, crate::cluster::Part::All);
+    some_turns(&mut engine, id, 1000);
+    let wanted: usize = engine.routes(false).iter().map(|route| route.subscriptions).sum();
+    assert_eq!(wanted, 40_000);
+}
