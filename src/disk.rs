@@ -1,8 +1,8 @@
-//! What a shard asks of its disk, as plain values.
+//! Disk operations of a shard, as plain values.
 //!
-//! Who decides what is stored emits [`DiskOp`]s and hears of each by one [`DiskDone`]; the reactor
-//! carries them out, and so does a simulated disk. The memory of an operation travels with it and
-//! comes back with its outcome: nobody touches it in between.
+//! The room that decides what is stored emits [`DiskOp`]s and hears of each by one [`DiskDone`];
+//! the reactor carries them out, and so does a simulated disk. The memory of an operation travels
+//! with it and returns with its outcome: nobody touches it in between.
 
 #![forbid(unsafe_code)]
 

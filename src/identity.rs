@@ -1,4 +1,4 @@
-//! Who this server is: its keys, its name, and where it listens.
+//! Identity of the server: keys, name, and the addresses where it listens.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,10 @@
 //! The rules of the source tree that no compiler checks.
 //!
-//! They are about code, not prose: comments, strings and character literals do not count.
+//! They are about code, not prose: comments, strings and character literals do not count. Those
+//! about the documents are in `documents`.
 
+#[path = "tidy/documents.rs"]
+mod documents;
 #[path = "tidy/facts.rs"]
 mod facts;
 #[path = "tidy/rooms.rs"]
@@ -147,38 +150,12 @@ fn no_line_is_over_a_hundred_columns() {
 }
 
 #[test]
-fn the_readme_begins_with_how_to_run_and_how_to_test() {
-    let readme = read("README.md");
-    let top: Vec<&str> = readme.lines().take(40).collect();
-    for command in ["cargo run --release -- --shards auto", "cargo test"] {
-        assert!(top.iter().any(|line| line.contains(command)), "`{command}` is not at the top");
-    }
-}
-
-#[test]
-fn every_path_that_the_documents_name_exists() {
-    let mut wrong = Vec::new();
-    for document in ["README.md", "ARCHITECTURE.md"] {
-        for (number, line) in prose(&read(document)) {
-            for path in links(&line).into_iter().chain(code_paths(&line)) {
-                if !root().join(&path).exists() {
-                    wrong.push(format!("{document}:{number}: {path} does not exist"));
-                }
-            }
-        }
-    }
-    none(&wrong);
-}
-
-#[test]
 fn code_is_told_from_comments_and_literals() {
     let text = "a /* b /* c */ d */ e // f\n\"g \\\" h\" r#\"i \" j\"# 'k' '\\'' l<'m> b\"n\" o";
     let kept: String = code_of(text).split_whitespace().collect();
     assert_eq!(kept, "ael<'m>bo");
     assert_eq!(code_of(text).lines().count(), text.lines().count());
     assert_eq!(named("fn asynchronous() { async {} }", &["async"]), ["1: async"]);
-    assert_eq!(links("see [a](b.md#c) and [d](https://e)"), ["b.md"]);
-    assert_eq!(code_paths("`src/lib.rs:3`, `cargo test`, `src/*.rs`, `a/b`"), ["src/lib.rs"]);
 }
 
 /// Runs `look` over the code of every file below `src`; it returns what is wrong there.
@@ -288,44 +265,6 @@ fn quoted_len(rest: &str, quote: char) -> usize {
         }
     }
     rest.len()
-}
-
-/// The numbered lines of a Markdown text that are not in a fenced block.
-fn prose(text: &str) -> Vec<(usize, String)> {
-    let mut fenced = false;
-    let mut lines = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        if line.trim_start().starts_with("```") {
-            fenced = !fenced;
-        } else if !fenced {
-            lines.push((number + 1, line.to_owned()));
-        }
-    }
-    lines
-}
-
-/// The targets of the relative links in a line of Markdown.
-fn links(line: &str) -> Vec<String> {
-    line.split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split([')', ' ']).next())
-        .filter(|target| !target.contains("://") && !target.starts_with('#'))
-        .filter(|target| !target.starts_with("mailto:"))
-        .map(|target| target.split('#').next().unwrap_or(target).to_owned())
-        .collect()
-}
-
-/// The paths of this repository that a line of Markdown names as code.
-fn code_paths(line: &str) -> Vec<String> {
-    let ours = ["src", "tests", "benches", "perf", "fuzz", "tuning", ".ci"];
-    line.split('`')
-        .skip(1)
-        .step_by(2)
-        .map(|span| span.split(':').next().unwrap_or(span))
-        .filter(|span| span.split('/').next().is_some_and(|first| ours.contains(&first)))
-        .filter(|span| span.contains('/') && !span.contains([' ', '*', '{', '<', '…']))
-        .map(str::to_owned)
-        .collect()
 }
 
 /// The Rust files below a directory of the repository, each with its text.

@@ -1,5 +1,4 @@
-//! Users, and what they may do: tokens, certificates, and plain types that a configuration is read
-//! into.
+//! Credentials and permissions: tokens, certificates, and plain types for the configuration.
 
 #![forbid(unsafe_code)]
 

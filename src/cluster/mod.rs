@@ -1,7 +1,19 @@
-//! The members of a cluster as one server sees them: whom to dial, whom to keep, whom to tell.
+//! Members of a cluster as one server sees them: addresses to dial, routes to keep, news to
+//! spread.
 //!
 //! Pure: notices of the shards, outcomes of dialling and the time come in; [`Step`]s come out.
 //! Times are nanoseconds since the start of the process.
+//!
+//! A peer that has said its name waits (`Conn::claim` in the engine) until it is registered or
+//! closed. Of two routes between two shardcast servers the one dialled by the server with the
+//! smaller id stays; it takes over only when the interest of the other is gone. With a nats-server
+//! the first route stays once the peer has answered on it, because the peer may have kept the
+//! other one.
+//!
+//! Between two members there is a pool of routes (`pool`). INFO of the dialling side says which
+//! part a route is for. The next route is dialled when the peer has answered a PING on this one;
+//! missing routes are dialled again, from either side. A reload of the block reaches the shards as
+//! settings and this room as a new plan.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
-//! Every option of the server: its default, its unit, and the two ways to set it.
+//! Options of the server, from the command line and from the configuration file.
 //!
 //! [`args`] reads the command line, `syntax` turns the configuration file into a tree of values
-//! that know their position, and `blocks` turns that tree into [`Options`]. Flags win over the
-//! file. `settings` makes of the options what shards have to know.
+//! with positions, and `blocks` turns that tree into [`Options`]. Flags win over the file.
+//! `settings` converts options into the settings of shards, in their units.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! `shardcast doctor`: what on this host holds the broker up, and how to mend it.
+//! `shardcast doctor`: checks of this host, with the cost of each fault and its remedy.
 //!
-//! `snapshot` reads what the host is like, `checks` judges it; only [`main`] touches this host.
-//! The limits are those of a process started as the doctor was.
+//! `snapshot` reads the state of the host, `checks` judges it; only [`main`] touches this host.
+//! Limits are those of a process started as the doctor was.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,10 @@
-//! The accounts as a shard knows them: worlds of subjects, and what their users may use.
+//! Accounts of a shard: separate worlds of subjects, and limits of their users.
+//!
+//! An account is a number that all shards share. `config::Accounts` gives it out and never reuses
+//! it. Each account has an `Interest` of its own, so a message meets only subscriptions of its
+//! account; the ways between accounts are in `imports`. A record of another shard may name an
+//! account before this shard was told of it, because records may overtake the control thread: the
+//! account is created then, empty.
 
 #![forbid(unsafe_code)]
 

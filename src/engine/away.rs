@@ -1,4 +1,12 @@
-//! Where a queue message goes that no client of this shard gets.
+//! Queue messages without a local receiver: another shard, or another server, gets them.
+//!
+//! A queue group is its name over all filters that match. For each message one member is drawn at
+//! random over all members on all shards. A local draw starts at a random member and goes on to
+//! the next one that can take the message. A remote draw puts the group and the messages (`Pick`)
+//! into the record of the run. If no member there can take a message, `Engine::forward` passes it
+//! on to a shard with members that it has not visited, or to a peer that has some (`Resort`).
+//! Without any, the message is lost and counted (`Stats::queue_msgs_lost`). A forwarded message
+//! may arrive after later messages of its publisher.
 
 use super::interest::{Behind, QueueTargets, Remote, Targets};
 use super::publish::Source;

@@ -1,8 +1,21 @@
-//! What a turn may cost: whoever asks for more waits until others have had theirs.
+//! Budget of a turn: bounded work per turn, so no connection waits longer than a turn or two.
 //!
-//! Work is counted where it is done, in units of about a nanosecond: a turn that keeps to its
-//! budget takes a few milliseconds, whatever is asked of it, and adds a bounded number of bytes,
-//! since these cost something, too. Only a single operation, which cannot be cut, may go beyond.
+//! Work is counted where it is done, in units of about a nanosecond: places of the filter tree,
+//! deliveries, rendered bytes, operations, records, removed subscriptions. A turn within its
+//! budget takes a few milliseconds and adds a bounded number of bytes.
+//!
+//! - New input may use three quarters of a turn's budget, records half; a connection gets an
+//!   eighth before the next one's turn.
+//! - Input over the budget waits in the engine, unparsed (`waiting`). With more than 64 KiB
+//!   waiting its connection is paused. TLS, WebSocket and S2 stop with their connection.
+//! - A run ends where the budget does (`Targets::price`). The rest of a run that came over a lane
+//!   stays in front of that lane; a barrier behind it is answered later.
+//! - Sends have a budget of the same size (`flushes`).
+//! - Subscriptions of a connection that ends, or sends a second CONNECT, are removed in pieces
+//!   (`Engine::advance_leaving`); they receive nothing meanwhile.
+//!
+//! Only a single operation, which cannot be divided, may exceed the budget: a message to a million
+//! subscribers.
 
 #![forbid(unsafe_code)]
 

@@ -1,13 +1,22 @@
-//! What leaves an account for another: streams, services, and their answers.
+//! Imports and exports: messages that leave an account for another, and the answers of services.
 //!
-//! An import is an [`Outlet`] of the account that a message is published in. Which outlets a
-//! subject has is part of what it resolves to, so accounts that import nothing pay nothing. What
-//! goes through one is written anew, with the other account's subject, and published there: that
-//! account's own interest says who gets it, here and on other shards.
+//! **Outlets.** An import is an [`Outlet`] of the account that a message is published in: for a
+//! stream the exporting account, for a service the importing one. The outlets of a subject are
+//! part of what it resolves to, so a subject without any pays one look at an empty list. With
+//! some, the publisher's shard renders the run again, with the other account's subject, and
+//! delivers it by that account's own interest and cache. So no cache depends on the subscriptions
+//! of another account. A message that came by a stream import goes no further; one that came by a
+//! service may, through at most 16 accounts (`HOPS_MAX`).
 //!
-//! A request to a service gets a reply subject of its own, `_R_.<server>.<shard><number>`, in
-//! place of the requester's, which is none of the exporting account's business. Where the answer
-//! goes is known to the requester's shard alone, which the subject names.
+//! **Answers of services.** A request to a service gets a reply subject of its own,
+//! `_R_.<server>.<shard><number>`, which hides the requester's from the exporting account. A
+//! message on it goes, besides its subscribers, to the shard that it names. Only that shard knows
+//! the requester's reply subject, how many answers are allowed, and until when: at most 64 Ki
+//! entries and 16 MiB for each asking account (`ANSWERS_MAX`, `ANSWERS_BYTES_MAX`). The oldest
+//! entry of the same account is forgotten first.
+//!
+//! **The server's own services.** The system account has an `Outlet::Server` for each request that
+//! the server answers; those requests go to the thread `system`.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,22 @@
-//! Who wants which subject: local subscriptions one by one, other shards only as far as needed
-//! to decide where a message has to go.
+//! Receivers of a subject: local subscriptions one by one, other shards only as far as needed to
+//! decide where a message goes.
 //!
 //! Every shard holds, for every filter, its own subscriptions, the set of shards that have plain
-//! ones, and for each queue group how many members each shard has; and the same once more for
-//! what the servers want that are reached over the routes of a shard. What a subject resolves to
-//! is cached until an interest that could match it changes.
+//! ones, and for each queue group the number of members per shard; and the same once more for the
+//! interest of servers that are reached over the routes of a shard (`Side::Routes`).
+//!
+//! **Memory.** A literal filter and its receivers are one small block, to which a hash table
+//! points; the texts of a subscription are one more block.
+//!
+//! **Announced to other shards** are the first and the last plain subscription of a filter, and
+//! every change of a group's count, as `Record::Interest`. These travel on the same lanes as
+//! messages, so they are in order with them.
+//!
+//! **Cached** is what a subject resolves to (`Targets`: groups by sid and header support, queue
+//! groups over all matching filters, shards). A change of a literal filter invalidates that
+//! subject. A change of a wildcard filter invalidates all subjects with its first token, or
+//! everything if that token is a wildcard itself. The caches of the whole process have one bound:
+//! see `cache`.
 
 #![forbid(unsafe_code)]
 

@@ -1,14 +1,33 @@
-//! What one shard knows and decides.
+//! The decisions of one shard.
 //!
-//! A pure state machine: bytes, records of other shards and the time come in; what is to be sent,
-//! closed or paused comes out as [`Action`]s and [`Record`]s. The caller's loop is always
+//! A state machine without clock and I/O: bytes, records of other shards and the time come in;
+//! what is to be sent, closed or paused comes out as [`Action`]s and [`Record`]s. The caller's
+//! loop is
 //!
-//! 1. hand in what happened: [`Engine::on_bytes`], [`Engine::on_sent`], [`Engine::on_record`], …
+//! 1. hand in all events: [`Engine::on_bytes`], [`Engine::on_sent`], [`Engine::on_record`], …
 //! 2. [`Engine::end_turn`]
-//! 3. carry out [`Engine::next_action`] until there is none, and move [`Engine::pop_record`]
-//!    onto the lanes as far as they have room
+//! 3. carry out [`Engine::next_action`] until there is none, and move [`Engine::pop_record`] onto
+//!    the lanes as far as they have room
 //!
-//! Times are nanoseconds since the start of the process.
+//! Times are nanoseconds since the start of the process. The same inputs and the same seed give
+//! the same outputs.
+//!
+//! Where to look, each file with a chapter of its own:
+//!
+//! - input: `operations` (the client protocol), `waiting` and `budget` (bounded work per turn),
+//!   `unwrapping` (connections with TLS, WebSocket, S2 or a proxy's header)
+//! - delivery: `run`, `publish` (one run, from its subject to the outboxes), `interest` and
+//!   `cache` (the receivers of a subject), `away` (queue messages without a local member),
+//!   `flushes`
+//! - between shards: `record`, `pressure` (lanes, barriers, back-pressure), `requests` (no
+//!   responders)
+//! - between servers: `route` (a connection to another server), `telling` (announced interest),
+//!   `relay` (runs to routes), `renewal`
+//! - accounts: `accounts`, `account_settings`, `imports`, `mapping`
+//! - users: `permissions`, `proof` (credential checks), `tokens`
+//! - connections: `conn`, `ending`, `timers`, `overflow`
+//! - observation: `snapshot`, `events`, `departures`, `trace`, `message_trace`
+//! - `settings`: the configuration as an engine uses it
 
 #![forbid(unsafe_code)]
 

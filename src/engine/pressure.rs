@@ -1,14 +1,54 @@
-//! What keeps shards in step and publishers from outrunning their subscribers.
+//! Lanes, barriers and back-pressure: shards stay in step, publishers do not outrun subscribers.
 //!
-//! * A *lane* queues records for another shard. When it is full, the connections that feed it
-//!   are not read from until it has drained; nothing is lost.
-//! * A *barrier* asks another shard to say when it has consumed everything up to here.
-//! * A *wait* pauses a publisher while most of those who get its messages are behind. It ends
-//!   when enough have caught up, and after [`WAIT_NS_MAX`] in any case; for a route, which
-//!   carries everybody's messages, after [`ROUTE_WAIT_NS_MAX`]. Who is still behind then is slow,
-//!   and waited for no more until it has caught up. So one slow subscriber stalls nobody.
-//! * A *pace* is what a connection may send in a second, where that is configured: who has sent
-//!   more is read from when its time has come.
+//! Nothing here spins, and every rule that drops something names its victim.
+//!
+//! # Barriers
+//!
+//! A PONG or `+OK` promises that everything its client sent before is in force on every shard.
+//! `Engine::confirm` holds it back in the outbox (`Outbox::hold`) if its connection has staged
+//! anything that is not settled. Input of the connection is handled meanwhile; output behind the
+//! held reply waits behind it. `Engine::send_barriers` ends the turn with a `Record::Barrier` on
+//! each lane concerned, behind the records that it covers; the other shard answers with
+//! `Record::Settled`. A connection that staged nothing waits for nothing.
+//!
+//! An *epoch* ends with a turn that staged something or sent a barrier; a barrier covers whole
+//! epochs. It covers what the *client's* shard staged, not a queue message that the next shard
+//! forwards.
+//!
+//! A client's own message that comes back to it promises as much as a PONG (`Engine::begin_echo`):
+//! for some clients this is the only way to ask. News from third parties can be relied upon too:
+//! records of a turn are on the lanes before any output of that turn leaves, and a turn takes
+//! records before it takes input. The exception: a record that waits for room on a lane, or is not
+//! taken in a turn, may be overtaken.
+//!
+//! # Back-pressure
+//!
+//! - A *lane* to another shard has 256 records (`LANE_RECORDS_MAX`); the rest waits in the sending
+//!   engine. Above 4 MiB waiting (`LANE_BYTES_MAX`) the local connections that feed the lane are
+//!   paused (`Action::Pause`) until half of it is gone. Lanes are drained all the time, 64 records
+//!   of each per turn (`DRAIN_RECORDS_MAX`), so two shards that fill each other go on. Records
+//!   without a connection to blame (interest of a closing connection, answers) are always queued.
+//! - A *wait* pauses a publisher while most receivers of its run are behind. A subscriber is
+//!   behind with more than 64 MiB (`BACKLOG_BYTES_ALL`) divided by the receivers of the run
+//!   pending, at least 64 KiB (`BACKLOG_BYTES_MIN`), at most 1 MiB (`BACKLOG_BYTES_MAX`) and half
+//!   of `max_pending`. The wait ends when half of those have come down to half of that level, and
+//!   after [`WAIT_NS_MAX`] in any case; for a route, which carries messages of many, after
+//!   [`ROUTE_WAIT_NS_MAX`]. A subscriber that is behind then is *slow*: not counted, not waited
+//!   for, until it has caught up. So a slow subscriber stalls a publisher once, for a bounded
+//!   time. A publisher on another shard is paused by `Record::Pause`.
+//! - A connection that publishes to itself, with more than 1 MiB of that pending, is paused until
+//!   half of it is taken, however long that takes; the write deadline handles peers that take
+//!   nothing.
+//! - A *pace* is the configured rate of a connection. It is checked once per chunk of input.
+//! - *Memory.* All pending output of a shard is counted, a shared segment once
+//!   (`Spares::held_bytes`). Above the shard's part of half of the machine's memory the connection
+//!   with the longest backlog is cut, one per turn (`Engine::bound_memory`).
+//! - *Slow consumers.* `Outbox::pending_bytes` is exact; a shared segment counts in full for each
+//!   holder. Over `max_pending`, or with a batch in flight for longer than `write_deadline`, the
+//!   connection is aborted, logged and counted.
+//! - *Input.* A shard has 16 chunks of 64 KiB, recycled after use. Besides, each connection may
+//!   hold the head of one incomplete operation (`Conn::partial`), up to `max_payload`; these are
+//!   not counted against the bound of output.
 
 #![forbid(unsafe_code)]
 

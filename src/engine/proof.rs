@@ -1,4 +1,14 @@
-//! What takes longer to check of a client's credentials than a shard may be busy with one client.
+//! Credential checks that take too long for a shard: bcrypt hashes and signatures.
+//!
+//! A plain secret is compared at once, in constant time. A bcrypt hash takes up to seconds, a
+//! signature a good part of a millisecond. A CONNECT with one leaves a `Claim`; what follows it
+//! waits unparsed, and the connection is not read from (`Brakes::claims`). The shard hands the
+//! [`Proof`] (`Engine::pop_proof`) to the thread `proofs`, and `Engine::on_proof` accepts or
+//! refuses the client.
+//!
+//! A stranger costs little: its waiting input is bounded (`UNDECIDED_BYTES_MAX`, in TLS
+//! `HELLO_BYTES_MAX`), the login's timeout includes the check, and the thread skips connections
+//! that have ended.
 
 #![forbid(unsafe_code)]
 

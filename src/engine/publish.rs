@@ -1,8 +1,14 @@
-//! From a run of publishes to the outboxes of everyone who gets them.
+//! Delivery of a run: from its subject to the outboxes of its receivers.
 //!
 //! A run is a row of consecutive publishes of one connection to one subject. It is matched once,
-//! rendered once for each group of subscriptions with the same sid, and staged once for each
-//! shard that has to deliver it too.
+//! rendered once for each group of subscriptions with the same sid, and staged once for each shard
+//! that has to deliver it too.
+//!
+//! Runs of less than 1 KiB (`COPY_RUN_BYTES_MAX`) are copied to each member of a group, unless a
+//! payload has 1.5 KiB or more (`COPY_PAYLOAD_BYTES_MAX`); other runs are shared
+//! (`Outbox::push_shared`). For a group of one the run is rendered directly into the outbox; with
+//! large payloads and several sids only the beginnings of the messages are, and the rest is shared
+//! by all sids.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,11 @@
-//! Runs on their way to other servers: rendered once for each route, or once for all of them.
+//! Runs to other servers: rendered once per route, or once for all routes that get the same.
+//!
+//! `Engine::deliver_to_routes` names the queue groups of which members behind a route were picked.
+//! A pick is by weight, in two steps: first a shard or one of its own routes, then, on that shard,
+//! a client or a route. A run that came over a route is for clients of this server only and never
+//! leaves by another route. The exception is a queue message that was named for a group without a
+//! client left here: it goes on to another peer, never back to its origin. Members of a queue
+//! group at a leaf node of a peer come after all others (`Engine::last_resorts`).
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,20 @@
-//! Requests whose publisher is told if nobody gets them, on whatever shard.
+//! No responders: the 503 status for requests that nobody gets, on any shard.
 //!
-//! A run with such messages goes the way of any other. While it does, [`Engine::asked`] notes
-//! which of them somebody gets; any other run pays a look at a field that is empty. To other
-//! shards an [`Ask`] goes along, and each of them reports to the publisher's shard what it has
-//! placed. That one knows that all have done so by their credits, as with traces; who is left
-//! over then gets its status. Until then replies that have to come behind it wait, as they do
-//! for barriers.
+//! A client with `no_responders` gets the status 503 when its request has no receiver. If a local
+//! receiver is certain, there is nothing to do. Otherwise, while the run is delivered,
+//! [`Engine::asked`] notes which of its messages have a receiver; any other run pays a look at a
+//! field that is empty. Records to other shards carry an [`Ask`]. Each shard reports which
+//! messages it has placed (`Record::Placed`), with its credit, as in message traces: when all
+//! credit is back, the messages that are left get their 503. A run is asked about and reported on
+//! as a whole, so requests cost one record back per run.
+//!
+//! Epochs with undecided requests are not settled. So a PONG waits for them as for a barrier, and
+//! the status is put in front of it (`Outbox::push_status`). Above 4 MiB undecided
+//! (`OPEN_BYTES_MAX`) requesters are paused. A request that goes over a route counts as placed, as
+//! in nats-server.
+//!
+//! Requests that the server itself answers are answered on the shard where they were asked:
+//! another shard may not know the requester's interest yet.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,23 @@
 //! Routes: connections to other servers of the cluster.
 //!
-//! A route belongs to one shard, like any connection. What its peer wants is entered in the
-//! interest of that shard under the route's slot, and announced to the other shards as wanted
-//! *behind routes*; what clients of this server want is told to each peer, in order with the
-//! messages. Whether a peer may stay is not for a shard to decide, which knows only its own
-//! routes: it gives notice, and does what it is told.
+//! A route belongs to one shard, like any connection; its number says which. The peer's interest
+//! is entered in that shard's interest under the route's slot, and announced to the other shards
+//! as interest *behind routes* (`Side::Routes`). So a run of a client goes to shards with clients
+//! (`Targets::shards`) and to shards with routes (`Targets::routers`); a run that came over a
+//! route goes to the first only, and never leaves by another route. Interest of this server's
+//! clients is told to each peer, in order with the messages (`telling`).
+//!
+//! A shard knows only its own routes, so it does not decide which peers may stay: it gives notice
+//! ([`RouteNotice`]) and follows orders. A route is not read from after an INFO until that was
+//! heard (`Engine::hear_on`). With a pool of routes an account is told of, and written to, on one
+//! route only, so order and barriers are as with one.
+//!
+//! Interest of leaf nodes behind a peer (`LS+`) stands beside the interest of its clients, each
+//! with its `Origin`: a message goes to the peer once, whoever there wants it.
+//!
+//! With TLS the dialling server is a TLS client, with the same certificate (`MutualTls`); INFO
+//! waits for the handshake. S2 compression begins in mid-stream (`transport::s2`). After a reload
+//! routes are judged anew (`Engine::review_routes`).
 
 #![forbid(unsafe_code)]
 

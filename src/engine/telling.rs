@@ -1,10 +1,15 @@
-//! What other servers are told: what clients of this one want.
+//! Announced interest: what this server's clients want, told to other servers.
 //!
-//! A new peer is told everything, a piece in each turn, and every peer each change, at once. A
-//! change may be told before the piece that its filter is in, and then again with it: to want
-//! something is not to want it twice, and a queue group's members are counted anew each time. Until
-//! it was told everything a peer is not read from. So no message can go to it, and be answered,
-//! before it knows where the answer is waited for.
+//! A peer is told of a filter when its first subscription on any shard comes and when its last one
+//! goes, and of each change of a queue group's count. Announcements are queued in the route's
+//! outbox, behind earlier output. A SUB and a publish of one client travel on the same lane, so an
+//! answer never overtakes the interest in it.
+//!
+//! A new peer is told everything in pieces, 2048 places of the table per turn (`PLACES_PER_TURN`),
+//! and changes at once. A change may be told before the piece that its filter is in, and then
+//! again with it: a repeated announcement has no effect, and counts of queue groups are replaced.
+//! A peer is not read from until it was told everything. So no message can come from it, and be
+//! answered, before it knows where the answer is waited for.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,11 @@
-//! Users that come by tokens: whom a token stands for, and what has to hold for that.
+//! Users by token (JWT): the user that a token stands for, and the conditions for it.
+//!
+//! With an operator, accounts and users come as signed tokens (`auth::jwt`). Tokens of accounts
+//! are read with the options and become accounts beside the configured ones, so limits and imports
+//! are the same for both. A user's token is read at its CONNECT. That yields the user, and the
+//! proof that is still to be checked: two signatures, checked off the shard. Times in tokens are
+//! converted into the engine's own (`Identity::epoch_ms`), so the engine reads no clock. A reload
+//! judges connected users by the same function, without asking for the signatures again.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,10 @@
-//! Connections with layers between the wire and the protocol: who has which, whose turn it is, and
-//! what follows from what comes of them.
+//! Connections with layers between the wire and the protocol (`crate::transport`): their turns,
+//! and what follows from their input.
 //!
-//! The layers themselves are `crate::transport`. Handshakes are what one connection can make
-//! another wait for; they stand in line, and a turn takes a bounded number. Compressed data of
-//! which much has come stands in another.
+//! The engine pulls input through the layers step by step (`Engine::unwrap`). Each call says how
+//! much it may cost and whether earlier output is handled. Steps of handshakes stand in line; a
+//! turn takes a bounded number. Compressed input is taken 1 KiB at a time; after 1 MiB of output
+//! the rest waits in another line (`advance_unpacking`), and the connection is paused.
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
-//! What the kernel's files under `/proc` and `/sys` say about the host.
+//! The host as the kernel's files under `/proc` and `/sys` describe it.
 //!
-//! Everything is read through a [`Tree`], so a directory that looks like a host is one: the tests
+//! Everything is read through a [`Tree`], so any directory with such files is a host: the tests
 //! build machines that way.
 
 #![forbid(unsafe_code)]

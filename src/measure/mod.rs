@@ -1,4 +1,4 @@
-//! Small measures: histograms, rates, and who crowds out others.
+//! Histograms, rates, and limits that many share.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,12 @@
-//! Shard to shard: one ring for each ordered pair of shards, and who has to be woken.
+//! Lanes between shards: one ring for each ordered pair of shards, and wake-ups.
 //!
 //! A shard stages records in its engine during a turn. At the turn's end they are published, as
-//! many as the ring has room for, with one store for each lane, and each sleeping shard is rung
+//! many as the ring has room for, with one store for each lane, and each sleeping shard is woken
 //! at most once. A full ring never blocks: the rest stays with the engine, and the shard that
 //! makes room wakes the one that waits for it.
+//!
+//! The memory that crosses a lane is the bytes of a run: one reference-counted buffer for all
+//! shards that get it. So the only counter that two cores touch counts runs, not deliveries.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,19 @@
 //! Monitoring over HTTP, with nats-server's paths and bodies.
 //!
-//! One thread of its own answers one request after the other. What only shards know it asks them
-//! by messages, which they answer between two turns' work in bounded pages: watching never slows a
-//! shard by more than a page, and a shard that hangs costs the watcher a second, nobody else.
+//! One thread answers one request after the other. It asks shards by messages, which they answer
+//! between two turns in bounded pages: monitoring slows a shard by one page at most, and a shard
+//! that hangs costs the client of the monitoring 1 s, nobody else.
+//!
+//! **Counters.** Each shard counts in plain integers of its own: the reactor system calls,
+//! completions, sent bytes and wake-ups; the mesh the shards it woke; the engine what each lane
+//! took and how long input waited; the loop the duration of each turn with work, for which it
+//! reads the clock a second time. They are copied only when asked for (`shard::Figures`). The
+//! delay of a send is counted from the oldest input that it answers: a connection keeps that
+//! arrival until its batch is taken, and a run carries its own over a lane.
+//!
+//! **Ended connections.** Each shard remembers the latest ones, bounded in number and to 8 MiB;
+//! the monitoring merges them and shows the latest `max_closed_clients`. Pages are asked for by
+//! running number, so no connection is shown twice.
 
 #![forbid(unsafe_code)]
 

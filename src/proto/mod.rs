@@ -1,8 +1,7 @@
-//! The wire: what clients write becomes operations, what they read is rendered.
+//! The wire: bytes of clients and servers become operations, and answers are rendered.
 //!
-//! Nothing here does input or output, and nothing remembers anything between two calls: the
-//! caller keeps the bytes until a whole operation is there. What is said of the protocol was read
-//! off nats-server 2.14.
+//! No input or output, and no state between two calls: the caller keeps the bytes until an
+//! operation is complete. Limits are arguments. The protocol is as nats-server 2.14 speaks it.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,27 @@
-//! The process: arguments to exit status.
+//! The process: from arguments to exit status.
 //!
 //! [`main`] reads the command line. [`run`] sets up the log, the listening socket, the shards and
-//! the files, and then the thread it is called on is the control thread: it waits for signals,
-//! reports of shards and orders of the system account, and puts new options in force. Monitoring,
-//! system account, cluster and checks of credentials have threads of their own.
+//! the files. The thread it is called on then is the control thread: it waits for signals, reports
+//! of shards and orders of the system account, and puts new options in force.
+//!
+//! Threads, and what each shares with others:
+//!
+//! - `shardcast`: the control thread (start, signals, reload, end); channels to the shards
+//! - `shard-0`, …: all work for its connections, `shard-0` also accepts; lanes, `mesh::Sleep`,
+//!   seats (atomic counters), options in an `Arc` that are read when they change
+//! - `signals`: signals become messages to the control thread; a channel
+//! - `monitor`: HTTP, with `-m`; channels, and a wait of at most 1 s for a shard
+//! - `system`: events and requests of the system account; a bounded channel from the shards,
+//!   answers as `Control::Publish`
+//! - `proofs`: credential checks, at a lower priority; a channel from the shards, answers as
+//!   `Control::Proven`
+//! - `cluster`: membership, with a port for routes, beside it `cluster-accept` and one
+//!   `cluster-dial` per server being dialled; channels, orders to shards as `Control::Route`
+//! - `log`: log lines, bounded in lines and bytes, what does not fit is dropped and counted; a
+//!   bounded channel
+//!
+//! The control thread speaks to a shard by `shard::Control` on a channel and wakes it by an
+//! eventfd; shards answer with `shard::Outcome`.
 
 #![forbid(unsafe_code)]
 

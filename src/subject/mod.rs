@@ -1,9 +1,9 @@
 //! Subjects: tokens separated by `.`, and filters with wildcards that match them.
 //!
-//! A filter is what a subscription names, a subject what a publish names. `*` and `>` are
-//! wildcards only in filters, only as whole tokens, and `>` only as the last one; in all other
-//! places, and in all subjects, they stand for themselves. A subject with an empty token matches
-//! no filter, and a filter with an empty token matches no subject.
+//! A subscription names a filter, a publish names a subject. `*` and `>` are wildcards only in
+//! filters, only as whole tokens, and `>` only as the last one; in all other places, and in all
+//! subjects, they stand for themselves. A subject with an empty token matches no filter, and a
+//! filter with an empty token matches no subject.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,13 @@
-//! Tokens of accounts that come by way of the system account: they are kept, and in force at once.
+//! Account tokens that are pushed to the system account: checked, saved, and in force at once.
 //!
-//! With a directory, servers of a cluster also tell one another what they have: each asks from
-//! time to time, saying what it has in 32 bytes, and who has something else sends all of it.
+//! A pushed token is checked and saved on the thread `system`. The control thread then makes
+//! options of it (`config::trust::update`) and puts them in force as a reload does, so accounts
+//! change in one way only. The answer is sent when all shards have the new options. Accounts with
+//! unchanged claims cost nothing (`Trusted::says_the_same_of`). Seats of an account are counted
+//! over all shards (`config::Seats`), once per login.
+//!
+//! With a directory, servers of a cluster compare what they have: each asks from time to time with
+//! a 32 byte digest of its own tokens, and a server with another digest sends all of its tokens.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
-//! The system account's other end: the server tells there what happens, and answers requests.
+//! The server's own voice in the system account: events, and answers to requests.
 //!
-//! One thread takes what shards hand over, makes documents of it, by the monitoring's code where
-//! there is a page of the same kind, and has a shard publish them. What it is handed is bounded;
-//! what does not fit is not told, and not answered.
+//! One thread takes events and requests from the shards, makes documents of them, by the
+//! monitoring's code where there is a page of the same kind, and has a shard publish them. Its
+//! queue is bounded; an event or request that does not fit is dropped.
 
 #![forbid(unsafe_code)]
 

@@ -2,8 +2,11 @@
 //!
 //! Blocks are `minlz`'s; the stream around them (Snappy's framing: an identifier, then chunks with
 //! checksums) is put together and taken apart here, because it arrives in pieces of any size.
-//! Servers agree on a mode before, in plain INFOs; with the first compressed bytes both say INFO
-//! again.
+//!
+//! Compression begins in mid-stream. Both servers say in a plain INFO which mode they want, and
+//! say INFO again with the first compressed bytes; then the peer is greeted. Bytes behind the
+//! plain INFO in the same chunk of input are compressed already (`Layers::begins_s2`). Between
+//! wire and S2 there may be TLS.
 
 use minlz::crc::crc;
 use minlz::s2;

@@ -1,7 +1,16 @@
 //! TLS around a connection: records on the wire, the protocol's bytes within.
 //!
-//! The steps of a handshake are what one connection can make another wait for: a step is taken
-//! only when it is granted.
+//! rustls without its I/O. `Layers::next` hands ciphertext to the session and returns plain bytes.
+//! `Layers::take` takes up to 64 KiB of an outbox (`BATCH_BYTES_MAX`) and encrypts it at once, so
+//! that records are as long as they can be. Segments are shared up to there; behind it each
+//! receiver has bytes of its own. Progress of the kernel is never counted against the outbox too
+//! early, so `max_pending` and the write deadline hold.
+//!
+//! A step of a handshake is the one thing by which a connection can make others wait. It is taken
+//! only when it is granted; the engine grants a bounded number per turn
+//! (`HANDSHAKE_STEPS_PER_TURN`), and a connection with more than 16 KiB before its step is paused.
+//! One ticket key for all shards lets any shard resume a session. rustls keeps it behind a lock,
+//! the only lock that shards share, taken for reading once per handshake.
 
 use std::io::{BufRead, IoSlice, Write};
 use std::sync::Arc;

@@ -1,4 +1,15 @@
-//! The end of a socket: at once, or after the last word.
+//! The end of a socket: at once, or after its last output.
+//!
+//! A graceful close has these states:
+//!
+//! 1. `Flushing`: the batch in flight is sent to its end, and the receive is cancelled.
+//! 2. `Lingering`: our side is shut down. Input is discarded until the peer closes too, at most 2
+//!    s: closing over unread input would make the kernel drop unsent output. At the end of the
+//!    process `hurry` waits only where that would happen.
+//! 3. `Ending`: the last completions are awaited; then `Event::Closed`.
+//!
+//! An abort goes straight to `Ending`, with a reset. Of sockets with unsent output one per turn is
+//! closed (`Discarded`): the kernel frees up to 4 MiB of one in 0.1 ms of this thread's time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,20 +1,36 @@
 //! The kernel, through io_uring: one reactor per shard, owned by the shard's thread.
 //!
-//! The shard queues wishes (`read`, `send`, `close`, …) at no cost, then takes one
-//! [`Reactor::turn`]: it submits them all and waits with one system call, takes more only
-//! while the kernel has more to do, and brings back what happened.
+//! Requests (`read`, `send`, `close`, …) are queued at no cost. [`Reactor::turn`] submits all of
+//! them and waits with one system call, enters again without waiting while the kernel has more to
+//! do (at most `ENTERS_MAX` times; since Linux 6.14 one entry does only twenty things), and
+//! returns the events: first sends and closes, then input.
 //!
 //! - `ring`: the two queues; every operation goes through `Ring::push`
-//! - `op`: what is asked of the kernel, and `token`: what its answer is called
+//! - `op`: operations, and `token`: their names (kind, slot, 24 bits of generation in `user_data`)
 //! - `pool`: the memory that the kernel receives into
-//! - `socket`: what is known about each socket; `receive`, `send` and `close` change it
+//! - `socket`: the state of each socket; `receive`, `send` and `close` change it
 //! - `file`: operations on files
-//! - `probe`: which of all this the host can do
-//! - `memory`: what the allocator keeps after a burst
+//! - `probe`: the tier of features that the host has
+//! - `memory`: memory that the allocator keeps after a burst
 //!
-//! Memory shown to the kernel belongs to the reactor until the operation's *last* completion. A
-//! slot, with its descriptor and its batch, is given up when its last operation has completed;
-//! the reactor itself waits for all of them when it is dropped.
+//! | tier | from Linux | receive | wake |
+//! |---|---|---|---|
+//! | `base` | 5.11 | poll, then receive into a chunk | eventfd |
+//! | `rings` | 6.0 | multishot from a buffer ring | `MSG_RING` |
+//! | `taskrun` | 6.1 | same, with deferred task running | same |
+//!
+//! A tier is found by using it, never by the version of the kernel.
+//!
+//! **Memory** shown to the kernel belongs to the reactor until the operation's *last* completion
+//! (mind `MORE` and `NOTIF`). A slot, with its descriptor and its batch, is given up when its last
+//! operation has completed. A dropped reactor waits for all of them and leaks what the kernel does
+//! not give back.
+//!
+//! **Bounds.** ENOBUFS is no error: sockets wait for chunks in line, and while chunks are short
+//! each receives once, in turn. Each listener has eight one-shot accepts in the kernel
+//! (`ACCEPTS_MAX`): a multishot accept would take a crowd of a thousand in one system call. EMFILE
+//! at accept stops accepting for 250 ms (`ACCEPT_REST`). A listener is shut down, its accepts are
+//! cancelled, and it is closed when both have completed, so a restart finds its port free.
 
 #![expect(unsafe_code, reason = "the kernel reads and writes memory that the compiler cannot see")]
 

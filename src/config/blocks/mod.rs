@@ -1,6 +1,7 @@
-//! Every option with its default and its unit, and the blocks of the file that set them.
+//! Options with defaults and units, and the blocks of the file that set them.
 //!
-//! To add an option: a field here, a row in the block's table, or in `bind` for one of no block.
+//! To add an option: a field here, a row in the block's table, or in `bind` for a key outside
+//! blocks.
 
 pub mod accounts;
 pub mod auth;

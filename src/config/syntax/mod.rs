@@ -1,6 +1,6 @@
-//! The configuration file as text: a tree of values that know their positions, and tables of keys.
+//! The configuration file as text: a tree of values with positions, and tables of keys.
 //!
-//! It knows no option: what keys there are, and what they mean, the blocks say.
+//! It knows no option: the blocks name the keys and their meaning.
 
 pub(super) mod duration;
 pub(super) mod field;

@@ -1,4 +1,4 @@
-//! What peers want: interest behind routes.
+//! Interest of peers (interest behind routes), and the bound of its memory.
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,12 @@
 //! WebSocket around a connection: frames on the wire, the protocol's bytes within.
 //!
 //! Payloads of data frames are the protocol's stream, wherever they are cut. A batch is one
-//! message: a header before the pieces that are there anyway, so that what connections share stays
-//! shared.
+//! message: a header before the pieces of the outbox, so segments stay shared. With compression
+//! the batch is copied, by the one compressor of the shard. Control frames are in no outbox; of
+//! several pings only the last is answered.
 //!
-//! No library puts frames around bytes without reading and writing them too, so that is done
-//! here (`frame`); HTTP is parsed by `httparse` (`upgrade`), compression is `flate2`'s (`deflate`).
+//! No library puts frames around bytes without reading and writing them too, so that is done here
+//! (`frame`); HTTP is parsed by `httparse` (`upgrade`), compression is `flate2`'s (`deflate`).
 
 pub(super) mod deflate;
 pub(super) mod frame;
