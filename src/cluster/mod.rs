@@ -72,7 +72,7 @@ pub struct Plan {
     pub connect_backoff: bool,
     /// Clients are told nothing of other servers.
     pub no_advertise: bool,
-    /// What goes over which of the connections to a member.
+    /// Assignment of accounts to the connections to a member.
     pub pooling: Pooling,
 }
 
@@ -258,7 +258,7 @@ impl Members {
         dials.chain(self.newcomers.values().copied()).chain(doubts).chain(urls).min()
     }
 
-    /// What is to be done, until there is nothing more.
+    /// The next step to take; `None` when there are no more.
     pub fn next_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
@@ -316,7 +316,7 @@ impl Members {
         self.review_urls();
     }
 
-    /// What came of dialling: a route, or nothing.
+    /// Takes the result of dialling: a route, or `None` for a failure.
     pub fn on_dialed(&mut self, target: u64, rid: Option<u64>) {
         let Some(entry) = self.targets.get_mut(&target) else {
             // It was dialled, and is configured no more.

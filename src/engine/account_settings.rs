@@ -15,28 +15,29 @@ pub const GLOBAL: &str = "$G";
 /// A world of subjects of its own.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Account {
-    /// Its name, or public key.
+    /// Name of the account, or its public key.
     pub name: String,
-    /// What its users may use of the server.
+    /// Limits of the account.
     pub limits: AccountLimits,
-    /// What others may have of it.
+    /// Exports: streams and services that other accounts may import.
     pub exports: Vec<Export>,
-    /// What it has of others.
+    /// Imports: streams and services of other accounts.
     pub imports: Vec<Import>,
-    /// What subjects become that its users publish to.
+    /// Subject mappings for what the users of the account publish.
     pub mappings: Vec<Mapping>,
-    /// Of which subjects its users miss messages if they are slow, before those of all accounts.
+    /// Overflow rules of the account; they come before those of all accounts.
     pub overflow: Vec<OverflowRule>,
     /// Messages with a sampled `traceparent` are traced (none: they are not).
     pub trace_rule: Option<TraceRule>,
 }
 
-/// Which messages of an account are traced that another system traces, and where that is told.
+/// Tracing of messages that another system traces: the share that is traced, and the subject of
+/// its reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceRule {
-    /// The subject.
+    /// Subject of the reports.
     pub dest: String,
-    /// How many of a hundred (100).
+    /// Share of the messages that is traced, in percent, 0 to 100 (100).
     pub sampling: u8,
 }
 
@@ -91,30 +92,30 @@ pub enum Response {
     Chunked,
 }
 
-/// Something that other accounts may have.
+/// A stream or service that other accounts may import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
-    /// What it is.
+    /// Stream or service.
     pub shared: Shared,
     /// The subjects, with wildcards.
     pub subject: String,
-    /// Who may import it (empty: everybody).
+    /// Accounts that may import it (empty: all).
     pub accounts: Vec<String>,
     /// The token of the subject, from 1, that has to be the name of the importing account; 0 is
     /// none (0).
     pub account_token: usize,
-    /// Of a service, how many answers (singleton).
+    /// Number of answers of a service (singleton).
     pub response: Response,
-    /// Of a service, milliseconds until an answer is no longer taken (120 000).
+    /// Time limit for answers of a service, in milliseconds (120 000).
     pub response_threshold_ms: u64,
     /// Of a service: who asks may trace what becomes of it (false).
     pub allow_trace: bool,
 }
 
-/// Something that an account has of another.
+/// A stream or service of another account that an account uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
-    /// What it is.
+    /// Stream or service.
     pub shared: Shared,
     /// The exporting account.
     pub account: String,

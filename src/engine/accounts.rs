@@ -20,11 +20,12 @@ use super::interest::{Interest, InterestStats};
 use super::mapping::Mappings;
 use crate::subject::Table;
 
-/// What JetStream is asked by.
+/// Subjects of JetStream requests.
 const JETSTREAM_REQUESTS: &[u8] = b"$JS.API.>";
-/// Who asks: that is for the server to know that it is connected to.
+/// Request for the user of the own connection; the server that has the connection answers it.
 pub const OWN_USER: &str = "$SYS.REQ.USER.INFO";
-/// What can be asked of a server in the system account, ping or one by its id.
+/// Documents of a server, asked for in the system account, from all servers or from one by its
+/// id.
 const SERVER_PAGES: [&str; 15] = [
     "ACCOUNTZ",
     "CONNZ",
@@ -42,13 +43,13 @@ const SERVER_PAGES: [&str; 15] = [
     "SUBSZ",
     "VARZ",
 ];
-/// What can be asked there of an account.
+/// Documents of an account, asked for in the system account.
 const ACCOUNT_PAGES: [&str; 7] = ["CONNS", "CONNZ", "INFO", "JSZ", "LEAFZ", "STATZ", "SUBSZ"];
-/// How many subscribers there are.
+/// Request for the number of subscribers of a subject.
 const DEBUG_SUBSCRIBERS: &str = "$SYS.DEBUG.SUBSCRIBERS";
-/// What a server does when it is asked there by its id.
+/// Orders to a server, by its id, in the system account.
 const SERVER_ORDERS: [&str; 3] = ["KICK", "LDM", "RELOAD"];
-/// What every other account may ask about itself, and what it is about there.
+/// Requests of any account about itself, with the document that answers each.
 pub const ACCOUNT_REQUESTS: [(&str, &str); 3] = [
     ("$SYS.REQ.ACCOUNT.PING.CONNZ", "CONNZ"),
     ("$SYS.REQ.ACCOUNT.PING.STATZ", "STATZ"),
@@ -334,22 +335,22 @@ fn system_requests(server_id: &str, claims: &[&str]) -> Vec<String> {
     filters
 }
 
-/// How an account is on one shard.
+/// Figures of an account on one shard.
 #[derive(Debug, Clone)]
 pub struct AccountFigures {
-    /// Its name.
+    /// Name of the account.
     pub name: Arc<str>,
     /// Open connections.
     pub conns: usize,
-    /// Their subscriptions.
+    /// Subscriptions of the open connections.
     pub subscriptions: usize,
-    /// What went through its connections, ended ones included.
+    /// Messages and bytes of its connections, ended ones included.
     pub traffic: Traffic,
     /// Connections that were closed because they did not read fast enough.
     pub slow_consumers: u64,
-    /// Subjects whose receivers are remembered.
+    /// Subjects in the cache of receivers.
     pub cached_subjects: usize,
-    /// How subscriptions came, went and were looked up.
+    /// Counters of subscriptions and lookups.
     pub interest: InterestStats,
 }
 

@@ -159,21 +159,22 @@ impl Exit {
 /// A request to the server itself.
 #[derive(Debug)]
 pub struct ServerRequest {
-    /// Where it was published: what is answered from elsewhere may overtake who waits for it.
+    /// Shard of the requester. An answer from another shard might arrive before the interest in
+    /// it.
     pub shard: ShardId,
-    /// In which account.
+    /// Account of the request.
     pub account: AccountId,
-    /// What it asks.
+    /// Subject of the request.
     pub subject: Box<[u8]>,
-    /// Where the answer goes; empty: nowhere.
+    /// Reply subject; empty if there is none.
     pub reply: Box<[u8]>,
-    /// Its payload, without headers.
+    /// Payload of the request, without headers.
     pub payload: Box<[u8]>,
-    /// The name of that account.
+    /// Name of the account of the request.
     pub account_name: Arc<str>,
-    /// The user who asks; none if it is nobody in particular.
+    /// User of the requester; `None` without authentication.
     pub user: Option<Box<str>>,
-    /// What that one's token says of it, if it came by one.
+    /// Claims of the user's token, for a login by token.
     pub token: Option<Arc<TokenUser>>,
 }
 

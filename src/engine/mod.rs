@@ -146,30 +146,29 @@ pub enum Action {
 pub struct Stats {
     /// Messages received from clients.
     pub in_msgs: u64,
-    /// Their payload bytes.
+    /// Payload bytes received from clients.
     pub in_bytes: u64,
     /// Messages delivered to clients.
     pub out_msgs: u64,
-    /// Their payload bytes.
+    /// Payload bytes delivered to clients.
     pub out_bytes: u64,
     /// Clients closed because they did not read fast enough.
     pub slow_consumers: u64,
     /// Clients closed because they did not answer PINGs.
     pub stale_connections: u64,
-    /// Times that a publisher was not read from because those who get its messages were behind.
+    /// Pauses of publishers because most receivers of a run were behind.
     pub stalls: u64,
     /// Queue messages for which no member was left when they arrived.
     pub queue_msgs_lost: u64,
-    /// Runs of which the shard that received them could not read all: the other shard has written
-    /// them wrongly.
+    /// Runs from other shards that could not be parsed completely: a bug of this program.
     pub garbled_runs: u64,
-    /// What other servers sent and were sent; it is not part of the other figures.
+    /// Messages and bytes from and to other servers, not part of the other figures.
     pub routed: Traffic,
-    /// Messages that clients have not got because they were behind.
+    /// Messages dropped by overflow policies.
     pub dropped: Dropped,
 }
 
-/// What a turn has cost.
+/// Cost of one turn.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct TurnCost {
     /// Work, in units of about a nanosecond.
@@ -340,7 +339,8 @@ impl Engine {
         self.open_over(id, peer, Transport::Tcp, admitted);
     }
 
-    /// The same over any transport. A WebSocket is greeted when it is one.
+    /// Takes over a new connection over any transport and greets it, a WebSocket after its
+    /// handshake. One that is not `admitted` gets an error and is closed.
     pub fn open_over(&mut self, id: ConnId, peer: Peer, transport: Transport, admitted: bool) {
         let mut conn = Box::new(Conn::new(id, peer, self.now));
         conn.transport = transport;
@@ -383,7 +383,7 @@ impl Engine {
         self.conns.0[slot] = Some(conn);
     }
 
-    /// What a client is sent for whom there is no time: it comes too soon after others.
+    /// Bytes for a client that is turned away because connections come faster than allowed.
     pub fn turn_away(&self, peer: &Peer, transport: Transport) -> Vec<u8> {
         let mut out = Vec::new();
         if transport == Transport::WebSocket {
@@ -557,7 +557,7 @@ impl Engine {
             || self.has_waiting_records()
     }
 
-    /// What to do next, until there is nothing more in this turn.
+    /// The next action of this turn; `None` when there are no more.
     pub fn next_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         action.or_else(|| self.next_flush())
@@ -634,14 +634,14 @@ impl Engine {
         self.accounts.iter().map(|account| account.interest.filters()).sum()
     }
 
-    /// How often subscriptions came and went, and subjects were looked up, over all accounts.
+    /// Counters of subscriptions and lookups, over all accounts.
     pub fn interest_stats(&self) -> InterestStats {
         let mut all = InterestStats::default();
         self.accounts.iter().for_each(|account| all.add(&account.interest.stats()));
         all
     }
 
-    /// How each account is that is configured or has connections.
+    /// Figures of each account that is configured or has connections.
     pub fn account_figures(&self) -> Vec<AccountFigures> {
         self.accounts.iter().filter(|account| !account.name.is_empty()).map(Into::into).collect()
     }
@@ -673,7 +673,7 @@ impl Engine {
         self.braked
     }
 
-    /// What the last turn has cost.
+    /// Cost of the last turn.
     pub fn turn_cost(&self) -> TurnCost {
         self.turn_cost
     }

@@ -121,7 +121,7 @@ pub(super) struct Publisher {
 }
 
 impl Record {
-    /// What it costs to keep, in bytes.
+    /// Memory that the record keeps, in bytes.
     pub fn cost_bytes(&self) -> usize {
         let rest = match self {
             Self::Run(run) => {

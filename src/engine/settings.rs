@@ -42,22 +42,22 @@ pub struct Identity {
     pub nonces: NonceKey,
     /// The zero of the engine's time, in milliseconds since 1970.
     pub epoch_ms: u64,
-    /// There if this server can be part of a cluster.
+    /// Identity in the cluster; `None` without a port for routes.
     pub cluster: Option<ClusterIdentity>,
 }
 
-/// What else it is as a member of a cluster.
+/// Identity of the server as a member of a cluster.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterIdentity {
     /// The cluster's name.
     pub name: String,
-    /// The name was made up.
+    /// Whether the name was generated, not configured.
     pub is_dynamic: bool,
     /// The port where it really listens for routes.
     pub port: u16,
-    /// Where its clients may connect.
+    /// Addresses for clients of this server.
     pub urls: ClientUrls,
-    /// What goes over which of the connections to a member; a reload does not change it.
+    /// Assignment of accounts to the connections to a member; a reload does not change it.
     pub pooling: Pooling,
 }
 

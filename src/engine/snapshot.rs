@@ -23,70 +23,71 @@ const CLOSED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const CLOSED_SUBS_MAX: usize = 256;
 const CLOSED_SUBS_BYTES_MAX: usize = 32 * 1024;
 
-/// Some entries of a table, in its order.
+/// One page of a table, in its order.
 #[derive(Debug)]
 pub struct Page<T> {
     /// The entries.
     pub entries: Vec<T>,
-    /// Where the next page begins; `None` after the last.
+    /// Start of the next page; `None` after the last.
     pub next: Option<u64>,
 }
 
 /// A connection, open or as it was at its end. Times are nanoseconds since the process began.
 #[derive(Debug, Clone)]
 pub struct ConnSnapshot {
-    /// Its number over the whole server.
+    /// Number of the connection, unique in the server.
     pub cid: u64,
     /// The client's address without the port.
     pub ip: Box<str>,
     /// The client's port.
     pub port: u16,
-    /// What carries it.
+    /// Transport of the connection.
     pub transport: Transport,
-    /// When it was accepted.
+    /// Time of acceptance.
     pub opened_ns: u64,
-    /// When the client last sent something, or was last sent a message.
+    /// Time of the last input, or of the last message delivered.
     pub last_active_ns: u64,
     /// The last measured round trip, in nanoseconds; 0 before the first.
     pub rtt_ns: u64,
     /// Output not yet taken by the kernel, in bytes.
     pub pending_bytes: usize,
-    /// What went through it.
+    /// Messages and bytes in both directions.
     pub traffic: Traffic,
-    /// How often it was not read from because those who get its messages were behind.
+    /// Pauses of its input because most receivers of a run were behind.
     pub stalls: u64,
-    /// Messages that it has not got because it was behind.
+    /// Messages for this connection dropped by overflow policies.
     pub dropped: Dropped,
-    /// Its subscriptions.
+    /// Number of subscriptions.
     pub subscriptions: usize,
-    /// The account it is in.
+    /// Account of the user.
     pub account: Arc<str>,
-    /// From CONNECT; empty if not given.
+    /// Client's name from CONNECT; empty if not given.
     pub name: Box<str>,
-    /// From CONNECT; empty if not given.
+    /// Client's language from CONNECT; empty if not given.
     pub lang: Box<str>,
-    /// From CONNECT; empty if not given.
+    /// Client's version from CONNECT; empty if not given.
     pub version: Box<str>,
-    /// What its TLS handshake came to.
+    /// Result of the TLS handshake.
     pub tls: Option<Arc<TlsInfo>>,
-    /// The user or key it named, or who it was taken for; of a token only that it was one.
+    /// User or key of the login, or the user that the server assigned; for a secret token a
+    /// placeholder.
     pub user: Option<Box<str>>,
-    /// What the token says that it came by.
+    /// Claims of the user's token, for a login by token.
     pub token: Option<Arc<TokenUser>>,
-    /// It came by a key that the configuration names.
+    /// Whether the login was by a configured nkey.
     pub has_nkey: bool,
 }
 
 /// A connection that has ended.
 #[derive(Debug, Clone)]
 pub struct ClosedConn {
-    /// As it was at its end; `subscriptions` counts all it had.
+    /// State at the end; `subscriptions` counts all subscriptions.
     pub conn: ConnSnapshot,
-    /// When it ended, in nanoseconds since the start of the process.
+    /// Time of the end, in nanoseconds since the start of the process.
     pub stopped_ns: u64,
-    /// Why it ended.
+    /// Reason of the end.
     pub reason: Reason,
-    /// What it had subscribed to; of very many not all.
+    /// Subscriptions at the end; of very many not all.
     pub subs: Vec<SubSnapshot>,
 }
 
@@ -106,15 +107,15 @@ pub struct SubSnapshot {
     pub cid: u64,
     /// The account of its connection.
     pub account: Arc<str>,
-    /// What it matches.
+    /// Filter of the subscription.
     pub subject: Box<str>,
-    /// Its queue group.
+    /// Queue group, if it is a member of one.
     pub queue: Option<Box<str>>,
     /// The client's name for it.
     pub sid: Box<str>,
     /// Messages delivered.
     pub msgs: u64,
-    /// It ends after this many messages.
+    /// Number of messages after which the subscription ends.
     pub max: Option<u64>,
 }
 

@@ -53,20 +53,20 @@ pub(crate) struct Pass {
     account_expires: u64,
 }
 
-/// What the token of a user says of it.
+/// Claims of a user's token.
 #[derive(Debug, Default, PartialEq)]
 pub struct TokenUser {
-    /// Its name for people.
+    /// Name for humans.
     pub name: String,
-    /// What it may do.
+    /// Permissions of the user.
     pub permissions: auth::Permissions,
-    /// When it has to go, in seconds since 1970 (0: never).
+    /// Expiry, in seconds since 1970 (0: never).
     pub expires: i64,
     /// The key that signed the token.
     pub issuer: String,
-    /// What it is tagged with.
+    /// Tags of the user.
     pub tags: Vec<String>,
-    /// The token; none where whoever has it may come in by it alone.
+    /// The token itself; `None` for a bearer token, which is a secret.
     pub text: Option<String>,
 }
 

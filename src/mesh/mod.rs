@@ -38,7 +38,7 @@ pub struct Mesh {
     rings: u64,
 }
 
-/// Who gets the records of other shards.
+/// Receiver of the records of other shards.
 pub trait Receiver {
     /// Whether it takes another one of that shard in this turn.
     fn takes(&self, from: ShardId) -> bool;
@@ -56,12 +56,12 @@ impl Receiver for Engine {
     }
 }
 
-/// What came of a look at all lanes.
+/// Result of one look at all lanes.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Drained {
-    /// There were records.
+    /// Whether there were records.
     pub any: bool,
-    /// There are more.
+    /// Whether there are more records.
     pub more: bool,
 }
 
@@ -157,7 +157,7 @@ impl Mesh {
         sleeps[shard.index()].fall_asleep(behind, idle)
     }
 
-    /// How often this shard had to ring another one, to wake it.
+    /// Number of wake-ups of other shards by this one.
     pub fn rings(&self) -> u64 {
         self.rings
     }
@@ -168,7 +168,7 @@ impl Mesh {
         lane.map_or(0, |lane| lane.buffer().capacity() - lane.slots())
     }
 
-    /// It is awake: nobody needs to ring.
+    /// Marks this shard as awake, so that no other shard wakes it.
     pub fn wake(&self) {
         self.sleeps[self.shard.index()].wake();
     }

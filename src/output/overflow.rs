@@ -4,12 +4,12 @@ use std::rc::Rc;
 
 use crate::subject::Table;
 
-/// What a client that is behind gets of the subjects that a filter matches.
+/// Overflow policy for the subjects that a filter matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverflowRule {
     /// The filter; of several that match, the first counts.
     pub filter: String,
-    /// What is dropped.
+    /// Choice of the messages that are dropped.
     pub kind: OverflowKind,
     /// Bytes queued for a client, without those with the kernel, from which on it drops (1 MiB);
     /// never more than half of `max_pending`.

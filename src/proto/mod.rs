@@ -64,9 +64,9 @@ pub enum Op<'a> {
 /// A message as its publisher sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Publish<'a> {
-    /// Where it goes; unchecked, at least one byte, no blanks.
+    /// Subject of the message; unchecked, at least one byte, no blanks.
     pub subject: &'a [u8],
-    /// Where answers go; unchecked, at least one byte, no blanks.
+    /// Reply subject; unchecked, at least one byte, no blanks.
     pub reply: Option<&'a [u8]>,
     /// The header block that begins the payload. `None` for PUB, and for an HPUB whose header
     /// size is 0: everybody gets such a message as MSG.
@@ -88,7 +88,7 @@ impl<'a> Publish<'a> {
         &self.payload[self.header.map_or(0, |header| header.len)..]
     }
 
-    /// Its header block; empty if there is none.
+    /// The header block; empty if there is none.
     pub fn header_block(&self) -> &'a [u8] {
         &self.payload[..self.header.map_or(0, |header| header.len)]
     }
@@ -97,7 +97,7 @@ impl<'a> Publish<'a> {
 /// The header block at the beginning of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header<'a> {
-    /// Its length in bytes; at least 1, at most that of the payload.
+    /// Length of the header block in bytes; at least 1, at most that of the payload.
     pub len: usize,
     /// The length as the client wrote it, 1 to 9 digits.
     pub text: &'a [u8],

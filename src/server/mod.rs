@@ -138,7 +138,8 @@ fn test_config(options: &Options, program: &str) -> Result<ExitCode, StartError>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Is a server until a signal ends it.
+/// Runs the server until a signal ends it. Errors are those of the start, with cause and
+/// remedy.
 pub fn run(args: &Args, program: String) -> Result<ExitCode, StartError> {
     let options = config::load(args)?;
     let mut log = Log::start(&options.log)?;

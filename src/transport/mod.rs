@@ -77,11 +77,11 @@ impl Transport {
 /// The process at the other end of a Unix socket, when it connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credentials {
-    /// Its id.
+    /// Process id.
     pub pid: u32,
-    /// Its effective user.
+    /// Effective user id.
     pub uid: u32,
-    /// Its effective group.
+    /// Effective group id.
     pub gid: u32,
 }
 

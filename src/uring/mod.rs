@@ -95,7 +95,7 @@ pub struct Options {
     /// Sends of at least as many bytes are not copied, on sockets that allow it.
     /// `usize::MAX`: all are copied.
     pub zero_copy_from: usize,
-    /// How long a graceful close waits for the peer to close too.
+    /// Longest wait of a graceful close for the peer's own close.
     pub linger: Duration,
     /// Microseconds for which the kernel polls the queues of network cards before a wait sleeps.
     /// 0: it waits for their interrupts. It makes no difference on the loopback interface.
@@ -342,7 +342,7 @@ impl Reactor {
         self.can.tier
     }
 
-    /// What it has done so far.
+    /// Counters of the reactor since its start.
     pub fn counters(&self) -> Counters {
         Counters {
             turns: self.turns as u64,
@@ -453,7 +453,7 @@ impl Reactor {
         self.pool.recycle(chunk);
     }
 
-    /// What others need to wake this reactor.
+    /// A handle by which other threads wake this reactor.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
