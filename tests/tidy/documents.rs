@@ -72,6 +72,32 @@ fn the_architecture_names_files_only_where_it_leads_through_them() {
 }
 
 #[test]
+fn each_step_of_a_message_is_a_function_of_the_file_that_is_named() {
+    let mut wrong = Vec::new();
+    let mut steps = 0;
+    for (number, line) in lines(&read("ARCHITECTURE.md")) {
+        // A row of the table begins with its number.
+        let mut cells = line.text.split('|').map(str::trim).skip(1);
+        if line.is_fenced || cells.next().is_none_or(|first| first.parse::<u8>().is_err()) {
+            continue;
+        }
+        steps += 1;
+        let place = cells.next().map(spans).unwrap_or_default();
+        let [function, file] = place[..] else {
+            wrong.push(format!("ARCHITECTURE.md:{number}: not a function and its file"));
+            continue;
+        };
+        let name = function.rsplit("::").next().unwrap_or(function);
+        let code = read(file);
+        if !["(", "<"].iter().any(|next| code.contains(&format!("fn {name}{next}"))) {
+            wrong.push(format!("ARCHITECTURE.md:{number}: {file} has no function {name}"));
+        }
+    }
+    assert_eq!(steps, 6, "a message has six steps");
+    none(&wrong);
+}
+
+#[test]
 fn every_test_that_shows_an_invariant_exists_where_it_is_said_to_be() {
     let code: BTreeMap<String, String> =
         sources("src").into_iter().chain(sources("tests")).collect();
