@@ -398,11 +398,16 @@ fn the_lines_of_an_accounts_own_route_never_name_it() {
         client.line();
         client.send(b"CONNECT {\"verbose\":false,\"user\":\"a\",\"pass\":\"a\"}\r\nSUB in 1\r\n");
         client.sync();
-        let hello = format!("{CONNECT}{}", info("P", OWN));
-        let lines =
-            "RS+ out\r\nRS+ group q 1\r\nRMSG in 2\r\nhi\r\nRS+ early x 1\r\nRS- early x\r\n";
-        // Wherever TCP cuts it.
-        for cut in [hello.len() - 2, hello.len(), hello.len() + 5, hello.len() + lines.len()] {
+        // Wherever TCP cuts it. Each time it is another peer, with another group: the server need
+        // not know yet that the one before has gone.
+        for at in 0..4 {
+            let hello = format!("{CONNECT}{}", info(&format!("P{at}"), OWN));
+            let lines = format!(
+                "RS+ out\r\nRS+ group{at} q 1\r\nRMSG in 2\r\nhi\r\n\
+                 RS+ early x 1\r\nRS- early x\r\n"
+            );
+            let end = hello.len();
+            let cut = [end - 2, end, end + 5, end + lines.len()][at];
             let whole = format!("{hello}{lines}PING\r\n");
             let (head, rest) = whole.split_at(cut);
             let mut peer = Wire::at(broker.route_port());
@@ -420,11 +425,11 @@ fn the_lines_of_an_accounts_own_route_never_name_it() {
             let names = |line: &String| line.starts_with("RS+ A ");
             assert!(!heard.iter().any(names), "{kind:?}: {heard:?}");
             assert!(heard.contains(&"RS+ in".to_owned()), "{kind:?}: {heard:?}");
-            client.send(b"PUB out 1\r\n1\r\nPUB early 1\r\n2\r\nPUB group 1\r\n3\r\n");
+            publish(&mut client, "out", "1");
+            publish(&mut client, "early", "2");
+            publish(&mut client, &format!("group{at}"), "3");
             expect(&mut peer, "RMSG out 1", "1");
-            expect(&mut peer, "RMSG group | q 1", "3");
-            drop(peer);
-            until_free(&mut broker, OWN);
+            expect(&mut peer, &format!("RMSG group{at} | q 1"), "3");
         }
     }
 }
