@@ -26,6 +26,8 @@ const TURN_WORK: u64 = 3_000_000;
 pub(super) const MESSAGE_WORK: u64 = 50;
 /// Any other operation.
 pub(super) const OPERATION_WORK: u64 = 500;
+/// Entering a subscription, besides.
+pub(super) const SUBSCRIBE_WORK: u64 = 1_000;
 /// Taking a record of another shard.
 pub(super) const RECORD_WORK: u64 = 200;
 /// A place in the tree of filters that is looked at for a subject.

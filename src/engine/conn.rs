@@ -6,8 +6,6 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-
 use super::account_settings::{AccountLimits, GLOBAL};
 use super::interest::SubKey;
 use super::permissions::{Checks, Permissions};
@@ -22,6 +20,7 @@ use crate::measure::{Meter, Rates};
 use crate::output::Dropped;
 use crate::output::Outbox;
 use crate::proto::Connect;
+use crate::subject::Parted;
 use crate::transport::{Credentials, Layers, Transport};
 
 /// How long an error may take to reach its client before the connection is closed over it.
@@ -138,7 +137,7 @@ pub(super) struct Conn {
     pub(super) in_line: bool,
     /// Its stream has ended, or reading failed, behind what waits.
     pub(super) ended: Option<bool>,
-    pub(super) subs: HashTable<SubKey>,
+    pub(super) subs: Parted<SubKey>,
     /// Its subscriptions are being taken out; nothing is delivered to them any more.
     pub(super) is_leaving: bool,
     /// It has more pending than it may, and is about to be cut; nothing more is delivered to it.
@@ -292,7 +291,7 @@ impl Conn {
             waits: false,
             in_line: false,
             ended: None,
-            subs: HashTable::new(),
+            subs: Parted::default(),
             is_leaving: false,
             is_doomed: false,
             outbox: Outbox::default(),

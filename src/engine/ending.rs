@@ -229,7 +229,7 @@ impl Engine {
     /// Takes out up to `count` subscriptions of a connection, or wishes of a peer.
     pub(super) fn retract_some(&mut self, id: ConnId, count: usize) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let keys: Vec<SubKey> = conn.subs.extract_if(|_| true).take(count).collect();
+        let keys = conn.subs.take(count);
         let retracted = keys.len();
         for key in keys {
             self.retract(key);
@@ -313,11 +313,11 @@ impl Engine {
 
     pub(super) fn end_subscription(&mut self, key: SubKey) {
         let Some(sub) = self.subs.get(key as usize) else { return };
-        let hash = self.hasher.hash_one(sub.sid());
+        let (subs, hasher) = (&self.subs, &self.hasher);
+        let hash_of = |key: &SubKey| hasher.hash_one(subs[*key as usize].sid());
         if let Some(conn) = self.conns.at_mut(sub.conn)
-            && let Ok(entry) = conn.subs.find_entry(hash, |other| *other == key)
+            && conn.subs.remove(hash_of(&key), |other| *other == key, hash_of).is_some()
         {
-            entry.remove();
             self.retract(key);
         }
     }

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::accounts::AccountId;
-use super::budget::OPERATION_WORK;
+use super::budget::{OPERATION_WORK, SUBSCRIBE_WORK};
 use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
@@ -386,12 +386,14 @@ impl Engine {
     ) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let account = conn.account;
+        self.budget.spend(SUBSCRIBE_WORK);
         let key = self.subs.insert(Sub::new(id.slot, subject, queue, sid));
         let Ok(key) = SubKey::try_from(key) else {
             unreachable!("a shard's memory ends long before 4 billion subscriptions")
         };
         let (subs, hasher) = (&self.subs, &self.hasher);
-        conn.subs.insert_unique(hash, key, |key| hasher.hash_one(subs[*key as usize].sid()));
+        let hash_of = |key: &SubKey| hasher.hash_one(subs[*key as usize].sid());
+        conn.subs.find_or_insert(hash, |other| *other == key, hash_of, || key);
         let change = self.accounts.at(account).interest.add(key, &mut self.subs);
         match change.announce {
             Some(members) => self.announce(id, account, Side::Clients, (subject, queue), members),

@@ -7,11 +7,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod parted;
 pub mod table;
 pub mod transform;
 
 use memchr::{memchr, memchr_iter};
 
+pub use parted::Parted;
 pub use table::{Scan, Table};
 pub use transform::{Transform, TransformError};
 

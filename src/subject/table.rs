@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use ahash::RandomState;
-use hashbrown::HashTable;
 use memchr::{memchr, memrchr};
 
+use super::parted::{Parted, Place};
 use super::{has_empty_token, is_literal, split_first};
 
 /// Values by filter, and for a subject all values whose filters match it.
@@ -20,25 +20,16 @@ use super::{has_empty_token, is_literal, split_first};
 #[derive(Debug, Clone)]
 pub struct Table<V> {
     /// Filters without wildcards and empty tokens. Boxed, since half of the places may be empty.
-    literals: HashTable<Box<Stored<V>>>,
+    literals: Parted<Box<Stored<V>>>,
     /// The other ones.
     wild: Tree<V>,
-    /// How often the literals may have changed places.
-    layout: u64,
 }
 
 /// How far [`Table::scan`] has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scan {
-    literal: usize,
-    layout: u64,
-    /// How often it has begun again.
-    factor: u32,
+    literal: Place,
     node: usize,
-}
-
-impl Scan {
-    const FACTOR_MAX: u32 = 24;
 }
 
 impl<V> Default for Table<V> {
@@ -67,7 +58,7 @@ impl<V> Table<V> {
 
     fn with_hasher(hasher: RandomState) -> Self {
         let wild = Tree { nodes: Vec::new(), free: Vec::new(), len: 0, hasher };
-        Self { literals: HashTable::new(), wild, layout: 0 }
+        Self { literals: Parted::default(), wild }
     }
 
     /// The number of filters.
@@ -88,18 +79,15 @@ impl<V> Table<V> {
         if !is_keyed(filter) {
             return self.wild.entry(filter);
         }
-        if self.literals.len() == self.literals.capacity() {
-            self.layout += 1;
-        }
         let hasher = &self.wild.hasher;
         let hash = hasher.hash_one(filter);
-        let entry = self.literals.entry(
+        let stored = self.literals.find_or_insert(
             hash,
             |stored| *stored.filter == *filter,
             |stored| hasher.hash_one(&*stored.filter),
+            || Box::new(Stored { filter: filter.into(), value: V::default() }),
         );
-        let new = || Box::new(Stored { filter: filter.into(), value: V::default() });
-        &mut entry.or_insert_with(new).into_mut().value
+        &mut stored.value
     }
 
     /// The value of exactly this filter.
@@ -124,14 +112,12 @@ impl<V> Table<V> {
         }
         let hasher = &self.wild.hasher;
         let hash = hasher.hash_one(filter);
-        let found = self.literals.find_entry(hash, |stored| *stored.filter == *filter).ok()?;
-        let (stored, _) = found.remove();
-        if is_sparse(self.literals.len(), self.literals.capacity()) {
-            self.layout += 1;
-            let kept = self.literals.len() * 2;
-            self.literals.shrink_to(kept, |stored| hasher.hash_one(&*stored.filter));
-        }
-        Some(stored.value)
+        let stored = self.literals.remove(
+            hash,
+            |stored| *stored.filter == *filter,
+            |stored| hasher.hash_one(&*stored.filter),
+        );
+        stored.map(|stored| stored.value)
     }
 
     fn literal(&self, filter: &[u8]) -> Option<&V> {
@@ -164,40 +150,25 @@ impl<V> Table<V> {
     /// Visits filters from where an earlier call has come to, looking at no more than `places`
     /// places, which are used up. Returns whether it has come to the end.
     ///
-    /// The table may change between two calls: what is there all the time is visited, perhaps
-    /// more than once; what comes or goes meanwhile may be or not. Whenever a change has moved
-    /// what was visited, it begins again, and from then on looks at twice as many places for one:
-    /// so it comes to an end however often that happens.
+    /// The table may change between two calls, as [`Parted::scan`] says.
     pub fn scan(
         &self,
         at: &mut Scan,
         places: &mut usize,
         mut visit: impl FnMut(&[u8], &V),
     ) -> bool {
-        if at.layout != self.layout {
-            at.factor = if at.literal == 0 { at.factor } else { at.factor.saturating_add(1) };
-            (at.layout, at.literal) = (self.layout, 0);
+        let mut see = |stored: &Stored<V>| visit(&stored.filter, &stored.value);
+        if !self.literals.scan(&mut at.literal, places, |stored| see(stored)) {
+            return false;
         }
-        let factor = 1 << at.factor.min(Scan::FACTOR_MAX);
-        let (buckets, nodes) = (self.literals.num_buckets(), self.wild.nodes.len());
-        while at.literal < buckets && *places > 0 {
-            *places -= 1;
-            for place in at.literal..buckets.min(at.literal + factor) {
-                if let Some(stored) = self.literals.get_bucket(place) {
-                    visit(&stored.filter, &stored.value);
-                }
-            }
-            at.literal += factor;
-        }
+        let nodes = self.wild.nodes.len();
         while at.node < nodes && *places > 0 {
             *places -= 1;
             let node = &self.wild.nodes[at.node];
-            for stored in node.exact.iter().chain(&node.rest) {
-                visit(&stored.filter, &stored.value);
-            }
+            node.exact.iter().chain(&node.rest).for_each(|stored| see(stored));
             at.node += 1;
         }
-        at.literal >= buckets && at.node >= nodes
+        at.node >= nodes
     }
 }
 
@@ -497,7 +468,8 @@ mod tests {
                     visits += 1;
                 });
                 let used = places_max - places;
-                prop_assert!(visits <= (2 * used) << scan.factor, "{visits} at {used} places");
+                let visits_max = (2 * used) << scan.literal.factor;
+                prop_assert!(visits <= visits_max, "{visits} at {used} places");
                 if is_over {
                     break;
                 }
