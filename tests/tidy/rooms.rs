@@ -238,7 +238,7 @@ pub(super) fn room_paths() -> Vec<String> {
             format!("{path}/")
         }
     };
-    ROOMS.iter().flat_map(|(_, places)| *places).map(|place| path_of(place)).collect()
+    ROOMS.iter().flat_map(|(_, places)| *places).map(path_of).collect()
 }
 
 const NEEDLESS: &str = "the exception is not needed any more; take it out of the list";
