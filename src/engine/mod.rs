@@ -321,20 +321,20 @@ impl Engine {
         }
     }
 
-    /// The time of everything that is handed in from now on.
+    /// Sets the time of all later calls, in nanoseconds since the start of the process.
     pub fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);
         self.arrived = self.now;
     }
 
-    /// What is handed in from now on arrived at `arrived`, if not just now: the delay of all that
-    /// it sends out is counted from there.
+    /// Sets the arrival of the input that is handed in next, if it is not new: the delay of its
+    /// output is counted from there.
     pub fn set_arrived(&mut self, arrived: u64) {
         self.arrived = arrived;
     }
 
-    /// Takes over a new connection over TCP and greets it. One that is not `admitted` is told that
-    /// there are too many, and closed.
+    /// Takes over a new connection over TCP and greets it. One that is not `admitted` gets the
+    /// error for too many connections and is closed.
     pub fn open(&mut self, id: ConnId, peer: Peer, admitted: bool) {
         self.open_over(id, peer, Transport::Tcp, admitted);
     }
@@ -414,7 +414,8 @@ impl Engine {
         self.fail(id, None, reason);
     }
 
-    /// The next batch for a connection, in order; none while one is in flight.
+    /// The next batch of output for a connection; `None` while one is in flight or there is no
+    /// output.
     pub fn take_batch(&mut self, id: ConnId) -> Option<Vec<Piece>> {
         let conn = self.conns.get_mut(id)?;
         conn.dirty = false;
@@ -474,7 +475,7 @@ impl Engine {
         }
     }
 
-    /// The reactor has closed the connection; its slot is free.
+    /// Frees the slot of a connection that the reactor has closed.
     pub fn on_closed(&mut self, id: ConnId) {
         if self.conns.get(id).is_none() {
             return;
@@ -515,7 +516,7 @@ impl Engine {
         self.turn_cost = TurnCost { work, bytes };
     }
 
-    /// Handles what is due.
+    /// Handles all deadlines that have passed.
     pub fn tick(&mut self) {
         while let Some((deadline, id)) = self.timers.pop_due(self.now) {
             let Some(conn) = self.conns.get_mut(id) else { continue };
@@ -537,7 +538,8 @@ impl Engine {
         self.hand.age(&mut self.accounts, self.now);
     }
 
-    /// When [`Engine::tick`] is needed next.
+    /// Time at which [`Engine::tick`] is needed next, in nanoseconds since the start of the
+    /// process.
     pub fn next_deadline(&self) -> Option<u64> {
         if self.has_more() {
             return Some(self.now);
@@ -569,7 +571,7 @@ impl Engine {
         self.proofs.pop_front()
     }
 
-    /// Another shard has something to say.
+    /// Handles a record of another shard.
     pub fn on_record(&mut self, from: ShardId, record: Record) {
         self.lanes[from.index()].push_arrived(record);
         self.advance_records_of(from);
@@ -619,12 +621,12 @@ impl Engine {
         self.open_conns
     }
 
-    /// Local subscriptions.
+    /// Subscriptions of this shard's connections.
     pub fn subscriptions(&self) -> usize {
         self.subs.len()
     }
 
-    /// Subjects whose receivers are remembered, over all accounts.
+    /// Subjects in the caches of receivers, over all accounts.
     pub fn cached_subjects(&self) -> usize {
         self.hand.subjects()
     }

@@ -34,7 +34,7 @@ pub struct Identity {
     pub xkey: String,
     /// The configured name, else the id.
     pub name: String,
-    /// The port it really listens on.
+    /// The port in use, also if any free one was asked for.
     pub port: u16,
     /// Host and port for WebSocket clients.
     pub websocket: Option<(String, u16)>,
@@ -53,7 +53,7 @@ pub struct ClusterIdentity {
     pub name: String,
     /// Whether the name was generated, not configured.
     pub is_dynamic: bool,
-    /// The port where it really listens for routes.
+    /// The port for routes in use, also if any free one was asked for.
     pub port: u16,
     /// Addresses for clients of this server.
     pub urls: ClientUrls,
@@ -61,7 +61,7 @@ pub struct ClusterIdentity {
     pub pooling: Pooling,
 }
 
-/// What a client may use of the server.
+/// Limits of one client, and of the number of clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes in the arguments of one operation (4096).
@@ -91,7 +91,7 @@ impl Default for Limits {
     }
 }
 
-/// Processes of a user or group of this machine are a user of the server's.
+/// Assignment of local processes to a user of the server, by the ids of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerUser {
     /// The process's effective user id (none: any).
@@ -102,7 +102,7 @@ pub struct PeerUser {
     pub user: String,
 }
 
-/// What an engine has to know of the cluster's configuration.
+/// Configuration of the block `cluster`, as an engine uses it.
 #[derive(Debug)]
 pub(crate) struct RouteSettings {
     /// What this server says of itself, but for the cluster's name.
@@ -120,7 +120,7 @@ pub(crate) struct RouteSettings {
     pub(crate) compression: Compression,
 }
 
-/// What an engine has to know of the configuration.
+/// Configuration of an engine: units converted, users and permissions compiled.
 #[derive(Debug)]
 pub struct Settings {
     pub(crate) limits: Limits,
@@ -134,19 +134,19 @@ pub struct Settings {
     pub(crate) memory_bytes_max: usize,
     /// Connections that have ended and are remembered for the monitoring.
     pub(crate) closed_conns_max: usize,
-    /// Log every operation.
+    /// Trace of every operation in the log, if it is on.
     pub(crate) tracing: Option<Tracing>,
-    /// Some accounts have mappings.
+    /// Whether any account has mappings.
     pub(crate) has_mappings: bool,
     /// Of which subjects slow clients of any account miss messages.
     pub(crate) overflow: Vec<OverflowRule>,
     /// TLS for new connections.
     pub(crate) tls: Option<Tls>,
-    /// They may also go without.
+    /// Whether clients may also connect without TLS.
     pub(crate) allow_non_tls: bool,
-    /// Connections over TCP may begin with a proxy's header.
+    /// Whether connections over TCP may begin with a proxy's header.
     pub(crate) proxy_protocol: bool,
-    /// Those whose header is believed; none: all.
+    /// Networks of trusted proxies; empty: all are trusted.
     pub(crate) trusted_proxies: Vec<Network>,
     /// How WebSockets are made.
     pub(crate) websocket: Option<WebSocketSettings>,
@@ -163,12 +163,12 @@ pub struct Settings {
     /// The zero of the engine's time, in milliseconds since 1970.
     pub(crate) epoch_ms: u64,
     pub(crate) nonces: NonceKey,
-    /// Some users have nkeys.
+    /// Whether any user has an nkey.
     pub(crate) has_nkeys: bool,
     pub(crate) logins: Logins,
     pub(crate) guest: Option<Rc<User>>,
     pub(crate) nobody: Rc<User>,
-    /// Users come by tokens.
+    /// Claims and keys for users that log in by token.
     pub(crate) trusted: Option<Trusted>,
     /// The configured accounts.
     pub(crate) accounts: Vec<(AccountId, Rc<account_settings::Account>, Seats)>,

@@ -53,7 +53,7 @@ const SPARE_BYTES_MAX: usize = 1024 * 1024;
 const SPARE_BATCHES_MAX: usize = 4096;
 
 impl Spares {
-    /// Frees all that is kept for reuse.
+    /// Frees all memory that is kept for reuse.
     pub(crate) fn shrink(&mut self) {
         let Self { added_bytes, freed_bytes, counted_bytes, .. } = *self;
         *self = Self { added_bytes, freed_bytes, counted_bytes, ..Self::default() };
@@ -71,7 +71,7 @@ impl Spares {
         self.added_bytes - self.freed_bytes
     }
 
-    /// Bytes of output that were queued since this was last asked.
+    /// Bytes of output queued since the last call.
     pub(crate) fn take_added_bytes(&mut self) -> usize {
         self.added_bytes - std::mem::replace(&mut self.counted_bytes, self.added_bytes)
     }
@@ -82,7 +82,7 @@ impl Spares {
         if buffer.capacity() >= bytes { buffer } else { Vec::with_capacity(bytes) }
     }
 
-    /// A piece with what `fill` writes, for one connection alone.
+    /// A piece for one connection alone, filled by `fill`.
     pub(crate) fn own_piece(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Piece {
         let mut buffer = self.buffer();
         fill(&mut buffer);
@@ -106,7 +106,7 @@ impl Spares {
         }
     }
 
-    /// Renders a segment with `fill` into memory that was used before, if there is some.
+    /// A segment filled by `fill`, in reused memory if there is some.
     pub(crate) fn segment(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Segment {
         let mut segment = self.segments.pop().unwrap_or_default();
         match Segment::get_mut(&mut segment) {
@@ -126,7 +126,8 @@ impl Spares {
         self.batches.pop().unwrap_or_default()
     }
 
-    /// Takes back what the reactor has sent or given up.
+    /// Takes a batch back that the reactor has sent or given up, and keeps its memory for
+    /// reuse.
     pub(crate) fn keep_batch(&mut self, mut batch: Vec<Piece>) {
         for piece in batch.drain(..) {
             self.keep_piece(piece);
@@ -143,7 +144,7 @@ impl Spares {
         }
     }
 
-    /// Lets go of a segment; the last holder brings its memory home.
+    /// Drops one hold of a segment; with the last hold its memory is kept for reuse.
     pub(crate) fn keep_segment(&mut self, mut segment: Segment) {
         if let Some(bytes) = Segment::get_mut(&mut segment) {
             self.freed_bytes += bytes.len();
@@ -161,12 +162,13 @@ impl Spares {
 pub(crate) struct InFlight(usize);
 
 impl InFlight {
-    /// A batch that stands for so many bytes of the outbox is taken.
+    /// Begins to count a batch that stands for `bytes` bytes of the outbox.
     pub(crate) fn set(&mut self, bytes: usize) {
         self.0 = bytes;
     }
 
-    /// Counts what the kernel has taken as bytes of the outbox, all of them when it is complete.
+    /// Converts bytes that the kernel took into bytes of the outbox; all of them when
+    /// `complete`.
     pub(crate) fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
         let sent = if complete { self.0 } else { bytes.min(self.0) };
         self.0 -= sent;
@@ -234,7 +236,7 @@ impl Outbox {
         self.ends_with(0)
     }
 
-    /// Whether `bytes` of it, which were taken but not sent, are the last there are.
+    /// Whether the `bytes` bytes that are taken but not sent are the last ones of the outbox.
     pub(crate) fn ends_with(&self, bytes: usize) -> bool {
         self.pending_bytes == bytes && self.undecided == 0
     }
@@ -252,7 +254,7 @@ impl Outbox {
         self.holds.iter().any(|hold| !hold.is_fulfilled())
     }
 
-    /// Appends what `write` writes.
+    /// Appends the output of `write`; returns its length in bytes.
     pub(crate) fn push(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
         if self.own.capacity() == 0 {
             self.own = spares.buffer();
@@ -280,13 +282,14 @@ impl Outbox {
         self.sealed.push_back(Piece::Shared { segment: Segment::clone(segment), range });
     }
 
-    /// What is appended from here on waits until `epoch` is settled.
+    /// Holds back all later output until `epoch` is settled.
     pub(crate) fn hold(&mut self, epoch: u64) {
         let requests = self.holds.back().map_or(0, |last| last.requests);
         self.hold_behind(epoch, requests);
     }
 
-    /// The same, behind the statuses of all requests so far.
+    /// Holds back all later output until `epoch` is settled and the statuses of all requests so
+    /// far are queued.
     pub(crate) fn hold_behind_statuses(&mut self, epoch: u64) {
         self.hold_behind(epoch, self.requests);
     }
@@ -301,8 +304,8 @@ impl Outbox {
         self.holds.push_back(Hold { at, epoch, requests, statuses: Vec::new() });
     }
 
-    /// What is appended from here on waits, for what [`Outbox::close_hold`] will say: for `now`
-    /// at most, which is the current epoch.
+    /// Holds back all later output until [`Outbox::close_hold`] names the epoch to wait for, at
+    /// most `now`, the current one.
     pub(crate) fn open_hold(&mut self, now: u64) {
         if self.holds.back().is_some_and(|last| last.epoch >= now) {
             return;
@@ -311,8 +314,8 @@ impl Outbox {
         self.hold_behind(OPEN, requests);
     }
 
-    /// What was appended since [`Outbox::open_hold`] waits for `epoch`, unless that is settled.
-    /// True if now there is something that waits, and was nothing before.
+    /// Lets the output since [`Outbox::open_hold`] wait for `epoch`, unless that is settled.
+    /// True if output waits now and none did before.
     pub(crate) fn close_hold(&mut self, epoch: u64, settled: u64) -> bool {
         let end = self.taken + self.sealed.len() as u64;
         let Some(hold) = self.holds.back_mut().filter(|hold| hold.epoch == OPEN) else {
@@ -326,8 +329,8 @@ impl Outbox {
         is_needed && self.holds.iter().rev().skip(1).all(Hold::is_fulfilled)
     }
 
-    /// The holds that `settled` fulfils hold nothing any more. True if something may be sent that
-    /// could not.
+    /// Ends the holds for epochs up to `settled`. True if output may be sent that could not be
+    /// before.
     pub(crate) fn release(&mut self, settled: u64) -> bool {
         let mut any = false;
         let waiting = self.holds.iter_mut().skip_while(|hold| hold.is_fulfilled());
@@ -356,20 +359,19 @@ impl Outbox {
         bytes
     }
 
-    /// A request was made of which it is not known yet whether it has a status; returns its
-    /// number.
+    /// Takes note of a request without a decision yet on its status; returns its number.
     pub(crate) fn expect_status(&mut self) -> u64 {
         self.undecided += 1;
         self.requests += 1;
         self.requests
     }
 
-    /// Now it is known.
+    /// Takes note of one such decision.
     pub(crate) fn decide_status(&mut self) {
         self.undecided = self.undecided.saturating_sub(1);
     }
 
-    /// No status that is not known yet is waited for.
+    /// Ends the wait for all statuses that are not decided.
     pub(crate) fn expect_no_status(&mut self) {
         self.undecided = 0;
     }
@@ -397,7 +399,7 @@ impl Outbox {
         self.take_up_to(BATCH_BYTES_MAX, spares)
     }
 
-    /// A batch of one piece that stands for what was taken, or for nothing in this outbox.
+    /// A batch of one piece that stands for output taken before, or for nothing in this outbox.
     pub(crate) fn start(&mut self, spares: &mut Spares, piece: Piece) -> Vec<Piece> {
         self.in_flight = true;
         let mut batch = spares.batch();
@@ -468,14 +470,14 @@ impl Outbox {
         }
     }
 
-    /// The kernel has taken `bytes` more of the batch in flight.
+    /// Counts `bytes` more of the batch in flight as taken by the kernel.
     pub(crate) fn on_sent(&mut self, bytes: usize) {
         assert!(bytes <= self.pending_bytes, "more was sent than was pending");
         self.pending_bytes -= bytes;
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
     }
 
-    /// The batch in flight is complete.
+    /// Ends the batch in flight, which is complete.
     pub(crate) fn on_done(&mut self) {
         self.in_flight = false;
     }

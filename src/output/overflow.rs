@@ -50,7 +50,7 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    /// Adds those of another connection or shard.
+    /// Adds the counters of another connection or shard.
     pub fn add(&mut self, other: &Self) {
         self.newest += other.newest;
         self.oldest += other.oldest;

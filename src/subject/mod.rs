@@ -21,13 +21,12 @@ pub use transform::{Transform, TransformError};
 /// filter has any of them.
 const BLANKS: &[u8] = b" \t\r\n\x0c";
 
-/// Whether it is one word of a control line. What is not is never written to anybody.
+/// Whether the text is one word of a control line. Other texts are never written to a client.
 pub fn is_word(text: &[u8]) -> bool {
     !text.is_empty() && !text.iter().any(|byte| *byte <= b' ' && BLANKS.contains(byte))
 }
 
-/// Whether SUB may name this filter: it is one word, no token is empty, and nothing follows a token
-/// `>`.
+/// Whether SUB may name this filter: one word, no empty token, and `>` only as the last token.
 pub fn is_valid_filter(filter: &[u8]) -> bool {
     if !is_word(filter) {
         return false;
@@ -43,8 +42,8 @@ pub fn is_valid_filter(filter: &[u8]) -> bool {
     true
 }
 
-/// Whether a pedantic client may publish to this subject: it is one word, and no token is empty or
-/// a wildcard.
+/// Whether a pedantic client may publish to this subject: one word, no empty token, no
+/// wildcard.
 pub fn is_valid_publish(subject: &[u8]) -> bool {
     is_word(subject) && tokens(subject).all(|token| !matches!(token, b"" | b"*" | b">"))
 }
@@ -79,7 +78,7 @@ pub fn has_empty_token(subject: &[u8]) -> bool {
     token_start == subject.len()
 }
 
-/// Whether the filter matches the subject. To ask many filters at once there is [`Table`].
+/// Whether the filter matches the subject. [`Table`] answers that for many filters at once.
 pub fn matches(filter: &[u8], subject: &[u8]) -> bool {
     if has_empty_token(subject) {
         return false;
@@ -139,7 +138,7 @@ pub fn covers(filter: &[u8], narrower: &[u8]) -> bool {
     filter.is_none() && narrower.is_none()
 }
 
-/// The filter that matches what both of these do; none if that is nothing.
+/// The filter for exactly the subjects that both filters match; `None` if there are none.
 pub fn intersection(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
     let mut both = Vec::with_capacity(one.len().max(other.len()));
     let (mut one, mut other) = (Some(one), Some(other));

@@ -22,12 +22,12 @@ const WISH_BYTES: usize = 192;
 const FILTER_BYTES: usize = 152;
 /// What a queue group costs on each shard.
 const QUEUE_BYTES: usize = 176;
-/// What peers want may cost this in any case, in bytes: a mesh needs its interest however little
-/// memory there is.
+/// Memory that interest of peers may have in any case, in bytes: a mesh needs its interest
+/// however little memory there is.
 const WISHES_BYTES_MIN: usize = 4 * 1024 * 1024;
 
-/// What everything that peers want costs on all shards of a server. Those count it together: one
-/// peer may say it all to one of them.
+/// Memory of all interest of peers on all shards of a server, in bytes, counted by all shards
+/// together: one peer may announce all of it to one shard.
 #[derive(Debug, Clone, Default)]
 pub struct WishBytes(Arc<AtomicUsize>);
 

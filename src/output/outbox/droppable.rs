@@ -147,7 +147,7 @@ impl Outbox {
         fits
     }
 
-    /// What is queued now is sent whatever comes.
+    /// Makes all queued messages undroppable.
     pub(crate) fn keep_all(&mut self) {
         self.droppable = None;
     }
