@@ -174,8 +174,7 @@ async fn all_servers_answer_to_an_inbox_that_was_just_made() {
 
 /// Connections of which each other one is on another shard.
 fn spread(shards: u32) -> (Broker, Vec<Wire>) {
-    let args: &[&str] = if is_nats_server() { &[] } else { &["--seating", "round-robin"] };
-    let broker = Broker::start(shards, args);
+    let broker = Broker::start(shards, &[]);
     let wires = (0..2 * shards.max(2)).map(|_| Wire::connect(&broker)).collect();
     (broker, wires)
 }

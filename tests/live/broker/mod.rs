@@ -112,6 +112,10 @@ impl Broker {
         command.args(["-a", "127.0.0.1", "-p", port]).args(&args);
         if !program.contains(ORIGINAL) {
             command.args(["--shards", &shards.to_string(), "--no-pin"]);
+            // Clients that talk to one another are on different shards wherever that can be.
+            if std::env::var_os("SHARDCAST_TEST_SERVER").is_none() {
+                command.args(["--seating", "round-robin"]);
+            }
             if let Ok(tier) = std::env::var("SHARDCAST_TEST_TIER") {
                 command.args(["--uring-tier", &tier]);
             }
