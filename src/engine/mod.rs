@@ -405,13 +405,12 @@ impl Engine {
         self.fail(id, Some("maximum connections exceeded"), reason);
     }
 
-    /// The client has closed its side, or reading failed.
+    /// The client has closed its side, or reading failed: behind all that came before.
     pub fn on_ended(&mut self, id: ConnId, failed: bool) {
-        if self.waits_for_end(id, failed) {
-            return;
-        }
-        let reason = if failed { Reason::ReadError } else { Reason::ClientClosed };
-        self.fail(id, None, reason);
+        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
+        // Not if a layer has said so before: that came first.
+        conn.ended.get_or_insert(failed);
+        self.end_if_heard(id);
     }
 
     /// The next batch of output for a connection; `None` while one is in flight or there is no

@@ -220,6 +220,7 @@ impl Engine {
             self.release(id, |brakes| brakes.claims = false);
         }
         self.on_plaintext(id, &rest);
+        self.end_if_heard(id);
     }
 
     /// The client is this user. Its CONNECT takes effect, if need be when nothing is left of what

@@ -173,6 +173,17 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_stream_waits_until_a_password_is_checked() {
+        let (mut engine, id) = claimant();
+        output(&mut engine, id);
+        engine.on_ended(id, false);
+        assert_eq!(engine.open_conns(), 1);
+        engine.on_proof(id, true);
+        assert_eq!(output(&mut engine, id), "PONG\r\nPONG\r\n", "what came before is answered");
+        assert_eq!(engine.open_conns(), 0);
+    }
+
+    #[test]
     fn what_follows_a_connect_with_a_wrong_password_is_never_looked_at() {
         let (mut engine, id) = claimant();
         output(&mut engine, id);

@@ -187,8 +187,10 @@ impl Engine {
 impl Engine {
     /// Handles what came for a connection whose bytes are not the protocol's own.
     pub(super) fn on_wrapped(&mut self, id: ConnId, bytes: &[u8]) {
+        // Nothing follows the end that a layer has told.
+        let has_ended = self.conns.get(id).is_none_or(|conn| conn.ended.is_some());
         self.unwrapping.scratch.begin();
-        self.unwrap(id, bytes);
+        self.unwrap(id, if has_ended { &[] } else { bytes });
     }
 
     /// Unwraps what came, and what is in the scratch memory, as far as it goes.
@@ -211,6 +213,10 @@ impl Engine {
                     let plain = scratch.take_plain();
                     self.on_plaintext(id, &plain);
                     self.unwrapping.scratch.keep_plain(plain);
+                }
+                end @ (Step::Ended | Step::Failed(_)) => {
+                    self.on_step(id, end);
+                    break;
                 }
                 step => self.on_step(id, step),
             }
@@ -247,8 +253,7 @@ impl Engine {
                 self.unwrapping.unpacking.push_back(id);
                 self.brake(id, |brakes| brakes.in_line = true);
             }
-            // As good as the end of the stream: answered once all that came before is.
-            Step::Ended => self.on_ended(id, false),
+            Step::Ended => self.on_layer_ended(id, false),
             Step::Failed(failure) => self.on_unwrapping_failed(id, failure),
         }
     }
@@ -326,6 +331,7 @@ impl Engine {
     fn on_unwrapping_failed(&mut self, id: ConnId, failure: Failure) {
         let Some(conn) = self.conns.get(id) else { return };
         match failure {
+            // Nothing has come before these.
             Failure::Header(error) => return self.fail_header(id, &error.to_string()),
             Failure::Handshake(why) => return self.fail_handshake(id, &why),
             Failure::Upgrade(why) => return self.fail_upgrade(id, why),
@@ -335,7 +341,15 @@ impl Engine {
                 tracing::error!("{} - read error: {what} in the compressed stream", conn.label());
             }
         }
-        self.fail(id, None, Reason::ReadError);
+        self.on_layer_ended(id, true);
+    }
+
+    /// A layer has no more for the protocol than what has come of it.
+    fn on_layer_ended(&mut self, id: ConnId, failed: bool) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        // Whatever else has ended was around it, and waits for this.
+        conn.ended = Some(failed);
+        self.end_if_heard(id);
     }
 
     /// Ends a connection whose proxy's header is none, or not there in time.
@@ -391,6 +405,7 @@ impl Engine {
             if !wants_session || self.start_tls(id) {
                 self.on_wrapped(id, &[]);
             }
+            self.end_if_heard(id);
         }
     }
 
@@ -434,7 +449,8 @@ impl Engine {
         self.end_if_heard(id);
     }
 
-    /// Goes on with what waits in the layers around the protocol: what came before is handled.
+    /// Goes on with what waits in the layers around the protocol, and be it the end: what came
+    /// before is handled.
     pub(super) fn resume_unwrapping(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get(id) else { return };
         if conn.layers.has_end() {
@@ -442,6 +458,7 @@ impl Engine {
         } else if conn.layers.wants_turn() {
             self.unwrapping.unpacking.push_back(id);
         }
+        self.end_if_heard(id);
     }
 
     /// Has what the layers around the protocol want to send taken.

@@ -8,13 +8,22 @@
 
 #![forbid(unsafe_code)]
 
-use super::{ConnId, Engine};
+use super::conn::Conn;
+use super::{ConnId, Engine, Reason};
 
 /// With more waiting than this a connection is not read from, in bytes: as much as a chunk.
 const WAITING_BYTES_MAX: usize = 64 * 1024;
 /// What may follow a CONNECT whose credentials are being checked, in bytes: nobody has a claim
 /// to more memory before that is done. Clients wait for the PONG anyway.
 pub(super) const UNDECIDED_BYTES_MAX: usize = 16 * 1024;
+
+impl Conn {
+    /// Whether it has sent something that is still to be handled, wherever that waits: for its
+    /// turn, for those who get its messages, for its login, or in a layer around the protocol.
+    fn has_unheard(&self) -> bool {
+        self.waits || self.claim.is_some() || self.layers.waits()
+    }
+}
 
 impl Engine {
     /// Whether input may be handed in that is new. Otherwise it waits here, behind all that does.
@@ -173,28 +182,18 @@ impl Engine {
         if !waits {
             self.release(id, |brakes| brakes.turn = false);
             self.resume_unwrapping(id);
-            self.end_if_heard(id);
         }
-    }
-
-    /// Whether the end of a stream has to wait for what came before it.
-    pub(super) fn waits_for_end(&mut self, id: ConnId, failed: bool) -> bool {
-        let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return false };
-        let waits = conn.waits || conn.layers.waits();
-        if waits {
-            conn.ended = Some(failed);
-        }
-        waits
     }
 
     /// All that a connection has sent is handled: so is its end, if that has come.
     pub(super) fn end_if_heard(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.is_open()) else { return };
-        if conn.waits || conn.layers.waits() {
+        if conn.has_unheard() {
             return;
         }
         if let Some(failed) = conn.ended.take() {
-            self.on_ended(id, failed);
+            let reason = if failed { Reason::ReadError } else { Reason::ClientClosed };
+            self.fail(id, None, reason);
         }
     }
 }

@@ -199,18 +199,20 @@ impl Layers {
         self.websocket_mut().map_or(Ok(None), |websocket| websocket.upgrade(settings))
     }
 
-    /// Whether input waits for [`Layers::grant_turn`], or its end for what came before it.
+    /// Whether input waits in any layer for [`Layers::grant_handshake`] or [`Layers::grant_turn`],
+    /// or its end for what came before it.
     pub(crate) fn waits(&self) -> bool {
-        match self.0.as_deref().map(|stack| &stack.inner) {
-            Some(Inner::WebSocket(websocket)) => websocket.waits(),
-            Some(Inner::S2(s2)) => s2.in_line,
-            _ => false,
-        }
+        let is_shaking_hands = self.tls_layer().is_some_and(TlsLayer::waits);
+        is_shaking_hands || self.wants_turn() || self.has_end()
     }
 
     /// Whether it waits for [`Layers::grant_turn`].
     pub(crate) fn wants_turn(&self) -> bool {
-        self.waits() && !self.has_end()
+        match self.0.as_deref().map(|stack| &stack.inner) {
+            Some(Inner::WebSocket(websocket)) => websocket.in_line && !websocket.has_end(),
+            Some(Inner::S2(s2)) => s2.in_line,
+            _ => false,
+        }
     }
 
     /// Whether the end of the input waits for what came before it.
@@ -353,8 +355,8 @@ impl Stack {
         }
         let step = self.next_within(wire, allowance, scratch);
         let is_idle = matches!(step, Step::Done);
-        let has_ended = is_idle && self.tls.as_deref_mut().is_some_and(TlsLayer::take_end);
-        if has_ended { Step::Ended } else { step }
+        let end = self.tls.as_deref_mut().filter(|_| is_idle).and_then(TlsLayer::take_end);
+        end.unwrap_or(step)
     }
 
     /// Unwraps what is within TLS.

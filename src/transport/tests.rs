@@ -456,3 +456,49 @@ fn the_end_of_frames_is_told_when_what_came_before_it_is_handled() {
     end.hear(&[]);
     assert_eq!(end.steps, ["ended"]);
 }
+
+/// Takes one step with these bytes.
+fn step(end: &mut End, mut wire: &[u8]) -> Step {
+    end.layers.next(&mut wire, ALL, &mut end.scratch)
+}
+
+#[test]
+fn what_waits_for_a_step_of_a_handshake_counts_even_if_nothing_follows() {
+    let (client, server) = tls();
+    let mut dialing = End::dialing(&client);
+    let mut dialed = End::with(Layers::expect_tls);
+    assert!(matches!(step(&mut dialed, &dialing.wire()), Step::Handshake { .. }));
+    assert!(!dialed.layers.waits(), "an answer to a first word reaches nobody any more");
+    assert!(dialed.layers.grant_handshake());
+    dialed.layers.start_tls(server).unwrap();
+    assert!(matches!(step(&mut dialed, &[]), Step::Done));
+    dialing.hear(&dialed.wire());
+    assert!(matches!(step(&mut dialed, &dialing.wire()), Step::Handshake { .. }));
+    assert!(dialed.layers.waits() && !dialed.layers.wants_turn() && !dialed.layers.has_end());
+    assert!(!dialed.layers.grant_handshake());
+    assert!(matches!(step(&mut dialed, &[]), Step::Secured { .. }));
+    assert!(!dialed.layers.waits());
+    // Who does not speak TLS is to be told so.
+    let mut dialed = End::with(Layers::expect_tls);
+    assert!(matches!(step(&mut dialed, b"PING\r\n"), Step::Handshake { .. }));
+    assert!(dialed.layers.waits());
+}
+
+#[test]
+fn what_came_before_a_record_without_sense_is_heard_wherever_that_is_cut() {
+    let (client, server) = tls();
+    for cut in 0..100 {
+        let mut dialing = End::dialing(&client);
+        let mut dialed = End::with(Layers::expect_tls);
+        dialed.server = Some(Arc::clone(&server));
+        exchange(&mut dialing, &mut dialed, 0);
+        dialing.say(b"PING\r\n");
+        // The same record again is none.
+        let wire = dialing.wire().repeat(3);
+        let (head, tail) = wire.split_at(cut.min(wire.len()));
+        dialed.hear(head);
+        dialed.hear(tail);
+        assert_eq!(dialed.heard, b"PING\r\n", "cut at {cut}");
+        assert!(matches!(&dialed.steps[..], [end] if end.starts_with("Tls(")), "cut at {cut}");
+    }
+}

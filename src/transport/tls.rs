@@ -43,7 +43,9 @@ pub(super) struct TlsLayer {
     in_line: bool,
     /// It may take that step.
     is_granted: bool,
-    /// The peer has said that nothing follows, which is still to be told.
+    /// How its stream ends, which is still to be told.
+    end: Option<Step>,
+    /// Nothing is taken any more.
     has_ended: bool,
     /// Nothing follows any more.
     said_goodbye: bool,
@@ -79,6 +81,7 @@ impl TlsLayer {
             waiting: Vec::new(),
             in_line: false,
             is_granted: false,
+            end: None,
             has_ended: false,
             said_goodbye: false,
             info: None,
@@ -157,9 +160,16 @@ impl TlsLayer {
         (self.in_line, self.is_granted) = (false, true);
     }
 
-    /// Whether the other end has said that nothing follows; true once.
-    pub(super) fn take_end(&mut self) -> bool {
-        std::mem::take(&mut self.has_ended)
+    /// Whether something waits for the handshake's next step that counts even if nothing follows.
+    pub(super) fn waits(&self) -> bool {
+        // The answer to a first word would reach nobody any more, and costs most.
+        let is_hello = !self.has_session() && self.waiting.first() == Some(&HANDSHAKE_RECORD);
+        self.in_line && !is_hello
+    }
+
+    /// How its stream ends, if nothing follows; once.
+    pub(super) fn take_end(&mut self) -> Option<Step> {
+        self.end.take()
     }
 
     /// Takes ciphertext, and appends what it decrypts to `cleartext`.
@@ -172,6 +182,9 @@ impl TlsLayer {
             return Step::Done;
         }
         let bytes = std::mem::take(wire);
+        if self.has_ended {
+            return Step::Done;
+        }
         if self.is_established() {
             return self.decrypt(bytes, cleartext);
         }
@@ -188,7 +201,7 @@ impl TlsLayer {
     fn decrypt(&mut self, mut bytes: &[u8], cleartext: &mut Vec<u8>) -> Step {
         let Stage::Session(session) = &mut self.stage else { return Step::Done };
         let was_handshaking = session.is_handshaking();
-        let mut outcome = Ok(());
+        let (mut outcome, mut has_closed) = (Ok(()), false);
         while !bytes.is_empty() && outcome.is_ok() {
             // Memory has no read errors, and what is taken is handled at once, so that there is
             // always room. Nothing is taken once the client has said that nothing follows.
@@ -196,7 +209,7 @@ impl TlsLayer {
                 break;
             }
             outcome = session.process_new_packets().map(|state| {
-                self.has_ended = state.peer_has_closed();
+                has_closed = state.peer_has_closed();
             });
             let mut reader = session.reader();
             while let Ok(chunk) = reader.fill_buf()
@@ -209,15 +222,15 @@ impl TlsLayer {
         }
         let is_complete = was_handshaking && !session.is_handshaking();
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-        if let Err(error) = outcome {
-            // Nothing of what came with it counts.
-            cleartext.clear();
-            let why = error.to_string();
-            let of_handshake = was_handshaking;
-            return Step::Failed(match of_handshake {
-                true => Failure::Handshake(why),
-                false => Failure::Tls(why),
-            });
+        self.has_ended = outcome.is_err() || has_closed;
+        match outcome {
+            Err(error) if session.is_handshaking() => {
+                return Step::Failed(Failure::Handshake(error.to_string()));
+            }
+            // What came before it counts.
+            Err(error) => self.end = Some(Step::Failed(Failure::Tls(error.to_string()))),
+            Ok(()) if has_closed => self.end = Some(Step::Ended),
+            Ok(()) => {}
         }
         if !is_complete {
             return Step::Done;

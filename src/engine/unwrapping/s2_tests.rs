@@ -120,3 +120,23 @@ fn peers_that_may_not_stay_yet_take_little_memory_together_and_keep_nobody_out()
     let wanted: usize = engine.routes(false).iter().map(|route| route.subscriptions).sum();
     assert_eq!(wanted, 40_000);
 }
+
+#[test]
+fn what_came_before_a_chunk_without_sense_is_handled_however_long_that_takes() {
+    let mut options = Options::default();
+    options.cluster.compression = Compression::Accept;
+    let settings = Settings::new(&options, &Identity::default(), usize::MAX);
+    let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
+    engine.name_cluster("C", false);
+    let (id, info) = agree(&mut engine, 1);
+    engine.on_bytes(id, &stream_of(&[info.as_bytes()]));
+    some_turns(&mut engine, id, 3);
+    engine.register_route(1, crate::cluster::Part::All);
+    some_turns(&mut engine, id, 3);
+    let messages = b"RMSG $G x 0\r\n\r\n".repeat(200_000);
+    engine.on_bytes(id, &[&chunk_of(&messages)[..], b"\x02\0\0\0"].concat());
+    assert!(engine.waiting_bytes(id) > 0, "a turn has no time for all of it");
+    some_turns(&mut engine, id, 1000);
+    assert_eq!(engine.stats().routed.in_msgs, 200_000);
+    assert!(!engine.conns.get(id).is_some_and(|conn| conn.is_open()));
+}

@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
-use crate::config::{Options, StartError};
+use crate::config::{HttpOptions, Options, StartError};
 use crate::engine::{Action, Identity, Peer, Settings, ShardId};
 use crate::output::Piece;
 
@@ -280,4 +280,33 @@ fn who_begins_no_handshake_in_time_is_closed() {
     while !clients[0].closed {
         wire.turn(&mut clients);
     }
+}
+
+#[test]
+fn why_a_client_gives_its_handshake_up_is_known_though_it_is_gone_at_once() {
+    let ((mut options, _), (_, stranger)) = (options(""), options(""));
+    options.http = Some(HttpOptions { host: None, port: 0, is_tls: false });
+    let mut wire = Wire::new(&options, 1);
+    let Client { id, mut session, .. } = wire.connect(0, &stranger);
+    let sent = |engine: &mut Engine| {
+        let batch = engine.take_batch(id).expect("something to send");
+        let bytes: Vec<u8> = batch.iter().flat_map(|piece| piece.bytes()).copied().collect();
+        engine.on_sent(id, bytes.len(), Some(batch));
+        bytes
+    };
+    let said = |session: &mut ClientConnection| {
+        let mut bytes = Vec::new();
+        session.write_tls(&mut bytes).expect("memory");
+        bytes
+    };
+    assert!(sent(&mut wire.engine).starts_with(b"INFO "));
+    wire.engine.on_bytes(id, &said(&mut session));
+    wire.engine.tick();
+    session.read_tls(&mut &sent(&mut wire.engine)[..]).expect("memory");
+    assert!(session.process_new_packets().is_err(), "nobody vouches for the server");
+    wire.engine.on_bytes(id, &said(&mut session));
+    wire.engine.on_ended(id, false);
+    wire.engine.tick();
+    let reason = wire.engine.closed_page(0).entries[0].reason;
+    assert_eq!(reason, Reason::Protocol("TLS Handshake Failure"));
 }

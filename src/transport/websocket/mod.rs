@@ -79,7 +79,7 @@ impl WebSocketLayer {
     }
 
     /// Whether frames wait, or their end.
-    pub(super) fn waits(&self) -> bool {
+    fn waits(&self) -> bool {
         self.in_line || self.end.is_some()
     }
 
