@@ -19,32 +19,32 @@
 
 #![forbid(unsafe_code)]
 
-/// What input and records may cost in one turn.
+/// Budget of a turn for input and records, in units of about a nanosecond.
 const TURN_WORK: u64 = 3_000_000;
 
-/// Handling one message, whoever gets it.
+/// Cost of handling one message, without deliveries.
 pub(super) const MESSAGE_WORK: u64 = 50;
-/// Any other operation.
+/// Cost of any other operation.
 pub(super) const OPERATION_WORK: u64 = 500;
 /// Entering a subscription, besides.
 pub(super) const SUBSCRIBE_WORK: u64 = 1_000;
 /// Taking a record of another shard.
 pub(super) const RECORD_WORK: u64 = 200;
-/// A place in the tree of filters that is looked at for a subject.
+/// Cost of one place of the filter tree in a lookup.
 pub(super) const NODE_WORK: u64 = 30;
-/// A subscription that a subject resolves to.
+/// Cost of one subscription in the result of a lookup.
 pub(super) const MEMBER_WORK: u64 = 40;
-/// Giving a run to one more connection.
+/// Cost of a run for each further receiver.
 pub(super) const DELIVERY_WORK: u64 = 120;
 /// Writing one message.
 pub(super) const RENDER_WORK: u64 = 30;
-/// Drawing the member of a queue group that gets a message, and giving it to that.
+/// Cost of the draw and the delivery of one queue message.
 pub(super) const PICK_WORK: u64 = 200;
-/// A message that goes to another account.
+/// Cost of one message to another account.
 pub(super) const EXIT_WORK: u64 = 10_000;
-/// Sending a batch, with the kernel's part.
+/// Cost of one send, the kernel's part included.
 const SEND_WORK: u64 = 3_000;
-/// Taking a subscription out of every table.
+/// Cost of the removal of a subscription from all tables.
 const RETRACT_WORK: u64 = 2_000;
 /// Bytes that are written for one unit, …
 pub(super) const BYTES_PER_WORK: u64 = 8;

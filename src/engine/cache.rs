@@ -20,11 +20,11 @@ use super::accounts::Accounts;
 use super::interest::Targets;
 use crate::subject::{first_token, is_literal};
 
-/// What the caches of the process may be charged with, in bytes; each shard has its part of it:
-/// enough for a hundred thousand subjects that are published to on each of four shards.
+/// Bound of all caches of the process, in charged bytes, divided among the shards: enough for a
+/// hundred thousand published subjects on each of four shards.
 const CHARGED_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// A subject that nobody wants is charged so many times what it takes: it is easily resolved again,
-/// and publishers can think of any number of them.
+/// Factor by which a subject without receivers is charged: it is resolved again at little cost,
+/// and publishers can invent any number of them.
 const NOBODYS_CHARGE: usize = 32;
 /// Cached subjects of an account are divided into this many families by their first token.
 const FAMILIES: usize = 256;

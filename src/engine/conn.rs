@@ -23,7 +23,7 @@ use crate::proto::Connect;
 use crate::subject::Parted;
 use crate::transport::{Credentials, Layers, Transport};
 
-/// How long an error may take to reach its client before the connection is closed over it.
+/// Time that an error has to reach its client before the connection is closed, in nanoseconds.
 pub(super) const FLUSH_NS: u64 = 100_000_000;
 
 /// Where a connection stands.
@@ -89,9 +89,10 @@ pub(crate) struct User {
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) user: Rc<User>,
-    /// It was not the first.
+    /// Whether the client had sent a CONNECT before.
     pub(super) again: bool,
-    /// It holds, and takes effect when what the client subscribed to before is gone.
+    /// Whether the check has succeeded; the login takes effect when the earlier subscriptions
+    /// are gone.
     pub(super) holds: bool,
 }
 
@@ -101,90 +102,92 @@ pub(super) struct Conn {
     pub(super) peer: Peer,
     pub(super) transport: Transport,
     pub(super) phase: Phase,
-    /// There when only its subscriptions keep it from being closed: whether what is in flight is
-    /// dropped.
+    /// Set while only the removal of subscriptions delays the close; true for an abort, which
+    /// drops the batch in flight.
     pub(super) closing: Option<bool>,
     pub(super) account: AccountId,
-    /// What its account allows, besides what everybody is.
+    /// Limits of the account, beside those of the server.
     pub(super) limits: AccountLimits,
-    /// It counts as one of the account's.
+    /// Whether the connection has a seat of its account.
     pub(super) seated: bool,
-    /// Set once the credentials are good, or none are needed.
+    /// User of the connection, once the login has succeeded or none is needed.
     pub(super) user: Option<Rc<User>>,
-    /// Who it is if what it has shown holds, which is being checked elsewhere.
+    /// Login whose credentials are being checked off the shard.
     pub(super) claim: Option<Claim>,
     pub(super) checks: Option<Box<Checks>>,
-    /// What is between the wire and its protocol.
+    /// Layers between the wire and the protocol.
     pub(super) layers: Layers,
-    /// There if it is a route and no client.
+    /// State of a route; `None` for a client.
     pub(super) route: Option<Box<Route>>,
-    /// Whom its certificate is for, where that decides.
+    /// Names in the client's certificate, if logins depend on them.
     pub(super) cert_names: Option<Box<certificate::Names>>,
-    /// It has had its first INFO.
+    /// Whether the first INFO was sent.
     pub(super) informed: bool,
-    /// What CONNECT said so far.
+    /// Fields of all CONNECTs so far.
     pub(super) connect: Box<Connect>,
     pub(super) connected: bool,
-    /// A PING came after CONNECT; from then on INFO may be sent again.
+    /// Whether a PING has come after CONNECT; from then on INFO may be sent again.
     pub(super) greeted: bool,
-    /// The head of an operation that has not wholly arrived.
+    /// Head of an operation that has not wholly arrived, or input that waits (`waits`).
     pub(super) partial: Vec<u8>,
-    /// `partial` is worth parsing again at this many bytes.
+    /// Length at which `partial` is worth parsing again, in bytes.
     pub(super) need_bytes: usize,
-    /// `partial` is input that waits to be handled, and not only the head of an operation.
+    /// Whether `partial` is input that waits for its turn.
     pub(super) waits: bool,
-    /// It is in the line of those whose input waits.
+    /// Whether it stands in line with waiting input.
     pub(super) in_line: bool,
-    /// Its stream has ended, or reading failed, behind what waits.
+    /// Set when the stream has ended, or reading failed, behind input that waits.
     pub(super) ended: Option<bool>,
     pub(super) subs: Parted<SubKey>,
-    /// Its subscriptions are being taken out; nothing is delivered to them any more.
+    /// Whether its subscriptions are being removed; they receive nothing any more.
     pub(super) is_leaving: bool,
-    /// It has more pending than it may, and is about to be cut; nothing more is delivered to it.
+    /// Whether its output is over `max_pending`: it is cut after the run and receives nothing
+    /// more.
     pub(super) is_doomed: bool,
     pub(super) outbox: Outbox,
-    /// There is something to be flushed.
+    /// Whether there is output to flush.
     pub(super) dirty: bool,
-    /// It is in the queue of those to be flushed soon, and in that of the others.
+    /// Whether it is in the queue for early flushes, and in the one for the others.
     pub(super) flush_queued: [bool; 2],
-    /// Deliveries need no look at permissions, echo or phase.
+    /// Whether deliveries can skip the checks of permissions, echo and phase.
     pub(super) plain: bool,
-    /// The epoch in which it last caused something on another shard.
+    /// Epoch of the last record that it caused on another shard.
     pub(super) staged_epoch: u64,
     pub(super) brakes: Brakes,
     pub(super) pace: Pace,
     /// Waits of publishers that this connection's backlog is part of.
     pub(super) waited_by: BTreeSet<u64>,
-    /// The waits are over when no more than this is pending.
+    /// Pending output at which it counts as caught up, in bytes.
     pub(super) relief_bytes: usize,
-    /// A publisher has waited for it in vain; it is waited for no more until it has caught up.
+    /// Whether a publisher has waited for it in vain: no publisher waits for it until it has
+    /// caught up.
     pub(super) slow: bool,
     pub(super) timing: Timing,
     pub(super) traffic: Traffic,
-    /// How often it was not read from because those who get its messages were behind.
+    /// Pauses of its input because most receivers of a run were behind.
     pub(super) stalls: u64,
-    /// Messages that it has not got because it was behind.
+    /// Messages for this connection dropped by overflow policies.
     pub(super) dropped: Dropped,
 }
 
-/// Why a connection is not read from.
+/// Reasons not to read from a connection.
 #[derive(Debug, Default)]
 pub(super) struct Brakes {
-    /// Lanes it feeds that are full.
+    /// Full lanes that it feeds.
     pub(super) lanes: ShardSet,
-    /// Shards on which those who get its messages are behind.
+    /// Shards with most receivers of its messages behind.
     pub(super) behind: ShardSet,
-    /// It stands in line for its handshake, and has sent more than that needs.
+    /// Too much input before its step of the handshake.
     pub(super) in_line: bool,
-    /// Its credentials are being checked.
+    /// Credentials being checked.
     pub(super) claims: bool,
-    /// It has sent more than its rate.
+    /// Input over the configured rate.
     pub(super) pace: bool,
-    /// It has to take what it has sent to itself.
+    /// Too much output pending of its own messages to itself.
     pub(super) own: bool,
-    /// Much of its input waits.
+    /// Too much input waiting for its turn.
     pub(super) turn: bool,
-    /// Too many requests wait to be reported on.
+    /// Too many requests undecided.
     pub(super) requests: bool,
 }
 
@@ -343,12 +346,12 @@ impl Conn {
         self.slow || self.brakes.own || !self.waited_by.is_empty()
     }
 
-    /// What it is called in the log.
+    /// Kind of the connection, as the log names it.
     pub(super) fn noun(&self) -> &'static str {
         if self.route.is_some() { "Router" } else { "Client" }
     }
 
-    /// With more than this unsent it is a slow consumer, in bytes.
+    /// Bound of unsent output, in bytes; beyond, the connection is a slow consumer.
     pub(super) fn pending_bytes_max(&self, limits: &Limits) -> usize {
         self.route.as_ref().map_or(limits.pending_bytes_max, |route| route.pending_bytes_max)
     }
@@ -357,12 +360,12 @@ impl Conn {
         self.user.as_ref().and_then(|user| user.permissions.as_ref())
     }
 
-    /// What its token says of it, if it came by one.
+    /// Claims of the user's token, for a login by token.
     pub(super) fn pass(&self) -> Option<&Pass> {
         self.user.as_ref().and_then(|user| user.pass.as_ref())
     }
 
-    /// Header and payload bytes of one message from it: what server, account and user allow.
+    /// Bound of header and payload of one message, in bytes, by server, account and user.
     pub(super) fn payload_bytes_max(&self, server: &Limits) -> usize {
         let user = self.pass().and_then(|pass| pass.payload_bytes_max);
         let own = [self.limits.payload_bytes_max, user].into_iter().flatten();
@@ -374,7 +377,7 @@ impl Conn {
         self.subs.len() + self.route.as_ref().map_or(0, |route| route.wishes.len())
     }
 
-    /// Its subscriptions: what server (0: any number), account and user allow.
+    /// Bound of its subscriptions by server (0: none), account and user.
     pub(super) fn subscriptions_max(&self, server: &Limits) -> usize {
         let user = self.pass().and_then(|pass| pass.subscriptions_max);
         let all = (server.subscriptions_max > 0).then_some(server.subscriptions_max);
@@ -390,7 +393,7 @@ impl Conn {
         self.plain = self.takes_deliveries() && self.connect.echo && !checked;
     }
 
-    /// Says that it ends, and why.
+    /// Logs the end of the connection with its reason.
     pub(super) fn log_end(&self, reason: Reason) {
         let (label, noun, reason) = (self.label(), self.noun(), reason.text());
         match self.route {
@@ -407,7 +410,7 @@ impl Conn {
         }
     }
 
-    /// Its name in the log, as nats-server writes it.
+    /// Name of the connection in the log, as nats-server writes it.
     pub(super) fn label(&self) -> String {
         let Peer { cid, ip, .. } = &self.peer;
         let mut label = match self.transport {

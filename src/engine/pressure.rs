@@ -61,16 +61,17 @@ use super::{Action, ConnId, Engine, ShardId};
 
 /// A lane with more than this waiting is full, in bytes.
 const LANE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long a publisher waits for subscribers that are behind, in nanoseconds.
+/// Longest wait of a client for subscribers that are behind, in nanoseconds.
 const WAIT_NS_MAX: u64 = 1_000_000_000;
-/// The same for another server.
+/// Longest wait of a route for subscribers that are behind, in nanoseconds.
 const ROUTE_WAIT_NS_MAX: u64 = 10_000_000;
 /// A subscriber counts as behind when more than this is pending for it, in bytes, however few
 /// share the messages; …
 const BACKLOG_BYTES_MAX: usize = 1024 * 1024;
 /// … and not before this is, however many do.
 const BACKLOG_BYTES_MIN: usize = 64 * 1024;
-/// What all subscribers of a subject together may have pending before they are behind.
+/// Pending output of all subscribers of a subject together at which they count as behind, in
+/// bytes.
 const BACKLOG_BYTES_ALL: usize = 64 * 1024 * 1024;
 
 /// The way to one other shard.
@@ -101,12 +102,12 @@ impl Lane {
     }
 }
 
-/// How much goes to one other shard.
+/// Counters of the lane to one other shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LaneFigures {
     /// Records sent since the start, those that wait included.
     pub records: u64,
-    /// Their bytes, as the bound on lanes counts them.
+    /// Bytes of those records, as the bound of lanes counts them.
     pub bytes: u64,
     /// Records that wait for room, or have not been taken out of it.
     pub waiting_records: usize,
@@ -177,7 +178,7 @@ impl Engine {
         self.lanes.iter().any(|lane| lane.bytes > LANE_BYTES_MAX)
     }
 
-    /// How much goes to another shard; what is on the lane itself is for the lane to know.
+    /// Counters of the lane to another shard, without the records in the ring itself.
     pub fn lane(&self, to: ShardId) -> LaneFigures {
         let lane = &self.lanes[to.index()];
         LaneFigures {

@@ -51,23 +51,23 @@ pub struct RunRecord {
     pub(super) echo: bool,
     /// The shards that had this queue message and could not place it.
     pub(super) visited: ShardSet,
-    /// When its publisher's shard received it.
+    /// Arrival on the publisher's shard, in nanoseconds since the start of the process.
     pub(super) arrived: u64,
-    /// It came from another server: it goes to clients only.
+    /// Whether the run came from another server; then it is for clients only.
     pub(super) routed: bool,
     /// Of a run that named queue groups there: whose message it is.
     pub(super) origin: Option<Origin>,
     /// The operations as the client or the other server sent them.
     pub(super) wire: Bytes,
-    /// It answers requests of the receiving shard, which knows where it goes.
+    /// Whether it answers requests of the receiving shard, which knows the requester.
     pub(super) answers: bool,
     /// Accounts it has gone through.
     pub(super) hops: u8,
-    /// It is traced.
+    /// Ticket of a traced message.
     pub(super) trace: Option<Box<Ticket>>,
-    /// Its publisher wants to know of messages that nobody gets.
+    /// Question of the publisher's shard for messages without a receiver.
     pub(super) ask: Option<Box<Ask>>,
-    /// Plain subscriptions get the run.
+    /// Whether plain subscriptions get the run.
     pub(super) plain: bool,
     /// Queue groups of which a member here gets some of the messages.
     pub(super) picks: Vec<Pick>,
@@ -85,7 +85,7 @@ pub(super) struct Pick {
 #[derive(Debug)]
 pub struct Report {
     pub(super) id: u64,
-    /// What its ticket was worth, less what went on to other shards.
+    /// Credit of the ticket, less the part that went on to other shards.
     pub(super) credit: u128,
     pub(super) steps: Vec<Step>,
     pub(super) left_out: u64,
@@ -96,7 +96,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Placed {
     pub(super) id: u64,
-    /// What it was asked with, less what went on to other shards.
+    /// Credit of the question, less the part that went on to other shards.
     pub(super) credit: u128,
     /// The messages that somebody gets there, in order, as the requesting shard counts them.
     pub(super) numbers: Vec<u32>,
