@@ -3,7 +3,7 @@
 //! A message's way from bytes in to bytes out, in six hops:
 //!
 //! 1. [`uring::Reactor::turn`]: a completion becomes [`uring::Event::Received`]
-//! 2. [`shard::Shard::run`]: takes a bounded amount of input and hands each chunk to the engine
+//! 2. [`shard::Shard::step`]: takes a bounded amount of input and hands each chunk to the engine
 //! 3. [`proto::parse()`]: `&[u8]` becomes [`proto::Op`], borrowed, nothing copied
 //! 4. [`engine::Engine::on_bytes`]: decides; a run of publishes to one subject is matched once
 //! 5. `output::Outbox`: the run is rendered once per sid and shared by its subscribers

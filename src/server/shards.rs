@@ -16,6 +16,7 @@ use crate::host::{self, Tree};
 use crate::mesh::{LANE_RECORDS_MAX, Mesh};
 use crate::shard::{
     Address, Check, Control, Listener, NEWS_MAX, News, Outcome, Parts, Reporter, Seats, Shard,
+    SystemClock, Uring,
 };
 use crate::uring::{self, Reactor, Waker};
 
@@ -266,7 +267,7 @@ fn grow(seed: Seed) {
         routes: shared.routes,
         news: shared.news,
     };
-    if let Err(error) = Shard::new(parts, reactor).run() {
+    if let Err(error) = Shard::new(parts, Uring(reactor), SystemClock).run() {
         // The control thread may be about to end for another reason.
         let _ = outcome.send(Outcome::Failed(format!("shard {} has failed: {error}", id.0)));
     }

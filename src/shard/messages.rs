@@ -19,12 +19,13 @@ use crate::measure::Histogram;
 use crate::proto::route::RouteInfo;
 use crate::uring::{self, Waker};
 
-/// What the control thread, and the shard that accepts, tell a shard.
-pub enum Control {
+/// What the control thread, and the shard that accepts, tell a shard; `S` is a socket that no
+/// reactor has adopted.
+pub enum Control<S = OwnedFd> {
     /// Serve this connection.
     Adopt {
         /// The connected socket.
-        socket: OwnedFd,
+        socket: S,
         /// Who is at its other end.
         peer: Peer,
         /// What carries it.
@@ -35,7 +36,7 @@ pub enum Control {
     /// Take this connection to another server.
     AdoptRoute {
         /// The connected socket.
-        socket: OwnedFd,
+        socket: S,
         /// Who is at its other end.
         peer: Peer,
         /// What is known of it.
@@ -62,7 +63,7 @@ pub enum Control {
         account: Option<AccountId>,
     },
     /// Accept connections there, for all shards.
-    Open(Vec<Listener>),
+    Open(Vec<Listener<S>>),
     /// Accept no more; send clients away, the first after `grace`, all within `spread` after it.
     LameDuck {
         /// Until the first is closed.
@@ -289,12 +290,17 @@ impl Seats {
 }
 
 /// How others reach a shard.
-#[derive(Clone)]
-pub struct Address {
+pub struct Address<S = OwnedFd, W = Waker> {
     /// What it is told.
-    pub control: Sender<Control>,
+    pub control: Sender<Control<S>>,
     /// What wakes it.
-    pub waker: Waker,
+    pub waker: W,
+}
+
+impl<S, W: Clone> Clone for Address<S, W> {
+    fn clone(&self) -> Self {
+        Self { control: self.control.clone(), waker: self.waker.clone() }
+    }
 }
 
 impl Address {
@@ -320,9 +326,9 @@ pub struct Check {
 
 /// A socket that connections are accepted on.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Listener<S = OwnedFd> {
     /// The listening socket.
-    pub socket: OwnedFd,
+    pub socket: S,
     /// What comes in there.
     pub door: Door,
 }

@@ -3,32 +3,32 @@
 //! One turn: wait for completions, hand what arrived to the engine, take what other shards have
 //! sent, see what is due, and carry out what the engine wants. Everything goes to the kernel at
 //! once, with the wait of the next turn.
+//!
+//! What it needs of the kernel and of time is in the traits of `reactor`: the simulator has others.
 
 #![forbid(unsafe_code)]
 
 mod accept_limit;
 mod inbox;
 mod messages;
+mod reactor;
 mod reporter;
 
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use rustix::net::SendFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::config;
 use crate::engine::{
-    Action, ConnId, Credentials, Engine, Identity, LaneFigures, NewRoute, Peer, RouteNotice,
-    Settings, ShardId, Transport, WishBytes,
+    Action, ConnId, Engine, Identity, LaneFigures, NewRoute, Peer, RouteNotice, Settings, ShardId,
+    Transport, WishBytes,
 };
 use crate::measure::Histogram;
 use crate::mesh::{Drained, Mesh};
-use crate::uring::{self, Closing, Event, ListenerId, Reactor, SocketId, Wait, ZeroCopy};
+use crate::uring::{Closing, Event, ListenerId, SocketId, Wait, ZeroCopy};
 use accept_limit::AcceptLimit;
 use inbox::Inbox;
 pub use messages::{
@@ -36,6 +36,7 @@ pub use messages::{
     RouteOrder, Seats,
 };
 use messages::{REQUESTS_BYTES, TRACES_BYTES};
+pub use reactor::{Clock, Io, SystemClock, Uring};
 pub use reporter::Reporter;
 
 /// Input handled between two flushes, in bytes: what it renders to should stay in the cache.
@@ -52,14 +53,14 @@ const GONE_FOR: Duration = Duration::from_secs(1);
 /// How long a stopping shard waits for its clients to take what is queued.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
-/// Everything a shard is made of.
-pub struct Parts {
+/// Everything a shard is made of besides its reactor and its clock.
+pub struct Parts<R: Io = Uring> {
     /// Which shard it is.
     pub id: ShardId,
     /// All shards, by id.
-    pub addresses: Vec<Address>,
+    pub addresses: Vec<AddressOf<R>>,
     /// What it is told.
-    pub control: Receiver<Control>,
+    pub control: Receiver<Control<R::Socket>>,
     /// Its lanes.
     pub mesh: Mesh,
     /// Where the next connection goes.
@@ -86,28 +87,52 @@ pub struct Parts {
     pub routes: Sender<RouteNotice>,
 }
 
+/// How others reach a shard with such a reactor.
+type AddressOf<R> = Address<<R as Io>::Socket, <R as Io>::Waker>;
+type EventOf<R> = Event<<R as Io>::Socket, <R as Io>::Chunk>;
+
+/// What is done about new connections, on the shard that accepts them.
+#[derive(Default)]
+struct Accepting {
+    listeners: Vec<(ListenerId, Door)>,
+    /// When accepting goes on after it failed.
+    again: Option<Instant>,
+    limit: AcceptLimit,
+    /// The number of the connection accepted last.
+    last_cid: u64,
+}
+
+/// Where a shard says what others have to know.
+struct Outlets {
+    outcome: Sender<Outcome>,
+    proofs: Sender<Check>,
+    news: Sender<News>,
+    routes: Sender<RouteNotice>,
+}
+
 /// One shard, on its own thread.
-pub struct Shard {
+pub struct Shard<R: Io = Uring, C: Clock = SystemClock> {
     id: ShardId,
-    reactor: Reactor,
+    reactor: R,
+    clock: C,
     engine: Engine,
     mesh: Mesh,
-    addresses: Vec<Address>,
-    control: Receiver<Control>,
+    addresses: Vec<AddressOf<R>>,
+    control: Receiver<Control<R::Socket>>,
     seats: Arc<Seats>,
     options: Arc<config::Options>,
     identity: Identity,
     memory_bytes_max: usize,
     started: Instant,
     now: Instant,
+    /// How long the next step may sleep.
+    wait: Wait,
+    /// Room for what a step hears of the reactor.
+    events: Vec<EventOf<R>>,
     /// Arrived, but not yet handled, each with the time of its turn in nanoseconds.
-    inbox: Inbox<(u64, Event)>,
+    inbox: Inbox<(u64, EventOf<R>)>,
     turn_ns: Histogram,
-    listeners: Vec<(ListenerId, Door)>,
-    accept_again: Option<Instant>,
-    accept_limit: AcceptLimit,
-    /// The number of the connection accepted last.
-    last_cid: u64,
+    accepting: Accepting,
     /// Connections whose descriptors are not closed yet.
     sockets: usize,
     /// The most connections, subscriptions and cached subjects there were since memory was last
@@ -122,15 +147,12 @@ pub struct Shard {
     busy_until: Instant,
     /// There while clients are sent away.
     draining: bool,
-    outcome: Sender<Outcome>,
-    proofs: Sender<Check>,
-    news: Sender<News>,
-    routes: Sender<RouteNotice>,
+    outlets: Outlets,
 }
 
-impl Shard {
+impl<R: Io, C: Clock> Shard<R, C> {
     /// Puts a shard together on the thread that will run it.
-    pub fn new(parts: Parts, reactor: Reactor) -> Self {
+    pub fn new(parts: Parts<R>, reactor: R, clock: C) -> Self {
         let settings = Settings::new(&parts.options, &parts.identity, parts.memory_bytes_max);
         let shards = parts.addresses.len();
         let busy_poll = Duration::from_micros(parts.options.runtime.busy_poll_us.into());
@@ -142,6 +164,7 @@ impl Shard {
         Self {
             id: parts.id,
             reactor,
+            clock,
             engine,
             mesh: parts.mesh,
             addresses: parts.addresses,
@@ -152,12 +175,11 @@ impl Shard {
             memory_bytes_max: parts.memory_bytes_max,
             started: parts.started,
             now: parts.started,
+            wait: Wait::No,
+            events: Vec::new(),
             inbox: Inbox::new(),
             turn_ns: Histogram::default(),
-            listeners: Vec::new(),
-            accept_again: None,
-            accept_limit: AcceptLimit::default(),
-            last_cid: 0,
+            accepting: Accepting::default(),
             sockets: 0,
             held_max: 0,
             give_back: None,
@@ -165,48 +187,19 @@ impl Shard {
             busy_poll,
             busy_until: parts.started,
             draining: false,
-            outcome: parts.outcome,
-            proofs: parts.proofs,
-            routes: parts.routes,
-            news: parts.news,
+            outlets: Outlets {
+                outcome: parts.outcome,
+                proofs: parts.proofs,
+                routes: parts.routes,
+                news: parts.news,
+            },
         }
     }
 
     /// Runs until it is told to stop.
     pub fn run(mut self) -> std::io::Result<()> {
-        let mut events = Vec::new();
-        let mut wait = Wait::No;
         while !self.is_done() {
-            self.reactor.turn(wait, &mut events)?;
-            self.mesh.wake();
-            let began = self.read_clock();
-            let mut is_busy =
-                !events.is_empty() || !self.inbox.is_empty() || self.engine.has_more();
-            if !events.is_empty() {
-                self.busy_until = self.now + self.busy_poll;
-            }
-            for event in events.drain(..) {
-                self.on_event(event, began);
-            }
-            // Before input: whoever has sent that may have heard of what comes over the lanes.
-            self.engine.set_arrived(began);
-            let (any, more) = self.take_records();
-            is_busy |= any;
-            self.take_input(began);
-            self.obey();
-            self.engine.tick();
-            self.accept_if_rested();
-            self.engine.end_turn();
-            // First, for room on a lane lets publishers go on.
-            let behind = self.publish();
-            is_busy |= self.act();
-            self.report_drained();
-            wait = self.next_wait(more, behind);
-            if is_busy {
-                let ended = self.ns_since_start(clock());
-                self.turn_ns.add(ended.saturating_sub(began), 1);
-                self.engine.depart(ended);
-            }
+            self.step()?;
         }
         if self.sockets > 0 {
             tracing::warn!(
@@ -217,9 +210,66 @@ impl Shard {
         Ok(())
     }
 
+    /// Takes one turn: waits as long as there is nothing to do, and does what there is.
+    pub fn step(&mut self) -> std::io::Result<()> {
+        let mut events = std::mem::take(&mut self.events);
+        self.reactor.turn(self.wait, &mut events)?;
+        self.mesh.wake();
+        let began = self.read_clock();
+        let mut is_busy = !events.is_empty() || !self.inbox.is_empty() || self.engine.has_more();
+        if !events.is_empty() {
+            self.busy_until = self.now + self.busy_poll;
+        }
+        for event in events.drain(..) {
+            self.on_event(event, began);
+        }
+        self.events = events;
+        // Before input: whoever has sent that may have heard of what comes over the lanes.
+        self.engine.set_arrived(began);
+        let (any, more) = self.take_records();
+        is_busy |= any;
+        self.take_input(began);
+        self.obey();
+        self.engine.tick();
+        self.accept_if_rested();
+        self.engine.end_turn();
+        // First, for room on a lane lets publishers go on.
+        let behind = self.publish();
+        is_busy |= self.act();
+        self.report_drained();
+        self.wait = self.next_wait(more, behind);
+        if is_busy {
+            let ended = self.clock.now();
+            let ended = self.ns_since_start(ended);
+            self.turn_ns.add(ended.saturating_sub(began), 1);
+            self.engine.depart(ended);
+        }
+        Ok(())
+    }
+
+    /// What it knows and decides, for whoever takes its steps one by one.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The same, to be set up or taken apart between two steps.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// How long the next step may sleep.
+    pub fn wait(&self) -> Wait {
+        self.wait
+    }
+
+    /// Whether something has arrived that no step has handled.
+    pub fn has_input(&self) -> bool {
+        !self.inbox.is_empty()
+    }
+
     /// Tells everybody what time it is; also the caller.
     fn read_clock(&mut self) -> u64 {
-        self.now = clock();
+        self.now = self.clock.now();
         let now = self.ns_since_start(self.now);
         self.engine.set_now(now);
         now
@@ -233,7 +283,7 @@ impl Shard {
         self.stop_by.is_some_and(|by| self.sockets == 0 || by <= self.now)
     }
 
-    fn on_event(&mut self, event: Event, now: u64) {
+    fn on_event(&mut self, event: EventOf<R>, now: u64) {
         match event {
             Event::Received { socket, .. } => self.inbox.push(socket, (now, event)),
             Event::Ended { socket, .. } => self.inbox.push_end(socket, (now, event)),
@@ -255,10 +305,10 @@ impl Shard {
                     "Error accepting connection: {error}; trying again in {ACCEPT_REST:?} \
                      (too many open files: raise the limit of descriptors, `ulimit -n`)"
                 );
-                self.accept_again = Some(self.now + ACCEPT_REST);
+                self.accepting.again = Some(self.now + ACCEPT_REST);
             }
             Event::StoppedListening { listener } => {
-                self.listeners.retain(|(id, _)| *id != listener);
+                self.accepting.listeners.retain(|(id, _)| *id != listener);
             }
             // Nothing is stored yet.
             Event::Disk(_) | Event::Woken => {}
@@ -273,8 +323,9 @@ impl Shard {
                 break;
             };
             self.engine.set_arrived(arrived);
-            taken_bytes += chunk.len();
-            self.engine.on_bytes(conn_id(socket), self.reactor.bytes(&chunk));
+            let bytes = self.reactor.bytes(&chunk);
+            taken_bytes += bytes.len();
+            self.engine.on_bytes(conn_id(socket), bytes);
             self.reactor.recycle(chunk);
         }
         for _ in 0..ENDS_PER_TURN {
@@ -321,26 +372,26 @@ impl Shard {
         while let Some((conn, proof)) = self.engine.pop_proof() {
             // If there is no room, the connection's time is over before it would be its turn.
             let by = self.now + Duration::from_millis(self.options.auth.timeout_ms);
-            let _ = self.proofs.try_send(Check { shard: self.id, conn, proof, by });
+            let _ = self.outlets.proofs.try_send(Check { shard: self.id, conn, proof, by });
         }
         // What does not fit is dropped: whoever fills the queue is not to fill the memory.
         while let Some(request) = self.engine.pop_server_request() {
             // The more is waiting the smaller it has to be.
-            if request.payload.len() * (self.news.len() + 1) <= REQUESTS_BYTES {
-                let _ = self.news.try_send(News::Request(request));
+            if request.payload.len() * (self.outlets.news.len() + 1) <= REQUESTS_BYTES {
+                let _ = self.outlets.news.try_send(News::Request(request));
             }
         }
         while let Some(trace) = self.engine.pop_message_trace() {
-            if trace.cost_bytes() * (self.news.len() + 1) <= TRACES_BYTES {
-                let _ = self.news.try_send(News::Trace(trace));
+            if trace.cost_bytes() * (self.outlets.news.len() + 1) <= TRACES_BYTES {
+                let _ = self.outlets.news.try_send(News::Trace(trace));
             }
         }
         while let Some(event) = self.engine.pop_event() {
-            let _ = self.news.try_send(News::Event(event));
+            let _ = self.outlets.news.try_send(News::Event(event));
         }
         while let Some(notice) = self.engine.pop_route_notice() {
             // Whoever decides may have ended before the shards do.
-            let _ = self.routes.send(notice);
+            let _ = self.outlets.routes.send(notice);
         }
         any
     }
@@ -363,7 +414,7 @@ impl Shard {
         }
         let engine_due =
             self.engine.next_deadline().map(|ns| self.started + Duration::from_nanos(ns));
-        let due = [engine_due, self.accept_again, self.stop_by, self.give_back];
+        let due = [engine_due, self.accepting.again, self.stop_by, self.give_back];
         let due = due.into_iter().flatten().min();
         match due {
             Some(due) => Wait::For(due.saturating_duration_since(self.now)),
@@ -386,9 +437,8 @@ impl Shard {
         self.give_back = None;
         self.held_max = held;
         self.engine.shrink();
-        self.reactor.shrink();
         self.inbox.shrink();
-        uring::give_back_memory();
+        self.reactor.give_back_memory();
     }
 
     /// Does what the control thread and the accepting shard have asked for.
@@ -428,7 +478,7 @@ impl Shard {
                 Control::Proven { conn, holds } => self.engine.on_proof(conn, holds),
                 Control::Open(listeners) => {
                     for Listener { socket, door } in listeners {
-                        self.listeners.push((self.reactor.listen(socket), door));
+                        self.accepting.listeners.push((self.reactor.listen(socket), door));
                     }
                 }
                 Control::Stop => {
@@ -453,8 +503,8 @@ impl Shard {
         Report {
             shard: self.id,
             stats: self.engine.stats(),
-            accepted: self.last_cid,
-            throttled: self.accept_limit.rejected(),
+            accepted: self.accepting.last_cid,
+            throttled: self.accepting.limit.rejected(),
             conns: self.engine.open_conns(),
             subscriptions: self.engine.subscriptions(),
             cached_subjects: self.engine.cached_subjects(),
@@ -487,7 +537,7 @@ impl Shard {
         }
     }
 
-    fn adopt(&mut self, socket: OwnedFd, peer: Peer, transport: Transport, admitted: bool) {
+    fn adopt(&mut self, socket: R::Socket, peer: Peer, transport: Transport, admitted: bool) {
         if self.stop_by.is_some() {
             self.seats.leave(self.id);
             return;
@@ -500,7 +550,7 @@ impl Shard {
         }
     }
 
-    fn adopt_route(&mut self, socket: OwnedFd, peer: Peer, route: NewRoute) {
+    fn adopt_route(&mut self, socket: R::Socket, peer: Peer, route: NewRoute) {
         if self.stop_by.is_some() {
             return;
         }
@@ -529,18 +579,19 @@ impl Shard {
     }
 
     /// Seats a new connection on the shard with the fewest.
-    fn on_accepted(&mut self, listener: ListenerId, socket: OwnedFd) {
-        let door = self.listeners.iter().find(|(id, _)| *id == listener);
-        let Some((ip, port, transport)) = door.and_then(|(_, door)| examine(&socket, door)) else {
+    fn on_accepted(&mut self, listener: ListenerId, socket: R::Socket) {
+        let door = self.accepting.listeners.iter().find(|(id, _)| *id == listener);
+        let Some((ip, port, transport)) = door.and_then(|(_, door)| R::examine(&socket, door))
+        else {
             return; // It is gone already.
         };
-        self.last_cid += 1;
-        let peer = Peer { cid: self.last_cid, ip, port };
+        self.accepting.last_cid += 1;
+        let peer = Peer { cid: self.accepting.last_cid, ip, port };
         // Processes of this machine have no address, and come as fast as they like.
         let (rates, now) = (&self.options.rates, self.ns_since_start(self.now));
         let tls = self.options.tls.as_ref().map_or(0, |tls| tls.connections_per_second_max);
         if let Ok(source) = peer.ip.parse()
-            && !self.accept_limit.admits(rates, tls, source, now)
+            && !self.accepting.limit.admits(rates, tls, source, now)
         {
             self.turn_away(&socket, &peer, transport);
             return;
@@ -563,11 +614,10 @@ impl Shard {
 
     /// Tells a client that it has come too soon, without a seat, a slot or any patience: there
     /// may be thousands of them.
-    fn turn_away(&mut self, socket: &OwnedFd, peer: &Peer, transport: Transport) {
+    fn turn_away(&mut self, socket: &R::Socket, peer: &Peer, transport: Transport) {
         // A new socket has room; if not, the end says enough.
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let _ = rustix::net::send(socket, &self.engine.turn_away(peer, transport), flags);
-        if let Some(count) = self.accept_limit.take_report(self.ns_since_start(self.now)) {
+        R::send_at_once(socket, &self.engine.turn_away(peer, transport));
+        if let Some(count) = self.accepting.limit.take_report(self.ns_since_start(self.now)) {
             tracing::warn!(
                 "Rejected {count} connections due to rate limiting, the last of {}",
                 peer.ip
@@ -576,9 +626,9 @@ impl Shard {
     }
 
     fn accept_if_rested(&mut self) {
-        if self.accept_again.is_some_and(|again| again <= self.now) {
-            self.accept_again = None;
-            for (listener, _) in &self.listeners {
+        if self.accepting.again.is_some_and(|again| again <= self.now) {
+            self.accepting.again = None;
+            for (listener, _) in &self.accepting.listeners {
                 self.reactor.accept(*listener);
             }
         }
@@ -588,41 +638,16 @@ impl Shard {
         if self.draining && self.seats.all() == 0 {
             self.draining = false;
             // The control thread may be about to end for another reason.
-            let _ = self.outcome.send(Outcome::Drained);
+            let _ = self.outlets.outcome.send(Outcome::Drained);
         }
     }
 
     fn stop_listening(&mut self) {
-        self.accept_again = None;
-        for (listener, _) in &self.listeners {
+        self.accepting.again = None;
+        for (listener, _) in &self.accepting.listeners {
             self.reactor.stop_listening(*listener);
         }
     }
-}
-
-/// Who is at the other end, and what carries the connection.
-fn examine(socket: &OwnedFd, door: &Door) -> Option<(Box<str>, u16, Transport)> {
-    let transport = match door {
-        Door::Tcp => Transport::Tcp,
-        Door::WebSocket => Transport::WebSocket,
-        Door::Unix(path) => {
-            let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-            let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
-            let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
-            let credentials = Credentials { pid, uid, gid };
-            return Some((path.clone(), 0, Transport::Unix(credentials)));
-        }
-    };
-    let peer = rustix::net::getpeername(socket).ok().flatten()?;
-    let peer = SocketAddr::try_from(peer).ok()?;
-    // Messages leave when they are there; without this only latency would suffer.
-    let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
-    Some((peer.ip().to_canonical().to_string().into(), peer.port(), transport))
-}
-
-#[expect(clippy::disallowed_methods, reason = "read as a turn begins, and as it ends")]
-fn clock() -> Instant {
-    Instant::now()
 }
 
 fn conn_id(socket: SocketId) -> ConnId {

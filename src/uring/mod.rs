@@ -139,17 +139,20 @@ pub enum ZeroCopy {
 
 /// Names a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ListenerId(u32);
+pub struct ListenerId(pub u32);
 
 /// What happened. Turns after [`Reactor::close`] tell of a socket nothing but [`Event::Closed`].
+///
+/// `S` is a connection that is not adopted yet, `C` received bytes on loan: another reactor than
+/// this one has others.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<S = OwnedFd, C = Chunk> {
     /// Somebody connected.
     Accepted {
         /// Where.
         listener: ListenerId,
         /// The connection, blocking and close-on-exec; not yet adopted.
-        socket: OwnedFd,
+        socket: S,
     },
     /// Accepting failed and has stopped; [`Reactor::accept`] takes it up again.
     AcceptFailed {
@@ -168,7 +171,7 @@ pub enum Event {
         /// Where.
         socket: SocketId,
         /// [`Reactor::bytes`] shows them.
-        chunk: Chunk,
+        chunk: C,
     },
     /// The peer sends nothing more. The socket can still be sent to, and must be closed.
     Ended {

@@ -59,7 +59,7 @@ const MANY_FIELDS: &[(&str, usize)] = &[
     ("Options", 38),
     ("Reactor", 24),
     ("Settings", 35),
-    ("Shard", 29),
+    ("Shard", 26),
 ];
 
 /// Functions with too many parameters.
