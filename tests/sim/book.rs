@@ -301,10 +301,14 @@ impl Book {
         }
     }
 
-    pub(crate) fn open(&mut self, server: usize, rules: Rules) -> usize {
-        let denied_since = rules.undelivered.then_some(self.step);
-        self.sessions.push(Session { server, denied_since, ..Session::default() });
+    pub(crate) fn open(&mut self, server: usize) -> usize {
+        self.sessions.push(Session { server, ..Session::default() });
         self.sessions.len() - 1
+    }
+
+    /// The session's shard knows of it.
+    pub(crate) fn adopted(&mut self, s: usize, rules: Rules) {
+        self.sessions[s].denied_since = rules.undelivered.then_some(self.step);
     }
 
     /// Whether a subject, by number, may be denied to those who get it.

@@ -1,10 +1,11 @@
-//! The deterministic simulator: engines with lanes between them in one thread, fake clients on
-//! fake sockets, fake time, and a naive single-table broker that knows what must and what may
-//! arrive.
+//! The deterministic simulator: the loops of real shards with the real lanes between them, step by
+//! step in one thread, over a fake kernel and fake time, with fake clients, and a naive
+//! single-table broker that knows what must and what may arrive.
 //!
 //! * [`script`]: bytes become what a handful of clients do; a seed becomes bytes
 //! * [`world`]: what there is, and the order in which it all happens
-//! * [`shards`], [`sockets`], [`routes`], [`pipe`]: engines and lanes, clients' connections, the
+//! * [`kernel`]: what a shard's loop takes for its reactor and its clock
+//! * [`shards`], [`sockets`], [`routes`], [`pipe`]: the shards' turns, clients' connections, the
 //!   servers of a cluster and the routes between them, the kernel's part of a connection
 //! * [`accounts`]: who gets what of other accounts, in a world that comes to rest each time
 //! * [`hostile`]: whoever means harm: nothing is asserted, and nothing gets past permissions
@@ -21,6 +22,7 @@ pub(crate) mod accounts;
 mod book;
 mod hear;
 pub(crate) mod hostile;
+mod kernel;
 mod pipe;
 mod routes;
 mod script;

@@ -1,8 +1,13 @@
 //! The kernel's part of a connection: what the server sends, a batch at a time, taken piece by
 //! piece, and its end.
 
-use shardcast::engine::{ConnId, Engine};
+use std::io;
+
+use shardcast::engine::ConnId;
 use shardcast::output::Piece;
+use shardcast::uring::{self, Event};
+
+use super::kernel::{Heard, socket_id};
 
 /// A batch that the kernel is sending.
 pub(crate) struct Batch {
@@ -10,7 +15,7 @@ pub(crate) struct Batch {
     /// The first piece that is not wholly taken, and how much of it is.
     piece: usize,
     offset: usize,
-    /// Taken, but the engine has not been told.
+    /// Taken, but the shard has not been told.
     unreported: usize,
     pub(crate) since: u64,
 }
@@ -19,20 +24,22 @@ pub(crate) struct Batch {
 pub(crate) struct Pipe {
     pub(crate) shard: usize,
     pub(crate) id: ConnId,
+    /// The shard knows of it.
+    pub(crate) is_adopted: bool,
     pub(crate) reading: bool,
     /// Chunks that had already arrived when reading was paused.
     pub(crate) grace: u32,
-    /// The engine knows that nothing more comes.
+    /// The shard has been told that nothing more comes.
     pub(crate) end_handed: bool,
     pub(crate) batch: Option<Batch>,
-    /// Taken, as far as the engine knows.
+    /// Taken, as far as the shard knows.
     pub(crate) reported_bytes: usize,
     /// Taken, but not read at the other end.
     pub(crate) sent: Vec<u8>,
     pub(crate) stalled: bool,
-    /// The server has closed it; the engine has not been told.
+    /// The server has closed it; the shard has not been told.
     pub(crate) closing: bool,
-    /// The engine's part is over.
+    /// The shard's part is over.
     pub(crate) gone: bool,
 }
 
@@ -41,7 +48,8 @@ impl Pipe {
         Self {
             shard,
             id,
-            reading: true,
+            is_adopted: false,
+            reading: false,
             grace: 0,
             end_handed: false,
             batch: None,
@@ -58,7 +66,7 @@ impl Pipe {
         !self.closing && !self.gone
     }
 
-    /// Whether the engine can be handed something, which it then is: chunks that had arrived
+    /// Whether the shard can be handed something, which it then is: chunks that had arrived
     /// before a pause are no more afterwards.
     pub(crate) fn hears(&mut self) -> bool {
         let hears = (self.reading || self.grace > 0) && self.is_open() && !self.end_handed;
@@ -90,9 +98,8 @@ impl Pipe {
         taken > 0
     }
 
-    /// Begins to send what the engine has. Returns how many bytes that are.
-    pub(crate) fn flush(&mut self, engine: &mut Engine, now: u64) -> usize {
-        let Some(pieces) = engine.take_batch(self.id) else { return 0 };
+    /// Begins to send. Returns how many bytes that are.
+    pub(crate) fn send(&mut self, pieces: Vec<Piece>, now: u64) -> usize {
         assert!(self.batch.is_none(), "one batch in flight at a time");
         let bytes: usize = pieces.iter().map(|piece| piece.bytes().len()).sum();
         assert!(bytes > 0, "an empty batch would never complete");
@@ -100,31 +107,26 @@ impl Pipe {
         bytes
     }
 
-    /// Tells the engine what has become of its output, and of the connection. False if there is
-    /// nothing to tell.
-    pub(crate) fn complete(&mut self, engine: &mut Engine, is_reset: bool) -> bool {
+    /// What the shard is told of its output, and of the connection; nothing if there is no news.
+    pub(crate) fn complete(&mut self, is_reset: bool) -> Option<Heard> {
+        let socket = socket_id(self.id);
+        let take_home =
+            |batch: &mut Option<Batch>| batch.take().map(|batch| uring::Batch::from(batch.pieces));
         if self.closing {
-            engine.take_home(self.batch.take().map(|batch| batch.pieces));
-            engine.on_closed(self.id);
             (self.closing, self.gone) = (false, true);
-            return true;
+            return Some(Event::Closed { socket, batch: take_home(&mut self.batch) });
         }
-        let Some(batch) = &mut self.batch else { return false };
+        let batch = self.batch.as_mut()?;
         if is_reset {
-            let batch = self.batch.take().map(|batch| batch.pieces);
-            engine.on_send_failed(self.id, batch);
-            return true;
+            let error = io::ErrorKind::ConnectionReset.into();
+            let batch = take_home(&mut self.batch)?;
+            return Some(Event::SendFailed { socket, error, batch });
         }
-        let taken = std::mem::take(&mut batch.unreported);
-        self.reported_bytes += taken;
+        let bytes = std::mem::take(&mut batch.unreported);
+        self.reported_bytes += bytes;
         if batch.piece == batch.pieces.len() {
-            let batch = self.batch.take().map(|batch| batch.pieces);
-            engine.on_sent(self.id, taken, batch);
-            return true;
+            return Some(Event::Sent { socket, bytes, batch: take_home(&mut self.batch) });
         }
-        if taken > 0 {
-            engine.on_sent(self.id, taken, None);
-        }
-        taken > 0
+        (bytes > 0).then_some(Event::Sent { socket, bytes, batch: None })
     }
 }

@@ -4,17 +4,17 @@
 //! of a server say to one another, is played here, and takes as long as the schedule likes.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 use shardcast::cluster::{ClientUrls, Members, Plan, Pooling, Step as Task};
 use shardcast::config::{Options, RouteUrl};
-use shardcast::engine::{ClusterIdentity, Engine, Identity, NewRoute, Peer, RouteNotice, ShardId};
-use shardcast::shard::RouteOrder;
+use shardcast::engine::{ClusterIdentity, Identity, NewRoute, Peer, RouteNotice};
+use shardcast::shard::{Control, RouteOrder};
 
+use super::kernel::Heard;
 use super::pipe::Pipe;
-use super::script::{Flavour, Rules};
-use super::shards::{Order, Shard, settings};
-use super::sockets::piece_of;
+use super::script::Flavour;
+use super::shards::{Order, Shard};
+use super::sockets::{ended, piece_of, received};
 use super::world::{NS_PER_MS, World, tell};
 
 /// What the kernels of both ends keep of a route that is not read.
@@ -81,16 +81,8 @@ pub(super) fn shards(
     rng: &mut fastrand::Rng,
 ) -> Vec<Shard> {
     let identity = if is_cluster { identity(server, lives, flavour) } else { Identity::default() };
-    let settings = Rc::new(settings(flavour, Rules::default(), &identity));
-    let shard = |id| {
-        let settings = Rc::clone(&settings);
-        let mut engine = Engine::new(ShardId(id), usize::from(count), settings, rng.u64(..));
-        if is_cluster {
-            engine.name_cluster("C", false);
-        }
-        Shard::new(server, ShardId(id), engine, identity.clone())
-    };
-    (0..count).map(shard).collect()
+    let seeds: Vec<u64> = (0..count).map(|_| rng.u64(..)).collect();
+    Shard::all(server, &identity, flavour, &seeds)
 }
 
 impl Server {
@@ -154,7 +146,7 @@ impl World {
                 for shard in self.shards_of(server) {
                     self.shards[shard]
                         .orders
-                        .push_back(Order::Route(RouteOrder::Urls(urls.clone())));
+                        .push_back(Order::Tell(Control::Route(RouteOrder::Urls(urls.clone()))));
                 }
                 return;
             }
@@ -171,7 +163,7 @@ impl World {
             Task::Gossip(rid, info) => (rid, RouteOrder::Gossip(rid, info)),
         };
         let shard = self.shard_of_route(server, order.0);
-        self.shards[shard].orders.push_back(Order::Route(order.1));
+        self.shards[shard].orders.push_back(Order::Tell(Control::Route(order.1)));
     }
 
     /// Routes go round the shards.
@@ -200,9 +192,9 @@ impl World {
         let shard = self.shard_of_route(server, rid);
         let id = self.shards[shard].take_slot();
         let peer = Peer { cid: rid, ip: "127.0.0.1".into(), port: 1 };
-        let engine = &mut self.shards[shard].engine;
-        engine.set_now(self.now);
-        engine.open_route(id, peer, NewRoute { rid, dialed, host: "".into() });
+        let route = NewRoute { rid, dialed, host: "".into() };
+        let adopt = Control::AdoptRoute { socket: id, peer, route };
+        self.shards[shard].orders.push_back(Order::Tell(adopt));
         tell!(self, "server {server} has route {rid} on shard {shard} as {id:?}");
         self.ends.push(End {
             pipe: Pipe::new(shard, id),
@@ -213,14 +205,13 @@ impl World {
             is_reset: false,
             is_dismissed: false,
         });
-        self.drain_actions(shard);
         rid
     }
 
     pub(super) fn take_notices(&mut self, shard: usize) {
-        let Shard { server, engine, .. } = &mut self.shards[shard];
-        while let Some(notice) = engine.pop_route_notice() {
-            self.servers[*server].notices.push_back(notice);
+        let here = &self.shards[shard];
+        while let Some(notice) = here.pop_notice() {
+            self.servers[here.server].notices.push_back(notice);
         }
     }
 
@@ -244,33 +235,32 @@ impl World {
         took
     }
 
-    /// Tells the engine what has become of a route's output, and of the route.
-    pub(super) fn complete_route(&mut self, at: usize, eager: bool) -> bool {
+    /// What a shard is told of a route's output, and of the route.
+    pub(super) fn complete_route(&mut self, at: usize, eager: bool) -> Option<Heard> {
         if !eager && self.rng.bool() {
-            return false;
+            return None;
         }
         let End { pipe, is_reset, .. } = &mut self.ends[at];
         self.shards[pipe.shard].complete(pipe, *is_reset)
     }
 
-    /// Hands what has come over a route to the engine, in some pieces.
-    pub(super) fn hand_in_route(&mut self, at: usize, eager: bool) -> bool {
-        let mut moved = false;
+    /// Hands what has come over a route to its shard, in some pieces.
+    pub(super) fn hand_in_route(&mut self, at: usize, eager: bool, events: &mut Vec<Heard>) {
         let rounds = if eager { 16 } else { self.rng.u32(..4) };
         for _ in 0..rounds {
             let is_over = !self.ends[self.ends[at].other].pipe.is_open();
             let End { pipe, other, is_reset, .. } = &mut self.ends[at];
-            let (other, shard, id) = (*other, pipe.shard, pipe.id);
-            if !self.shards[shard].engine.takes_input() || !pipe.hears() {
+            let (other, id) = (*other, pipe.id);
+            if !self.shards[pipe.shard].has_chunk(events) || !pipe.hears() {
                 break;
             }
             let is_reset = *is_reset;
             let rest = self.ends[other].pipe.sent.len();
             if is_reset || (rest == 0 && is_over) {
                 self.ends[at].pipe.end_handed = true;
-                self.shards[shard].engine.on_ended(id, is_reset);
+                events.push(ended(id, is_reset));
                 tell!(self, "end {at} of a route has ended");
-                return true;
+                return;
             }
             if rest == 0 {
                 break;
@@ -278,10 +268,8 @@ impl World {
             let len = piece_of(rest, self.flavour.cuts, &mut self.rng);
             let bytes: Vec<u8> = self.ends[other].pipe.sent.drain(..len).collect();
             tell!(self, "end {at} of a route hears {}", super::wire::show(&bytes));
-            self.shards[shard].engine.on_bytes(id, &bytes);
-            moved = true;
+            events.push(received(id, bytes));
         }
-        moved
     }
 
     /// The server closes its end of a route.
@@ -361,7 +349,7 @@ impl World {
             }
             assert!(notices.is_empty(), "nobody has looked at {notices:?}");
             let shards = &self.shards[self.shards_of(server)];
-            let routes = shards.iter().flat_map(|shard| shard.engine.routes(false));
+            let routes = shards.iter().flat_map(|shard| shard.engine().routes(false));
             let mut remotes: Vec<String> = routes.map(|route| route.remote_name).collect();
             remotes.sort_unstable();
             let others = (0..self.servers.len()).filter(|other| *other != server);
@@ -379,10 +367,7 @@ impl World {
     pub(super) fn leave_cluster(&mut self) {
         self.is_leaving = true;
         for shard in &mut self.shards {
-            shard.engine.shut_down();
-        }
-        for shard in 0..self.shards.len() {
-            self.drain_actions(shard);
+            shard.orders.push_back(Order::Tell(Control::Stop));
         }
         for _ in 0..100 {
             for at in 0..self.ends.len() {
@@ -394,8 +379,8 @@ impl World {
         }
         assert!(self.ends.iter().all(|end| end.pipe.gone), "a route remains");
         for (at, shard) in self.shards.iter().enumerate() {
-            assert_eq!(shard.engine.filters(), 0, "interest of peers remains on shard {at}");
-            assert_eq!(shard.engine.output_bytes(), 0, "output remains on shard {at}");
+            assert_eq!(shard.engine().filters(), 0, "interest of peers remains on shard {at}");
+            assert_eq!(shard.engine().output_bytes(), 0, "output remains on shard {at}");
         }
     }
 }

@@ -1,15 +1,24 @@
-//! Shards: their turns, the lanes between them, and what has to be left of them in the end.
+//! Shards: their turns, and what has to be left of them in the end.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
 
-use shardcast::config::{Options, OverflowRule, Permissions, SubjectEntry, SubjectList, User};
-use shardcast::engine::{
-    Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId, Stats, TurnCost,
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use shardcast::config::{
+    Options, OverflowRule, Permissions, Seating, SubjectEntry, SubjectList, User,
 };
-use shardcast::shard::RouteOrder;
+use shardcast::engine::{
+    Action, ConnId, Engine, Identity, Peer, RouteNotice, Settings, ShardId, Stats, TurnCost,
+    WishBytes,
+};
+use shardcast::mesh::Mesh;
+use shardcast::shard::{self, Address, Control, Parts, Seats};
+use shardcast::uring::{Batch, Closing, Event, Wait};
 
 use super::book::Step;
+use super::kernel::{Asked, Heard, Kernel};
 use super::pipe::Pipe;
 use super::script::{
     Flavour, NARROW_BYTES_MAX, OVERFLOW, PRIVATE, Rules, UNDELIVERED, UNPUBLISHED,
@@ -29,7 +38,7 @@ pub(super) const TIGHT_BYTES_MAX: usize = 20_000;
 
 /// What a shard is told by its server.
 pub(super) enum Order {
-    Route(RouteOrder),
+    Tell(Control<ConnId>),
     Reload(Rules),
 }
 
@@ -38,7 +47,12 @@ pub(super) struct Shard {
     pub(super) server: usize,
     /// What it is called within its server.
     pub(super) id: ShardId,
-    pub(super) engine: Engine,
+    real: shard::Shard<Kernel, Kernel>,
+    kernel: Kernel,
+    control: Sender<Control<ConnId>>,
+    notices: Receiver<RouteNotice>,
+    /// When it took its last turn.
+    turned_ns: u64,
     /// The generation of each slot, and whether it is taken.
     slots: Vec<(u32, bool)>,
     pub(super) weight: u32,
@@ -57,9 +71,101 @@ enum Whose {
 }
 
 impl Shard {
-    pub(super) fn new(server: usize, id: ShardId, engine: Engine, identity: Identity) -> Self {
-        let (slots, orders, rules) = (Vec::new(), VecDeque::new(), Rules::default());
-        Self { server, id, engine, slots, weight: 1, orders, rules, identity }
+    /// The shards of a server, which choose at random by `seeds`.
+    pub(super) fn all(
+        server: usize,
+        identity: &Identity,
+        flavour: &Flavour,
+        seeds: &[u64],
+    ) -> Vec<Self> {
+        let started = now();
+        let options = Arc::new(options_of(flavour, Rules::default(), identity));
+        let seats = Arc::new(Seats::new(seeds.len(), Seating::Fewest));
+        let controls: Vec<_> = seeds.iter().map(|_| unbounded()).collect();
+        let kernels: Vec<_> = seeds.iter().map(|_| Kernel::new(started)).collect();
+        let address = |((control, _), kernel): (&(Sender<_>, Receiver<_>), &Kernel)| Address {
+            control: control.clone(),
+            waker: kernel.clone(),
+        };
+        let addresses: Vec<_> = controls.iter().zip(&kernels).map(address).collect();
+        let (wish_bytes, mut all) = (WishBytes::default(), Vec::new());
+        let count = u8::try_from(seeds.len()).unwrap_or(u8::MAX);
+        for (at, mesh) in Mesh::all(count, LANE_RECORDS_MAX).into_iter().enumerate() {
+            let id = ShardId(u8::try_from(at).unwrap_or(u8::MAX));
+            let (routes, notices) = unbounded();
+            let parts = Parts {
+                id,
+                addresses: addresses.clone(),
+                control: controls[at].1.clone(),
+                mesh,
+                seats: Arc::clone(&seats),
+                options: Arc::clone(&options),
+                identity: identity.clone(),
+                memory_bytes_max: usize::MAX,
+                wish_bytes: wish_bytes.clone(),
+                started,
+                seed: seeds[at],
+                // Nobody listens.
+                outcome: bounded(1).0,
+                proofs: bounded(1).0,
+                news: bounded(1).0,
+                routes,
+            };
+            let kernel = kernels[at].clone();
+            all.push(Self {
+                server,
+                id,
+                real: shard::Shard::new(parts, kernel.clone(), kernel.clone()),
+                kernel,
+                control: controls[at].0.clone(),
+                notices,
+                turned_ns: 0,
+                slots: Vec::new(),
+                weight: 1,
+                orders: VecDeque::new(),
+                rules: Rules::default(),
+                identity: identity.clone(),
+            });
+        }
+        all
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        self.real.engine()
+    }
+
+    pub(super) fn engine_mut(&mut self) -> &mut Engine {
+        self.real.engine_mut()
+    }
+
+    /// When its sleep is over, if nothing happens.
+    pub(super) fn wakes_at(&self) -> Option<u64> {
+        match self.real.wait() {
+            _ if self.kernel.is_woken() => Some(self.turned_ns),
+            Wait::No => Some(self.turned_ns),
+            Wait::For(time) => {
+                Some(self.turned_ns + u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+            }
+            Wait::Forever => None,
+        }
+    }
+
+    /// Whether it can be lent one more chunk besides those in `events`.
+    pub(super) fn has_chunk(&self, events: &[Heard]) -> bool {
+        let chunks = events.iter().filter(|event| matches!(event, Event::Received { .. }));
+        chunks.count() < self.kernel.chunks_left()
+    }
+
+    pub(super) fn pop_notice(&self) -> Option<RouteNotice> {
+        self.notices.try_recv().ok()
+    }
+
+    /// The real loop takes one turn at this time.
+    fn step(&mut self, now: u64, events: Vec<Heard>) -> Vec<Asked> {
+        self.kernel.prepare(now, events);
+        self.turned_ns = now;
+        self.real.step().unwrap_or_else(|error| panic!("a turn fails: {error}"));
+        self.kernel.take_asked()
     }
 
     /// A free slot, taken from now on.
@@ -73,121 +179,111 @@ impl Shard {
         ConnId { slot: u32::try_from(slot).unwrap_or(u32::MAX), generation }
     }
 
-    /// Tells the engine what has become of a connection's output, and of the connection.
-    pub(super) fn complete(&mut self, pipe: &mut Pipe, is_reset: bool) -> bool {
-        let completed = pipe.complete(&mut self.engine, is_reset);
+    /// What it is told of a connection's output, and of the connection.
+    pub(super) fn complete(&mut self, pipe: &mut Pipe, is_reset: bool) -> Option<Heard> {
+        let event = pipe.complete(is_reset);
         if pipe.gone {
             let slot = &mut self.slots[pipe.id.slot as usize];
             *slot = (slot.0 + 1, false);
         }
-        completed
+        event
     }
+}
 
-    fn obey(&mut self, order: RouteOrder) {
-        match order {
-            RouteOrder::Register(rid, part) => self.engine.register_route(rid, part),
-            RouteOrder::Close(rid) => self.engine.close_route(rid, "Duplicate Route"),
-            RouteOrder::Ask(rid) => self.engine.ask_route(rid),
-            RouteOrder::Remove(rid) => self.engine.close_route(rid, "Route Removed"),
-            RouteOrder::HearOn(rid) => self.engine.hear_on(rid),
-            RouteOrder::Gossip(rid, info) => self.engine.gossip(rid, &info),
-            RouteOrder::Urls(urls) => self.engine.set_cluster_urls(urls),
-            RouteOrder::Name { .. } | RouteOrder::TurnAway(_) => {
-                unreachable!("the cluster has a name, and everybody says who it is")
-            }
-        }
-    }
+/// What a turn does about orders.
+enum Obeyed {
+    Nothing,
+    Something,
+    /// New rules apply, and to these sessions.
+    Reload(Rules, Vec<usize>),
 }
 
 impl World {
     /// One turn of a shard, if it has a reason for one. False if not.
     pub(super) fn turn(&mut self, shard: usize, eager: bool) -> bool {
         let began = self.book.step;
-        self.shards[shard].engine.set_now(self.now);
-        let mut reason = false;
         let mine = |pipe: &Pipe| pipe.shard == shard && !pipe.gone;
         for socket in self.sockets.iter_mut().filter(|socket| mine(&socket.pipe)) {
             socket.reported_before = socket.pipe.reported_bytes;
         }
+        let obeyed = self.take_orders(shard, eager);
+        // What is handled in the turn of a reload has to be handled behind it.
+        let hears = !matches!(obeyed, Obeyed::Reload(..));
+        let events = self.happenings(shard, eager, hears);
+        let is_due = self.shards[shard].wakes_at().is_some_and(|due| due <= self.now);
+        if events.is_empty() && !is_due && matches!(obeyed, Obeyed::Nothing) {
+            return false;
+        }
+        let asked = self.shards[shard].step(self.now, events);
+        if let Obeyed::Reload(rules, sessions) = obeyed {
+            self.note_reload(shard, rules, &sessions);
+        }
+        let engine = self.shards[shard].engine();
+        let due = engine.next_deadline();
+        let is_over = due.is_none_or(|due| due > self.now) || engine.has_more();
+        assert!(is_over, "what was due at {due:?} still is");
+        self.check_cost(shard);
+        self.note_turn(shard, &asked);
+        for asked in asked {
+            self.carry_out(shard, asked, began);
+        }
+        self.take_notices(shard);
+        // Memory may be given back after any turn, and nobody but the allocator notices.
+        if self.now.is_multiple_of(3) {
+            self.shards[shard].engine_mut().shrink();
+        }
+        true
+    }
+
+    /// What a shard hears in its next turn: of output, and if it `hears` any also input.
+    fn happenings(&mut self, shard: usize, eager: bool, hears: bool) -> Vec<Heard> {
+        let mut events = Vec::new();
+        let mine = |pipe: &Pipe| pipe.shard == shard && !pipe.gone;
         for at in 0..self.sockets.len() {
             if mine(&self.sockets[at].pipe) {
-                reason |= self.complete(at, eager);
-                reason |= self.hand_in(at, eager);
+                events.extend(self.complete(at, eager));
+                if hears {
+                    self.hand_in(at, eager, &mut events);
+                }
             }
         }
         for at in 0..self.ends.len() {
             if mine(&self.ends[at].pipe) {
-                reason |= self.complete_route(at, eager);
-                reason |= self.hand_in_route(at, eager);
+                events.extend(self.complete_route(at, eager));
+                if hears {
+                    self.hand_in_route(at, eager, &mut events);
+                }
             }
         }
-        reason |= self.take_records(shard, eager);
-        reason |= self.take_orders(shard, eager);
-        let Shard { engine, .. } = &mut self.shards[shard];
-        reason |= engine.next_deadline().is_some_and(|due| due <= self.now);
-        reason |= self.neighbours(shard).any(|(to, id)| {
-            self.shards[shard].engine.has_records(id)
-                && self.lanes[shard][to].len() < LANE_RECORDS_MAX
-        });
-        if !reason {
-            return false;
+        events
+    }
+
+    /// Remembers what the engine has got and handled in a turn.
+    fn note_turn(&mut self, shard: usize, asked: &[Asked]) {
+        for asked in asked {
+            if let Asked::Recycle(id, bytes) = asked
+                && let Some(Whose::Client(at)) = self.whose(shard, *id)
+                && self.sockets[at].pipe.is_open()
+            {
+                self.sockets[at].handed += bytes;
+            }
         }
-        let Shard { engine, .. } = &mut self.shards[shard];
-        engine.tick();
-        let due = engine.next_deadline();
-        let is_over = due.is_none_or(|due| due > self.now) || engine.has_more();
-        assert!(is_over, "what was due at {due:?} still is");
-        engine.end_turn();
-        self.check_cost(shard);
         for at in 0..self.sockets.len() {
             if self.sockets[at].pipe.shard == shard && !self.sockets[at].pipe.gone {
                 self.note_handled(at);
             }
         }
-        self.carry_out(shard, began);
-        // Memory may be given back after any turn, and nobody but the allocator notices.
-        if self.now.is_multiple_of(3) {
-            self.shards[shard].engine.shrink();
-        }
-        true
     }
 
     /// A turn keeps to its budget: for input and records, for what is sent and for subscriptions
     /// that are taken out; each may go over it by one operation.
     fn check_cost(&self, shard: usize) {
-        let TurnCost { work, bytes } = self.shards[shard].engine.turn_cost();
+        let TurnCost { work, bytes } = self.shards[shard].engine().turn_cost();
         let operation = if self.flavour.heavy { HEAVY_OPERATION_WORK } else { OPERATION_WORK };
         let work_max = 3 * self.turn_work + operation;
         assert!(work <= work_max, "shard {shard}: {work} in one turn, which may cost {work_max}");
         let bytes_max = 4 * usize::try_from(work_max).unwrap_or(usize::MAX);
         assert!(bytes <= bytes_max, "shard {shard}: {bytes} bytes more after one turn");
-    }
-
-    /// The other shards of its server, with what they are called there.
-    fn neighbours(&self, shard: usize) -> impl Iterator<Item = (usize, ShardId)> + use<> {
-        let server = self.shards[shard].server;
-        let all = self.shards.iter().enumerate();
-        let others = all.filter(|(at, other)| *at != shard && other.server == server);
-        let others: Vec<_> = others.map(|(at, other)| (at, other.id)).collect();
-        others.into_iter()
-    }
-
-    fn carry_out(&mut self, shard: usize, began: Step) {
-        self.drain_actions_of(shard, began);
-        for (to, id) in self.neighbours(shard) {
-            let lane = &mut self.lanes[shard][to];
-            while lane.len() < LANE_RECORDS_MAX
-                && let Some(record) = self.shards[shard].engine.pop_record(id)
-            {
-                lane.push_back(record);
-            }
-        }
-        self.drain_actions_of(shard, began);
-        self.take_notices(shard);
-    }
-
-    pub(super) fn drain_actions(&mut self, shard: usize) {
-        self.drain_actions_of(shard, self.book.step);
     }
 
     fn whose(&self, shard: usize, id: ConnId) -> Option<Whose> {
@@ -204,55 +300,57 @@ impl World {
         }
     }
 
-    fn drain_actions_of(&mut self, shard: usize, began: Step) {
-        while let Some(action) = self.shards[shard].engine.next_action() {
-            let id = match action {
-                Action::Flush(id) | Action::Pause(id) | Action::Resume(id) => id,
-                Action::Close { conn, .. } => conn,
-            };
-            let Some(whose) = self.whose(shard, id) else {
-                panic!("{action:?} of shard {shard} is for nobody");
-            };
-            if self.pipe(whose).closing {
-                let late = matches!(action, Action::Flush(_) | Action::Pause(_));
-                assert!(late, "{action:?} of shard {shard} comes behind the close");
-                assert!(self.shards[shard].engine.take_batch(id).is_none(), "sent when closed");
-                continue;
-            }
-            match action {
-                Action::Flush(_) => self.flush(whose),
-                Action::Pause(_) => {
-                    let was_reading = std::mem::replace(&mut self.pipe(whose).reading, false);
-                    if let Whose::Client(at) = whose
-                        && was_reading
-                    {
-                        let socket = &mut self.sockets[at];
-                        (socket.paused_turn, socket.paused_ns) = (began, self.now);
-                    }
-                    self.pipe(whose).grace = self.rng.u32(..3);
-                    tell!(self, "{whose:?} is paused");
+    /// Does what a shard has asked for in a turn that began at `began`.
+    fn carry_out(&mut self, shard: usize, asked: Asked, began: Step) {
+        if let Asked::Recycle(..) = asked {
+            return;
+        }
+        let Some(whose) = self.whose(shard, asked.id()) else {
+            panic!("{asked:?} of shard {shard} is for nobody");
+        };
+        if self.pipe(whose).closing {
+            assert!(matches!(asked, Asked::Pause(_)), "{asked:?} comes behind the close");
+            return;
+        }
+        match asked {
+            Asked::Recycle(..) => {}
+            Asked::Adopt(_) => {
+                self.pipe(whose).is_adopted = true;
+                if let Whose::Client(at) = whose {
+                    let rules = self.shards[shard].rules;
+                    self.book.adopted(self.sockets[at].session, rules);
                 }
-                Action::Resume(_) => {
-                    let was_reading = std::mem::replace(&mut self.pipe(whose).reading, true);
-                    assert!(!was_reading, "{id:?} goes on, but was not paused");
-                    self.outcome.resumes += 1;
-                    tell!(self, "{whose:?} goes on");
-                }
-                Action::Close { abort, .. } => match whose {
-                    Whose::Client(at) => self.close(at, abort, began),
-                    Whose::Peer(at) => self.close_end(at, abort),
-                },
             }
+            Asked::Send(_, batch) => self.send(whose, batch),
+            Asked::Pause(_) => {
+                let was_reading = std::mem::replace(&mut self.pipe(whose).reading, false);
+                if let Whose::Client(at) = whose
+                    && was_reading
+                {
+                    let socket = &mut self.sockets[at];
+                    (socket.paused_turn, socket.paused_ns) = (began, self.now);
+                }
+                self.pipe(whose).grace = self.rng.u32(..3);
+                tell!(self, "{whose:?} is paused");
+            }
+            Asked::Read(id) => {
+                let was_reading = std::mem::replace(&mut self.pipe(whose).reading, true);
+                assert!(!was_reading, "{id:?} goes on, but was not paused");
+                self.outcome.resumes += 1;
+                tell!(self, "{whose:?} goes on");
+            }
+            Asked::Close(_, how) => match whose {
+                Whose::Client(at) => self.close(at, how == Closing::Abort, began),
+                Whose::Peer(at) => self.close_end(at, how == Closing::Abort),
+            },
         }
     }
 
-    fn flush(&mut self, whose: Whose) {
-        let pipe = match whose {
-            Whose::Client(at) => &mut self.sockets[at].pipe,
-            Whose::Peer(at) => &mut self.ends[at].pipe,
-        };
-        let is_narrow = self.shards[pipe.shard].rules.narrow;
-        let bytes = pipe.flush(&mut self.shards[pipe.shard].engine, self.now);
+    fn send(&mut self, whose: Whose, batch: Batch) {
+        let now = self.now;
+        let shard = self.pipe(whose).shard;
+        let is_narrow = self.shards[shard].rules.narrow;
+        let bytes = self.pipe(whose).send(batch.pieces, now);
         // A peer may besides have pending what it was told when it came.
         let limit = match whose {
             // A connection at its end may be sent what it was owed before a reload.
@@ -267,53 +365,58 @@ impl World {
         self.book.sessions[self.sockets[at].session].speaks()
     }
 
-    fn take_records(&mut self, shard: usize, eager: bool) -> bool {
-        let mut moved = false;
-        for from in self.shards_of(self.shards[shard].server) {
-            let count = if eager { 2 } else { self.rng.usize(..3) };
-            for _ in 0..count {
-                if !self.shards[shard].engine.takes_records(self.shards[from].id) {
-                    break;
-                }
-                let Some(record) = self.lanes[from][shard].pop_front() else { break };
-                let from = self.shards[from].id;
-                self.shards[shard].engine.on_record(from, record);
-                moved = true;
-            }
-        }
-        moved
-    }
-
-    fn take_orders(&mut self, shard: usize, eager: bool) -> bool {
+    /// Tells a shard some of what it is ordered. A reload has a turn of its own, in which nothing
+    /// that came before waits: it is certain then what was handled by which rules.
+    fn take_orders(&mut self, shard: usize, eager: bool) -> Obeyed {
         if self.shards[shard].orders.is_empty() {
-            return false;
+            return Obeyed::Nothing;
         }
         let count = if eager { usize::MAX } else { self.rng.usize(..3) };
-        let mut moved = false;
-        for _ in 0..count {
-            let Some(order) = self.shards[shard].orders.pop_front() else { break };
-            match order {
-                Order::Route(order) => self.shards[shard].obey(order),
-                Order::Reload(rules) => self.reload(shard, rules),
+        let mut obeyed = Obeyed::Nothing;
+        for at in 0..count {
+            let here = &mut self.shards[shard];
+            match here.orders.front() {
+                None => break,
+                Some(Order::Tell(_)) => {}
+                Some(Order::Reload(_)) if at > 0 || here.real.has_input() => break,
+                Some(Order::Reload(rules)) => {
+                    let rules = *rules;
+                    here.orders.pop_front();
+                    return self.reload(shard, rules);
+                }
             }
-            moved = true;
+            if let Some(Order::Tell(control)) = here.orders.pop_front() {
+                let _ = here.control.send(control);
+                obeyed = Obeyed::Something;
+            }
         }
-        moved
+        obeyed
     }
 
-    fn reload(&mut self, shard: usize, rules: Rules) {
+    fn reload(&mut self, shard: usize, rules: Rules) -> Obeyed {
         tell!(self, "shard {shard} reloads: {rules:?}");
+        let here = &self.shards[shard];
+        let options = options_of(&self.flavour, rules, &here.identity);
+        let _ = here.control.send(Control::Reload(Arc::new(options)));
+        let is_mine = |pipe: &Pipe| {
+            let is_heard = !pipe.end_handed || here.engine().waiting_bytes(pipe.id) > 0;
+            pipe.shard == shard && pipe.is_adopted && pipe.is_open() && is_heard
+        };
+        let mine = self.sockets.iter().filter(|socket| is_mine(&socket.pipe));
+        Obeyed::Reload(rules, mine.map(|socket| socket.session).collect())
+    }
+
+    fn note_reload(&mut self, shard: usize, rules: Rules, sessions: &[usize]) {
+        for session in sessions {
+            self.book.reloaded(*session, rules);
+        }
         let here = &mut self.shards[shard];
         here.rules = rules;
-        let settings = settings(&self.flavour, rules, &here.identity);
-        here.engine.reload(Rc::new(settings));
-        let engine = &self.shards[shard].engine;
-        let is_mine = |pipe: &Pipe| {
-            let is_heard = !pipe.end_handed || engine.waiting_bytes(pipe.id) > 0;
-            pipe.shard == shard && pipe.is_open() && is_heard
-        };
-        for socket in self.sockets.iter().filter(|socket| is_mine(&socket.pipe)) {
-            self.book.reloaded(socket.session, rules);
+        if rules.tight {
+            // No reload makes memory short, but here one does.
+            let options = options_of(&self.flavour, rules, &here.identity);
+            let settings = Settings::new(&options, &here.identity, TIGHT_BYTES_MAX);
+            here.engine_mut().reload(Rc::new(settings));
         }
     }
 
@@ -347,7 +450,7 @@ impl World {
         }
         self.settle();
         for (at, shard) in self.shards.iter().enumerate() {
-            let engine = &shard.engine;
+            let engine = shard.engine();
             assert_eq!(engine.open_conns(), 0, "connections remain on shard {at}");
             assert_eq!(engine.subscriptions(), 0, "subscriptions remain on shard {at}");
             let system = self.wanted_in_system(shard.server).len();
@@ -355,7 +458,7 @@ impl World {
             assert_eq!(engine.output_bytes(), 0, "output remains on shard {at}");
             assert_eq!(engine.braked_conns(), 0, "shard {at} holds somebody back");
         }
-        let stats = self.shards.iter().map(|shard| shard.engine.stats());
+        let stats = self.shards.iter().map(|shard| shard.engine().stats());
         let cuts: u64 = stats.map(|stats: Stats| stats.slow_consumers).sum();
         assert!(cuts >= self.outcome.cuts.min(1) || cuts == 0, "a cut that nobody counted");
         self.leave_cluster();
@@ -364,7 +467,7 @@ impl World {
     /// What the other servers still want of this one: answers and requests in the system account.
     fn wanted_in_system(&self, server: usize) -> BTreeSet<String> {
         let shards = &self.shards[self.shards_of(server)];
-        let routes = shards.iter().flat_map(|shard| shard.engine.routes(true));
+        let routes = shards.iter().flat_map(|shard| shard.engine().routes(true));
         let mut wanted = BTreeSet::new();
         for route in routes {
             for wish in &route.wishes {
@@ -387,8 +490,9 @@ impl World {
             let (options, identity) =
                 (options(&self.flavour, self.shards[shard].rules), Identity::default());
             let settings = Rc::new(Settings::new(&options, &identity, 0));
-            let Shard { engine, slots, .. } = &mut self.shards[shard];
-            let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+            let here = &mut self.shards[shard];
+            let slot = u32::try_from(here.slots.len()).unwrap_or(u32::MAX);
+            let engine = here.engine_mut();
             let id = ConnId { slot, generation: 0 };
             engine.end_turn();
             engine.open(id, Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 }, true);
@@ -403,17 +507,16 @@ impl World {
     }
 }
 
-/// Lanes between all shards, by sender, then receiver.
-pub(super) fn lanes(shards: usize) -> Vec<Vec<VecDeque<Record>>> {
-    (0..shards).map(|_| (0..shards).map(|_| VecDeque::new()).collect()).collect()
-}
-
-pub(super) fn settings(flavour: &Flavour, rules: Rules, identity: &Identity) -> Settings {
+fn options_of(flavour: &Flavour, rules: Rules, identity: &Identity) -> Options {
     let mut options = options(flavour, rules);
     // Where other members are told to dial it.
     options.cluster.advertise = identity.cluster.as_ref().map(|_| format!("{}:1", identity.name));
-    let memory_bytes_max = if rules.tight { TIGHT_BYTES_MAX } else { usize::MAX };
-    Settings::new(&options, identity, memory_bytes_max)
+    options
+}
+
+#[expect(clippy::disallowed_methods, reason = "times have to begin somewhere; none is looked at")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn options(flavour: &Flavour, rules: Rules) -> Options {

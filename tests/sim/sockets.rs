@@ -1,8 +1,10 @@
 //! Clients' connections: bytes between engines and clients, and how each of them ends.
 
 use shardcast::engine::ConnId;
+use shardcast::uring::Event;
 
 use super::book::{Closed, Step};
+use super::kernel::{Chunk, Heard, socket_id};
 use super::pipe::Pipe;
 use super::shards::{Shard, TIGHT_BYTES_MAX};
 use super::world::{NS_PER_MS, World, tell};
@@ -11,8 +13,10 @@ use super::world::{NS_PER_MS, World, tell};
 pub(super) struct Socket {
     pub(super) session: usize,
     pub(super) pipe: Pipe,
-    /// Bytes of the session that the engine has got.
-    handed: usize,
+    /// Bytes of the session that the shard has got.
+    received: usize,
+    /// The same of the engine.
+    pub(super) handed: usize,
     /// The turn in which reading was paused; since then it may have been at its end.
     pub(super) paused_turn: Step,
     pub(super) paused_ns: u64,
@@ -27,6 +31,7 @@ impl Socket {
         Self {
             session,
             pipe: Pipe::new(shard, id),
+            received: 0,
             handed: 0,
             paused_turn: 0,
             paused_ns: 0,
@@ -160,56 +165,51 @@ impl World {
         self.book.owed_bytes_max(socket.session).saturating_sub(socket.reported_before)
     }
 
-    /// Tells the engine what has become of a connection's output, and of the connection.
-    pub(super) fn complete(&mut self, at: usize, eager: bool) -> bool {
+    /// What a shard is told of a connection's output, and of the connection.
+    pub(super) fn complete(&mut self, at: usize, eager: bool) -> Option<Heard> {
         if !eager && self.rng.bool() {
-            return false;
+            return None;
         }
         let Socket { session, pipe, .. } = &mut self.sockets[at];
         let is_reset = self.book.sessions[*session].reset;
         self.shards[pipe.shard].complete(pipe, is_reset)
     }
 
-    /// Hands what a client has sent to its engine, in some pieces.
-    pub(super) fn hand_in(&mut self, at: usize, eager: bool) -> bool {
-        let mut moved = false;
+    /// Hands what a client has sent to its shard, in some pieces.
+    pub(super) fn hand_in(&mut self, at: usize, eager: bool, events: &mut Vec<Heard>) {
         let rounds = if eager { 16 } else { self.rng.u32(..4) };
         for _ in 0..rounds {
             let socket = &mut self.sockets[at];
-            let takes = self.shards[socket.pipe.shard].engine.takes_input();
-            if !takes || !socket.pipe.hears() {
+            if !self.shards[socket.pipe.shard].has_chunk(events) || !socket.pipe.hears() {
                 break;
             }
             let session = &self.book.sessions[socket.session];
-            let (shard, id) = (socket.pipe.shard, socket.pipe.id);
-            let engine = &mut self.shards[shard].engine;
-            let rest = session.out.len() - socket.handed;
+            let id = socket.pipe.id;
+            let rest = session.out.len() - socket.received;
             let half_closed = session.last_op.is_some_and(|op| {
                 op + 1 == session.ops.len() && session.ops[op].end == session.out.len()
             });
             if session.reset || (rest == 0 && half_closed) {
                 socket.pipe.end_handed = true;
-                engine.on_ended(id, session.reset);
+                events.push(ended(id, session.reset));
                 tell!(self, "session {} has ended", self.sockets[at].session);
-                return true;
+                return;
             }
             if rest == 0 {
                 break;
             }
             let len = piece_of(rest, self.flavour.cuts, &mut self.rng);
-            let end = socket.handed + len;
-            engine.on_bytes(id, &session.out[socket.handed..end]);
-            socket.handed = end;
-            self.note_handled(at);
-            moved = true;
+            let end = socket.received + len;
+            events.push(received(id, session.out[socket.received..end].to_vec()));
+            socket.received = end;
         }
-        moved
     }
 
     /// Remembers what the engine has handled of what it was handed.
     pub(super) fn note_handled(&mut self, at: usize) {
         let Socket { session, handed, ref pipe, .. } = self.sockets[at];
-        let Shard { engine, rules, .. } = &self.shards[pipe.shard];
+        let Shard { rules, .. } = &self.shards[pipe.shard];
+        let engine = self.shards[pipe.shard].engine();
         let (handled, rules) = (handed - engine.waiting_bytes(pipe.id), *rules);
         let socket = &mut self.sockets[at];
         if socket.pongs.iter().any(|pong| *pong <= handled) {
@@ -221,6 +221,15 @@ impl World {
         }
         self.book.handed(session, handled, rules);
     }
+}
+
+pub(super) fn ended(id: ConnId, is_reset: bool) -> Heard {
+    let error = is_reset.then(|| std::io::ErrorKind::ConnectionReset.into());
+    Event::Ended { socket: socket_id(id), error }
+}
+
+pub(super) fn received(id: ConnId, bytes: Vec<u8>) -> Heard {
+    Event::Received { socket: socket_id(id), chunk: Chunk { id, bytes } }
 }
 
 /// How much of `rest` bytes arrives at once.

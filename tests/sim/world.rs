@@ -1,13 +1,14 @@
-//! Engines, lanes, sockets and clients, and a scheduler that lets them act in any order.
+//! Shards, sockets and clients, and a scheduler that lets them act in any order.
 
 use std::collections::VecDeque;
 
-use shardcast::engine::{ConnSnapshot, Dropped, Peer, Record};
+use shardcast::engine::{ConnSnapshot, Dropped, Peer, Transport};
+use shardcast::shard::Control;
 
 use super::book::{Book, Config};
 use super::routes::{self, End, Server};
 use super::script::{FILTERS, Flavour, Op, Plan, QUEUES};
-use super::shards::{Shard, lanes};
+use super::shards::{Order, Shard};
 use super::sockets::Socket;
 
 /// Rounds in which everybody may act until all must be at rest.
@@ -61,8 +62,6 @@ pub(crate) struct World {
     pub(super) turn_work: u64,
     /// The shards of all servers, server by server.
     pub(super) shards: Vec<Shard>,
-    /// By sender, then receiver.
-    pub(super) lanes: Vec<Vec<VecDeque<Record>>>,
     pub(super) sockets: Vec<Socket>,
     /// None if there is but one.
     pub(super) servers: Vec<Server>,
@@ -97,12 +96,11 @@ impl World {
             Server::new(server, 0, dials, &plan.flavour, rng.u64(..))
         };
         let turn_work = turn_work(plan.schedule);
-        all.iter_mut().for_each(|shard: &mut Shard| shard.engine.set_turn_work(turn_work));
+        all.iter_mut().for_each(|shard: &mut Shard| shard.engine_mut().set_turn_work(turn_work));
         let servers = plan.servers.iter().enumerate().filter(|_| is_cluster).map(member).collect();
         let clients = plan.phases.first().map_or(0, Vec::len);
         let client = || Client { socket: None, ops: VecDeque::new(), waits_for_pong: false };
         Self {
-            lanes: lanes(all.len()),
             shards: all,
             rng,
             flavour: plan.flavour,
@@ -152,7 +150,7 @@ impl World {
     /// everything is at rest.
     fn count_deliveries(&mut self) {
         for shard in &self.shards {
-            let page = shard.engine.conns_page(0);
+            let page = shard.engine().conns_page(0);
             assert_eq!(page.next, None, "few connections are one page");
             for ConnSnapshot { cid, pending_bytes, traffic, dropped, .. } in page.entries {
                 let s = usize::try_from(cid).unwrap_or(0) - 1;
@@ -275,7 +273,7 @@ impl World {
                 continue;
             }
             let Some(unrest) = self.unrest() else { return self.at_rest() };
-            let due = self.shards.iter().filter_map(|shard| shard.engine.next_deadline());
+            let due = self.shards.iter().filter_map(Shard::wakes_at);
             let due = due.chain(self.servers.iter().filter_map(Server::next_deadline)).min();
             let Some(due) = due.filter(|_| jumps < JUMPS_MAX) else {
                 panic!("nothing happens any more, but {unrest}");
@@ -314,7 +312,7 @@ impl World {
         self.book.rests.push(self.book.step);
         for (from, shard) in self.shards.iter().enumerate() {
             for to in self.shards_of(shard.server).map(|to| self.shards[to].id) {
-                assert!(!shard.engine.has_records(to), "shard {from} keeps records for {to:?}");
+                assert!(!shard.engine().has_records(to), "shard {from} keeps records for {to:?}");
             }
         }
     }
@@ -392,12 +390,12 @@ impl World {
         }
         self.clients[client].waits_for_pong = false;
         let shard = self.rng.usize(..self.shards.len());
-        let session = self.book.open(self.shards[shard].server, self.shards[shard].rules);
+        let session = self.book.open(self.shards[shard].server);
         let id = self.shards[shard].take_slot();
         let peer = Peer { cid: session as u64 + 1, ip: "127.0.0.1".into(), port: 1 };
-        let engine = &mut self.shards[shard].engine;
-        engine.set_now(self.now);
-        engine.open(id, peer, true);
+        let transport = Transport::Tcp;
+        let adopt = Control::Adopt { socket: id, peer, transport, admitted: true };
+        self.shards[shard].orders.push_back(Order::Tell(adopt));
         self.clients[client].socket = Some(self.sockets.len());
         self.sockets.push(Socket::new(session, shard, id, self.now));
         tell!(self, "client {client} opens session {session} on shard {shard} as {id:?}");
@@ -420,7 +418,6 @@ impl World {
             tell!(self, "session {session} subscribes to {}, {queue:?}", FILTERS[filter]);
             self.book.sub(session, Some(filter), queue, false);
         }
-        self.drain_actions(shard);
         Some(session)
     }
 
