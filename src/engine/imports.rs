@@ -293,11 +293,7 @@ impl Engine {
             return;
         }
         for exit in &targets.exits {
-            if self.trace.is_some() {
-                self.trace_abroad(source, run, exit);
-            } else {
-                self.deliver_through(source, run, exit);
-            }
+            self.deliver_through(source, run, exit);
         }
         let server = self.settings.node.as_bytes();
         let is_ours = parse_answer(run.subject()).is_some_and(|(of, ..)| of == server);
@@ -313,54 +309,24 @@ impl Engine {
         }
     }
 
-    /// Publishes a run in the account behind an outlet.
+    /// Publishes a run in the account behind an outlet. If it is traced and may not be beyond, its
+    /// trace ends here, and so does a message that is only to be traced.
     fn deliver_through(&mut self, source: &Source, run: &Run<'_>, exit: &Exit) {
-        match &*exit.outlet {
-            // A request enters a service where it was made.
-            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {}
-            Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
-            Outlet::Service { .. } => self.deliver_request(source, run, exit),
-            Outlet::Server { of_cluster } => {
-                self.ask_server(source, run, &exit.subject, *of_cluster)
-            }
+        // A request enters a service where it was made.
+        if source.routed && !exit.outlet.is_told() {
+            return;
         }
-    }
-
-    /// The same for a message that is traced: if it may not be beyond, its trace ends here, and so
-    /// does a message that is only to be traced.
-    fn trace_abroad(&mut self, source: &Source, one: &Run<'_>, exit: &Exit) {
-        let (event, allowed) = match &*exit.outlet {
-            Outlet::Service { .. } | Outlet::Server { of_cluster: false } if source.routed => {
-                return;
-            }
-            Outlet::Stream { to, trace, .. } => {
-                if !self.targets(*to, &exit.subject).has_clients() {
-                    return;
+        let aside = if self.trace.is_some() { self.trace_exit(run, exit) } else { None };
+        if aside.as_ref().is_none_or(|trace| !trace.is_only()) {
+            match &*exit.outlet {
+                Outlet::Stream { to, .. } => self.deliver_stream(source, run, *to, &exit.subject),
+                Outlet::Service { .. } => self.deliver_request(source, run, exit),
+                Outlet::Server { of_cluster } => {
+                    self.ask_server(source, run, &exit.subject, *of_cluster);
                 }
-                let (account, to) = (self.accounts.name(*to), exit.subject.clone());
-                (StepEvent::Stream { account, to }, *trace)
             }
-            Outlet::Service { to, trace, .. } => {
-                let (account, to) = (self.accounts.name(*to), exit.subject.clone());
-                (StepEvent::Service { account, from: one.subject().into(), to }, *trace)
-            }
-            Outlet::Server { of_cluster } => {
-                if !self.is_trace_only() {
-                    self.ask_server(source, one, &exit.subject, *of_cluster);
-                }
-                return;
-            }
-        };
-        let aside = self.trace_leaves(event, allowed);
-        let ends = aside.as_ref().is_some_and(|trace| trace.ticket.only);
-        if ends {
-            self.place_first(one.len());
-        } else {
-            self.deliver_through(source, one, exit);
         }
-        if aside.is_some() {
-            self.trace = aside;
-        }
+        self.resume_trace(aside);
     }
 
     fn deliver_stream(&mut self, source: &Source, run: &Run<'_>, to: AccountId, subject: &[u8]) {
@@ -460,7 +426,7 @@ impl Engine {
                 let (from, account) = (publish.subject.into(), self.accounts.name(to));
                 let event = StepEvent::Service { account, from, to: subject.clone() };
                 // Whom an answer reaches is nothing that who answers may follow.
-                aside = self.trace_leaves(event, false);
+                aside = self.trace_leaves(Some(event), false);
             }
             let mut header = Cow::Borrowed(publish.header_block());
             if memchr::memmem::find(&header, DEST).is_some() {
@@ -474,9 +440,7 @@ impl Engine {
             let targets = self.targets(to, &subject);
             self.charge(&answer, &targets);
             self.deliver(next, &answer, &targets);
-            if aside.is_some() {
-                self.trace = aside;
-            }
+            self.resume_trace(aside);
         }
     }
 
@@ -502,6 +466,9 @@ impl Engine {
     }
 
     fn ask_server(&mut self, source: &Source, run: &Run<'_>, subject: &[u8], of_cluster: bool) {
+        if self.is_trace_only() {
+            return;
+        }
         self.place_first(run.len());
         let conn = self.conns.get(source.publisher.conn);
         let user = conn.and_then(|conn| conn.user.as_ref());

@@ -2,8 +2,8 @@
 //! is told on that subject what became of it, and with `Nats-Trace-Only` nobody gets it.
 //!
 //! Such a message is a run of its own. While it is delivered, [`Engine::trace`] holds what has
-//! happened to it so far, and deliveries go the slow ways of this module; any other run pays one
-//! look at a field that is empty. To other shards a [`Ticket`] goes along, and each of them
+//! happened to it so far, and is told of each outcome where that is decided; any other run pays
+//! one look at a field that is empty. To other shards a [`Ticket`] goes along, and each of them
 //! reports to the shard that began. That one knows that all have done so by their credits: a
 //! ticket has a part of its sender's, and brings it back.
 
@@ -12,12 +12,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::interest::{Member, QueueTargets, Targets};
+use super::imports::{Exit, Outlet};
+use super::interest::Member;
 use super::mapping::Mapped;
 use super::operations::is_reserved_subject;
 use super::publish::Source;
 use super::record::{Record, Report};
-use super::relay::RoutePick;
 use super::run::{Content, Run};
 use super::{AccountId, ConnId, Engine, ShardId};
 use crate::proto::{Publish, encode};
@@ -416,128 +416,83 @@ impl Engine {
 
     /// The message leaves for another account. Beyond it is traced only if that is `allowed`; else
     /// the trace is returned for afterwards.
-    pub(super) fn trace_leaves(&mut self, event: StepEvent, allowed: bool) -> Option<Box<Trace>> {
-        self.note(event);
+    pub(super) fn trace_leaves(
+        &mut self,
+        event: Option<StepEvent>,
+        allowed: bool,
+    ) -> Option<Box<Trace>> {
+        event.into_iter().for_each(|event| self.note(event));
         if allowed { None } else { self.trace.take() }
     }
 
-    /// Delivers a traced message to plain subscriptions.
-    pub(super) fn trace_plain(
-        &mut self,
-        source: &Source,
-        one: &Run<'_>,
-        targets: &Targets,
-    ) -> bool {
-        let mut reached = false;
-        for group in &targets.groups {
-            for &member in &group.members {
-                reached |= self.trace_member(source, one, member, None);
+    /// The same where it leaves by an exit. Whoever would have got it there counts.
+    pub(super) fn trace_exit(&mut self, one: &Run<'_>, exit: &Exit) -> Option<Box<Trace>> {
+        let to = exit.subject.clone();
+        let (event, allowed) = match &*exit.outlet {
+            Outlet::Stream { to: importer, trace, .. } => {
+                let reaches = self.targets(*importer, &to).has_clients();
+                let account = self.accounts.name(*importer);
+                (reaches.then_some(StepEvent::Stream { account, to }), *trace)
             }
-        }
-        reached
-    }
-
-    /// The same to one member of a queue group: a random one, or the next that can take it.
-    pub(super) fn trace_queue(
-        &mut self,
-        source: &Source,
-        one: &Run<'_>,
-        group: &QueueTargets,
-    ) -> bool {
-        let count = group.local.len();
-        let first = self.rng.usize(..count.max(1));
-        (0..count).any(|at| {
-            let member = group.local[(first + at) % count];
-            self.trace_member(source, one, member, Some(&group.name))
-        })
-    }
-
-    fn trace_member(
-        &mut self,
-        source: &Source,
-        one: &Run<'_>,
-        member: Member,
-        queue: Option<&[u8]>,
-    ) -> bool {
-        let Some(conn) = self.conns.at(member.conn) else { return false };
-        let sub = &self.subs[member.sub as usize];
-        let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
-        let permissions = conn.user.as_ref().and_then(|user| user.permissions.as_ref());
-        let error = if !conn.is_open() {
-            Some("Not delivered because client is closed")
-        } else if own && !source.echo {
-            Some("Not delivered because of no echo")
-        } else if permissions.is_some_and(|p| !p.may_receive(one.subject(), sub.queue())) {
-            Some("Not delivered because subscription denies this subject")
-        } else if sub.delivered >= sub.max {
-            Some("Not delivered because auto-unsubscribe exceeded")
-        } else {
-            None
+            Outlet::Service { to: asked, trace, .. } => {
+                let (account, from) = (self.accounts.name(*asked), one.subject().into());
+                (Some(StepEvent::Service { account, from, to }), *trace)
+            }
+            Outlet::Server { .. } => return None,
         };
-        let filter = Some(sub.subject().into());
+        if event.is_some() && !allowed && self.is_trace_only() {
+            self.place_first(one.len());
+        }
+        self.trace_leaves(event, allowed)
+    }
+
+    /// What may not be traced has been delivered.
+    pub(super) fn resume_trace(&mut self, aside: Option<Box<Trace>>) {
+        if aside.is_some() {
+            self.trace = aside;
+        }
+    }
+
+    /// Notes what came of it that a member was offered the message, and that it does not get what
+    /// is only traced.
+    #[cold]
+    pub(super) fn trace_egress(
+        &mut self,
+        source: &Source,
+        member: Member,
+        taken: Result<usize, NotDelivered>,
+    ) -> Result<usize, NotDelivered> {
+        let Some(conn) = self.conns.at(member.conn) else { return taken };
         let to = conn.party();
+        let sub = &self.subs[member.sub as usize];
+        let (filter, queue) = (Some(sub.subject().into()), sub.queue().map(Into::into));
         let is_elsewhere = self.trace.as_ref().is_some_and(|t| t.ticket.account != source.account);
         let account = is_elsewhere.then(|| self.accounts.name(source.account));
-        let queue = queue.map(Into::into);
+        let error = taken.err().map(NotDelivered::text);
         self.note(StepEvent::Egress { to, account, filter, queue, hop: None, error });
-        if error.is_some() || self.is_trace_only() {
-            return error.is_none();
+        if taken.is_ok() && self.is_trace_only() {
+            self.place_first(1);
+            return Err(NotDelivered::OnlyTraced);
         }
-        if self.takes(source, one, member) == 0 {
-            return false;
-        }
-        let Some(conn) = self.conns.at_mut(member.conn) else { return false };
-        let headers = conn.connect.headers;
-        let sid = self.subs[member.sub as usize].sid();
-        conn.outbox.push(&mut self.spares, |out| one.render(1, sid, headers, out));
-        self.account_for(member, one, 1, headers);
-        true
+        taken
     }
 
     /// Whether the message is not to be delivered.
     pub(super) fn is_trace_only(&self) -> bool {
-        self.trace.as_ref().is_some_and(|trace| trace.ticket.only)
+        self.trace.as_ref().is_some_and(|trace| trace.is_only())
     }
 
-    /// Sends a traced message over own routes, to each with the number of its part of the way.
-    pub(super) fn trace_routes(
-        &mut self,
-        source: &Source,
-        one: &Run<'_>,
-        plain: &[u32],
-        groups: &[QueueTargets],
-        picks: &[RoutePick],
-    ) -> bool {
-        let mut slots: Vec<u32> = plain.to_vec();
-        for pick in picks {
-            if !slots.contains(&pick.route) {
-                slots.push(pick.route);
-            }
-        }
-        let mut reached = false;
-        for slot in slots {
-            let picks: Vec<RoutePick> =
-                picks.iter().filter(|pick| pick.route == slot).copied().collect();
-            let is_plain: &[u32] = if plain.contains(&slot) { &[slot] } else { &[] };
-            reached |= self.trace_route(source, one, slot, (is_plain, groups, picks));
-        }
-        reached
-    }
-
-    fn trace_route(
-        &mut self,
-        source: &Source,
-        one: &Run<'_>,
-        slot: u32,
-        (plain, groups, picks): (&[u32], &[QueueTargets], Vec<RoutePick>),
-    ) -> bool {
+    /// Notes that the message goes over an own route. Returns it with the number of that part of
+    /// its way; `None` if it is not to go there.
+    #[cold]
+    pub(super) fn trace_hop(&mut self, slot: u32, one: &Run<'_>) -> Option<Numbered> {
         let shards = u32::try_from(self.lanes.len()).unwrap_or(1);
-        let Some(conn) = self.conns.at(slot).filter(|conn| conn.is_open()) else { return false };
-        let Some(proto) = conn.route.as_ref().map(|route| route.peer_proto()) else { return false };
-        let Some(trace) = &mut self.trace else { return false };
+        let conn = self.conns.at(slot).filter(|conn| conn.takes_deliveries())?;
+        let proto = conn.route.as_ref()?.peer_proto();
+        let trace = self.trace.as_mut()?;
         let number = trace.hops * shards + u32::from(self.shard.0) + 1;
         trace.hops += 1;
-        let only = trace.ticket.only;
+        let only = trace.is_only();
         let error = match (proto >= PEER_PROTO_MIN, only) {
             (true, _) => None,
             (false, true) => Some("Not delivered because remote does not support message tracing"),
@@ -550,24 +505,77 @@ impl Engine {
         let hop = Some(number);
         self.note(StepEvent::Egress { to, account: None, filter: None, queue: None, hop, error });
         if only && error.is_some() {
-            return false;
+            return None;
         }
-        // The trace is put aside: what follows is the usual way.
-        let trace = self.trace.take();
-        for publish in one.publishes() {
-            let header = with_header(publish.header_block(), HOP, number.to_string().as_bytes());
-            let content = Content::new(&header, publish.body());
-            let numbered = Run::of(content.publish(publish.subject, publish.reply));
-            self.deliver_to_routes(source, &numbered, plain, groups, picks.clone());
+        Numbered::new(one, number)
+    }
+}
+
+/// A traced message as it goes over a route.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    subject: Box<[u8]>,
+    reply: Option<Box<[u8]>>,
+    content: Content,
+}
+
+impl Numbered {
+    fn new(one: &Run<'_>, number: u32) -> Option<Self> {
+        let publish = one.publishes().next()?;
+        let header = with_header(publish.header_block(), HOP, number.to_string().as_bytes());
+        let content = Content::new(&header, publish.body());
+        let reply = publish.reply.map(Into::into);
+        Some(Self { subject: publish.subject.into(), reply, content })
+    }
+
+    pub(super) fn run(&self) -> Run<'_> {
+        Run::of(self.content.publish(&self.subject, self.reply.as_deref()))
+    }
+}
+
+/// The reason why a subscription gets no message of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotDelivered {
+    /// The connection is ending.
+    Closed,
+    /// The connection is the publisher and wants no echo.
+    Echo,
+    /// The user's permissions deny the subject.
+    Denied,
+    /// The subscription has had its maximum of messages.
+    Maximum,
+    /// The message is only traced; the subscription would have got it.
+    OnlyTraced,
+}
+
+impl NotDelivered {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Closed => "Not delivered because client is closed",
+            Self::Echo => "Not delivered because of no echo",
+            Self::Denied => "Not delivered because subscription denies this subject",
+            Self::Maximum => "Not delivered because auto-unsubscribe exceeded",
+            Self::OnlyTraced => "Not delivered because it is only traced",
         }
-        self.trace = trace;
-        true
     }
 }
 
 impl Trace {
     fn new(ticket: Ticket, began: Option<Box<MessageTrace>>) -> Self {
         Self { ticket, began, steps: Vec::new(), left_out: 0, hops: 0 }
+    }
+
+    /// Notes that the delivery that was noted last has been dropped.
+    pub(super) fn note_dropped(&mut self) {
+        let step = self.steps.last_mut().filter(|_| self.left_out == 0);
+        if let Some(Step { event: StepEvent::Egress { error, .. }, .. }) = step {
+            *error = Some("Not delivered because client is behind");
+        }
+    }
+
+    /// Whether nobody gets the message.
+    pub(super) fn is_only(&self) -> bool {
+        self.ticket.only
     }
 
     /// Where its steps are told.

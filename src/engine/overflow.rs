@@ -20,6 +20,7 @@ impl Engine {
         policy: &Policy,
     ) -> usize {
         let mut reached = 0;
+        let traced = self.trace.is_some();
         for group in &targets.groups {
             let (sid, headers) = (&*group.sid, group.headers);
             let run_bytes = run.delivered_bytes_max(sid);
@@ -31,10 +32,8 @@ impl Engine {
                     reached = reached.max(self.deliver_to_slow(source, run, slow, policy));
                     continue;
                 }
-                let count = self.takes(source, run, member);
-                let Some(conn) = self.conns.at_mut(member.conn).filter(|_| count > 0) else {
-                    continue;
-                };
+                let Ok(count) = self.offer(traced, source, run, member) else { continue };
+                let Some(conn) = self.conns.at_mut(member.conn) else { continue };
                 reached = reached.max(count);
                 let spares = &mut self.spares;
                 if count < run.len() {
@@ -65,9 +64,10 @@ impl Engine {
         let mut reached = 0;
         let key = [sid, b" ", run.subject()].concat();
         let (mut one, mut message) = (Run::default(), Vec::new());
+        let traced = self.trace.is_some();
         for at in 0..run.len() {
             let one = one.only_one_of(run, at);
-            if self.takes(source, one, member) == 0 {
+            if self.offer(traced, source, one, member).is_err() {
                 continue;
             }
             let Some(conn) = self.conns.at_mut(member.conn) else { break };
@@ -81,6 +81,8 @@ impl Engine {
             self.stats.dropped.add(&dropped);
             if kept {
                 self.account_for(member, one, 1, headers);
+            } else if let Some(trace) = &mut self.trace {
+                trace.note_dropped();
             }
         }
         reached

@@ -22,7 +22,7 @@ use super::away::{Away, Resort};
 use super::conn::Conn;
 use super::flushes::MANY;
 use super::interest::{Member, NO_MAX, QueueTargets, SidGroup, Targets};
-use super::message_trace::Traced;
+use super::message_trace::{NotDelivered, Traced};
 use super::record::{Pick, Publisher, Record, RunRecord};
 use super::relay::{RoutePick, draw, members};
 use super::run::{Message, Run, parse_run};
@@ -422,19 +422,29 @@ impl Engine {
     }
 
     fn deliver_plain(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) {
-        let reached = if self.trace.is_some() {
-            usize::from(self.trace_plain(source, run, targets))
-        } else if let Some(policy) = &targets.overflow {
+        let reached = if let Some(policy) = &targets.overflow {
             self.deliver_loosely(source, run, targets, policy)
+        } else if self.trace.is_some() {
+            self.deliver_traced(source, run, targets)
         } else {
-            self.deliver_to_all(source, run, targets)
+            self.deliver_to_all::<false>(source, run, targets)
         };
         self.place_first(reached);
     }
 
+    #[cold]
+    fn deliver_traced(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) -> usize {
+        self.deliver_to_all::<true>(source, run, targets)
+    }
+
     /// Gives the run to all plain subscriptions here. Returns how many of its messages, from the
-    /// first, somebody gets.
-    fn deliver_to_all(&mut self, source: &Source, run: &Run<'_>, targets: &Targets) -> usize {
+    /// first, somebody gets. Whether it is traced is decided once for all of them.
+    fn deliver_to_all<const TRACED: bool>(
+        &mut self,
+        source: &Source,
+        run: &Run<'_>,
+        targets: &Targets,
+    ) -> usize {
         let mut backlog = Backlog {
             level_bytes: self.backlog_level_bytes(targets.members),
             ..Backlog::default()
@@ -442,12 +452,13 @@ impl Engine {
         self.is_for_many = targets.members > MANY;
         let mut reached = 0;
         if let [group] = &targets.groups[..] {
-            reached = self.deliver_to_sid(source, run, group, None, &mut backlog);
+            reached = self.deliver_to_sid::<TRACED>(source, run, group, None, &mut backlog);
         } else {
             let mut tails = Tails::default();
             for group in &targets.groups {
                 let tails = Some(&mut tails);
-                reached = reached.max(self.deliver_to_sid(source, run, group, tails, &mut backlog));
+                let count = self.deliver_to_sid::<TRACED>(source, run, group, tails, &mut backlog);
+                reached = reached.max(count);
             }
             tails.rendered.into_iter().flatten().for_each(|(segment, _)| {
                 self.spares.keep_segment(segment);
@@ -462,7 +473,7 @@ impl Engine {
 
     /// Gives the run to every member of a group, in the way that costs least. There are `tails`
     /// if there are other groups. Returns how many messages, from the first, some member takes.
-    fn deliver_to_sid(
+    fn deliver_to_sid<const TRACED: bool>(
         &mut self,
         source: &Source,
         run: &Run<'_>,
@@ -475,10 +486,7 @@ impl Engine {
         let mut rendered: Option<Segment> = None;
         let mut reached = 0;
         for &member in members {
-            let count = self.takes(source, run, member);
-            if count == 0 {
-                continue;
-            }
+            let Ok(count) = self.offer(TRACED, source, run, member) else { continue };
             reached = reached.max(count);
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let spares = &mut self.spares;
@@ -509,16 +517,38 @@ impl Engine {
         reached
     }
 
-    /// How many of the run's messages, from the first, `member` takes.
+    /// How many of the run's messages, from the first, `member` takes; at least one. The tracer is
+    /// told, if the run is `traced`.
     #[inline]
-    pub(super) fn takes(&mut self, source: &Source, run: &Run<'_>, member: Member) -> usize {
-        let Some(conn) = self.conns.at(member.conn) else { return 0 };
+    pub(super) fn offer(
+        &mut self,
+        traced: bool,
+        source: &Source,
+        run: &Run<'_>,
+        member: Member,
+    ) -> Result<usize, NotDelivered> {
+        let taken = self.takes(source, run, member);
+        if traced { self.trace_egress(source, member, taken) } else { taken }
+    }
+
+    /// How many of the run's messages, from the first, `member` takes; at least one.
+    #[inline]
+    fn takes(
+        &mut self,
+        source: &Source,
+        run: &Run<'_>,
+        member: Member,
+    ) -> Result<usize, NotDelivered> {
+        let Some(conn) = self.conns.at(member.conn) else { return Err(NotDelivered::Closed) };
         let sub = &self.subs[member.sub as usize];
         let left = usize::try_from(sub.max - sub.delivered).unwrap_or(usize::MAX);
-        if conn.plain {
-            return left.min(run.len());
+        if !conn.plain {
+            return self.takes_of_left(source, run, member, left);
         }
-        self.takes_of_left(source, run, member, left)
+        match left.min(run.len()) {
+            0 => Err(NotDelivered::Maximum),
+            count => Ok(count),
+        }
     }
 
     /// The same where more has to be looked at, when the subscription may get `left` messages.
@@ -528,28 +558,36 @@ impl Engine {
         run: &Run<'_>,
         member: Member,
         left: usize,
-    ) -> usize {
-        let Some(conn) = self.conns.at_mut(member.conn) else { return 0 };
+    ) -> Result<usize, NotDelivered> {
+        let Some(conn) = self.conns.at_mut(member.conn) else { return Err(NotDelivered::Closed) };
         let sub = &self.subs[member.sub as usize];
         let own = source.publisher.conn == conn.id && source.publisher.shard == self.shard;
-        if !conn.takes_deliveries() || (own && !source.echo) {
-            return 0;
+        if !conn.takes_deliveries() {
+            return Err(NotDelivered::Closed);
         }
-        let Some(permissions) = conn.user.as_ref().and_then(|user| user.permissions.as_ref())
-        else {
-            return left.min(run.len());
-        };
-        if permissions.filters_deliveries() && !permissions.may_receive(run.subject(), sub.queue())
+        if own && !source.echo {
+            return Err(NotDelivered::Echo);
+        }
+        let permissions = conn.user.as_ref().and_then(|user| user.permissions.as_ref());
+        if let Some(permissions) = permissions
+            && permissions.filters_deliveries()
+            && !permissions.may_receive(run.subject(), sub.queue())
         {
-            return 0;
+            return Err(NotDelivered::Denied);
         }
         let count = left.min(run.len());
-        if permissions.allows_responses() {
+        if count == 0 {
+            return Err(NotDelivered::Maximum);
+        }
+        if let Some(permissions) = permissions
+            && permissions.allows_responses()
+            && !self.trace.as_ref().is_some_and(|trace| trace.is_only())
+        {
             let checks = conn.checks.get_or_insert_default();
             let replies = run.messages[..count].iter().filter_map(|m| m.publish.reply);
             replies.for_each(|reply| checks.on_request(permissions, reply, self.now));
         }
-        count
+        Ok(count)
     }
 
     /// Books a delivery that is in the member's outbox.
@@ -659,16 +697,16 @@ impl Engine {
         if group.local.is_empty() {
             return false;
         }
-        if self.trace.is_some() {
-            return self.trace_queue(source, one, group);
-        }
+        let traced = self.trace.is_some();
         let level_bytes = self.backlog_level_bytes(group.local.len());
         let mut backlog = Backlog { level_bytes, ..Backlog::default() };
         let first = self.rng.usize(..group.local.len());
         let (head, tail) = group.local.split_at(first);
         for &member in tail.iter().chain(head) {
-            if self.takes(source, one, member) == 0 {
-                continue;
+            match self.offer(traced, source, one, member) {
+                Ok(_) => {}
+                Err(NotDelivered::OnlyTraced) => return true,
+                Err(_) => continue,
             }
             let Some(conn) = self.conns.at_mut(member.conn) else { continue };
             let headers = conn.connect.headers;

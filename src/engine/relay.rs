@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::Engine;
 use super::interest::{Member, QueueTargets};
+use super::message_trace::Numbered;
 use super::publish::{Backlog, Source};
 use super::run::Run;
 use crate::output::Segment;
@@ -82,10 +83,7 @@ impl Engine {
         if plain.is_empty() && picks.is_empty() {
             return;
         }
-        if self.trace.is_some() {
-            let reached = self.trace_routes(source, run, plain, groups, &picks);
-            return self.place_first(usize::from(reached));
-        }
+        let traced = self.trace.is_some();
         let account = self.accounts.name(source.account);
         let account = account.as_bytes();
         picks.sort_by_key(|pick| (pick.route, pick.at));
@@ -99,9 +97,15 @@ impl Engine {
         for slot in plain.iter().copied().chain(picked_only) {
             let mine = picked.clone().find(|mine| mine[0].route == slot).unwrap_or_default();
             let is_plain = plain.contains(&slot);
-            let is_shared = mine.is_empty() && plain.len() > 1;
+            let numbered = if traced { self.trace_hop(slot, run) } else { None };
+            if traced && numbered.is_none() {
+                continue;
+            }
+            let numbered = numbered.as_ref().map(Numbered::run);
+            let is_shared = mine.is_empty() && plain.len() > 1 && !traced;
             let is_late = source.is_late() && !is_plain;
             let picked = Picked { is_plain, is_late, mine, groups };
+            let run = numbered.as_ref().unwrap_or(run);
             if self.relay(account, run, slot, picked, is_shared, &mut shared) {
                 self.conns.at(slot).into_iter().for_each(|conn| backlog.count(conn));
                 members.push(Member { conn: slot, sub: 0 });

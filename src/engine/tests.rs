@@ -7,6 +7,7 @@ use super::*;
 use crate::cluster::{ClientUrls, Part};
 use crate::config::Options;
 use crate::config::{Account, Destination, Mapping};
+use crate::output::{OverflowKind, OverflowRule};
 
 #[test]
 fn a_server_that_ends_leaves_slow_readers_the_time_that_a_write_may_take() {
@@ -685,4 +686,31 @@ fn who_sends_to_itself_is_not_heard_until_it_has_taken_that_and_loses_nothing() 
     }
     assert_eq!(engine.stats().out_msgs, 100);
     assert_eq!(engine.stats().slow_consumers, 0);
+}
+
+#[test]
+fn a_traced_message_is_dropped_for_who_is_behind_like_any_other_and_that_is_told() {
+    let rule = OverflowRule {
+        filter: "a".to_owned(),
+        kind: OverflowKind::DropNewest,
+        pending_bytes_max: 1024,
+    };
+    let options = Options { overflow: vec![rule], ..Options::default() };
+    let (mut engine, ids) = engine_with(&options, 1, 2);
+    engine.on_bytes(ids[0], b"SUB a 1\r\n");
+    out(&mut engine, ids[0]);
+    let mut errors = Vec::new();
+    for _ in 0..40 {
+        let header = "NATS/1.0\r\nNats-Trace-Dest: t\r\n\r\n";
+        engine.on_bytes(ids[1], format!("HPUB a 32 32\r\n{header}\r\n").as_bytes());
+        engine.end_turn();
+        let trace = engine.pop_message_trace().unwrap();
+        errors.extend(trace.steps.into_iter().filter_map(|step| match step.event {
+            StepEvent::Egress { error, .. } => Some(error),
+            _ => None,
+        }));
+    }
+    let told = errors.iter().filter(|error| error.is_none()).count();
+    assert_eq!(out(&mut engine, ids[0]).matches("HMSG a 1 32 32\r\n").count(), told);
+    assert!((1..40).contains(&told) && errors.len() == 40, "{errors:?}");
 }

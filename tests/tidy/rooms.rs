@@ -79,7 +79,6 @@ const TUPLES: &[&str] = &[
     "Engine::set_known_wish",
     "Engine::take_in_routed",
     "Engine::tell_routes",
-    "Engine::trace_route",
     "Engine::wait_for_reports",
     "Interest::set_route",
     "Settings::info",
