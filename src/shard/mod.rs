@@ -1,10 +1,19 @@
-//! A shard's loop: the only place where engine, mesh and reactor meet.
+//! The loop of a shard: the only place where engine, mesh and reactor meet.
 //!
-//! One turn: wait for completions, hand what arrived to the engine, take what other shards have
-//! sent, see what is due, and carry out what the engine wants. Everything goes to the kernel at
-//! once, with the wait of the next turn.
+//! One turn ([`Shard::step`]): wait for completions, take records of other shards, hand input to
+//! the engine, see what is due, and carry out the engine's actions. Everything goes to the kernel
+//! at once, with the wait of the next turn. Kernel and clock are traits (`reactor`); the simulator
+//! runs the same loop over others.
 //!
-//! What it needs of the kernel and of time is in the traits of `reactor`: the simulator has others.
+//! - Input: at most 128 KiB per turn (`INPUT_BYTES_PER_TURN`), a chunk of each connection in turn
+//!   (`inbox`). Ends of connections: at most eight per turn (`ENDS_PER_TURN`), each behind the
+//!   input of its connection, so a thousand clients that leave at once hold nobody up.
+//! - Accept: connections are counted on the first shard (`accept_limit`). One over the configured
+//!   rate gets its error by one system call and never a slot.
+//! - After a burst: when half of the connections and subscriptions, and at least 32 (`GONE_MIN`),
+//!   have gone for 1 s (`GONE_FOR`), an idle shard shrinks its tables, frees spare buffers, and
+//!   has the allocator return memory (`Shard::give_back_memory`). The generations of a slot that
+//!   was given up go on where they ended.
 
 #![forbid(unsafe_code)]
 
