@@ -1,11 +1,15 @@
-//! Messages that are followed on their way: who publishes one with the header `Nats-Trace-Dest`
-//! is told on that subject what became of it, and with `Nats-Trace-Only` nobody gets it.
+//! Message tracing: reports on the way of a message with the header `Nats-Trace-Dest`, published
+//! on the subject that it names; with `Nats-Trace-Only` the message is not delivered.
 //!
-//! Such a message is a run of its own. While it is delivered, [`Engine::trace`] holds what has
-//! happened to it so far, and is told of each outcome where that is decided; any other run pays
-//! one look at a field that is empty. To other shards a [`Ticket`] goes along, and each of them
-//! reports to the shard that began. That one knows that all have done so by their credits: a
-//! ticket has a part of its sender's, and brings it back.
+//! Such a message is a run of its own. It is refused, and goes nowhere, if its publisher may not
+//! publish to the subject of the reports. While it is delivered, [`Engine::trace`] holds the
+//! events so far, and is told of each outcome where that is decided; any other run pays one look
+//! at a field that is empty.
+//!
+//! Records to other shards carry a [`Ticket`], and each shard reports to the one that began. That
+//! shard knows the end by credit: a ticket has half of the credit that its sender had left, and
+//! brings it back, less what it passed on. The thread `system` makes a document of the report and
+//! has it published.
 
 #![forbid(unsafe_code)]
 
