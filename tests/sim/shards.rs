@@ -214,7 +214,11 @@ impl World {
         if events.is_empty() && !is_due && matches!(obeyed, Obeyed::Nothing) {
             return false;
         }
+        let stale_before = self.shards[shard].engine().stats().stale_connections;
         let asked = self.shards[shard].step(self.now, events);
+        if self.shards[shard].engine().stats().stale_connections > stale_before {
+            self.note_stale(shard);
+        }
         if let Obeyed::Reload(rules, sessions) = obeyed {
             self.note_reload(shard, rules, &sessions);
         }

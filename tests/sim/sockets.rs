@@ -23,6 +23,9 @@ pub(super) struct Socket {
     /// What was reported when the turn began: all that the engine need have known in it.
     pub(super) reported_before: usize,
     pong_handed_ns: u64,
+    /// For how long it had said nothing when its shard called somebody stale, at most: what it
+    /// says afterwards comes too late.
+    silence_ns: u64,
     pongs: Vec<usize>,
 }
 
@@ -37,6 +40,7 @@ impl Socket {
             paused_ns: 0,
             reported_before: 0,
             pong_handed_ns: now,
+            silence_ns: 0,
             pongs: Vec::new(),
         }
     }
@@ -83,10 +87,16 @@ impl World {
     }
 
     fn check_stale(&self, at: usize) {
-        let silence = self.now - self.sockets[at].pong_handed_ns;
+        let Socket { session, silence_ns, .. } = self.sockets[at];
         let interval = self.flavour.ping_interval_ms * NS_PER_MS;
-        let session = self.sockets[at].session;
-        assert!(silence >= 2 * interval, "session {session} is called stale, but has answered");
+        assert!(silence_ns >= 2 * interval, "session {session} is called stale, but has answered");
+    }
+
+    /// A shard has called somebody stale in this turn.
+    pub(super) fn note_stale(&mut self, shard: usize) {
+        for socket in self.sockets.iter_mut().filter(|socket| socket.pipe.shard == shard) {
+            socket.silence_ns = socket.silence_ns.max(self.now - socket.pong_handed_ns);
+        }
     }
 
     fn kernel_takes(&mut self, at: usize, all: bool) -> bool {
@@ -138,8 +148,8 @@ impl World {
         let pending = self.owed(socket);
         let limits = self.flavour.pending_bytes_min();
         let is_tight = self.is_tight(socket.pipe.shard);
-        let silence = self.now - socket.pong_handed_ns;
-        let stale = silence >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
+        let silence_ns = socket.silence_ns.max(self.now - socket.pong_handed_ns);
+        let stale = silence_ns >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
         assert!(
             late || stale || pending > limits || is_tight,
             "session {} is cut, but has at most {pending} bytes pending and is not late",
