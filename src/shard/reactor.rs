@@ -8,6 +8,7 @@ use std::time::Instant;
 use rustix::net::SendFlags;
 
 use super::messages::Door;
+use crate::disk::DiskOp;
 use crate::engine::{Credentials, Transport};
 use crate::host::Tier;
 use crate::uring::{
@@ -46,6 +47,8 @@ pub trait Io {
     fn send(&mut self, socket: SocketId, batch: Batch);
     /// Closes a socket.
     fn close(&mut self, socket: SocketId, how: Closing);
+    /// Does something to a file; an event says what became of it.
+    fn disk(&mut self, op: DiskOp);
     /// Waits for nobody any more to whom all was said.
     fn hurry(&mut self);
     /// What was received.
@@ -126,6 +129,10 @@ impl Io for Uring {
 
     fn close(&mut self, socket: SocketId, how: Closing) {
         self.0.close(socket, how);
+    }
+
+    fn disk(&mut self, op: DiskOp) {
+        self.0.disk(op);
     }
 
     fn hurry(&mut self) {

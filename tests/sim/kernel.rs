@@ -6,11 +6,14 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use shardcast::disk::DiskOp;
 use shardcast::engine::{ConnId, Transport};
 use shardcast::host::Tier;
 use shardcast::measure::Histogram;
 use shardcast::shard::{Clock, Door, Io};
 use shardcast::uring::{Batch, Closing, Counters, Event, ListenerId, SocketId, Wait, ZeroCopy};
+
+use super::disk::Disk;
 
 /// Pieces of input that a shard can have at once, as many as a reactor has chunks.
 const CHUNKS_MAX: usize = 16;
@@ -46,7 +49,6 @@ impl Asked {
     }
 }
 
-#[derive(Debug)]
 struct State {
     started: Instant,
     now: u64,
@@ -54,19 +56,20 @@ struct State {
     asked: Vec<Asked>,
     /// Chunks that the shard has.
     lent: usize,
+    disk: Disk,
     /// Another shard has woken this one, which does not know yet.
     is_woken: bool,
 }
 
 /// What a shard takes for its reactor and its clock, and for what wakes others.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Kernel(Rc<RefCell<State>>);
 
 impl Kernel {
-    /// `started` is the zero of its time.
-    pub(super) fn new(started: Instant) -> Self {
-        let (events, asked) = (Vec::new(), Vec::new());
-        let state = State { started, now: 0, events, asked, lent: 0, is_woken: false };
+    /// `started` is the zero of its time; its disk makes choices by `seed`.
+    pub(super) fn new(started: Instant, seed: u64) -> Self {
+        let (events, asked, disk) = (Vec::new(), Vec::new(), Disk::new(seed));
+        let state = State { started, now: 0, events, asked, lent: 0, disk, is_woken: false };
         Self(Rc::new(RefCell::new(state)))
     }
 
@@ -77,6 +80,12 @@ impl Kernel {
     /// How many more chunks the shard can be lent.
     pub(super) fn chunks_left(&self) -> usize {
         CHUNKS_MAX - self.0.borrow().lent
+    }
+
+    /// One operation on the disk is over, if any is under way.
+    pub(super) fn finish_on_disk(&self) -> Option<Heard> {
+        let done = self.0.borrow_mut().disk.finish_one()?;
+        Some(Event::Disk(Box::new(done)))
     }
 
     /// The next turn is taken at this time and tells this.
@@ -146,6 +155,10 @@ impl Io for Kernel {
 
     fn close(&mut self, socket: SocketId, how: Closing) {
         self.ask(Asked::Close(conn_id(socket), how));
+    }
+
+    fn disk(&mut self, op: DiskOp) {
+        self.0.borrow_mut().disk.begin(op);
     }
 
     fn hurry(&mut self) {}

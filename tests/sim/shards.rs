@@ -82,7 +82,7 @@ impl Shard {
         let options = Arc::new(options_of(flavour, Rules::default(), identity));
         let seats = Arc::new(Seats::new(seeds.len(), Seating::Fewest));
         let controls: Vec<_> = seeds.iter().map(|_| unbounded()).collect();
-        let kernels: Vec<_> = seeds.iter().map(|_| Kernel::new(started)).collect();
+        let kernels: Vec<_> = seeds.iter().map(|seed| Kernel::new(started, *seed)).collect();
         let address = |((control, _), kernel): (&(Sender<_>, Receiver<_>), &Kernel)| Address {
             control: control.clone(),
             waker: kernel.clone(),
@@ -239,9 +239,11 @@ impl World {
         true
     }
 
-    /// What a shard hears in its next turn: of output, and if it `hears` any also input.
+    /// What a shard hears in its next turn: of its disk, of output, with `hears` also of input.
     fn happenings(&mut self, shard: usize, eager: bool, hears: bool) -> Vec<Heard> {
-        let mut events = Vec::new();
+        let rounds = if eager { usize::MAX } else { self.rng.usize(..2) };
+        let disk = std::iter::from_fn(|| self.shards[shard].kernel.finish_on_disk());
+        let mut events: Vec<Heard> = disk.take(rounds).collect();
         let mine = |pipe: &Pipe| pipe.shard == shard && !pipe.gone;
         for at in 0..self.sockets.len() {
             if mine(&self.sockets[at].pipe) {
