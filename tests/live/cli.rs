@@ -215,7 +215,7 @@ fn a_bad_file_is_refused_with_the_place_in_the_check_and_at_start() {
     for (content, place) in [
         ("port: 1\n  nosuch: 1\n", ":2:3: unknown field \"nosuch\""),
         ("port: 4222\nmax_payload: { this is wrong", ":2:24: expected a new line"),
-        ("proxies {}", ":1:1: proxies is not supported yet"),
+        ("ocsp: true", ":1:1: ocsp is not supported yet"),
     ] {
         let path = file(dir.path(), content);
         for args in [&["-t", "-c", &path][..], &["-c", &path][..]] {

@@ -125,8 +125,16 @@ impl Wire {
 
     /// Everything up to the first PONG, or to the end of the connection.
     pub(crate) fn until_pong_or_end(&mut self) -> Vec<u8> {
-        while !self.unread.ends_with(PONG) && self.fill() {}
-        std::mem::take(&mut self.unread)
+        let mut seen = 0;
+        loop {
+            if let Some(at) = memchr::memmem::find(&self.unread[seen..], PONG) {
+                return self.unread.drain(..seen + at + PONG.len()).collect();
+            }
+            seen = self.unread.len().saturating_sub(PONG.len() - 1);
+            if !self.fill() {
+                return std::mem::take(&mut self.unread);
+            }
+        }
     }
 
     /// Exactly these bytes come next, but for a PING of the server, which is answered.
