@@ -5,6 +5,7 @@
 use super::conn::{Conn, FLUSH_NS, Phase};
 use super::interest::{Side, SubKey};
 use super::{AccountId, Action, ConnId, Engine, InterestRecord, Record};
+use crate::output::Outbox;
 use crate::proto::encode;
 
 /// Why a connection ends, as monitoring names it.
@@ -113,6 +114,10 @@ impl Engine {
             conn.layers.end(code, reason.text());
         }
         if let Some(error) = error.filter(|_| conn.layers.is_understood()) {
+            // Nothing comes behind the last word, nor does a status that is not known yet.
+            if conn.outbox.may_have_statuses() {
+                self.hold_back(id, Outbox::hold_behind_statuses);
+            }
             self.reply(id, |out| encode::err(out, error));
         }
         self.remember(id, reason);

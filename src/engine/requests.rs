@@ -405,6 +405,18 @@ mod tests {
     }
 
     #[test]
+    fn the_last_error_comes_behind_the_statuses_of_what_was_asked_before_it() {
+        let (mut engines, id) = two_shards();
+        let asks = b"PUB b inbox 0\r\n\r\n".repeat(2);
+        engines[0].on_bytes(id, &[&asks[..], b"NONSENSE\r\n"].concat());
+        let mut text = output(&mut engines[0], id);
+        exchange(&mut engines);
+        text += &output(&mut engines[0], id);
+        assert_eq!(refusals(&text), 1);
+        assert!(text.ends_with("\r\n\r\n\r\n-ERR 'Unknown Protocol Operation'\r\n"), "{text}");
+    }
+
+    #[test]
     fn a_server_that_ends_waits_for_no_report() {
         let (mut engines, id) = two_shards();
         engines[0].on_bytes(id, b"PUB a inbox 0\r\n\r\nPING\r\n");

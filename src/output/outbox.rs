@@ -241,6 +241,11 @@ impl Outbox {
         self.pending_bytes == bytes && self.undecided == 0
     }
 
+    /// Whether it is not known yet of some request whether it has a status.
+    pub(crate) fn may_have_statuses(&self) -> bool {
+        self.undecided > 0
+    }
+
     /// Whether something is queued behind the batch in flight.
     pub(crate) fn has_more(&self) -> bool {
         !self.sealed.is_empty() || !self.own.is_empty()
