@@ -333,7 +333,10 @@ impl Book {
             return;
         }
         session.denied_since.get_or_insert(self.step);
-        let is_over = session.last_op.is_some_and(|last| last < session.handed_ops);
+        // The end of a stream is no operation: whoever has heard of it is not among those.
+        let is_said = |last: usize| last == 0 || session.ops[last - 1].end < session.ops[last].end;
+        let is_over =
+            session.last_op.is_some_and(|last| last < session.handed_ops && is_said(last));
         if std::mem::take(&mut session.is_private) && !is_over {
             let last = session.handed_ops - 1;
             let at = session.awaited.partition_point(|(_, op)| *op <= last);
