@@ -23,6 +23,7 @@ use super::pipe::Pipe;
 use super::script::{
     Flavour, NARROW_BYTES_MAX, OVERFLOW, PRIVATE, Rules, UNDELIVERED, UNPUBLISHED,
 };
+use super::sockets::Socket;
 use super::world::{World, tell};
 
 /// Records that a lane holds.
@@ -379,12 +380,13 @@ impl World {
         }
         let count = if eager { usize::MAX } else { self.rng.usize(..3) };
         let mut obeyed = Obeyed::Nothing;
+        let is_unclear = self.has_broken_off(shard);
         for at in 0..count {
             let here = &mut self.shards[shard];
             match here.orders.front() {
                 None => break,
                 Some(Order::Tell(_)) => {}
-                Some(Order::Reload(_)) if at > 0 || here.real.has_input() => break,
+                Some(Order::Reload(_)) if at > 0 || is_unclear || here.real.has_input() => break,
                 Some(Order::Reload(rules)) => {
                     let rules = *rules;
                     here.orders.pop_front();
@@ -397,6 +399,20 @@ impl World {
             }
         }
         obeyed
+    }
+
+    /// Whether a client of the shard stands in the middle of what ends it: nobody but the engine
+    /// knows whether the bytes so far have done that.
+    fn has_broken_off(&self, shard: usize) -> bool {
+        let is_amid = |socket: &Socket| {
+            let session = &self.book.sessions[socket.session];
+            session.last_op.is_some_and(|last| {
+                let began = last.checked_sub(1).map_or(0, |before| session.ops[before].end);
+                (began + 1..session.ops[last].end).contains(&socket.handed)
+            })
+        };
+        let mine = |socket: &&Socket| socket.pipe.shard == shard && socket.pipe.is_open();
+        self.sockets.iter().filter(mine).any(is_amid)
     }
 
     fn reload(&mut self, shard: usize, rules: Rules) -> Obeyed {
