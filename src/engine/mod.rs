@@ -509,6 +509,8 @@ impl Engine {
     pub fn end_turn(&mut self) {
         self.departures.forget();
         self.traces.end_turn();
+        // Replies alone may have been too much for somebody.
+        self.settle_deliveries();
         self.send_barriers();
         self.bound_memory();
         let (work, bytes) = (self.budget.refill(), self.spares.take_added_bytes());

@@ -646,6 +646,18 @@ fn a_run_for_very_many_different_subscriptions_is_cut_into_turns_on_the_shard_th
 }
 
 #[test]
+fn who_is_owed_too_much_by_errors_alone_is_cut_in_the_same_turn() {
+    let mut options = Options::default();
+    options.limits.pending_bytes_max = 1000;
+    let (mut engine, ids) = engine_with(&options, 1, 1);
+    engine.on_bytes(ids[0], &b"PUB _GR_.x 0\r\n\r\n".repeat(100));
+    engine.end_turn();
+    let is_cut = |action| matches!(action, Action::Close { abort: true, .. });
+    assert!(std::iter::from_fn(|| engine.next_action()).any(is_cut));
+    assert_eq!(engine.stats().slow_consumers, 1);
+}
+
+#[test]
 fn who_sends_to_itself_is_not_heard_until_it_has_taken_that_and_loses_nothing() {
     let (mut engine, ids) = engine_with(&Options::default(), 1, 1);
     engine.on_bytes(ids[0], b"SUB a 1\r\n");
