@@ -4,8 +4,8 @@
 //! deliveries, rendered bytes, operations, records, removed subscriptions. A turn within its
 //! budget takes a few milliseconds and adds a bounded number of bytes.
 //!
-//! - New input may use three quarters of a turn's budget, records half; a connection gets an
-//!   eighth before the next one's turn.
+//! - New input may use three quarters of a turn's budget, records half; a connection gets at
+//!   most half before the next one's turn, another shard a quarter.
 //! - Input over the budget waits in the engine, unparsed (`waiting`). With more than 64 KiB
 //!   waiting its connection is paused. TLS, WebSocket and S2 stop with their connection.
 //! - A run ends where the budget does (`Targets::price`). The rest of a run that came over a lane

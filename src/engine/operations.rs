@@ -10,7 +10,7 @@ use super::conn::{Claim, User};
 use super::interest::{Side, Sub, SubKey};
 use super::mapping::Mapped;
 use super::message_trace::Traced;
-use super::publish::Speaker;
+use super::publish::PublisherInfo;
 use super::run::Run;
 use super::settings::{Identified, Settings, Standing};
 use super::trace;
@@ -23,8 +23,8 @@ const FIRST_PING_NS: u64 = 2_000_000_000;
 
 /// What is to be done with a publish.
 enum Verdict {
-    /// It may be part of a run; or it was answered by itself, and is one.
-    Joins(Speaker, bool),
+    /// It becomes part of a run. `is_alone`: of one of its own, since it was answered by itself.
+    Joins { publisher: PublisherInfo, is_alone: bool },
     /// It is not delivered, and its publisher is told why.
     Refused(String),
     /// Nobody is there any more who could publish it, or it has to wait for its turn.
@@ -515,12 +515,12 @@ impl Engine {
             }
         }
         match self.judge(id, publish, run.mapped(), wire, continues) {
-            Verdict::Joins(speaker, is_alone) => {
+            Verdict::Joins { publisher, is_alone } => {
                 if is_alone {
                     self.flush_run(id, run);
                 }
                 if is_alone || !continues {
-                    self.begin_run(speaker, run, publish);
+                    self.begin_run(publisher, run, publish);
                 }
                 run.push(*publish, wire);
                 if is_alone {
@@ -591,12 +591,13 @@ impl Engine {
             tracing::error!("{} - Publish Violation - Reply {text}", conn.label());
             return Verdict::Refused(encode::reply_violation(reply));
         }
-        let speaker = Speaker { account: conn.account, wants_status: conn.connect.no_responders };
+        let publisher =
+            PublisherInfo { account: conn.account, wants_status: conn.connect.no_responders };
         if verbose {
             // The reply promises what was published before; this message follows it.
             self.confirm(id, encode::ok);
         }
-        Verdict::Joins(speaker, verbose || invalid)
+        Verdict::Joins { publisher, is_alone: verbose || invalid }
     }
 
     /// Tells a pedantic client of a subject that is none, whatever else is found wrong; `true` if

@@ -39,11 +39,11 @@ const COPY_PAYLOAD_BYTES_MAX: usize = 1536;
 /// Answers to a request of another account are handled so many at a time.
 const ANSWERS_AT_ONCE: usize = 16;
 
-/// Who begins a run.
+/// What the beginning of a run needs of its publisher.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Speaker {
+pub(super) struct PublisherInfo {
     pub(super) account: AccountId,
-    /// It is told of requests that nobody gets.
+    /// A request without receivers is answered with a status (`no_responders`).
     pub(super) wants_status: bool,
 }
 
@@ -202,7 +202,7 @@ impl Engine {
     /// Finds out who gets the run that begins with `publish`, and how long it may be.
     pub(super) fn begin_run(
         &mut self,
-        Speaker { account, wants_status }: Speaker,
+        PublisherInfo { account, wants_status }: PublisherInfo,
         run: &mut Run<'_>,
         publish: &Publish<'_>,
     ) {
