@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use shardcast::config::Options;
 use shardcast::engine::{Engine, Identity, Record, Settings, ShardId};
 use shardcast::mesh::{DRAIN_RECORDS_MAX, LANE_RECORDS_MAX, Mesh, Receiver};
-use shardcast::proto::{Limits, Op, Parsed, encode, parse};
+use shardcast::proto::{Op, ParseLimits, Parsed, encode, parse};
 use shardcast::subject::Table;
 
 use scenarios::{Scenario, Sids, World, publish_with_header};
@@ -59,8 +59,8 @@ impl Measurement for ThreadTime {
 const PAYLOADS: [usize; 3] = [16, 128, 1024];
 /// As much as a chunk of the reactor holds.
 const CHUNK_BYTES: usize = 64 * 1024;
-const LIMITS: Limits =
-    Limits { control_line_bytes_max: 4096, payload_bytes_max: 1024 * 1024, headers: true };
+const LIMITS: ParseLimits =
+    ParseLimits { control_line_bytes_max: 4096, payload_bytes_max: 1024 * 1024, headers: true };
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -75,6 +75,7 @@ fn main() {
     hopping(&mut criterion);
     changing_interest(&mut criterion);
     fanning_out(&mut criterion);
+    crossing(&mut criterion);
     the_rest(&mut criterion);
     criterion.final_summary();
 }
@@ -237,13 +238,28 @@ fn fanning_out(criterion: &mut Criterion<ThreadTime>) {
     }
 }
 
+/// Many to many on one shard, and across two: deliveries a second of both shards together.
+fn crossing(criterion: &mut Criterion<ThreadTime>) {
+    let payload_bytes = 128;
+    for shards in [1, 2] {
+        for scenario in [
+            Scenario::Pairs { pairs: 10, payload_bytes, shards },
+            Scenario::Queue { members: 10, payload_bytes, shards },
+            Scenario::RoundTrips { requesters: 10, responders: 10, payload_bytes, shards },
+        ] {
+            measure(criterion, "crossing", &scenario);
+        }
+    }
+}
+
 fn the_rest(criterion: &mut Criterion<ThreadTime>) {
     let payload_bytes = 128;
     let count = 100_000;
     for scenario in [
+        Scenario::Mqtt { subscribers: 100, payload_bytes },
         Scenario::Headers { payload_bytes },
         Scenario::Permitted { subscribers: 100, payload_bytes },
-        Scenario::Queue { members: 4, payload_bytes },
+        Scenario::Queue { members: 4, payload_bytes, shards: 1 },
         Scenario::Requests { subjects: 4, payload_bytes: 16 },
         Scenario::Subjects { count, payload_bytes, wildcard: false },
         Scenario::Subjects { count, payload_bytes, wildcard: true },

@@ -1,8 +1,8 @@
 //! Disk operations of a shard, as plain values.
 //!
-//! The room that decides what is stored emits [`DiskOp`]s and hears of each by one [`DiskDone`];
-//! the reactor carries them out, and so does a simulated disk. The memory of an operation travels
-//! with it and returns with its outcome: nobody touches it in between.
+//! The room that stores data emits [`DiskOp`]s and receives one [`DiskDone`] for each; the reactor
+//! carries them out, and so does a simulated disk. The memory of an operation travels with it and
+//! returns with its outcome: it is not touched in between.
 
 #![forbid(unsafe_code)]
 
@@ -12,18 +12,18 @@ use std::path::Path;
 
 use bytemuck::{Pod, Zeroable};
 
-/// What blocks are aligned to, and what direct operations count in, in bytes. Larger than any
+/// Bytes of a page: the alignment of blocks, and the unit of direct operations. Larger than any
 /// disk's logical sector.
 pub const PAGE_BYTES: usize = 4096;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(4096))]
-struct Page([u8; PAGE_BYTES]);
+struct AlignedPage([u8; PAGE_BYTES]);
 
-/// Memory for whole pages of a file, aligned as direct operations want it.
+/// Memory for whole pages of a file, aligned as direct operations need it.
 #[derive(Clone, Default)]
 pub struct Block {
-    pages: Vec<Page>,
+    pages: Vec<AlignedPage>,
 }
 
 impl Block {
@@ -32,22 +32,22 @@ impl Block {
         Self { pages: bytemuck::zeroed_vec(bytes.div_ceil(PAGE_BYTES)) }
     }
 
-    /// All of its bytes.
+    /// Returns all bytes of the block.
     pub fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.pages)
     }
 
-    /// The same, to be changed.
+    /// Returns all bytes of the block, to be changed.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         bytemuck::cast_slice_mut(&mut self.pages)
     }
 
-    /// How many bytes it has: whole pages.
+    /// Returns the length in bytes: whole pages.
     pub fn len(&self) -> usize {
         self.pages.len() * PAGE_BYTES
     }
 
-    /// Whether it has none.
+    /// Whether the block has no bytes.
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
@@ -59,112 +59,113 @@ impl fmt::Debug for Block {
     }
 }
 
-/// Names a file of one shard: a number that its user has picked and opened, unique among those
-/// that are open.
+/// The name of a file of one shard: a number that its user has chosen and opened, unique among the
+/// open files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u32);
 
-/// How a file is opened.
+/// The mode in which a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenAs {
-    /// It is there, and only read.
+    /// An existing file, only read.
     Reader,
-    /// It is there, read and written.
+    /// An existing file, read and written.
     Writer,
-    /// It is read and written, and made if it is not there; only the owner has access.
+    /// A file that is read and written, and made if it does not exist; only the owner has access.
     Made,
-    /// Made as `Made`, read and written past the page cache: blocks, places and lengths are
-    /// whole pages. Fails with [`io::ErrorKind::InvalidInput`] where the file system cannot.
+    /// A file as with `Made`, but read and written past the page cache: blocks, places and lengths
+    /// are whole pages. Fails with [`io::ErrorKind::InvalidInput`] where the file system does not
+    /// support it.
     MadeDirect,
     /// A directory, to be synced after files in it were made, renamed or removed.
     Directory,
 }
 
-/// One operation on the disk.
+/// An operation on the disk.
 #[derive(Debug)]
 pub struct DiskOp {
-    /// Its user's name for it; comes back with the outcome.
+    /// The name that the operation's user has given it; returns with the outcome.
     pub token: u64,
-    /// What is to be done.
+    /// The work to do.
     pub what: DiskWork,
 }
 
-/// What can be done. Operations on one file that are under way at once may be carried out in any
-/// order.
+/// The work of a disk operation. Operations in flight on one file may be carried out in any order.
 #[derive(Debug)]
 pub enum DiskWork {
-    /// Gives a file its number.
+    /// The opening of a file under a number.
     Open {
         /// The number, which no open file has.
         file: FileId,
-        /// Which file.
+        /// The path of the file.
         path: Box<Path>,
-        /// What for.
+        /// The mode in which the file is opened.
         how: OpenAs,
     },
-    /// Writes the first `bytes` of the block, all of them or it fails.
+    /// A write of the first `bytes` of the block; it fails unless all are written.
     Write {
-        /// Where to.
+        /// The file to write to.
         file: FileId,
         /// The place in the file of the first byte.
         at: u64,
-        /// What is written, and perhaps more.
+        /// Bytes to write, and perhaps more.
         block: Block,
-        /// How much of it.
+        /// Bytes of the block that are written.
         bytes: usize,
-        /// The outcome comes when the data, and what is needed to find it, are on the disk.
+        /// Whether the outcome waits until the data, and the metadata needed to find it, are on the
+        /// disk.
         durable: bool,
     },
-    /// Fills the first `bytes` of the block, or as many as there are before the file's end.
+    /// A read into the first `bytes` of the block, or of as many as the file has there.
     Read {
-        /// Where from.
+        /// The file to read from.
         file: FileId,
         /// The place in the file of the first byte.
         at: u64,
-        /// Where to.
+        /// The block to read into.
         block: Block,
-        /// How much.
+        /// Bytes to read.
         bytes: usize,
     },
-    /// Waits until all that was written before is on the disk; of a directory, its entries.
+    /// A sync: it ends when all earlier writes are on the disk; of a directory, its entries.
     Sync {
-        /// Of which file.
+        /// The file or directory to sync.
         file: FileId,
     },
-    /// Makes the file at least this long, with room on the disk.
+    /// An allocation: the file becomes at least this long, with room on the disk.
     Allocate {
-        /// Which file.
+        /// The file to extend.
         file: FileId,
-        /// Its length.
+        /// The length in bytes that the file has at least.
         bytes: u64,
     },
-    /// Gives a file another path, in place of what is there.
+    /// A new path for a file, in place of a file that is there.
     Rename {
-        /// Its path.
+        /// The path of the file.
         from: Box<Path>,
-        /// The other.
+        /// The new path.
         to: Box<Path>,
     },
-    /// Takes a file out of its directory.
+    /// The removal of a file from its directory.
     Remove {
-        /// Its path.
+        /// The path of the file.
         path: Box<Path>,
     },
-    /// Takes a file's number back. Operations under way end as they would have.
+    /// The closing of a file, which frees its number. Operations in flight end as they would have.
     Close {
-        /// Which file.
+        /// The file to close.
         file: FileId,
     },
 }
 
-/// What became of an operation.
+/// The outcome of a disk operation.
 #[derive(Debug)]
 pub struct DiskDone {
-    /// The operation's name.
+    /// The name of the operation.
     pub token: u64,
-    /// How many bytes were written or read; 0 for operations that do neither.
+    /// Bytes written or read; 0 for operations that do neither.
     pub outcome: io::Result<usize>,
-    /// The operation's memory.
+    /// The block of the operation.
     pub block: Option<Block>,
 }
 

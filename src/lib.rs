@@ -1,47 +1,98 @@
 //! A message broker that speaks the NATS protocol, thread per core on io_uring.
 //!
-//! A message's way from bytes in to bytes out, in six hops:
+//! Most run it as a program. As a library it is a part of another program:
 //!
-//! 1. [`uring::Reactor::turn`]: a completion becomes [`uring::Event::Received`]
-//! 2. [`shard::Shard::step`]: takes a bounded amount of input and hands each chunk to the engine
-//! 3. [`proto::parse()`]: `&[u8]` becomes [`proto::Op`], borrowed, nothing copied
-//! 4. [`engine::Engine::on_bytes`]: decides; a run of publishes to one subject is matched once
-//! 5. `output::Outbox`: the run is rendered once per sid and shared by its subscribers
-//! 6. [`uring::Reactor::send`]: once per connection that has bytes, once per turn
+//! ```no_run
+//! # fn main() -> Result<(), shardcast::StartError> {
+//! let server = shardcast::Server::builder().token("secret").start()?;
+//! println!("clients connect to {}", server.client_url());
+//! server.stop()
+//! # }
+//! ```
 //!
-//! To another shard: 4' the run is staged on a lane of the [`mesh`], and there
-//! [`engine::Engine::on_record`] goes on with that shard's own interest (nothing is published a
-//! second time), then 5 and 6.
+//! It starts threads of its own: the program may be async or not. It leaves to the program what
+//! belongs to a process: signals, the limit of open files, and the log, whose lines are `tracing`
+//! events for whatever subscriber there is. `docs/embedding.md` says more.
 //!
-//! `ARCHITECTURE.md` has the whole picture.
+//! **Versions.** What is documented here follows semantic versioning; so do the keys of the
+//! configuration. Everything else, which tests and tools of the same repository use, is hidden and
+//! may change at any time. `ARCHITECTURE.md` is the way into the code.
 
+#[doc(hidden)]
+pub mod api;
+mod archive;
+#[doc(hidden)]
 pub mod auth;
+mod client;
+#[doc(hidden)]
 pub mod cluster;
+#[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
+pub mod consumer;
+mod core;
+mod delivery;
+#[doc(hidden)]
 pub mod disk;
+#[doc(hidden)]
 pub mod doctor;
+mod embed;
+#[doc(hidden)]
 pub mod engine;
+mod gateway;
+#[doc(hidden)]
 pub mod host;
+#[doc(hidden)]
 pub mod identity;
+mod import;
+mod interest;
+mod jetstream;
+mod leaf;
+mod link;
+#[doc(hidden)]
 pub mod measure;
+#[doc(hidden)]
 pub mod mesh;
 mod monitor;
+mod mqtt;
+#[doc(hidden)]
+pub mod ocsp;
+#[doc(hidden)]
+pub mod origin;
+#[doc(hidden)]
 pub mod output;
+#[doc(hidden)]
 pub mod proto;
+mod record;
+mod route;
+mod run;
+#[doc(hidden)]
 pub mod server;
+mod session;
+#[doc(hidden)]
 pub mod shard;
+#[doc(hidden)]
+pub mod store;
+#[doc(hidden)]
+pub mod stream;
+#[doc(hidden)]
 pub mod subject;
 mod system;
+#[doc(hidden)]
 pub mod transport;
+#[doc(hidden)]
 pub mod uring;
 
-/// The release of this server.
+pub use config::StartError;
+pub use embed::{Server, ServerBuilder, ServerPorts};
+
+/// The version of this server.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The nats-server release whose behaviour clients may count on; they test features by it.
+/// The nats-server version whose behaviour clients may count on; they derive features from it.
 pub const NATS_VERSION: &str = "2.15.1";
-/// What that release says of the JetStream requests it knows, even where JetStream is off.
+/// The level of JetStream's API in that nats-server version, also reported while JetStream is off.
 pub const JETSTREAM_API_LEVEL: u32 = 5;
-/// The commit this was built from, if the build was told.
+/// The commit of this build, if the build was given one.
 pub const GIT_COMMIT: &str = match option_env!("SHARDCAST_GIT_COMMIT") {
     Some(commit) => commit,
     None => "not set",

@@ -42,6 +42,27 @@ fn files_are_taken_by(program: &str, is_taken: impl Fn(char) -> bool + Sync) {
 }
 
 #[test]
+fn files_in_the_documents_are_taken_as_they_are_printed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = fs::read_dir(root.join("docs")).unwrap().map(|page| page.unwrap().path());
+    let pages: Vec<_> = pages.chain([root.join("README.md")]).collect();
+    let texts = pages.iter().map(|page| fs::read_to_string(page).unwrap());
+    let files: Vec<String> = texts.flat_map(|text| printed(&text)).collect();
+    assert!(files.len() > 10, "{} files", files.len());
+    let wrong = in_parallel(&files, |dir, text| {
+        let (taken, said) = check(OURS, dir, text);
+        if taken { Vec::new() } else { vec![format!("{text}it says {said}")] }
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The configuration files in a page, which are marked as such.
+fn printed(page: &str) -> Vec<String> {
+    let blocks = page.split("```conf\n").skip(1);
+    blocks.filter_map(|block| Some(block.split_once("```")?.0.to_owned())).collect()
+}
+
+#[test]
 fn every_key_of_nats_server_is_known() {
     every_key_is_known_to(OURS);
 }
@@ -172,7 +193,7 @@ listen_unix { path: a, peers: [{uid: 0, user: who}] }";
     let wanted = [
         "t.conf:1:1: unknown field \"zzz\"",
         "t.conf:2:1: server name \"a b\" cannot contain spaces",
-        "t.conf:3:1: no_auth_user \"nobody\" is not one of the users; add it there",
+        "t.conf:3:1: no_auth_user \"nobody\" is not in users; add it there",
         "t.conf:4:1: max_payload (102400) cannot be higher than max_pending (10240)",
         "t.conf:6:1: lame_duck_grace_period (180000 ms) must be less than lame_duck_duration \
          (120000 ms)",
@@ -180,11 +201,11 @@ listen_unix { path: a, peers: [{uid: 0, user: who}] }";
         "t.conf:8:30: \"D\" account not defined for service export \"b\" of account \"A\"",
         "t.conf:9:53: stream import \"q\" of account \"B\": stream import not authorized: \
          no export of account \"A\" allows it",
-        "t.conf:11:1: system_account \"X\" is not one of the accounts; add it there",
+        "t.conf:11:1: system_account \"X\" is not in accounts; add it there",
         "t.conf:12:11: cluster name \"a b\" cannot contain spaces",
         "t.conf:12:24: routes need a port where other servers reach this one; name it in \
          cluster { port: … } or with --cluster",
-        "t.conf:13:41: peer \"who\" is not one of the users; add it there",
+        "t.conf:13:41: peer \"who\" is not in users; add it there",
     ];
     assert_eq!(mistakes(text), wanted);
 }
@@ -227,10 +248,10 @@ fn mistakes_beside(dir: &Path, text: &str) -> Vec<String> {
 #[test]
 fn what_has_no_effect_is_named_with_its_place_and_does_not_make_the_check_fail() {
     let dir = tempfile::tempdir().unwrap();
-    let (taken, said) = check(OURS, dir.path(), "debug: true\njetstream { store_dir: a }\n");
+    let (taken, said) = check(OURS, dir.path(), "debug: true\nprof_port: 1\n");
     assert!(taken, "{said}");
     assert!(
-        said.contains("t.conf:2:1: jetstream is not supported yet and has no effect"),
+        said.contains("t.conf:2:1: prof_port is not supported yet and has no effect"),
         "{said}"
     );
     assert!(said.contains(" is valid (sha256:"), "{said}");

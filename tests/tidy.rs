@@ -1,7 +1,7 @@
 //! The rules of the source tree that no compiler checks.
 //!
 //! They are about code, not prose: comments, strings and character literals do not count. Those
-//! about the documents are in `documents`.
+//! about the documents are in `documents`, the one about comments is in `words`.
 
 #[path = "tidy/documents.rs"]
 mod documents;
@@ -9,6 +9,8 @@ mod documents;
 mod facts;
 #[path = "tidy/rooms.rs"]
 mod rooms;
+#[path = "tidy/words.rs"]
+mod words;
 
 use std::fs;
 use std::path::{Path, PathBuf};

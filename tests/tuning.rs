@@ -1,4 +1,5 @@
-//! The files of `tuning/` that can be tried without changing this host.
+//! The files of `tuning/`, and those for packages and images, as far as they can be tried without
+//! changing this host.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -104,4 +105,62 @@ fn a_wrong_call_changes_nothing() {
         assert_eq!((status, said.lines().count()), (Some(2), 1), "{args:?}: {said}");
     }
     assert_eq!(now(dir.path(), &files), before);
+}
+
+/// Files that `tuning/package` writes before they are packed.
+const MADE: &str = "target/";
+
+#[test]
+fn all_that_packages_and_images_are_made_of_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    let manifest = read("Cargo.toml");
+    let (_, assets) = manifest.split_once("assets = [").unwrap();
+    let assets = assets.split_once("\n]").unwrap().0.lines().map(str::trim);
+    let sources: Vec<&str> = assets.filter_map(|line| line.split('"').nth(1)).collect();
+    assert!(sources.len() > 8, "{sources:?}");
+    for source in sources.iter().filter(|source| !source.starts_with(MADE)) {
+        let source = source.split_once("/*").map_or(*source, |(directory, _)| directory);
+        assert!(root.join(source).exists(), "{source}");
+    }
+    // What the image, the compose file and the chart say of one another.
+    let unit = read("tuning/systemd/shardcast.service");
+    for (file, text, wanted) in [
+        ("compose.yaml", read("compose.yaml"), "seccomp=tuning/seccomp.json"),
+        ("Dockerfile", read("Dockerfile"), "/image/usr/local/bin/nats-server"),
+        ("Dockerfile", read("Dockerfile"), "distroless/cc-debian12:nonroot"),
+        ("tuning/helm-values.yaml", read("tuning/helm-values.yaml"), "runAsUser: 65532"),
+        ("the unit", unit.clone(), "Type=notify\n"),
+        ("the unit", unit, "ExecStart=/usr/bin/shardcast -c /etc/shardcast/shardcast.conf"),
+    ] {
+        assert!(text.contains(wanted), "{file} has no {wanted}");
+    }
+    assert!(root.join("tuning/seccomp.json").exists());
+}
+
+#[test]
+fn packages_say_what_they_are_and_have_no_data_of_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (package, manifest) in [("shardcast", "Cargo.toml"), ("shardcast-perf", "perf/Cargo.toml")]
+    {
+        let text = fs::read_to_string(root.join(manifest)).unwrap();
+        for field in ["description", "license", "repository", "readme", "rust-version", "include"] {
+            assert!(text.contains(&format!("\n{field} = ")), "{package} has no {field}");
+        }
+        let include = text.lines().find(|line| line.starts_with("include = ")).unwrap();
+        let listed: Vec<&str> = include.split('"').skip(1).step_by(2).collect();
+        for path in &listed {
+            let directory = root.join(manifest).parent().unwrap().join(&path[1..]);
+            assert!(directory.exists(), "{package}: {path}");
+        }
+        assert!(!listed.iter().any(|path| path.contains("test") || path.contains("results")));
+    }
+}
+
+#[test]
+fn the_file_of_a_fresh_installation_is_taken() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/deb/shardcast.conf");
+    let output = Command::new(env!("CARGO_BIN_EXE_shardcast")).args(["-t", "-c", file]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -111,12 +111,12 @@ fn be_the_peer(listener: &TcpListener) {
     for mut socket in listener.incoming().flatten() {
         thread::spawn(move || {
             let mut buffer = vec![0; PEER_BYTES];
-            let mut wish = [0];
-            if socket.read_exact(&mut wish).is_err() {
+            let mut order = [0];
+            if socket.read_exact(&mut order).is_err() {
                 return;
             }
             // Both end with the other side's socket.
-            match wish[0] {
+            match order[0] {
                 POUR => while socket.write_all(&buffer).is_ok() {},
                 _ => while socket.read(&mut buffer).is_ok_and(|bytes| bytes > 0) {},
             }
@@ -124,10 +124,10 @@ fn be_the_peer(listener: &TcpListener) {
     }
 }
 
-fn connect(peer: SocketAddr, wish: u8) -> io::Result<TcpStream> {
+fn connect(peer: SocketAddr, order: u8) -> io::Result<TcpStream> {
     let mut socket = TcpStream::connect(peer)?;
     socket.set_nodelay(true)?;
-    socket.write_all(&[wish])?;
+    socket.write_all(&[order])?;
     Ok(socket)
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::TcpListener;
 
 use shardcast::output::Piece;
-use shardcast::uring::{Chunk, Event, Options, Reactor, SocketId, Wait, ZeroCopy};
+use shardcast::uring::{Chunk, Event, Reactor, ReactorOptions, SocketId, TurnWait, ZeroCopy};
 
 use super::{CHUNK_BYTES, Outboxes, say};
 
@@ -28,7 +28,7 @@ struct Relay {
 pub(super) fn run(subscribers: usize) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     say(listener.local_addr().expect("it has a port").port());
-    let mut reactor = Reactor::new(&Options::default()).expect("a kernel with io_uring");
+    let mut reactor = Reactor::new(&ReactorOptions::default()).expect("a kernel with io_uring");
     reactor.listen(listener.into());
     let mut relay = Relay {
         reactor,
@@ -43,7 +43,7 @@ pub(super) fn run(subscribers: usize) {
     let mut accepted = 0;
     loop {
         let busy = !relay.inbox.is_empty() && relay.outboxes.full == 0;
-        let wait = if busy { Wait::No } else { Wait::Forever };
+        let wait = if busy { TurnWait::No } else { TurnWait::Forever };
         relay.reactor.turn(wait, &mut events).expect("the ring works");
         for event in events.drain(..) {
             match event {

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use shardcast::config::Options;
 use shardcast::config::args::{self, Command};
-use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardId};
+use shardcast::engine::{ConnId, Engine, Identity, Output, Peer, Settings, ShardId};
 
 /// Options with TLS alone, and with TLS or none.
 static OPTIONS: LazyLock<[Options; 2]> = LazyLock::new(|| {
@@ -51,7 +51,7 @@ fuzz_target!(|data: &[u8]| {
         now += 60_000_000_000;
         turn(&mut engine, &mut now);
     }
-    assert!(engine.open_conns() == 0 || options.allow_non_tls);
+    assert!(engine.view().open_conns() == 0 || options.network.allow_non_tls);
 });
 
 /// Lets the engine do what it wants. Returns how many bytes it sends.
@@ -61,17 +61,17 @@ fn turn(engine: &mut Engine, now: &mut u64) -> usize {
     engine.tick();
     engine.end_turn();
     let mut out_bytes = 0;
-    while let Some(action) = engine.next_action() {
+    while let Some(action) = engine.next_output() {
         match action {
-            Action::Flush(id) => {
+            Output::Flush(id) => {
                 while let Some(batch) = engine.take_batch(id) {
                     let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
                     out_bytes += bytes;
                     engine.on_sent(id, bytes, Some(batch));
                 }
             }
-            Action::Close { conn, .. } => engine.on_closed(conn),
-            Action::Pause(_) | Action::Resume(_) => {}
+            Output::Close { conn, .. } => engine.on_closed(conn, None),
+            _ => {}
         }
     }
     out_bytes

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use libfuzzer_sys::fuzz_target;
 use shardcast::auth::Permissions;
-use shardcast::auth::jwt::{Account, Activation, Operator, Token, User, decode};
+use shardcast::auth::jwt::{AccountClaims, Activation, Jwt, Operator, UserClaims, decode};
 
 // The first byte says whether the rest is a token, or what a token says.
 fuzz_target!(|data: &[u8]| {
@@ -18,14 +18,14 @@ fuzz_target!(|data: &[u8]| {
         let nothing = URL_SAFE_NO_PAD.encode([0; 64]);
         format!("{header}.{}.{nothing}", URL_SAFE_NO_PAD.encode(rest))
     };
-    let user: Option<Token<User>> = decode(&text).ok();
+    let user: Option<Jwt<UserClaims>> = decode(&text).ok();
     if let Some(token) = &user {
         let _ = Permissions::from_token(&token.claims.body.permissions);
         let _ = (token.claims.body.is_empty(), token.claims.is_in_time(0));
     }
-    let account: Option<Token<Account>> = decode(&text).ok();
-    let operator: Option<Token<Operator>> = decode(&text).ok();
-    let activation: Option<Token<Activation>> = decode(&text).ok();
+    let account: Option<Jwt<AccountClaims>> = decode(&text).ok();
+    let operator: Option<Jwt<Operator>> = decode(&text).ok();
+    let activation: Option<Jwt<Activation>> = decode(&text).ok();
     let signatures = [
         user.map(|token| token.signature),
         account.map(|token| token.signature),

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shardcast::proto::{Limits, Parsed, ProtoError, parse};
+use shardcast::proto::{ParseLimits, Parsed, ProtoError, parse};
 
 /// Every cut is tried up to this many bytes; longer inputs are cut into equal pieces only.
 const EVERY_CUT_BYTES_MAX: usize = 300;
@@ -11,7 +11,7 @@ const EVERY_CUT_BYTES_MAX: usize = 300;
 // The first two bytes choose the limits and the size of the pieces.
 fuzz_target!(|data: &[u8]| {
     let [choice, piece, stream @ ..] = data else { return };
-    let limits = Limits {
+    let limits = ParseLimits {
         control_line_bytes_max: if choice & 1 == 0 { 64 } else { 4096 },
         payload_bytes_max: if choice & 2 == 0 { 32 } else { 1 << 20 },
         headers: choice & 4 != 0,
@@ -37,7 +37,7 @@ enum Read {
 }
 
 /// Shows `parse` the stream as it arrives; `arrive` says how much is there after `shown` bytes.
-fn read(stream: &[u8], limits: &Limits, arrive: impl Fn(usize) -> usize) -> Vec<Read> {
+fn read(stream: &[u8], limits: &ParseLimits, arrive: impl Fn(usize) -> usize) -> Vec<Read> {
     let mut reads = Vec::new();
     let (mut start, mut shown) = (0, arrive(0).min(stream.len()));
     loop {
@@ -69,7 +69,13 @@ fn read(stream: &[u8], limits: &Limits, arrive: impl Fn(usize) -> usize) -> Vec<
 }
 
 /// Up to the length that the parser asked for, nothing can come of the bytes.
-fn holds_its_tongue(stream: &[u8], start: usize, shown: usize, wanted: usize, limits: &Limits) {
+fn holds_its_tongue(
+    stream: &[u8],
+    start: usize,
+    shown: usize,
+    wanted: usize,
+    limits: &ParseLimits,
+) {
     if wanted > shown + 1 {
         let early = parse(&stream[start..wanted - 1], limits);
         assert!(matches!(early, Ok(Parsed::Incomplete { .. })), "{early:?} before it was due");

@@ -7,12 +7,12 @@
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
-use shardcast::cluster::Part;
+use shardcast::cluster::PoolPart;
 use shardcast::config::Options;
 use shardcast::engine::{
-    Action, ConnId, Engine, Identity, NewRoute, Peer, RouteNotice, Settings, ShardId,
+    ConnId, Engine, Identity, NewRoute, Output, Peer, RouteNotice, RouteOrder, Settings, ShardId,
 };
-use shardcast::proto::route::{self, Accounts, Form, RouteParsed};
+use shardcast::proto::route::{self, AccountNaming, Form, RouteParsed};
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 /// A client that gets everything, and is a member of a queue group.
@@ -36,7 +36,7 @@ const PLAIN_INFO: &[u8] = b"INFO {\"server_id\":\"P\",\"server_name\":\"p\",\"cl
 fuzz_target!(|data: &[u8]| {
     let [choice, piece, stream @ ..] = data else { return };
     let (packed, greeted) = (choice & 1 == 0, choice & 2 == 0);
-    let part = || if choice & 4 == 0 { Part::All } else { Part::Account("$G".into()) };
+    let part = || if choice & 4 == 0 { PoolPart::All } else { PoolPart::Account("$G".into()) };
     let whole = heard(stream, stream.len().max(1), (packed, greeted), part());
     let pieces = heard(stream, usize::from(*piece) + 1, (packed, greeted), part());
     assert_eq!(whole, pieces, "in pieces of {}", usize::from(*piece) + 1);
@@ -47,18 +47,18 @@ fn heard(
     stream: &[u8],
     piece: usize,
     (packed, greeted): (bool, bool),
-    part: Part,
+    part: PoolPart,
 ) -> (u64, usize, bool) {
     let settings = Settings::new(&Options::default(), &Identity::default(), usize::MAX);
     let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
-    engine.name_cluster("C", false);
+    engine.on_route_order(RouteOrder::Name { name: "C".to_owned(), is_dynamic: false });
     let peer = Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 };
     let mut closed = false;
     engine.open(CLIENT, peer.clone(), true);
     engine.on_bytes(CLIENT, CLIENT_SAYS);
     engine.open_route(OTHER, peer.clone(), NewRoute { rid: 2, dialed: None, host: String::new() });
     engine.on_bytes(OTHER, OTHER_SAYS);
-    turn(&mut engine, &Part::All, &mut closed);
+    turn(&mut engine, &PoolPart::All, &mut closed);
     engine.open_route(ID, peer, NewRoute { rid: 1, dialed: None, host: String::new() });
     engine.on_bytes(ID, CONNECT);
     engine.on_bytes(ID, if packed { INFO } else { PLAIN_INFO });
@@ -76,32 +76,26 @@ fn heard(
         engine.on_bytes(ID, piece);
         turn(&mut engine, &part, &mut closed);
     }
-    let routes = engine.routes(false);
-    let wishes = routes.iter().find(|route| route.rid == 1).map_or(0, |route| route.subscriptions);
-    let in_msgs = engine.stats().routed.in_msgs;
-    let said = (in_msgs, if closed { 0 } else { wishes }, closed);
+    let routes = engine.view().routes(false);
+    let entries = routes.iter().find(|route| route.rid == 1).map_or(0, |route| route.subscriptions);
+    let in_msgs = engine.view().stats().routed.in_msgs;
+    let said = (in_msgs, if closed { 0 } else { entries }, closed);
     if !closed {
         engine.on_ended(ID, false);
         turn(&mut engine, &part, &mut closed);
         assert!(closed, "what has ended is closed");
     }
-    assert_eq!(engine.output_bytes(), 0, "all memory came home");
+    assert_eq!(engine.view().output_bytes(), 0, "all memory came home");
     said
 }
 
-fn turn(engine: &mut Engine, part: &Part, closed: &mut bool) {
+fn turn(engine: &mut Engine, part: &PoolPart, closed: &mut bool) {
     loop {
-        while let Some(notice) = engine.pop_route_notice() {
-            match notice {
-                RouteNotice::Greeted { rid, .. } => engine.register_route(rid, part.clone()),
-                RouteNotice::Heard { rid, .. } => engine.hear_on(rid),
-                _ => {}
-            }
-        }
         engine.end_turn();
-        while let Some(action) = engine.next_action() {
-            match action {
-                Action::Flush(id) => {
+        let mut has_news = false;
+        while let Some(output) = engine.next_output() {
+            match output {
+                Output::Flush(id) => {
                     if let Some(batch) = engine.take_batch(id) {
                         let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
                         let said: Vec<u8> = batch.iter().flat_map(|p| p.bytes()).copied().collect();
@@ -113,14 +107,26 @@ fn turn(engine: &mut Engine, part: &Part, closed: &mut bool) {
                         engine.on_sent(id, bytes, Some(batch));
                     }
                 }
-                Action::Close { conn, .. } => {
+                Output::Close { conn, .. } => {
                     *closed |= conn == ID;
-                    engine.on_closed(conn);
+                    engine.on_closed(conn, None);
                 }
-                Action::Pause(_) | Action::Resume(_) => {}
+                Output::Link(notice) => {
+                    has_news = true;
+                    match *notice {
+                        RouteNotice::Greeted { rid, .. } => {
+                            engine.on_route_order(RouteOrder::Register(rid, part.clone()));
+                        }
+                        RouteNotice::Heard { rid, .. } => {
+                            engine.on_route_order(RouteOrder::HearOn(rid));
+                        }
+                        _ => {}
+                    }
+                }
+                _ => {}
             }
         }
-        if engine.next_deadline() != Some(0) {
+        if !has_news && engine.next_deadline() != Some(0) {
             return;
         }
         engine.tick();
@@ -151,7 +157,7 @@ fn assert_client_understands(mut said: &[u8]) {
 
 /// What a peer is sent it can read.
 fn assert_peer_understands(mut said: &[u8]) {
-    let form = Form { accounts: Accounts::Named, origins: true };
+    let form = Form { accounts: AccountNaming::Named, origins: true };
     while !said.is_empty() {
         let Ok(RouteParsed::Op { used, .. }) = route::parse(said, usize::MAX, form) else {
             panic!("{}", said.escape_ascii());

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
 use shardcast::config::{Options, WebSocketOptions};
-use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Settings, ShardId, Transport};
+use shardcast::engine::{ConnId, Engine, Identity, Output, Peer, Settings, ShardId, Transport};
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\
@@ -31,7 +31,8 @@ fuzz_target!(|data: &[u8]| {
 fn said(stream: &[u8], piece: usize, upgraded: bool, packs: bool) -> (u64, bool) {
     let websocket =
         WebSocketOptions { compression: packs, port: Some(1), ..WebSocketOptions::default() };
-    let options = Options { websocket: Some(websocket), ..Options::default() };
+    let mut options = Options::default();
+    options.network.websocket = Some(websocket);
     let settings = Settings::new(&options, &Identity::default(), usize::MAX);
     let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
     let peer = Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 };
@@ -54,31 +55,31 @@ fn said(stream: &[u8], piece: usize, upgraded: bool, packs: bool) -> (u64, bool)
         }
     }
     turn(&mut engine, &mut closed);
-    let in_msgs = engine.stats().in_msgs;
+    let in_msgs = engine.view().stats().in_msgs;
     if !closed {
         engine.on_ended(ID, false);
         let mut ended = false;
         turn(&mut engine, &mut ended);
         assert!(ended, "the end of the stream is the end");
     }
-    engine.on_closed(ID);
-    assert_eq!(engine.output_bytes(), 0, "all memory comes home");
+    engine.on_closed(ID, None);
+    assert_eq!(engine.view().output_bytes(), 0, "all memory comes home");
     (in_msgs, closed)
 }
 
 fn turn(engine: &mut Engine, closed: &mut bool) {
     engine.end_turn();
-    while let Some(action) = engine.next_action() {
+    while let Some(action) = engine.next_output() {
         match action {
-            Action::Flush(id) => {
+            Output::Flush(id) => {
                 if let Some(batch) = engine.take_batch(id) {
                     let bytes = batch.iter().map(|piece| piece.bytes().len()).sum();
                     assert!(bytes > 0, "there is something to send");
                     engine.on_sent(id, bytes, Some(batch));
                 }
             }
-            Action::Close { .. } => *closed = true,
-            Action::Pause(_) | Action::Resume(_) => {}
+            Output::Close { .. } => *closed = true,
+            _ => {}
         }
     }
 }

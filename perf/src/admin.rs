@@ -4,12 +4,12 @@
 //! Nothing of that changes what the load may do, so whatever the server has more of afterwards it
 //! has kept for nothing.
 
-use crate::client::{Access, Conn, Identity, Inbox, Target, with_ring};
+use crate::client::{Access, Identity, Target, with_ring};
 use crate::clock::{Ticker, duration_ns};
+use crate::desk::Desk;
 use crate::fault::{Fault, Outcome};
 use crate::server::Started;
 use crate::tls::Tls;
-use crate::wire::{Scanner, push_sub};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
@@ -23,11 +23,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How often it is asked whether it has read its configuration.
 const LOOK: Duration = Duration::from_millis(10);
-/// The largest answer, in bytes; what is read at once is twice that.
-const ANSWER_BYTES: usize = 512 << 10;
 /// Seconds since 1970 that every token says it was made at, in 2020.
 const ISSUED_AT: u64 = 1_600_000_000;
-const ANSWERS: &str = "_INBOX.perf.admin";
 
 /// How much administration there is.
 #[derive(Clone, Copy, Debug)]
@@ -151,12 +148,12 @@ impl Admin {
 
     async fn act_at(&mut self, desk: &mut Desk, server: &Started) -> Outcome<Administered> {
         let Plan { reloads, pushes, .. } = self.plan;
-        let began = Instant::now();
+        let (mut ticker, began) = (Ticker::new()?, Instant::now());
         for _ in 0..reloads {
             let before = desk.configured_at().await?;
             server.reload(&self.config()?)?;
             while desk.configured_at().await? == before {
-                desk.ticker.wait_ns(duration_ns(LOOK)).await?;
+                ticker.wait_ns(duration_ns(LOOK)).await?;
             }
         }
         let reloaded = Instant::now();
@@ -175,46 +172,7 @@ impl Admin {
     }
 }
 
-/// A connection of the system account, by which the server is asked.
-struct Desk {
-    conn: Conn,
-    inbox: Inbox,
-    scanner: Scanner,
-    ticker: Ticker,
-}
-
 impl Desk {
-    async fn open(target: &Target) -> Outcome<Self> {
-        let (conn, ..) = Conn::open(target, 0).await?;
-        let mut subscribe = Vec::new();
-        push_sub(ANSWERS, None, 1, &mut subscribe);
-        conn.write(subscribe).await?;
-        let (inbox, scanner) = (Inbox::new(2 * ANSWER_BYTES), Scanner::new(ANSWER_BYTES));
-        Ok(Self { conn, inbox, scanner, ticker: Ticker::new()? })
-    }
-
-    /// The server's answer.
-    async fn ask(&mut self, subject: &str, payload: &str) -> Outcome<Value> {
-        let ask = format!("PUB {subject} {ANSWERS} {}\r\n{payload}\r\n", payload.len());
-        self.conn.write(ask.into_bytes()).await.map_err(|fault| fault.at(subject))?;
-        let mut answer = None;
-        loop {
-            let scanned = self.scanner.scan(self.inbox.bytes(), |message| {
-                answer.get_or_insert_with(|| message.prefix.to_vec());
-            })?;
-            self.inbox.consume(scanned.used);
-            self.conn.answer(scanned.pings).await?;
-            if let Some(answer) = answer {
-                return serde_json::from_slice(&answer).map_err(|e| {
-                    let text = String::from_utf8_lossy(&answer[..answer.len().min(80)]);
-                    let cause = format!("{subject} is answered with '{text}' ({e})");
-                    Fault::new(cause, "use a server that answers in the system account")
-                });
-            }
-            self.conn.fill(&mut self.inbox).await.map_err(|fault| fault.at(subject))?;
-        }
-    }
-
     /// When the server has read its configuration.
     async fn configured_at(&mut self) -> Outcome<String> {
         let answer = self.ask("$SYS.REQ.SERVER.PING.VARZ", "").await?;

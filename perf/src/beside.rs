@@ -3,7 +3,8 @@
 use crate::client::{Conn, Target};
 use crate::clock::Ticker;
 use crate::fault::Outcome;
-use crate::probe::{LOOK_NS, RoundTrips, respond};
+use crate::probe::LOOK_NS;
+use crate::requests::{RoundTrips, respond};
 use rustix::process::setpriority_process;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -13,7 +13,9 @@ use crate::load::{Pace, Plan};
 use crate::wire::{delivery, reply};
 use rustix::net::sockopt::set_tcp_nodelay;
 use shardcast::output::{Piece, Segment};
-use shardcast::uring::{Batch, Chunk, Closing, Event, Options, Reactor, SocketId, Wait, ZeroCopy};
+use shardcast::uring::{
+    Batch, Chunk, Closing, Event, Reactor, ReactorOptions, SocketId, TurnWait, ZeroCopy,
+};
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -78,7 +80,7 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
         Fault::new(format!("cannot listen on port {} ({e})", args.port), "take another")
     })?;
     let mut reactor =
-        Reactor::new(&Options::default()).map_err(|e| broken("there is no io_uring", &e))?;
+        Reactor::new(&ReactorOptions::default()).map_err(|e| broken("there is no io_uring", &e))?;
     reactor.listen(listener.into());
     let mut pourer = Pourer {
         reactor,
@@ -93,7 +95,7 @@ pub(crate) fn pour(args: &PourArgs) -> Outcome<()> {
     while !pourer.is_over() {
         pourer
             .reactor
-            .turn(Wait::Forever, &mut events)
+            .turn(TurnWait::Forever, &mut events)
             .map_err(|e| broken("the ring failed", &e))?;
         let granted = (pourer.granted, pourer.is_all_granted);
         events.drain(..).for_each(|event| pourer.on_event(event));

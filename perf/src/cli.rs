@@ -4,12 +4,16 @@ use crate::admin::{self, Admin};
 use crate::client::{Access, Identity, Target};
 use crate::clock::{parse_bytes, parse_duration};
 use crate::fault::{Fault, Outcome};
+use crate::link::Link;
 use crate::load::{Pace, Plan, Workload};
 use crate::measure::Work;
 use crate::neighbour::Neighbour;
-use crate::probe::{RoundTrips, Storm, Subscribing};
-use crate::server::{Setup, Started, permissions};
+use crate::probe::{Storm, Subscribing};
+use crate::requests::{RoundTrips, Service};
+use crate::server::{Setup, Started, Usage, free_port, permissions};
+use crate::stored::{Reading, Way};
 use crate::tls::{Tls, TlsArgs};
+use crate::wire::Dialect;
 use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,8 +35,10 @@ pub(crate) enum Command {
     Throughput(One<ThroughputArgs>),
     /// Publish at a fixed rate, whatever the server does; latency from the intended send time.
     Latency(One<LatencyArgs>),
-    /// Request and reply, one request at a time on each connection
+    /// Request and reply
     Rtt(One<RttArgs>),
+    /// Fill a stream, and read it again and again
+    Read(One<ReadArgs>),
     /// Open many connections at once; rate, and time until each is ready
     Connect(One<ConnectArgs>),
     /// Hold many idle connections; the server's memory for each
@@ -113,12 +119,26 @@ impl AccessArgs {
 pub(crate) struct Subject {
     /// How to reach it.
     pub(crate) target: Target,
-    /// Its process, when it is known.
-    pub(crate) pid: Option<u32>,
+    /// How those reach it who subscribe and answer: of two linked servers the other one.
+    pub(crate) far: Target,
+    /// Its process, when it is known; of two linked servers both.
+    pub(crate) pids: Vec<u32>,
     /// Where its monitoring listens, when that is known.
     pub(crate) monitor: Option<SocketAddr>,
-    /// It, if this program started it.
-    pub(crate) started: Option<Started>,
+    /// It, or both, if this program started it.
+    pub(crate) started: Vec<Started>,
+}
+
+impl Subject {
+    /// What its processes have used.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        Usage::of_all(&self.pids)
+    }
+
+    /// Whether it is two servers.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.started.len() > 1
+    }
 }
 
 impl TargetArgs {
@@ -135,16 +155,32 @@ impl TargetArgs {
             return Err(Fault::new(cause, "give --pid of the running server"));
         }
         let target = Target::parse(&self.url, access)?;
-        Ok(Subject { target, pid: self.pid, monitor: self.monitor, started: None })
+        let (far, pids) = (target.clone(), self.pid.into_iter().collect());
+        Ok(Subject { target, far, pids, monitor: self.monitor, started: Vec::new() })
     }
 }
 
-/// Starts `command`, which listens on `{port}`.
+/// Starts `command`, which listens on `{port}`; where they are to be linked, a second server too,
+/// by the command behind `&&`, or by the same.
 pub(crate) fn start(command: &str, access: Access, setup: &Setup) -> Outcome<Subject> {
-    let started = Started::start(command, &access, setup)?;
-    let target = Target::local(started.port(), access);
-    let (pid, monitor) = (Some(started.pid()), started.monitor());
-    Ok(Subject { target, pid, monitor, started: Some(started) })
+    let (near, far) = command.split_once(" && ").unwrap_or((command, command));
+    let mut started = Vec::new();
+    match setup.link {
+        None => started.push(Started::start(near, &access, setup)?),
+        Some(link) => {
+            let configs = link.configs([free_port()?, free_port()?]);
+            for (command, linked) in [near, far].into_iter().zip(configs) {
+                let config = Some(setup.config.clone().unwrap_or_default() + &linked);
+                let setup = Setup { config, ..setup.clone() };
+                started.push(Started::start(command, &access, &setup)?);
+            }
+        }
+    }
+    let target = |server: &Started| server.target(&access);
+    let pids = started.iter().map(Started::pid).collect();
+    let monitor = started[0].monitor();
+    let [near, far] = [&started[0], &started[started.len() - 1]].map(target);
+    Ok(Subject { target: near, far, pids, monitor, started })
 }
 
 /// Where results go besides the terminal.
@@ -218,6 +254,13 @@ pub(crate) struct LoadArgs {
     /// Start the server with permissions to publish and subscribe (adds `-c FILE` to its command)
     #[arg(long)]
     permissions: bool,
+    /// Start two servers, linked so: publishers are at the first, subscribers at the second
+    #[arg(long, value_enum)]
+    link: Option<Link>,
+    /// Speak MQTT, with messages of this quality of service; a server without {mqtt} in its
+    /// command is given a configuration with its port
+    #[arg(long, value_name = "QOS", value_parser = clap::value_parser!(u8).range(..=1))]
+    mqtt: Option<u8>,
     /// What stands for {shards} in the server's command
     #[arg(long, default_value_t = 1)]
     shards: usize,
@@ -230,6 +273,10 @@ pub(crate) struct LoadArgs {
     /// Length of the measured window
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
+    /// What a publisher writes at once in bytes, a message at least and a quarter of the window at
+    /// most; with a fixed rate it writes what is due
+    #[arg(long, default_value = "64KiB", value_parser = parse_bytes)]
+    write: usize,
     /// Threads for the publishing connections
     #[arg(long, default_value_t = 1)]
     pub_threads: usize,
@@ -271,6 +318,7 @@ impl LoadArgs {
             header_bytes: self.headers,
             reply_bytes: self.reply,
             verify: self.verify,
+            dialect: self.mqtt.map_or(Dialect::Nats, Dialect::Mqtt),
         };
         let pace = pace(&workload);
         workload.check(pace)?;
@@ -283,8 +331,11 @@ impl LoadArgs {
             sub_threads: self.sub_threads,
             setup: Setup {
                 shards: self.shards,
+                link: self.link,
+                mqtt: self.mqtt,
                 config: self.permissions.then(|| permissions(&self.subject)),
             },
+            write_bytes: self.write,
             read_buffer_bytes: self.read_buffer,
         })
     }
@@ -494,7 +545,7 @@ impl SoakArgs {
     /// The connections that come and go.
     pub(crate) fn storm(&self) -> Work {
         let (conns, concurrency) = (self.storm, FLOOD_CONNS);
-        Work::Storm(Storm { conns, concurrency, settle: Duration::ZERO, burst: false })
+        Work::Storm(Storm { conns, concurrency, settle: Duration::ZERO, burst: false, mqtt: false })
     }
 }
 
@@ -511,6 +562,18 @@ pub(crate) struct RttArgs {
     /// Connections that answer, in one queue group; 0: the server answers PINGs
     #[arg(long, default_value_t = 1)]
     responders: usize,
+    /// Start two servers, linked so: requesters are at the first, responders at the second
+    #[arg(long, value_enum)]
+    link: Option<Link>,
+    /// Who answers; all but responders need a server with streams
+    #[arg(long = "of", value_enum, default_value_t = Service::Reply)]
+    service: Service,
+    /// Requests that each connection has under way
+    #[arg(long, default_value_t = 1)]
+    outstanding: usize,
+    /// Connections that watch what is put; their messages are what is counted then
+    #[arg(long, default_value_t = 0)]
+    watchers: usize,
     /// Payload of request and reply in bytes
     #[arg(long, default_value = "128", value_parser = parse_bytes)]
     payload: usize,
@@ -538,11 +601,55 @@ impl Measures for RttArgs {
         }
         Ok(Work::RoundTrips(RoundTrips {
             requesters: self.requesters,
-            responders: self.responders,
+            responders: if self.service == Service::Reply { self.responders } else { 0 },
+            service: self.service,
+            link: self.link,
+            outstanding: self.outstanding,
+            watchers: self.watchers,
             flooders: self.flood,
             stormers: self.storm,
             payload_bytes: self.payload,
             rate: self.rate,
+            warmup: self.warmup,
+            duration: self.duration,
+        }))
+    }
+}
+
+/// Options of `read`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReadArgs {
+    /// How it is read
+    #[arg(long = "by", value_enum, default_value_t = Way::Fetch)]
+    way: Way,
+    /// Acknowledge each message
+    #[arg(long)]
+    acked: bool,
+    /// Messages that are fetched at once
+    #[arg(long, default_value_t = 500)]
+    batch: usize,
+    /// Messages that the stream has
+    #[arg(long, default_value_t = 200_000)]
+    messages: usize,
+    /// Payload in bytes
+    #[arg(long, default_value = "128", value_parser = parse_bytes)]
+    payload: usize,
+    /// Time before the measured window
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    warmup: Duration,
+    /// Length of the measured window
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    duration: Duration,
+}
+
+impl Measures for ReadArgs {
+    fn work(&self) -> Outcome<Work> {
+        Ok(Work::Reading(Reading {
+            way: self.way,
+            acked: self.acked,
+            batch: self.batch,
+            messages: self.messages,
+            payload_bytes: self.payload,
             warmup: self.warmup,
             duration: self.duration,
         }))
@@ -558,6 +665,9 @@ pub(crate) struct ConnectArgs {
     /// Connections that are being opened at the same time
     #[arg(long, default_value_t = 64)]
     concurrency: usize,
+    /// Speak MQTT; see throughput
+    #[arg(long)]
+    mqtt: bool,
 }
 
 /// Options of `idle`.
@@ -576,7 +686,8 @@ pub(crate) struct IdleArgs {
 
 impl ConnectArgs {
     fn storm(&self, settle: Duration, burst: bool) -> Work {
-        Work::Storm(Storm { conns: self.conns, concurrency: self.concurrency, settle, burst })
+        let Self { conns, concurrency, mqtt } = *self;
+        Work::Storm(Storm { conns, concurrency, settle, burst, mqtt })
     }
 }
 
@@ -616,9 +727,13 @@ pub(crate) struct CompareArgs {
     /// {shards} becomes 2 in scenarios across shards; {monitor} is a port for what it counts
     #[arg(long, value_name = "NAME=COMMAND", required = true)]
     pub(crate) server: Vec<String>,
+    /// Compare a server whose command has {shards} with itself too, once with each of these numbers
+    /// [default: as the scenario says]
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    pub(crate) shards: Vec<usize>,
     /// A built-in set of scenarios
     #[arg(long, value_enum)]
-    pub(crate) suite: Vec<crate::compare::Suite>,
+    pub(crate) suite: Vec<crate::suites::Suite>,
     /// Runs of each scenario on each server
     #[arg(long, default_value_t = 5)]
     pub(crate) runs: usize,
@@ -662,6 +777,8 @@ pub(crate) enum Measurement {
     #[command(args_override_self = true)]
     Rtt(RttArgs),
     #[command(args_override_self = true)]
+    Read(ReadArgs),
+    #[command(args_override_self = true)]
     Connect(ConnectArgs),
     #[command(args_override_self = true)]
     Idle(IdleArgs),
@@ -675,6 +792,7 @@ impl Measures for Measurement {
             Self::Throughput(args) => args.work(),
             Self::Latency(args) => args.work(),
             Self::Rtt(args) => args.work(),
+            Self::Read(args) => args.work(),
             Self::Connect(args) => args.work(),
             Self::Idle(args) => args.work(),
             Self::Subs(args) => args.work(),

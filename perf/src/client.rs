@@ -2,8 +2,9 @@
 
 use crate::clock::Clock;
 use crate::fault::{Fault, Outcome};
+use crate::mqtt;
 use crate::tls::{Session, Tls, TlsArgs};
-use crate::wire::{self, Scanner, ServerInfo};
+use crate::wire::{self, Dialect, Scanner, ServerInfo};
 use nkeys::KeyPair;
 use std::cell::RefCell;
 use std::io;
@@ -29,6 +30,7 @@ pub(crate) struct Target {
     /// The servers; connection `n` goes to server `n` modulo their number.
     servers: Vec<Server>,
     access: Access,
+    dialect: Dialect,
 }
 
 /// What gets a client in: who it is, and how it speaks TLS.
@@ -150,14 +152,20 @@ impl Target {
     /// `host`, `unix:/path`.
     pub(crate) fn parse(urls: &str, access: Access) -> Outcome<Self> {
         let servers: Vec<Server> = urls.split(',').map(parse_server).collect::<Outcome<_>>()?;
-        Ok(Self { servers, access })
+        Ok(Self { servers, access, dialect: Dialect::Nats })
     }
 
-    /// The server on this machine's `port`.
+    /// The server on this machine's `port`, which speaks NATS there.
     pub(crate) fn local(port: u16, access: Access) -> Self {
+        Self::local_of(Dialect::Nats, port, access)
+    }
+
+    /// The same with what it speaks there.
+    pub(crate) fn local_of(dialect: Dialect, port: u16, access: Access) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let (name, place) = (address.to_string(), Place::Tcp(address));
-        Self { servers: vec![Server { name, tls: false, place, login: Login::None }], access }
+        let servers = vec![Server { name, tls: false, place, login: Login::None }];
+        Self { servers, access, dialect }
     }
 
     /// What gets a client in.
@@ -272,6 +280,7 @@ pub(crate) struct Conn {
     /// Who holds it writes: what two tasks write must not mingle.
     turn: Rc<Mutex<()>>,
     secret: Option<Rc<RefCell<Secret>>>,
+    dialect: Dialect,
 }
 
 /// A TLS session, and room for what the socket says.
@@ -327,7 +336,8 @@ impl Conn {
         server: &Server,
     ) -> Outcome<(Self, ServerInfo)> {
         let name = server.name.as_str().into();
-        let mut conn = Self { stream: Rc::new(stream), name, turn: Rc::default(), secret: None };
+        let (stream, dialect) = (Rc::new(stream), target.dialect);
+        let mut conn = Self { stream, name, turn: Rc::default(), secret: None, dialect };
         let info = conn.handshake(target, server).await.map_err(|f| f.at(&server.name))?;
         Ok((conn, info))
     }
@@ -337,6 +347,16 @@ impl Conn {
         self.secret.is_some()
     }
 
+    /// What is spoken on it.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// A scanner for what comes; see [`Scanner::new`].
+    pub(crate) fn scanner(&self, prefix_bytes: usize) -> Scanner {
+        Scanner::of(self.dialect, prefix_bytes)
+    }
+
     /// What the other side is called in messages.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -344,6 +364,11 @@ impl Conn {
 
     async fn handshake(&mut self, target: &Target, server: &Server) -> Outcome<ServerInfo> {
         let (mut inbox, tls) = (Inbox::new(HANDSHAKE_BUFFER_BYTES), &target.access.tls);
+        if self.dialect != Dialect::Nats {
+            self.write(mqtt::connect()).await?;
+            self.await_pong(&mut inbox, &mut self.scanner(0)).await?;
+            return Ok(ServerInfo::default());
+        }
         if tls.first {
             self.encrypt(tls, server, &mut inbox).await?;
         }
@@ -479,10 +504,10 @@ impl Conn {
         }
     }
 
-    /// Answers the PINGs that were seen.
-    pub(crate) async fn answer(&self, pings: usize) -> Outcome<()> {
-        if pings > 0 {
-            self.write(b"PONG\r\n".repeat(pings)).await?;
+    /// Answers what was seen.
+    pub(crate) async fn answer(&self, owed: Vec<u8>) -> Outcome<()> {
+        if !owed.is_empty() {
+            self.write(owed).await?;
         }
         Ok(())
     }
@@ -515,7 +540,8 @@ pub(crate) fn with_ring<T>(conns: usize, work: impl Future<Output = T>) -> T {
     tokio_uring::builder().entries(entries.clamp(256, 4096)).uring_builder(&ring).start(work)
 }
 
-/// Waits for a server to send INFO on `target`, for at most `patience`. Gives its INFO.
+/// Waits for a server to send INFO on `target`, or, with TLS first or MQTT, to listen, for at most
+/// `patience`.
 pub(crate) fn await_server(
     target: &Target,
     patience: Duration,
@@ -524,18 +550,19 @@ pub(crate) fn await_server(
     use std::io::Read as _;
     let clock = Clock::start();
     let server = &target.servers[0];
+    let silent = target.access.tls.first || target.dialect != Dialect::Nats;
     loop {
         still_there()?;
         let attempt = server.place.connect().and_then(|mut stream| {
             stream.set_read_timeout(Some(Duration::from_secs(1)))?;
             let mut start = [0; 5];
-            if !target.access.tls.first {
+            if !silent {
                 stream.read_exact(&mut start)?;
             }
             Ok(start)
         });
         match attempt {
-            Ok(_) if target.access.tls.first => return Ok(()),
+            Ok(_) if silent => return Ok(()),
             Ok(start) if &start == b"INFO " => return Ok(()),
             Ok(_) => {
                 let cause = format!("{} does not speak NATS", server.name);

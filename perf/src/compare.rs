@@ -10,139 +10,12 @@ use crate::load::histogram;
 use crate::measure::{Figures, Kind, Run, Work};
 use crate::monitor::Rates;
 use crate::report::{Progress, human};
-use crate::server::Setup;
+use crate::server::{Setup, store_file_system};
 use crate::stats::{Summary, table};
 use clap::Parser as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// A built-in set of scenarios.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Suite {
-    /// Throughput from one publisher to 1, 10, 100 and 1000 subscribers, and 100,000 subjects
-    Fanout,
-    /// Latency at fixed rates
-    Latency,
-    /// 100 subscribers that read, beside 0, 1, 10 and 50 that do not: latency at a fixed rate, and
-    /// as fast as it goes
-    Slow,
-    /// All that a broker is judged by: rates, memory, times, and what could spoil them
-    Limits,
-    /// One short run of each kind, to see that all works
-    Smoke,
-}
-
-impl Suite {
-    fn scenarios(self) -> Vec<String> {
-        match self {
-            Self::Fanout => fanout(),
-            Self::Latency => [
-                ("1→1 128 B, 1 k/s", "--rate 1000"),
-                ("1→1 128 B, 20 k/s", "--rate 20000"),
-                ("1→100 128 B, 1 k/s", "--rate 1000 --subs 100"),
-                ("1→100 128 B, 5 k/s", "--rate 5000 --subs 100"),
-                ("1→10 16 KiB, 1 k/s", "--rate 1000 --subs 10 --payload 16KiB"),
-                (
-                    "10→10 of 1000 subjects, 20 k/s",
-                    "--rate 20000 --pubs 10 --subs 10 \
-                    --subjects 1000",
-                ),
-            ]
-            .iter()
-            .map(|(name, options)| format!("{name}: latency --duration 5s {options}"))
-            .collect(),
-            Self::Slow => slow(),
-            Self::Limits => LIMITS.iter().map(|text| (*text).to_owned()).collect(),
-            Self::Smoke => SMOKE.iter().map(|text| (*text).to_owned()).collect(),
-        }
-    }
-}
-
-const LIMITS: [&str; 29] = [
-    "1→1 16 B: throughput --payload 16",
-    "1→1 128 B: throughput",
-    "1→10 128 B: throughput --subs 10",
-    "1→100 16 B: throughput --subs 100 --payload 16",
-    "1→100 128 B: throughput --subs 100",
-    "1→100 1 KiB: throughput --subs 100 --payload 1KiB",
-    "1→100 16 KiB: throughput --subs 100 --payload 16KiB",
-    "1→100 64 KiB: throughput --subs 100 --payload 64KiB",
-    "1→1000 16 B: throughput --subs 1000 --payload 16",
-    "1→1000 128 B: throughput --subs 1000",
-    "1→100, own sids: throughput --subs 100 --own-sids",
-    "1→100, headers of 32 B: throughput --subs 100 --headers 32",
-    "1→100, replies of 32 B: throughput --subs 100 --reply 32",
-    "1→100, 10 k/s SUB and UNSUB: throughput --subs 100 --churn 10000",
-    "1→1000, 10 k/s SUB and UNSUB: throughput --subs 1000 --churn 10000",
-    "1→100, permissions: throughput --subs 100 --permissions",
-    "1→100, idle between: throughput --subs 100 --idle-between",
-    "1→100 across shards: throughput --subs 100 --idle-between --shards 2",
-    "10 times 1→10: throughput --pubs 10 --own-subjects --subjects 10 --subs 100 --fanout 10",
-    "queue group of 10: throughput --subs 10 --queue-groups 1",
-    "100,000 subjects: throughput --subs 10 --subjects 100000",
-    "10,000 wildcards, 1 to 5 match: throughput --subs 10 --subjects 10000 --overlapping",
-    "request and reply: rtt",
-    "PING beside a flood: rtt --responders 0 --flood 1 --rate 1000",
-    "request and reply beside a flood: rtt --flood 1 --rate 1000",
-    "1→100, 15 k/s: latency --subs 100 --rate 15000",
-    "1→1000, 1 k/s: latency --subs 1000 --rate 1000",
-    "10,000 idle connections: idle --conns 10000 --burst",
-    "1,000,000 subscriptions: subs",
-];
-
-const SMOKE: [&str; 16] = [
-    "1→2 128 B: throughput --subs 2 --verify --warmup 100ms --duration 300ms",
-    "2→4, 2 queue groups: throughput --pubs 2 --subs 4 --queue-groups 2 --verify \
-     --warmup 100ms --duration 300ms",
-    "100 subjects, headers: throughput --subjects 100 --subs 4 --headers 64 --verify \
-     --warmup 100ms --duration 300ms",
-    "wildcard: throughput --subjects 10 --subs 2 --wildcard --verify \
-     --warmup 100ms --duration 300ms",
-    "overlapping: throughput --subjects 50 --subs 7 --overlapping --own-sids --verify \
-     --warmup 100ms --duration 300ms",
-    "2 times 1→2, replies: throughput --pubs 2 --own-subjects --subjects 2 --subs 4 --fanout 2 \
-     --reply 32 --verify --warmup 100ms --duration 300ms",
-    "churn: throughput --subs 2 --churn 500 --idle-between --verify \
-     --warmup 100ms --duration 1s",
-    "1→2, 2 k/s: latency --rate 2000 --subs 2 --verify --lag-max 100ms \
-     --warmup 100ms --duration 300ms",
-    "permissions: throughput --subs 2 --permissions --reply 32 --verify \
-     --warmup 100ms --duration 300ms",
-    "across shards: throughput --subs 2 --idle-between --shards 2 --verify \
-     --warmup 100ms --duration 300ms",
-    "beside a flood: rtt --flood 1 --rate 200 --warmup 100ms --duration 300ms",
-    "beside a storm: rtt --storm 20 --rate 200 --warmup 100ms --duration 500ms",
-    "1→2 beside 2 stalled: throughput --subs 2 --stalled 2 --verify --warmup 100ms \
-     --duration 300ms",
-    "round trips: rtt --warmup 100ms --duration 300ms",
-    "idle: idle --conns 100 --settle 100ms --burst",
-    "subs: subs --count 10000 --settle 100ms",
-];
-
-fn slow() -> Vec<String> {
-    let stalled = [0, 1, 10, 50];
-    // While a server still waits for them, and once it has cut them off.
-    let kinds = ["latency --rate 500 --duration 8s", "throughput --warmup 3s --duration 4s"];
-    let scenario = |kind: &str, stalled: usize| {
-        let (what, _) = kind.split_once(' ').unwrap_or((kind, ""));
-        format!("1→100 beside {stalled} stalled, {what}: {kind} --subs 100 --stalled {stalled}")
-    };
-    kinds.iter().flat_map(|kind| stalled.map(|stalled| scenario(kind, stalled))).collect()
-}
-
-fn fanout() -> Vec<String> {
-    let mut scenarios = Vec::new();
-    for subs in [1, 10, 100, 1000] {
-        for payload in ["16 B", "128 B", "1 KiB", "16 KiB"] {
-            let bytes = payload.replace(' ', "");
-            scenarios
-                .push(format!("1→{subs} {payload}: throughput --subs {subs} --payload {bytes}"));
-        }
-    }
-    scenarios.push("100,000 subjects 128 B: throughput --subjects 100000 --subs 10".to_owned());
-    scenarios.iter().map(|text| format!("{text} --warmup 500ms --duration 2s")).collect()
-}
 
 /// A scenario with its name.
 struct Scenario {
@@ -157,7 +30,7 @@ fn parse_scenario(text: &str, before: &str, after: &str) -> Outcome<Scenario> {
     let (kind, own) = command.trim().split_once(' ').unwrap_or((command.trim(), ""));
     let load = matches!(kind, "throughput" | "latency");
     let before = if load { before } else { "" };
-    let after = if load || kind == "rtt" { after } else { "" };
+    let after = if load || matches!(kind, "rtt" | "read") { after } else { "" };
     let words = [kind, before, own, after].into_iter().flat_map(str::split_whitespace);
     let parsed = ScenarioCli::try_parse_from(words).map_err(|e| {
         let reason = e.to_string();
@@ -169,21 +42,55 @@ fn parse_scenario(text: &str, before: &str, after: &str) -> Outcome<Scenario> {
     Ok(Scenario { name: name.to_owned(), work })
 }
 
+/// A server as it is started.
+#[derive(Clone, Debug, PartialEq)]
 struct Server {
     name: String,
     command: String,
+    /// Which of all servers is the first that differs from it in the number of shards alone; itself
+    /// perhaps. None where that number is not varied.
+    first: Option<usize>,
+}
+
+fn has_port(command: &str) -> bool {
+    command.contains("{port}") || command.contains("{mqtt}")
 }
 
 fn parse_server(text: &str) -> Outcome<Server> {
     match text.split_once('=') {
-        Some((name, command)) if !name.trim().is_empty() && command.contains("{port}") => {
-            Ok(Server { name: name.trim().to_owned(), command: command.to_owned() })
+        Some((name, command)) if !name.trim().is_empty() && has_port(command) => {
+            Ok(Server { name: name.trim().to_owned(), command: command.to_owned(), first: None })
         }
         _ => Err(Fault::new(
             format!("the server '{text}' cannot be read"),
             "write it like 'nats=nats-server -p {port}'",
         )),
     }
+}
+
+/// The servers of these texts; one for each number of `shards` where the command has `{shards}`.
+fn parse_servers(texts: &[String], shards: &[usize]) -> Outcome<Vec<Server>> {
+    let mut servers = Vec::new();
+    let mut varied = shards.is_empty();
+    for text in texts {
+        let server = parse_server(text)?;
+        if shards.is_empty() || !server.command.contains("{shards}") {
+            servers.push(server);
+            continue;
+        }
+        let first = Some(servers.len());
+        servers.extend(shards.iter().map(|count| Server {
+            name: format!("{} {count}", server.name),
+            command: server.command.replace("{shards}", &count.to_string()),
+            first,
+        }));
+        varied = true;
+    }
+    if !varied {
+        let remedy = "write a server's command with --shards {shards}";
+        return Err(Fault::new("no server has the numbers of --shards", remedy));
+    }
+    Ok(servers)
 }
 
 /// All runs of one scenario on one server. See [`Figures`] for what each is.
@@ -253,6 +160,14 @@ impl Entry {
         self.counted = Rates::median(&counted);
     }
 
+    /// The server's CPU for each delivery, or whatever is counted, in nanoseconds.
+    fn cpu_ns_each(&self) -> Option<Summary> {
+        let each = self.per_server_cpu_s?;
+        // The most a second is the least for each.
+        let (median, min, max) = (1e9 / each.median, 1e9 / each.max, 1e9 / each.min);
+        Some(Summary { median, min, max })
+    }
+
     /// Whether its figures may be used.
     pub(crate) fn is_valid(&self) -> bool {
         self.runs.iter().all(|run| run.invalid().is_empty())
@@ -288,6 +203,9 @@ pub(crate) struct Comparison {
     pub(crate) machine: Machine,
     /// The servers' commands by name.
     pub(crate) commands: Vec<(String, String)>,
+    /// Of each server the first that differs from it in the number of shards alone.
+    #[serde(skip)]
+    first_of: Vec<Option<usize>>,
     /// One row per scenario.
     pub(crate) rows: Vec<Row>,
     /// Whether the user ended it early.
@@ -306,6 +224,8 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     /// The processor's name.
     pub(crate) processor: String,
+    /// The file system of what servers store.
+    pub(crate) store: Option<String>,
 }
 
 impl Machine {
@@ -318,14 +238,14 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor: processor.unwrap_or("").trim_start_matches(['\t', ' ', ':']).to_owned(),
+            store: store_file_system(),
         }
     }
 }
 
 /// Runs everything, printing each scenario's line to standard error as it is done.
 pub(crate) fn run(args: &CompareArgs, stop: &AtomicBool) -> Outcome<Comparison> {
-    let servers: Vec<Server> =
-        args.server.iter().map(|text| parse_server(text)).collect::<Outcome<_>>()?;
+    let servers = parse_servers(&args.server, &args.shards)?;
     let before = args.with.as_deref().unwrap_or("");
     let after = args.duration.map(|d| format!("--duration {}us", d.as_micros()));
     let texts = args.suite.iter().flat_map(|suite| suite.scenarios());
@@ -340,6 +260,7 @@ pub(crate) fn run(args: &CompareArgs, stop: &AtomicBool) -> Outcome<Comparison> 
     let mut comparison = Comparison {
         machine: Machine::here(),
         commands: servers.iter().map(|s| (s.name.clone(), s.command.clone())).collect(),
+        first_of: servers.iter().map(|server| server.first).collect(),
         rows: Vec::new(),
         interrupted: false,
         fault: None,
@@ -445,21 +366,31 @@ impl Comparison {
 
     /// The tables, in Markdown.
     pub(crate) fn text(&self) -> String {
-        let tables: [(&str, Kind, &[Figure]); 5] = [
+        let tables: [(&str, &[Kind], &[Figure]); 7] = [
             (
                 "Deliveries per second of the server's CPU",
-                Kind::Throughput,
+                &[Kind::Throughput],
                 &[("", |entry| entry.per_server_cpu_s)],
             ),
-            ("Deliveries per second", Kind::Throughput, &[("", |entry| entry.per_s)]),
+            ("Deliveries per second", &[Kind::Throughput], &[("", |entry| entry.per_s)]),
             (
                 "CPU of the load generator itself per delivery, in ns",
-                Kind::Throughput,
+                &[Kind::Throughput],
                 &[("", |entry| entry.generator_ns_each)],
             ),
             (
+                "Replies, or what is watched, per second of the server's CPU",
+                &[Kind::Requests],
+                &[("", |entry| entry.per_server_cpu_s)],
+            ),
+            (
+                "Replies, or what is watched, per second",
+                &[Kind::Requests],
+                &[("", |entry| entry.per_s)],
+            ),
+            (
                 "Latency from the intended send time, round trip, or time to ready, in µs",
-                Kind::Time,
+                &[Kind::Time, Kind::Requests],
                 &[
                     (" p50", |entry| entry.time_p50_us),
                     (" p99", |entry| entry.time_p99_us),
@@ -469,7 +400,7 @@ impl Comparison {
             (
                 "Connections or subscriptions: server's memory for each, in bytes, rates, and what \
                  part of its memory before a burst it has after",
-                Kind::Memory,
+                &[Kind::Memory],
                 &[
                     (" memory", |entry| entry.server_bytes_each),
                     (" per s", |entry| entry.per_s),
@@ -478,14 +409,19 @@ impl Comparison {
                 ],
             ),
         ];
-        let mut out = String::new();
-        for (title, kind, figures) in tables {
-            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.kind == kind).collect();
+        let mut out = self.cpu_each();
+        for (title, kinds, figures) in tables {
+            let rows: Vec<&Row> =
+                self.rows.iter().filter(|row| kinds.contains(&row.kind)).collect();
             if !rows.is_empty() {
                 out.push_str(&format!("{title} (median of the runs ± half their spread)\n\n"));
                 out.push_str(&self.table(&rows, figures));
                 out.push('\n');
             }
+        }
+        let stored = self.commands.iter().any(|(_, command)| command.contains("{store}"));
+        if let (true, Some(store)) = (stored, &self.machine.store) {
+            out.push_str(&format!("What is stored is on {store}.\n\n"));
         }
         out.push_str(&self.counted());
         out.push_str(&self.faults());
@@ -493,6 +429,44 @@ impl Comparison {
             out.push_str("ended early by the user\n");
         }
         out
+    }
+
+    /// The CPU of a delivery or round trip, where the number of shards is varied: what it is with
+    /// each, in parts of that with the first number, and how many times as much the first server
+    /// takes.
+    fn cpu_each(&self) -> String {
+        if self.first_of.iter().all(Option::is_none) {
+            return String::new();
+        }
+        let yardstick = &self.commands[0].0;
+        let mut head = vec!["scenario".to_owned()];
+        for (number, (name, _)) in self.commands.iter().enumerate() {
+            head.push(name.clone());
+            if let Some(first) = self.first_of[number].filter(|first| *first != number) {
+                head.push(format!("/{}", self.commands[first].0));
+            }
+            head.extend((number > 0).then(|| format!("×{yardstick}")));
+        }
+        let mut cells = vec![head];
+        for row in self.rows.iter().filter(|row| row.kind != Kind::Memory) {
+            let of = |number: usize| row.servers.get(number).and_then(Entry::cpu_ns_each);
+            let ratio = |over: usize, under: usize| {
+                let ratio = of(over).zip(of(under)).map(|(a, b)| a.median / b.median);
+                ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
+            };
+            let mut line = vec![row.scenario.clone()];
+            for number in 0..self.commands.len() {
+                line.push(cell(row.servers.get(number), Entry::cpu_ns_each));
+                let first = self.first_of[number].filter(|first| *first != number);
+                line.extend(first.map(|first| ratio(number, first)));
+                line.extend((number > 0).then(|| ratio(0, number)));
+            }
+            cells.push(line);
+        }
+        let title = "CPU of the server for each delivery or round trip, in ns (median of the runs \
+                     ± half their spread); behind / in parts of what it is there (less is better); \
+                     behind × how many times as much that server takes (more is better)";
+        format!("{title}\n\n{}\n", table(&cells))
     }
 
     /// What those servers count that say so, in a table for each.
@@ -580,7 +554,7 @@ impl Comparison {
 }
 
 /// A figure with its spread; a dash where there is none.
-fn cell(entry: Option<&Entry>, figure: &fn(&Entry) -> Option<Summary>) -> String {
+fn cell(entry: Option<&Entry>, figure: impl Fn(&Entry) -> Option<Summary>) -> String {
     let Some((entry, summary)) = entry.and_then(|entry| Some((entry, figure(entry)?))) else {
         return "–".to_owned();
     };
@@ -591,6 +565,7 @@ fn cell(entry: Option<&Entry>, figure: &fn(&Entry) -> Option<Summary>) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::suites::Suite;
     use clap::ValueEnum as _;
 
     #[test]
@@ -598,8 +573,11 @@ mod tests {
         for suite in Suite::value_variants() {
             for text in suite.scenarios() {
                 let scenario = parse_scenario(&text, "", "--duration 1s").unwrap();
-                if let Work::Load { plan, .. } = scenario.work {
-                    assert_eq!(plan.duration.as_secs(), 1, "{text}");
+                match scenario.work {
+                    Work::Load { plan, .. } => assert_eq!(plan.duration.as_secs(), 1, "{text}"),
+                    Work::RoundTrips(plan) => assert_eq!(plan.duration.as_secs(), 1, "{text}"),
+                    Work::Reading(plan) => assert_eq!(plan.duration.as_secs(), 1, "{text}"),
+                    Work::Storm(_) | Work::Subscribing(_) => {}
                 }
             }
         }
@@ -618,5 +596,61 @@ mod tests {
         assert!(parse_server("nats-server -p {port}").is_err());
         assert!(parse_server("a=nats-server").is_err());
         assert_eq!(parse_server("a=b -c=d -p {port}").unwrap().command, "b -c=d -p {port}");
+    }
+    #[test]
+    fn a_server_that_leaves_its_shards_open_is_one_for_each_number_of_them() {
+        let texts = ["n=nats -p {port}", "s=cast -p {port} -s {shards}"].map(str::to_owned);
+        let servers = parse_servers(&texts, &[1, 4]).unwrap();
+        let server = |name: &str, command: &str, first| Server {
+            name: name.to_owned(),
+            command: command.to_owned(),
+            first,
+        };
+        let expected = [
+            server("n", "nats -p {port}", None),
+            server("s 1", "cast -p {port} -s 1", Some(1)),
+            server("s 4", "cast -p {port} -s 4", Some(1)),
+        ];
+        assert_eq!(servers, expected);
+        assert_eq!(parse_servers(&texts, &[]).unwrap().len(), 2, "a scenario says how many");
+        let fault = parse_servers(&texts[..1], &[1, 4]).unwrap_err().to_string();
+        assert!(fault.contains("{shards}"), "{fault}");
+    }
+
+    #[test]
+    fn the_cpu_of_a_delivery_is_compared_with_one_shard_and_with_the_first_server() {
+        let entry = |server: &str, ns: f64| Entry {
+            per_server_cpu_s: Summary::of([1e9 / ns]),
+            ..Entry::new(server)
+        };
+        let row = |scenario: &str, kind, servers| {
+            let scenario = scenario.to_owned();
+            Row { scenario, kind, times: "round trip", servers }
+        };
+        let all = || vec![entry("n", 800.0), entry("s 1", 200.0), entry("s 2", 400.0)];
+        let comparison = Comparison {
+            machine: Machine::here(),
+            commands: ["n", "s 1", "s 2"].map(|name| (name.to_owned(), String::new())).to_vec(),
+            first_of: vec![None, Some(1), Some(1)],
+            rows: vec![
+                row("pairs", Kind::Throughput, all()),
+                row("idle", Kind::Memory, all()),
+                row("requests", Kind::Requests, vec![entry("n", 900.0), entry("s 1", 300.0)]),
+            ],
+            interrupted: false,
+            fault: None,
+        };
+        let text = comparison.cpu_each();
+        let lines = text.lines().filter(|line| line.starts_with('|'));
+        let cells: Vec<Vec<&str>> =
+            lines.map(|line| line.split('|').map(str::trim).collect()).collect();
+        let expected = [
+            vec!["", "scenario", "n", "s 1", "×n", "s 2", "/s 1", "×n", ""],
+            vec!["", "pairs", "800 ±0 %", "200 ±0 %", "4.00", "400 ±0 %", "2.00", "2.00", ""],
+            vec!["", "requests", "900 ±0 %", "300 ±0 %", "3.00", "–", "–", "–", ""],
+        ];
+        assert_eq!([&cells[0], &cells[2], &cells[3]], [&expected[0], &expected[1], &expected[2]]);
+        let fixed = Comparison { first_of: vec![None; 3], ..comparison };
+        assert_eq!(fixed.cpu_each(), "", "without --shards the rates say as much");
     }
 }

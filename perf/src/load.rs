@@ -6,16 +6,19 @@
 
 mod stalled;
 mod subscriber;
+mod window;
 
 use crate::ceiling;
 use crate::cli::Subject;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
+use crate::link::await_crossing;
 use crate::monitor::{Counters, Rates};
+use crate::probe::raise_file_limit;
 use crate::report::Progress;
 use crate::server::{Setup, Usage};
-use crate::wire::{self, Renderer, Scanner, Stamp, push_sub};
+use crate::wire::{self, Dialect, Renderer, Stamp, push_sub};
 use hdrhistogram::Histogram;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::cell::{Cell, RefCell};
@@ -24,19 +27,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+use window::{UnderWay, Window};
 
-/// What a publisher writes at once, in bytes.
+/// What a publisher of an open loop, and who subscribes for the churn, writes at once, in bytes.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How often a publisher whose window is full looks again.
+/// How often the first publisher that waits for room in the window looks again.
 const WINDOW_POLL_NS: u64 = 200_000;
 /// How often a thread looks whether the run is over, and measures its own lag.
 const HEARTBEAT_NS: u64 = 5_000_000;
-/// Deliveries that are under way at most, in bytes, so that no server runs out of memory.
-const UNDER_WAY_BYTES_MAX: u64 = 256 << 20;
-/// As many of them are usual: more leave the caches, and what is measured then is memory.
-const UNDER_WAY_BYTES_USUAL: u64 = 2 << 20;
-/// With less ahead of each subscriber the publishers are what a fast server waits for.
-const WINDOW_BYTES_USUAL: std::ops::RangeInclusive<u64> = 256 << 10..=1 << 20;
 /// Without a delivery for so long, those that are missing are given up.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const SETUP_PATIENCE: Duration = Duration::from_secs(60);
@@ -47,6 +45,14 @@ const OVERLAPS: [(&str, &str); 5] =
     [("a", ">"), ("a.c", "*.*"), ("a.d", "*.d"), ("b.c", "b.*"), ("b.d", "b.>")];
 /// How often SUB and UNSUB are written, at most.
 const CHURN_NS: u64 = 1_000_000;
+
+/// Where the order of subjects begins. It is the same in every run.
+const SUBJECTS_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Where the order of opening publishers with subjects of their own begins. With it as many of 10
+/// pairs have their two ends on different threads of a server as would on average.
+const OPENING_SEED: u64 = 0x8bc9_953a_2b9f_adc3;
+/// Files that a run may have open besides its connections' own.
+const FILES_BESIDES: usize = 128;
 
 /// Who publishes what to whom.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -85,6 +91,8 @@ pub(crate) struct Workload {
     pub(crate) reply_bytes: usize,
     /// Whether subscribers check each publisher's order.
     pub(crate) verify: bool,
+    /// What is spoken.
+    pub(crate) dialect: Dialect,
 }
 
 impl Workload {
@@ -158,19 +166,31 @@ impl Workload {
     /// The numbers of the subjects that `publisher` publishes to, in turn: in an order that is
     /// random, and the same in every run.
     fn subjects_of(&self, publisher: usize) -> Vec<usize> {
-        let mut subjects: Vec<usize> = (0..self.subjects).collect();
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        for at in (1..subjects.len()).rev() {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let other = usize::try_from(state % (at as u64 + 1)).unwrap_or(0);
-            subjects.swap(at, other);
-        }
+        let mut subjects = shuffled(self.subjects, SUBJECTS_SEED);
         if self.own_subjects {
             subjects.retain(|subject| subject % self.pubs == publisher);
         }
         subjects
+    }
+
+    /// The publishers in the order in which they are opened. A server that deals connections to
+    /// its threads in turn would have each one beside the subscriber of the same number, or never:
+    /// who has a subject of its own comes out of turn.
+    fn opening_order(&self) -> Vec<usize> {
+        if self.own_subjects { shuffled(self.pubs, OPENING_SEED) } else { (0..self.pubs).collect() }
+    }
+
+    /// The messages of `publisher`.
+    fn renderer(&self, publisher: usize) -> Renderer {
+        let (addresses, payload_bytes) = (self.addresses_of(publisher), self.payload_bytes);
+        Renderer::of(self.dialect, &addresses, payload_bytes, self.header_bytes)
+    }
+
+    /// Files that its connections take, at most.
+    fn files(&self) -> usize {
+        let subscribing = if self.idle_between { 4 } else { 2 }; // Each has a second descriptor.
+        let publishing = 3; // Each has a timer, which has two.
+        self.subs * subscribing + self.pubs * publishing + self.stalled + FILES_BESIDES
     }
 
     /// What stands between PUB and the sizes, for each of [`Workload::subjects_of`].
@@ -182,8 +202,7 @@ impl Workload {
 
     /// What publishers may be ahead of the slowest subscriber, in bytes, if nobody says.
     pub(crate) fn usual_window_bytes(&self) -> u64 {
-        let (least, most) = WINDOW_BYTES_USUAL.into_inner();
-        (UNDER_WAY_BYTES_USUAL / self.deliveries().max(1)).clamp(least, most)
+        window::usual_bytes(self.deliveries())
     }
 
     /// Says which option to change when the options do not go together.
@@ -211,6 +230,14 @@ impl Workload {
                      --queue-groups and --own-subjects",
                 );
             }
+        }
+        let only_nats = self.queue_groups > 0 || self.header_bytes > 0 || self.reply_bytes > 0;
+        let nats_besides = self.churn_rate > 0.0 || self.stalled > 0 || poured;
+        if self.dialect != Dialect::Nats && (only_nats || nats_besides) {
+            return refuse(
+                "MQTT has no such thing",
+                "leave queue groups, headers, replies, --churn and --stalled out",
+            );
         }
         if !self.churn_rate.is_finite() || self.churn_rate < 0.0 {
             return refuse("the churn is no rate", "give --churn 0 or more");
@@ -241,6 +268,20 @@ impl Workload {
         }
         Ok(())
     }
+}
+
+/// The numbers below `count` in a random order, the same for the same seed.
+fn shuffled(count: usize, seed: u64) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..count).collect();
+    let mut state = seed;
+    for at in (1..count).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let other = usize::try_from(state % (at as u64 + 1)).unwrap_or(0);
+        numbers.swap(at, other);
+    }
+    numbers
 }
 
 /// How fast to publish.
@@ -280,6 +321,8 @@ pub(crate) struct Plan {
     pub(crate) pub_threads: usize,
     /// Threads for the subscribing connections.
     pub(crate) sub_threads: usize,
+    /// What a publisher of a closed loop writes at once, in bytes, at most; a message at least.
+    pub(crate) write_bytes: usize,
     /// Read buffer of each subscribing connection, in bytes; 0: chosen by their number.
     pub(crate) read_buffer_bytes: usize,
     /// What a server that is started for it is like.
@@ -341,8 +384,13 @@ const STOP: u8 = 3;
 struct Stage {
     clock: Clock,
     phase: AtomicU8,
+    /// Closed once there is something to send, or never will be: a thousand publishers that look
+    /// again and again keep each other from opening.
+    begun: tokio::sync::Semaphore,
     ready: AtomicUsize,
     publishers_done: AtomicUsize,
+    /// Of a closed loop. Who waits for room holds it, and all others wait in line.
+    under_way: tokio::sync::Mutex<UnderWay>,
     sent: Vec<Counter>,
     delivered: Vec<Counter>,
     churned: Counter,
@@ -361,8 +409,10 @@ impl Stage {
         Self {
             clock: Clock::start(),
             phase: AtomicU8::new(PREPARE),
+            begun: tokio::sync::Semaphore::new(0),
             ready: AtomicUsize::new(0),
             publishers_done: AtomicUsize::new(0),
+            under_way: tokio::sync::Mutex::default(),
             sent: counters(workload.pubs),
             delivered: counters(workload.subs),
             churned: Counter::default(),
@@ -384,6 +434,19 @@ impl Stage {
 
     fn phase(&self) -> u8 {
         self.phase.load(Ordering::Acquire)
+    }
+
+    fn enter(&self, phase: u8) {
+        self.phase.store(phase, Ordering::Release);
+        if phase > PREPARE {
+            self.begun.close();
+        }
+    }
+
+    /// Waits for what follows the preparations.
+    async fn await_begin(&self) {
+        // It has no permits: what comes is its end.
+        let _ = self.begun.acquire().await;
     }
 
     fn sent(&self) -> u64 {
@@ -443,6 +506,8 @@ impl Stage {
 struct Job {
     plan: Plan,
     target: Target,
+    /// Where subscribers are.
+    far: Target,
     stage: Stage,
 }
 
@@ -473,8 +538,10 @@ pub(crate) fn run(
     progress: &mut Progress,
 ) -> Outcome<Seen> {
     plan.workload.check(plan.pace)?;
+    raise_file_limit(plan.workload.files() as u64)?;
     let stage = Stage::new(&plan.workload);
-    let job = Arc::new(Job { plan: plan.clone(), target: subject.target.clone(), stage });
+    let (target, far) = (subject.target.clone(), subject.far.clone());
+    let job = Arc::new(Job { plan: plan.clone(), target, far, stage });
     let mut threads = Vec::new();
     let mut spawn = |work: fn(&Arc<Job>, usize) -> Share, count: usize| {
         threads.extend((0..count).map(|index| {
@@ -491,13 +558,16 @@ pub(crate) fn run(
         let _stalled = with_ring(plan.workload.stalled + 1, stalled::open_and_fill(&job))?;
         spawn(subscriber::subscribers, plan.sub_threads.min(plan.workload.subs));
         coordinator.await_ready(plan.workload.subs)?;
+        if subject.is_linked() {
+            await_crossing(&subject.target, &subject.far)?;
+        }
         spawn(publishers, plan.pub_threads.min(plan.workload.pubs));
         let churning = usize::from(plan.workload.churn_rate > 0.0);
         coordinator.await_ready(plan.workload.subs + plan.workload.pubs + churning)?;
         coordinator.measure(progress)
     })();
     progress.clear();
-    job.stage.phase.store(STOP, Ordering::Release);
+    job.stage.enter(STOP);
     let shares: Vec<Share> = threads.into_iter().filter_map(|t| t.join().ok()).collect();
     let mut seen = measured?;
     for share in shares {
@@ -578,7 +648,7 @@ impl Coordinator<'_> {
             sent: self.stage.sent(),
             delivered: self.stage.delivered(),
             churned: self.stage.churned.0.load(Ordering::Relaxed),
-            server: self.subject.pid.and_then(Usage::of),
+            server: self.subject.usage(),
             counters: self.subject.monitor.and_then(Counters::of),
             generator: Usage::of_self(),
         }
@@ -593,12 +663,12 @@ impl Coordinator<'_> {
         stage.start_ns.store(start_ns, Ordering::Relaxed);
         stage.window_ns[0].store(from_ns, Ordering::Relaxed);
         stage.window_ns[1].store(to_ns, Ordering::Relaxed);
-        stage.phase.store(SEND, Ordering::Release);
+        stage.enter(SEND);
         self.wait_until(from_ns, progress)?;
         let before = self.sample();
         self.wait_until(to_ns, progress)?;
         let after = self.sample();
-        stage.phase.store(DRAIN, Ordering::Release);
+        stage.enter(DRAIN);
         let (missing, surplus) = self.drain()?;
         Ok(Seen {
             window_s: after.at.duration_since(before.at).as_secs_f64(),
@@ -684,18 +754,38 @@ async fn go_home<T: 'static>(conns: &[Conn], tasks: Vec<impl Future<Output = T>>
 
 /// Runs the publishing connections of one thread.
 fn publishers(job: &Arc<Job>, index: usize) -> Share {
-    let mine =
-        dealt(job.plan.workload.pubs, job.plan.pub_threads.min(job.plan.workload.pubs), index);
+    let workload = &job.plan.workload;
+    let (order, threads) = (workload.opening_order(), job.plan.pub_threads.min(workload.pubs));
+    let mine: Vec<usize> =
+        dealt(workload.pubs, threads, index).into_iter().map(|at| order[at]).collect();
     let share = Rc::new(RefCell::new(Share::new()));
     let outcome = with_ring(mine.len() * 2, async {
         let (mut conns, mut readers, mut writers) = (Vec::new(), Vec::new(), Vec::new());
+        // A thousand publishers with a thousand subjects each have a million control lines.
+        let shared = (!workload.own_subjects).then(|| workload.renderer(0));
         for number in mine {
             let (conn, ..) = Conn::open(&job.target, number).await?;
             let pongs = Rc::new(Cell::new(0));
             let reader = listen(Arc::clone(job), conn.clone(), Rc::clone(&pongs));
             readers.push(tokio_uring::spawn(reader));
             conns.push(conn.clone());
-            let publisher = Publisher::new(job, conn, number, pongs, Rc::clone(&share))?;
+            let renderer = match &shared {
+                // Who counts what is owed to the subscribers goes by the order of the first.
+                Some(renderer) if workload.overlapping => renderer.clone(),
+                Some(renderer) => renderer.beginning_at(number, workload.pubs),
+                None => workload.renderer(number),
+            };
+            let publisher = Publisher {
+                job: Arc::clone(job),
+                conn,
+                number,
+                renderer,
+                ticker: Ticker::new()?,
+                sent: 0,
+                pings: 0,
+                pongs,
+                share: Rc::clone(&share),
+            };
             writers.push(tokio_uring::spawn(publisher.work()));
             job.stage.ready.fetch_add(1, Ordering::Release);
         }
@@ -718,14 +808,14 @@ fn publishers(job: &Arc<Job>, index: usize) -> Share {
 
 /// Reads what a publisher is sent: PONGs to its PINGs, PINGs, errors.
 async fn listen(job: Arc<Job>, conn: Conn, pongs: Rc<Cell<u64>>) {
-    let (mut inbox, mut scanner) = (Inbox::new(16 << 10), Scanner::new(0));
+    let (mut inbox, mut scanner) = (Inbox::new(16 << 10), conn.scanner(0));
     let outcome: Outcome<()> = async {
         loop {
             conn.fill(&mut inbox).await?;
             let seen = scanner.scan(inbox.bytes(), |_| {})?;
             inbox.consume(seen.used);
             pongs.set(pongs.get() + seen.pongs as u64);
-            conn.answer(seen.pings).await?;
+            conn.answer(seen.owed).await?;
         }
     }
     .await;
@@ -737,9 +827,7 @@ async fn churn(job: Arc<Job>, conn: Conn) {
     let (stage, workload) = (&job.stage, &job.plan.workload);
     let outcome: Outcome<()> = async {
         let (mut ticker, mut wire, mut sid) = (Ticker::new()?, Vec::new(), 0);
-        while stage.phase() < SEND {
-            ticker.wait_ns(CHURN_NS).await?;
-        }
+        stage.await_begin().await;
         let start_ns = stage.start_ns.load(Ordering::Relaxed);
         let schedule =
             Schedule { start_ns, rate: workload.churn_rate, publishers: 1, publisher: 0 };
@@ -778,26 +866,10 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(
-        job: &Arc<Job>,
-        conn: Conn,
-        number: usize,
-        pongs: Rc<Cell<u64>>,
-        share: Rc<RefCell<Share>>,
-    ) -> Outcome<Self> {
-        let workload = &job.plan.workload;
-        let addresses = workload.addresses_of(number);
-        let renderer = Renderer::new(&addresses, workload.payload_bytes, workload.header_bytes);
-        let (job, ticker) = (Arc::clone(job), Ticker::new()?);
-        Ok(Self { job, conn, number, renderer, ticker, sent: 0, pings: 0, pongs, share })
-    }
-
     async fn work(mut self) {
         let job = Arc::clone(&self.job);
         let outcome: Outcome<()> = async {
-            while job.stage.phase() < SEND {
-                self.ticker.wait_ns(1_000_000).await?;
-            }
+            job.stage.await_begin().await;
             match job.plan.pace {
                 Pace::Closed { window_bytes } | Pace::Poured { window_bytes, .. } => {
                     self.publish_closed(window_bytes).await?;
@@ -805,7 +877,7 @@ impl Publisher {
                 Pace::Open { rate } => self.publish_open(rate).await?,
             }
             // What was written has been taken once the PONG is here.
-            self.conn.write(b"PING\r\n".to_vec()).await?;
+            self.conn.write(self.conn.dialect().ping().to_vec()).await?;
             self.pings += 1;
             while self.pongs.get() < self.pings && job.stage.phase() < STOP {
                 self.ticker.wait_ns(1_000_000).await?;
@@ -833,24 +905,26 @@ impl Publisher {
         let job = Arc::clone(&self.job);
         let workload = &job.plan.workload;
         let message_bytes = self.renderer.message_bytes() as u64;
-        let window = window_messages(window_bytes, message_bytes, workload.deliveries());
-        let per_batch = (BATCH_BYTES as u64 / message_bytes).clamp(1, (window / 4).max(1));
+        let window = Window::new(window_bytes, message_bytes, workload.deliveries());
+        let per_batch = window.batch(job.plan.write_bytes as u64, message_bytes);
         let unheard = workload.subs == 0;
         let granted = matches!(job.plan.pace, Pace::Poured { .. });
         let same_bytes = granted || (self.renderer.is_uniform() && !workload.verify);
-        let mut batch = Vec::with_capacity(BATCH_BYTES * 2);
+        let mut batch = Vec::new();
         if granted {
             ceiling::push_grant(per_batch, &mut batch);
         }
-        while job.stage.phase() == SEND {
-            let (sent, settled) = if unheard {
-                (self.pings * per_batch, self.pongs.get() * per_batch)
+        let mut own = UnderWay::default();
+        loop {
+            let goes_on = if unheard {
+                let pongs = Rc::clone(&self.pongs);
+                self.claim(&mut own, window, per_batch, || pongs.get() * per_batch).await?
             } else {
-                (job.stage.sent(), job.stage.settled(workload))
+                let mut all = job.stage.under_way.lock().await;
+                self.claim(&mut all, window, per_batch, || job.stage.settled(workload)).await?
             };
-            if sent + per_batch > settled + window && sent > settled {
-                self.ticker.wait_ns(WINDOW_POLL_NS).await?;
-                continue;
+            if !goes_on {
+                return Ok(());
             }
             if same_bytes && !batch.is_empty() {
                 self.sent += per_batch;
@@ -860,14 +934,35 @@ impl Publisher {
                     self.push(0, &mut batch);
                 }
                 if unheard {
-                    batch.extend_from_slice(b"PING\r\n");
+                    batch.extend_from_slice(self.conn.dialect().ping());
                 }
             }
             batch = self.conn.write(batch).await?;
             self.pings += u64::from(unheard);
             self.count_sent();
         }
-        Ok(())
+    }
+
+    /// Waits until there is room for `messages` more, and claims it; `settled` gives how many have
+    /// arrived by now. False when the time for sending is over.
+    async fn claim(
+        &mut self,
+        under_way: &mut UnderWay,
+        window: Window,
+        messages: u64,
+        settled: impl Fn() -> u64,
+    ) -> Outcome<bool> {
+        let job = Arc::clone(&self.job);
+        while job.stage.phase() == SEND {
+            if under_way.claim(messages, window) {
+                return Ok(true);
+            }
+            under_way.settle(settled());
+            if !under_way.has_room(messages, window) {
+                self.ticker.wait_ns(WINDOW_POLL_NS).await?;
+            }
+        }
+        Ok(false)
     }
 
     async fn publish_open(&mut self, rate: f64) -> Outcome<()> {
@@ -910,12 +1005,6 @@ impl Publisher {
             self.count_sent();
         }
     }
-}
-
-/// Messages that may be under way: `window_bytes` of them, unless their copies would fill memory.
-fn window_messages(window_bytes: u64, message_bytes: u64, deliveries: u64) -> u64 {
-    let memory = UNDER_WAY_BYTES_MAX / deliveries.max(1);
-    (window_bytes.min(memory) / message_bytes).max(1)
 }
 
 /// When each message of an open loop is meant to be sent: decided before the first one, so that
@@ -967,6 +1056,7 @@ mod tests {
             header_bytes: 0,
             reply_bytes: 0,
             verify: false,
+            dialect: Dialect::Nats,
         }
     }
 
@@ -1049,15 +1139,30 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_window_is_smaller_with_more_copies() {
-        let windows = [1, 4, 100, 1000].map(|subs| workload(subs, 1, subs).usual_window_bytes());
-        assert_eq!(windows, [1 << 20, 512 << 10, 256 << 10, 256 << 10]);
+    fn the_ends_of_pairs_are_on_different_threads_as_often_as_by_chance() {
+        for pairs in [10, 100, 1000] {
+            let load = Workload { pubs: pairs, own_subjects: true, ..workload(pairs, pairs, 1) };
+            let order = load.opening_order();
+            let mut all = order.clone();
+            all.sort_unstable();
+            assert_eq!(all, (0..pairs).collect::<Vec<_>>());
+            for threads in [2, 4, 8] {
+                // The subscribers come before them, and each connection goes to the next thread.
+                let apart = order.iter().enumerate().filter(|(at, publisher)| {
+                    let subject = load.subjects_of(**publisher)[0];
+                    (pairs + at) % threads != subject % threads
+                });
+                let apart = apart.count() as f64 / pairs as f64;
+                let by_chance = 1.0 - 1.0 / threads as f64;
+                let place = format!("{apart} of {pairs} pairs on {threads} threads");
+                assert!((apart - by_chance).abs() <= 0.1 + f64::EPSILON, "{place}");
+            }
+        }
     }
 
     #[test]
-    fn the_window_keeps_the_copies_of_a_large_fanout_in_memory() {
-        assert_eq!(window_messages(4 << 20, 1024, 1), 4096);
-        assert_eq!(window_messages(4 << 20, 16384, 1000), 16);
-        assert_eq!(window_messages(1, 16384, 1000), 1);
+    fn who_publishes_to_all_subjects_is_opened_in_turn() {
+        let load = Workload { pubs: 5, ..workload(5, 5, 1) };
+        assert_eq!(load.opening_order(), [0, 1, 2, 3, 4]);
     }
 }

@@ -8,17 +8,23 @@ mod cli;
 mod client;
 mod clock;
 mod compare;
+mod desk;
 mod fault;
+mod link;
 mod load;
 mod measure;
 mod monitor;
+mod mqtt;
 mod neighbour;
 mod plot;
 mod probe;
 mod report;
+mod requests;
 mod server;
 mod soak;
 mod stats;
+mod stored;
+mod suites;
 mod tls;
 mod wire;
 
@@ -46,6 +52,7 @@ fn main() -> ExitCode {
         Command::Throughput(one) => measure("throughput", one),
         Command::Latency(one) => measure("latency", one),
         Command::Rtt(one) => measure("rtt", one),
+        Command::Read(one) => measure("read", one),
         Command::Connect(one) => measure("connect", one),
         Command::Idle(one) => measure("idle", one),
         Command::Subs(one) => measure("subs", one),

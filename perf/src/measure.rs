@@ -5,11 +5,11 @@ use crate::cli::Subject;
 use crate::fault::Outcome;
 use crate::load::{self, Pace, Plan, histogram};
 use crate::monitor::Rates;
-use crate::probe::{
-    self, RoundTrips, RttReport, Site, Storm, StormReport, Subscribing, SubscribingReport,
-};
+use crate::probe::{self, Site, Storm, StormReport, Subscribing, SubscribingReport};
 use crate::report::{LoadReport, Progress, Quantiles};
+use crate::requests::{self, RoundTrips, RttReport, Service};
 use crate::server::Setup;
+use crate::stored::{self, Reading, ReadingReport};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::sync::atomic::AtomicBool;
@@ -26,6 +26,8 @@ pub(crate) enum Work {
     },
     /// Request and reply.
     RoundTrips(RoundTrips),
+    /// A stream that is read.
+    Reading(Reading),
     /// Many connections.
     Storm(Storm),
     /// Many subscriptions.
@@ -39,6 +41,8 @@ pub(crate) enum Kind {
     Throughput,
     /// How long something takes.
     Time,
+    /// What a second of CPU gives, and how long each takes.
+    Requests,
     /// How much memory something takes.
     Memory,
 }
@@ -48,8 +52,8 @@ impl Work {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Load { plan, .. } if matches!(plan.pace, Pace::Open { .. }) => Kind::Time,
-            Self::Load { .. } => Kind::Throughput,
-            Self::RoundTrips(_) => Kind::Time,
+            Self::Load { .. } | Self::Reading(_) => Kind::Throughput,
+            Self::RoundTrips(_) => Kind::Requests,
             Self::Storm(storm) if storm.settle.is_zero() => Kind::Time,
             Self::Storm(_) | Self::Subscribing(_) => Kind::Memory,
         }
@@ -60,6 +64,7 @@ impl Work {
         match self {
             Self::Load { .. } => "latency from the intended send time",
             Self::RoundTrips(_) => "round trip",
+            Self::Reading(_) => "time of a batch",
             Self::Storm(_) | Self::Subscribing(_) => "time to ready",
         }
     }
@@ -80,6 +85,11 @@ impl Work {
     pub(crate) fn setup(&self) -> Setup {
         match self {
             Self::Load { plan, .. } => plan.setup.clone(),
+            Self::RoundTrips(RoundTrips { link, service, .. }) => {
+                let mqtt = (*service == Service::Mqtt).then_some(1);
+                Setup { link: *link, mqtt, ..Setup::default() }
+            }
+            Self::Storm(storm) => Setup { mqtt: storm.mqtt.then_some(0), ..Setup::default() },
             _ => Setup::default(),
         }
     }
@@ -91,15 +101,20 @@ impl Work {
         stop: &AtomicBool,
         progress: &mut Progress,
     ) -> Outcome<(Run, Histogram<u64>)> {
-        let site = Site { target: &subject.target, pid: subject.pid, stop };
+        let Subject { target, far, pids, monitor, .. } = subject;
+        let site = Site { target, far, pids, monitor: *monitor, stop };
         Ok(match self {
             Self::Load { plan, lag_max_us } => {
                 let seen = load::run(plan, subject, stop, progress)?;
                 (Run::Load(Box::new(LoadReport::new(plan, &seen, *lag_max_us))), seen.latency)
             }
             Self::RoundTrips(plan) => {
-                let (report, times) = probe::rtt(&site, plan, progress)?;
+                let (report, times) = requests::rtt(&site, plan, progress)?;
                 (Run::RoundTrips(report), times)
+            }
+            Self::Reading(plan) => {
+                let (report, times) = stored::read(&site, plan, progress)?;
+                (Run::Reading(report), times)
             }
             Self::Storm(plan) => {
                 let (report, times) = probe::storm(&site, plan, progress)?;
@@ -120,6 +135,8 @@ pub(crate) enum Run {
     Load(Box<LoadReport>),
     /// Of round trips.
     RoundTrips(RttReport),
+    /// Of a stream that was read.
+    Reading(ReadingReport),
     /// Of many connections.
     Storm(StormReport),
     /// Of many subscriptions.
@@ -159,6 +176,7 @@ impl Run {
                 ..Figures::default()
             },
             Self::RoundTrips(report) => report.figures(),
+            Self::Reading(report) => report.figures(),
             Self::Storm(report) => report.figures(),
             Self::Subscribing(report) => report.figures(),
         }
@@ -177,6 +195,7 @@ impl Run {
         match self {
             Self::Load(report) => report.invalid.clone(),
             Self::RoundTrips(report) => report.invalid(),
+            Self::Reading(report) => report.invalid(),
             Self::Storm(_) | Self::Subscribing(_) => Vec::new(),
         }
     }
@@ -186,6 +205,7 @@ impl Run {
         match self {
             Self::Load(report) => report.interrupted,
             Self::RoundTrips(report) => report.interrupted,
+            Self::Reading(report) => report.interrupted,
             Self::Storm(report) => report.interrupted,
             Self::Subscribing(report) => report.interrupted,
         }
@@ -196,6 +216,7 @@ impl Run {
         match self {
             Self::Load(report) => report.text(),
             Self::RoundTrips(report) => report.text(),
+            Self::Reading(report) => report.text(),
             Self::Storm(report) => report.text(),
             Self::Subscribing(report) => report.text(),
         }

@@ -32,13 +32,18 @@ pub(crate) struct Rates {
     pub(crate) messages_per_send: Option<f64>,
     /// Records for another shard, for each time that one had to be woken.
     pub(crate) records_per_wakeup: Option<f64>,
+    /// Records for another shard; where each message is a record, the part that has crossed.
+    pub(crate) records_per_delivery: Option<f64>,
+    /// How often another shard had to be woken.
+    pub(crate) wakeups_per_turn: Option<f64>,
 }
 
 impl Rates {
     /// Each with its name, a dash where it has no meaning.
-    pub(crate) fn cells(self) -> [(&'static str, String); 4] {
+    pub(crate) fn cells(self) -> [(&'static str, String); 6] {
         let cell = |rate: Option<f64>| match rate {
             None => "–".to_owned(),
+            Some(0.0) => "0".to_owned(),
             Some(rate) if rate < 0.1 => format!("{rate:.2e}"),
             Some(rate) => human(rate),
         };
@@ -47,7 +52,14 @@ impl Rates {
             ("sends/turn", cell(self.sends_per_turn)),
             ("messages/send", cell(self.messages_per_send)),
             ("records/wake-up", cell(self.records_per_wakeup)),
+            ("records/delivery", cell(self.records_per_delivery)),
+            ("wake-ups/turn", cell(self.wakeups_per_turn)),
         ]
+    }
+
+    /// All in one line.
+    pub(crate) fn text(self) -> String {
+        self.cells().map(|(name, value)| format!("{value} {name}")).join(", ")
     }
 
     /// The median of each over several runs; nothing of none.
@@ -60,6 +72,8 @@ impl Rates {
             sends_per_turn: of(|rates| rates.sends_per_turn),
             messages_per_send: of(|rates| rates.messages_per_send),
             records_per_wakeup: of(|rates| rates.records_per_wakeup),
+            records_per_delivery: of(|rates| rates.records_per_delivery),
+            wakeups_per_turn: of(|rates| rates.wakeups_per_turn),
         })
     }
 }
@@ -124,6 +138,8 @@ impl Counters {
             sends_per_turn: per(|c| c.sends, |c| c.turns),
             messages_per_send: per(|c| c.delivered, |c| c.sends),
             records_per_wakeup: per(|c| c.lane_records, |c| c.wakeups),
+            records_per_delivery: per(|c| c.lane_records, |c| c.delivered),
+            wakeups_per_turn: per(|c| c.wakeups, |c| c.turns),
         }
     }
 }
@@ -140,7 +156,7 @@ mod tests {
             sends: 2 * turns,
             out_msgs,
             wakeups_sent: 0,
-            lanes: vec![Lane { records: 3 }],
+            lanes: vec![Lane { records: 3 * turns }],
         };
         let before = Counters::sum(&[shard(10, 100), shard(20, 0)]);
         let rates = Counters::sum(&[shard(15, 200), shard(25, 0)]).since(before);
@@ -148,5 +164,7 @@ mod tests {
         assert_eq!(rates.sends_per_turn, Some(2.0));
         assert_eq!(rates.messages_per_send, Some(5.0));
         assert_eq!(rates.records_per_wakeup, None);
+        assert_eq!(rates.records_per_delivery, Some(0.3));
+        assert_eq!(rates.wakeups_per_turn, Some(0.0));
     }
 }

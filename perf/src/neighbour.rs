@@ -114,7 +114,7 @@ async fn hear(conn: Conn, seen: Rc<RefCell<Visits>>) -> Outcome<()> {
             })?
         };
         inbox.consume(scanned.used);
-        if conn.answer(scanned.pings).await.is_err() {
+        if conn.answer(scanned.owed).await.is_err() {
             break;
         }
     }

@@ -43,8 +43,11 @@ pub(crate) fn latency(title: &str, what: &str, curves: &[Curve<'_>]) -> Outcome<
 
 /// Draws all of a comparison: curves for each scenario with latencies, bars for all others.
 pub(crate) fn comparison(comparison: &Comparison) -> Outcome<String> {
-    let rows = |kind: Kind| comparison.rows.iter().filter(move |row| row.kind == kind).collect();
-    let (timed, loads): (Vec<&Row>, Vec<&Row>) = (rows(Kind::Time), rows(Kind::Throughput));
+    let rows = |kinds: &[Kind]| {
+        comparison.rows.iter().filter(|row| kinds.contains(&row.kind)).collect::<Vec<&Row>>()
+    };
+    let timed = rows(&[Kind::Time, Kind::Requests]);
+    let loads = rows(&[Kind::Throughput]);
     let bars = loads.iter().map(|row| row.servers.len() + 1).sum::<usize>();
     let bars = u32::try_from(bars).unwrap_or(u32::MAX);
     let bars_height = if bars == 0 { 0 } else { bars * BAR_HEIGHT + BARS_FRAME_HEIGHT };

@@ -1,11 +1,11 @@
-//! Measurements that need no load: round trips, connection storms, idle connections.
+//! Measurements that need no load: connection storms, idle connections, subscriptions.
 
-use crate::beside;
 use crate::client::{Conn, Inbox, Target, with_ring};
 use crate::clock::{Clock, Ticker, duration_ns};
 use crate::fault::{Fault, Outcome};
-use crate::load::{histogram, leave_half_of_the_cpus};
+use crate::load::histogram;
 use crate::measure::Figures;
+use crate::monitor::Counters;
 use crate::report::{Progress, Quantiles, human, quantiles_text, usage_text};
 use crate::server::Usage;
 use crate::wire::{Scanner, push_sub};
@@ -14,37 +14,47 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How often progress is shown and the end looked for.
 pub(crate) const LOOK_NS: u64 = 20_000_000;
-/// A reply that takes longer is missing.
-const REPLY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A server to measure, and how to stop.
 pub(crate) struct Site<'a> {
     /// How to reach it.
     pub(crate) target: &'a Target,
-    /// Its process, when it is known.
-    pub(crate) pid: Option<u32>,
+    /// Where those are who answer; see [`Subject`](crate::cli::Subject).
+    pub(crate) far: &'a Target,
+    /// Its process, when it is known; of two linked servers both.
+    pub(crate) pids: &'a [u32],
+    /// Where its monitoring listens, when that is known.
+    pub(crate) monitor: Option<SocketAddr>,
     /// Ends the measurement early.
     pub(crate) stop: &'a AtomicBool,
 }
 
 impl Site<'_> {
-    fn usage(&self) -> Option<Usage> {
-        self.pid.and_then(Usage::of)
+    /// What the server has used.
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        Usage::of_all(self.pids)
     }
 
-    fn stopped(&self) -> bool {
+    /// What the server has counted.
+    pub(crate) fn counters(&self) -> Option<Counters> {
+        self.monitor.and_then(Counters::of)
+    }
+
+    /// Whether the user ends it.
+    pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
     /// Refuses to settle for the memory of a process that nobody named.
     fn check_memory(&self, settle: Duration) -> Outcome<()> {
-        if !settle.is_zero() && self.pid.is_none() {
+        if !settle.is_zero() && self.pids.is_empty() {
             return Err(Fault::new(
                 "the memory of an unknown process cannot be read",
                 "give --pid of the server, or --server to start it",
@@ -60,336 +70,13 @@ fn grown_each(after: Option<Usage>, before: Option<Usage>, count: u64) -> Option
     grown.map(|bytes| bytes / count.max(1) as f64)
 }
 
-fn used(after: Option<Usage>, before: Option<Usage>) -> Option<Usage> {
+/// What was used between, where both are known.
+pub(crate) fn used(after: Option<Usage>, before: Option<Usage>) -> Option<Usage> {
     after.zip(before).map(|(after, before)| after.since(before))
 }
 
-/// How to measure round trips.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct RoundTrips {
-    /// Connections that ask, each with one request under way.
-    pub(crate) requesters: usize,
-    /// Connections that answer, in one queue group; 0: the server answers a PING.
-    pub(crate) responders: usize,
-    /// Connections that publish as fast as they can meanwhile, to a subject that nobody hears.
-    pub(crate) flooders: usize,
-    /// Connections that come and go all at once meanwhile, over and over.
-    pub(crate) stormers: usize,
-    /// Payload of request and reply, in bytes.
-    pub(crate) payload_bytes: usize,
-    /// Requests a second of all together; none: the next one as soon as the reply is there.
-    pub(crate) rate: Option<f64>,
-    /// Time before the measured window.
-    pub(crate) warmup: Duration,
-    /// Length of the measured window.
-    pub(crate) duration: Duration,
-}
-
-/// What `rtt` found.
-#[derive(Debug, Serialize)]
-pub(crate) struct RttReport {
-    plan: RoundTrips,
-    /// Replies in the window.
-    replies: u64,
-    /// Replies per second.
-    replies_per_s: f64,
-    /// From the request's (intended) time to the reply, in microseconds.
-    rtt_us: Option<Quantiles>,
-    server: Option<Usage>,
-    generator: Usage,
-    /// How often all connections of the storm have come.
-    storms: u64,
-    /// Replies that never came.
-    pub(crate) missing: u64,
-    /// Whether the user ended it early.
-    pub(crate) interrupted: bool,
-}
-
-struct Asking {
-    plan: RoundTrips,
-    clock: Clock,
-    start_ns: u64,
-    times: RefCell<Histogram<u64>>,
-    asked: Cell<u64>,
-    answered: Cell<u64>,
-    /// No more requests.
-    over: Cell<bool>,
-    /// The connections end because we end them.
-    closed: Cell<bool>,
-    fault: RefCell<Option<Fault>>,
-}
-
-impl Asking {
-    fn window_ns(&self) -> std::ops::Range<u64> {
-        let from = self.start_ns + duration_ns(self.plan.warmup);
-        from..from + duration_ns(self.plan.duration)
-    }
-
-    fn note(&self, outcome: Outcome<()>) {
-        if let (Err(fault), false) = (outcome, self.closed.get()) {
-            self.fault.borrow_mut().get_or_insert(fault);
-        }
-    }
-}
-
-/// Measures round trips; gives them in nanoseconds too.
-pub(crate) fn rtt(
-    site: &Site<'_>,
-    plan: &RoundTrips,
-    progress: &mut Progress,
-) -> Outcome<(RttReport, Histogram<u64>)> {
-    if plan.requesters == 0 {
-        return Err(Fault::new("nobody asks", "give --requesters at least 1"));
-    }
-    raise_file_limit(
-        (plan.stormers + plan.requesters + plan.responders + plan.flooders) as u64 + 64,
-    )?;
-    std::thread::scope(|scope| {
-        let measuring = scope.spawn(|| {
-            // On a thread of its own: whatever is started later, servers too, inherits it.
-            leave_half_of_the_cpus();
-            rtt_beside(site, plan, progress)
-        });
-        measuring.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Measures with all that is to go on beside it.
-fn rtt_beside(
-    site: &Site<'_>,
-    plan: &RoundTrips,
-    progress: &mut Progress,
-) -> Outcome<(RttReport, Histogram<u64>)> {
-    let (over, storms) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        let flood = || with_ring(plan.flooders, beside::flood(site.target, plan, &over));
-        let flooding = (plan.flooders > 0).then(|| scope.spawn(flood));
-        let come = || {
-            let storm = beside::storms(site.target, plan.stormers, &over, &storms);
-            with_ring(plan.stormers, storm)
-        };
-        let storming = (plan.stormers > 0).then(|| scope.spawn(come));
-        let asked = with_ring(plan.requesters + plan.responders, rtt_on_ring(site, plan, progress));
-        over.store(true, Ordering::Relaxed);
-        for thread in [flooding, storming].into_iter().flatten() {
-            thread.join().unwrap_or(Ok(()))?;
-        }
-        let (mut report, times) = asked?;
-        report.storms = storms.load(Ordering::Relaxed);
-        Ok((report, times))
-    })
-}
-
-async fn rtt_on_ring(
-    site: &Site<'_>,
-    plan: &RoundTrips,
-    progress: &mut Progress,
-) -> Outcome<(RttReport, Histogram<u64>)> {
-    let conns = open_all(site.target, plan).await?;
-    let clock = Clock::start();
-    let asking = Rc::new(Asking {
-        plan: plan.clone(),
-        clock,
-        start_ns: clock.now_ns() + 1_000_000,
-        times: RefCell::new(histogram()),
-        asked: Cell::new(0),
-        answered: Cell::new(0),
-        over: Cell::new(false),
-        closed: Cell::new(false),
-        fault: RefCell::new(None),
-    });
-    for (number, conn) in conns.iter().enumerate() {
-        let (asking, conn) = (Rc::clone(&asking), conn.clone());
-        drop(tokio_uring::spawn(async move {
-            asking.note(match number.checked_sub(asking.plan.responders) {
-                None => respond(&conn).await,
-                Some(asker) => ask(&asking, &conn, asker).await,
-            });
-        }));
-    }
-    let window = asking.window_ns();
-    let mut ticker = Ticker::new()?;
-    let sample = || (site.usage(), Usage::of_self(), clock.now_ns());
-    let (mut before, mut warm) = (sample(), true);
-    while clock.now_ns() < window.end && !site.stopped() && asking.fault.borrow().is_none() {
-        ticker.wait_ns(LOOK_NS.min(window.end.saturating_sub(clock.now_ns()))).await?;
-        if warm && clock.now_ns() >= window.start {
-            (before, warm) = (sample(), false);
-        }
-        progress.show(clock.now_ns(), window.end, asking.answered.get());
-    }
-    let after = sample();
-    asking.over.set(true);
-    let patient_until = clock.now_ns() + duration_ns(REPLY_PATIENCE);
-    while asking.asked.get() > asking.answered.get() && clock.now_ns() < patient_until {
-        if asking.fault.borrow().is_some() || site.stopped() {
-            break;
-        }
-        ticker.wait_ns(1_000_000).await?;
-    }
-    progress.clear();
-    let missing = asking.asked.get() - asking.answered.get();
-    asking.closed.set(true);
-    conns.iter().for_each(Conn::shut_down);
-    if let Some(fault) = asking.fault.borrow_mut().take() {
-        return Err(fault.at(format!("{missing} of {} replies are missing", asking.asked.get())));
-    }
-    let times = asking.times.borrow().clone();
-    let report = RttReport {
-        plan: plan.clone(),
-        replies: times.len(),
-        replies_per_s: times.len() as f64 / ((after.2 - before.2).max(1) as f64 / 1e9),
-        rtt_us: Quantiles::of(&times),
-        server: used(after.0, before.0),
-        generator: after.1.since(before.1),
-        storms: 0,
-        missing,
-        interrupted: site.stopped(),
-    };
-    Ok((report, times))
-}
-
-/// Opens all connections, the responders first, with their subscriptions in force.
-async fn open_all(target: &Target, plan: &RoundTrips) -> Outcome<Vec<Conn>> {
-    let mut conns = Vec::new();
-    for number in 0..plan.responders + plan.requesters {
-        let (conn, ..) = Conn::open(target, number).await?;
-        let mut wire = Vec::new();
-        match number.checked_sub(plan.responders) {
-            None => push_sub("perf.rtt", Some("q"), 1, &mut wire),
-            Some(asker) => push_sub(&inbox_subject(asker), None, 1, &mut wire),
-        }
-        wire.extend_from_slice(b"PING\r\n");
-        conn.write(wire).await?;
-        conn.await_pong(&mut Inbox::new(4096), &mut Scanner::new(0)).await?;
-        conns.push(conn);
-    }
-    Ok(conns)
-}
-
-fn inbox_subject(asker: usize) -> String {
-    format!("_INBOX.perf.{asker}")
-}
-
-/// Sends each request's payload size back.
-pub(crate) async fn respond(conn: &Conn) -> Outcome<()> {
-    let (mut inbox, mut scanner) = (Inbox::new(256 << 10), Scanner::new(0));
-    loop {
-        conn.fill(&mut inbox).await?;
-        let mut replies = Vec::new();
-        let seen = scanner.scan(inbox.bytes(), |message| {
-            let bytes = message.line.rsplit(|&b| b == b' ').next().unwrap_or(b"0");
-            let bytes = std::str::from_utf8(bytes).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-            if let Some(reply) = message.reply() {
-                push_pub(&String::from_utf8_lossy(reply), "", bytes, &mut replies);
-            }
-        })?;
-        inbox.consume(seen.used);
-        conn.answer(seen.pings).await?;
-        if !replies.is_empty() {
-            conn.write(replies).await?;
-        }
-    }
-}
-
-fn push_pub(subject: &str, reply: &str, payload_bytes: usize, out: &mut Vec<u8>) {
-    out.extend_from_slice(format!("PUB {subject} {reply} {payload_bytes}\r\n").as_bytes());
-    out.resize(out.len() + payload_bytes, b'r');
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Asks, one request at a time, until the window is over.
-async fn ask(asking: &Asking, conn: &Conn, asker: usize) -> Outcome<()> {
-    let (mut inbox, mut scanner) = (Inbox::new(64 << 10), Scanner::new(0));
-    let mut ticker = Ticker::new()?;
-    let mut request = Vec::new();
-    if asking.plan.responders == 0 {
-        request.extend_from_slice(b"PING\r\n");
-    } else {
-        let reply = inbox_subject(asker);
-        push_pub("perf.rtt", &reply, asking.plan.payload_bytes, &mut request);
-    }
-    let window = asking.window_ns();
-    for number in 0.. {
-        let planned_ns = asking.plan.rate.map(|rate| {
-            let before = (number * asking.plan.requesters + asker) as f64;
-            asking.start_ns + duration_ns(Duration::from_secs_f64(before / rate))
-        });
-        while let now_ns = asking.clock.now_ns()
-            && let Some(due_ns) = planned_ns
-            && due_ns > now_ns
-            && !asking.over.get()
-        {
-            ticker.wait_ns((due_ns - now_ns).min(LOOK_NS)).await?;
-        }
-        let begun_ns = planned_ns.unwrap_or_else(|| asking.clock.now_ns());
-        if asking.over.get() || begun_ns >= window.end {
-            break;
-        }
-        asking.asked.set(asking.asked.get() + 1);
-        request = conn.write(request).await?;
-        loop {
-            conn.fill(&mut inbox).await?;
-            let mut replies = 0;
-            let seen = scanner.scan(inbox.bytes(), |_| replies += 1)?;
-            inbox.consume(seen.used);
-            conn.answer(seen.pings).await?;
-            if replies + seen.pongs > 0 {
-                break;
-            }
-        }
-        asking.answered.set(asking.answered.get() + 1);
-        if window.contains(&begun_ns) {
-            let took_ns = asking.clock.now_ns().saturating_sub(begun_ns);
-            asking.times.borrow_mut().saturating_record(took_ns);
-        }
-    }
-    Ok(())
-}
-
-impl RttReport {
-    /// What to compare it by.
-    pub(crate) fn figures(&self) -> Figures {
-        Figures {
-            per_server_cpu_s: per_cpu_s(self.replies, self.server),
-            per_s: Some(self.replies_per_s),
-            times: self.rtt_us,
-            ..Figures::default()
-        }
-    }
-
-    /// Why the figures must not be used; empty when they may.
-    pub(crate) fn invalid(&self) -> Vec<String> {
-        let missing = (self.missing > 0).then(|| format!("{} replies are missing", self.missing));
-        let stormless = (self.plan.stormers > 0 && self.storms == 0)
-            .then(|| "the storm's connections have not come once: give --duration more".to_owned());
-        missing.into_iter().chain(stormless).collect()
-    }
-
-    /// A few lines for people.
-    pub(crate) fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "replies    {}/s", human(self.replies_per_s));
-        if let Some(q) = self.rtt_us {
-            let _ = writeln!(out, "{}", quantiles_text("round trip", &q));
-        }
-        if self.plan.stormers > 0 {
-            let (storms, conns) = (self.storms, self.plan.stormers);
-            let _ = writeln!(out, "beside     {storms} times {conns} connections at once");
-        }
-        push_usage(&mut out, self.server, self.generator);
-        for fault in self.invalid() {
-            let _ = writeln!(out, "INVALID    {fault}");
-        }
-        if self.interrupted {
-            let _ = writeln!(out, "ended early by the user");
-        }
-        out
-    }
-}
-
-fn push_usage(out: &mut String, server: Option<Usage>, generator: Usage) {
+/// Appends what the server and this program used.
+pub(crate) fn push_usage(out: &mut String, server: Option<Usage>, generator: Usage) {
     if let Some(server) = server {
         let _ = writeln!(out, "server     {}", usage_text(&server));
     }
@@ -407,6 +94,8 @@ pub(crate) struct Storm {
     pub(crate) settle: Duration,
     /// Whether all are closed then, and the server rests as long once more.
     pub(crate) burst: bool,
+    /// Whether they speak MQTT.
+    pub(crate) mqtt: bool,
 }
 
 /// What `connect` and `idle` found.
@@ -449,7 +138,7 @@ pub(crate) fn storm(
 }
 
 /// Lets this process open `wanted` files.
-fn raise_file_limit(wanted: u64) -> Outcome<()> {
+pub(crate) fn raise_file_limit(wanted: u64) -> Outcome<()> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {
         return Ok(());
@@ -458,7 +147,7 @@ fn raise_file_limit(wanted: u64) -> Outcome<()> {
     setrlimit(Resource::Nofile, raised).map_err(|e| {
         Fault::new(
             format!("{wanted} files cannot be open at once ({e})"),
-            format!("run `ulimit -Hn {wanted}` as root first, or lower --conns"),
+            format!("run `ulimit -Hn {wanted}` as root first, or use fewer connections"),
         )
     })
 }
@@ -566,13 +255,13 @@ async fn open_some(opening: Rc<Opening>) {
 
 /// Answers the server's PINGs.
 async fn stay(opening: Rc<Opening>, conn: Conn) {
-    let (mut inbox, mut scanner) = (Inbox::new(4096), Scanner::new(0));
+    let (mut inbox, mut scanner) = (Inbox::new(4096), conn.scanner(0));
     let outcome: Outcome<()> = async {
         loop {
             conn.fill(&mut inbox).await?;
             let seen = scanner.scan(inbox.bytes(), |_| {})?;
             inbox.consume(seen.used);
-            conn.answer(seen.pings).await?;
+            conn.answer(seen.owed).await?;
         }
     }
     .await;
@@ -582,7 +271,7 @@ async fn stay(opening: Rc<Opening>, conn: Conn) {
 }
 
 /// How many of `count` a second of the server's CPU gives.
-fn per_cpu_s(count: u64, server: Option<Usage>) -> Option<f64> {
+pub(crate) fn per_cpu_s(count: u64, server: Option<Usage>) -> Option<f64> {
     server.map(Usage::cpu_s).filter(|seconds| *seconds > 0.0).map(|s| count as f64 / s)
 }
 

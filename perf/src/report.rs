@@ -244,8 +244,7 @@ impl LoadReport {
             }
         }
         if let Some(counted) = self.counted {
-            let cells = counted.cells().map(|(name, value)| format!("{value} {name}"));
-            let _ = writeln!(out, "counted    {}", cells.join(", "));
+            let _ = writeln!(out, "counted    {}", counted.text());
         }
         let _ = writeln!(
             out,

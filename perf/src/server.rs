@@ -2,11 +2,13 @@
 
 use crate::client::{Access, Target, await_server};
 use crate::fault::{Fault, Outcome};
+use crate::link::Link;
+use crate::wire::Dialect;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -26,11 +28,15 @@ pub(crate) struct Setup {
     pub(crate) shards: usize,
     /// The text of a configuration file that is added to it.
     pub(crate) config: Option<String>,
+    /// What joins it to a second server.
+    pub(crate) link: Option<Link>,
+    /// The quality of service that is spoken with it over MQTT, if anything is.
+    pub(crate) mqtt: Option<u8>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { shards: 1, config: None }
+        Self { shards: 1, config: None, link: None, mqtt: None }
     }
 }
 
@@ -52,22 +58,36 @@ pub(crate) struct Started {
     port: u16,
     monitor: Option<SocketAddr>,
     config: Option<PathBuf>,
+    /// Where it speaks MQTT, and with which quality of service.
+    mqtt: Option<(u16, u8)>,
+    /// What it stores, which goes with it.
+    store: Option<PathBuf>,
 }
 
 impl Started {
-    /// Starts `command` with free ports in place of `{port}` and `{monitor}`, and waits for its
-    /// INFO, or, if `access` begins with TLS, until it can be connected to.
+    /// Starts `command` with free ports in place of `{port}`, `{mqtt}` and `{monitor}`, and a
+    /// directory of its own in place of `{store}`. Waits for its INFO, or, if `access` begins with
+    /// TLS, until it can be connected to.
     pub(crate) fn start(command: &str, access: &Access, setup: &Setup) -> Outcome<Self> {
-        if !command.contains("{port}") {
+        if !(command.contains("{port}") || command.contains("{mqtt}")) {
             let cause = format!("the server's command '{command}' has no {{port}}");
             return Err(Fault::new(cause, "write it like 'nats-server -p {port}'"));
         }
         let port = free_port()?;
         let monitor = if command.contains("{monitor}") { Some(free_port()?) } else { None };
-        let config = setup.config.as_deref().map(|text| write_config(port, text)).transpose()?;
+        let mqtt = setup.mqtt.map(|qos| Ok((free_port()?, qos))).transpose()?;
+        let mut config = setup.config.clone();
+        if let (Some((mqtt, _)), false) = (mqtt, command.contains("{mqtt}")) {
+            let listen = format!("server_name: perf\nmqtt {{ listen: \"127.0.0.1:{mqtt}\" }}\n");
+            config = Some(config.unwrap_or_default() + &listen);
+        }
+        let config = config.as_deref().map(|text| write_config(port, text)).transpose()?;
+        let store = command.contains("{store}").then(|| make_store(port)).transpose()?;
         let filled = command
             .replace("{port}", &port.to_string())
+            .replace("{mqtt}", &mqtt.map_or(0, |(mqtt, _)| mqtt).to_string())
             .replace("{monitor}", &monitor.unwrap_or(0).to_string())
+            .replace("{store}", &store.as_deref().map_or("".into(), Path::to_string_lossy))
             .replace("{shards}", &setup.shards.to_string());
         let mut words = split_words(&filled);
         if let Some(config) = &config {
@@ -87,10 +107,22 @@ impl Started {
                 Fault::new(format!("cannot start '{program}' ({e})"), "build it or fix its path")
             })?;
         let monitor = monitor.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        let mut started = Self { child, port, monitor, config };
-        let target = Target::local(port, access.clone());
-        await_server(&target, START_PATIENCE, || started.check()).map_err(|f| f.at(command))?;
+        let mut started = Self { child, port, monitor, config, mqtt, store };
+        let nats = command.contains("{port}").then(|| Target::local(port, access.clone()));
+        let spoken = mqtt.map(|_| started.target(access));
+        for target in nats.into_iter().chain(spoken) {
+            await_server(&target, START_PATIENCE, || started.check()).map_err(|f| f.at(command))?;
+        }
         Ok(started)
+    }
+
+    /// How clients reach it.
+    pub(crate) fn target(&self, access: &Access) -> Target {
+        let (port, dialect) = match self.mqtt {
+            None => (self.port, Dialect::Nats),
+            Some((port, qos)) => (port, Dialect::Mqtt(qos)),
+        };
+        Target::local_of(dialect, port, access.clone())
     }
 
     /// Its process id.
@@ -158,11 +190,14 @@ impl Drop for Started {
             let _ = fs::remove_file(config);
         }
         self.signal(Signal::TERM);
-        if self.await_end(STOP_PATIENCE).is_ok() {
-            return;
+        if self.await_end(STOP_PATIENCE).is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(store) = &self.store {
+            // What cannot be removed lies in the directory for such things.
+            let _ = fs::remove_dir_all(store);
+        }
     }
 }
 
@@ -174,15 +209,53 @@ fn write_config(port: u16, text: &str) -> Outcome<PathBuf> {
     Ok(path)
 }
 
+/// A new directory on a disk.
+fn make_store(port: u16) -> Outcome<PathBuf> {
+    let root = std::env::temp_dir();
+    let remedy = "set TMPDIR to a directory on a disk";
+    if file_system(&root).is_some_and(|name| name.starts_with("tmpfs")) {
+        return Err(Fault::new(format!("{} is no disk, but memory", root.display()), remedy));
+    }
+    let path = root.join(format!("shardcast-perf-{}-{port}.store", std::process::id()));
+    let cause = |e| format!("no directory for what the server stores ({e})");
+    fs::create_dir(&path).map_err(|e| Fault::new(cause(e), remedy))?;
+    Ok(path)
+}
+
+/// The file system in which servers have their `{store}`, and its device.
+pub(crate) fn store_file_system() -> Option<String> {
+    file_system(&std::env::temp_dir())
+}
+
+fn file_system(path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    file_system_of(&fs::read_to_string("/proc/self/mounts").ok()?, &path)
+}
+
+/// The file system that holds `path`, by the text of /proc/self/mounts.
+fn file_system_of(mounts: &str, path: &Path) -> Option<String> {
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        Some((words.next()?, Path::new(words.next()?), words.next()?))
+    });
+    let holding = mounts.filter(|(_, place, _)| path.starts_with(place));
+    // Of two at the same place the later one hides the other.
+    let (device, _, kind) = holding.max_by_key(|(_, place, _)| place.components().count())?;
+    Some(format!("{kind} on {device}"))
+}
+
 /// A port for a server, below those that connections get from the kernel: one of those could be
 /// taken before the server listens.
-fn free_port() -> Outcome<u16> {
+pub(crate) fn free_port() -> Outcome<u16> {
     const FIRST: u32 = 12_000;
     const COUNT: u32 = 18_000;
+    /// More than one program needs: each has a part of its own, for what it has found free it does
+    /// not hold until its server listens.
+    const PART: u32 = 16;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     for _ in 0..COUNT {
-        // Several of these programs begin at different places.
-        let at = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let part = std::process::id().wrapping_mul(PART);
+        let at = part.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = u16::try_from(FIRST + at % COUNT).unwrap_or(u16::MAX);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return Ok(port);
@@ -241,6 +314,18 @@ impl Usage {
             usage.add_tree(child);
         }
         Some(usage)
+    }
+
+    /// What all of these have used; nothing of none, or when one is missing.
+    pub(crate) fn of_all(pids: &[u32]) -> Option<Self> {
+        let usages: Option<Vec<Self>> = pids.iter().map(|pid| Self::of(*pid)).collect();
+        usages?.into_iter().reduce(|sum, usage| Self {
+            user_s: sum.user_s + usage.user_s,
+            system_s: sum.system_s + usage.system_s,
+            switches_voluntary: sum.switches_voluntary + usage.switches_voluntary,
+            switches_forced: sum.switches_forced + usage.switches_forced,
+            rss_bytes: sum.rss_bytes + usage.rss_bytes,
+        })
     }
 
     /// This program's own usage.
@@ -333,6 +418,14 @@ mod tests {
         assert_eq!(field(status, "VmRSS:"), 12);
         assert_eq!(field(status, "voluntary_ctxt_switches:"), 3);
         assert_eq!(field(status, "nonvoluntary_ctxt_switches:"), 4);
+    }
+
+    #[test]
+    fn the_file_system_of_a_path_is_the_nearest_that_was_mounted_last() {
+        let mounts = "/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /tmp xfs rw 0 0\n";
+        let of = |path| file_system_of(mounts, Path::new(path));
+        assert_eq!(of("/tmp/a").as_deref(), Some("xfs on /dev/b"));
+        assert_eq!(of("/tmpa").as_deref(), Some("ext4 on /dev/vda"));
     }
 
     #[test]

@@ -125,7 +125,7 @@ fn rounds(
         let Some(calm) = play("steady", &steady)? else { break };
         let Some(rush) = play("flood", &flood)? else { break };
         let Some(crowd) = play("storm", &storm)? else { break };
-        let administered = match (&mut admin, &subject.started) {
+        let administered = match (&mut admin, subject.started.first()) {
             (Some(admin), Some(server)) => {
                 let done = admin.act(server, &subject.target.access().tls);
                 Some(done.map_err(|fault| fault.at(format!("round {round}, administration")))?)
@@ -133,14 +133,14 @@ fn rounds(
             _ => None,
         };
         thread::sleep(SETTLE);
-        let usage = subject.pid.and_then(Usage::of);
-        if subject.pid.is_some() && usage.is_none() {
+        let usage = subject.usage();
+        if !subject.pids.is_empty() && usage.is_none() {
             return Err(Fault::new("the server has ended", "look into its log"));
         }
         soak.samples.push(Sample {
             at_s: began.elapsed().as_secs_f64(),
             rss_bytes: usage.map(|usage| usage.rss_bytes),
-            files: subject.pid.and_then(open_files),
+            files: subject.pids.first().copied().and_then(open_files),
             cpu_s: usage.map(Usage::cpu_s),
             latency_us: calm.figures().times,
             steady_per_s: calm.figures().per_s.unwrap_or(0.0),

@@ -4,10 +4,43 @@
 //! line, compares it with the line before, and skips the payload without touching it.
 
 use crate::fault::{Fault, Outcome};
+use crate::mqtt;
 use std::io::Write as _;
+use std::rc::Rc;
 
 /// A control line longer than this is not a NATS server's (its own limit is 4 KiB, INFO aside).
 const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// What is spoken with the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) enum Dialect {
+    /// NATS.
+    #[default]
+    Nats,
+    /// MQTT, with messages of this quality of service: 0 or 1.
+    Mqtt(u8),
+}
+
+impl Dialect {
+    /// What is answered at once.
+    pub(crate) fn ping(self) -> &'static [u8] {
+        match self {
+            Self::Nats => b"PING\r\n",
+            Self::Mqtt(_) => mqtt::PING,
+        }
+    }
+
+    /// Appends a subscription.
+    pub(crate) fn push_sub(self, filter: &str, queue: Option<&str>, sid: usize, out: &mut Vec<u8>) {
+        match self {
+            Self::Nats => push_sub(filter, queue, sid, out),
+            Self::Mqtt(qos) => {
+                let id = u16::try_from(sid % usize::from(u16::MAX)).unwrap_or(0);
+                out.extend(mqtt::subscribe(filter, qos, id.max(1)));
+            }
+        }
+    }
+}
 
 /// One MSG or HMSG as the scanner shows it.
 #[derive(Debug)]
@@ -34,15 +67,16 @@ impl<'a> Message<'a> {
 pub(crate) struct Scanned {
     /// Bytes that need not be shown again.
     pub(crate) used: usize,
-    /// PINGs that want a PONG.
-    pub(crate) pings: usize,
-    /// PONGs that arrived.
+    /// What has to be answered: a PONG for each PING, and, with MQTT, acknowledgements.
+    pub(crate) owed: Vec<u8>,
+    /// PONGs that arrived; with MQTT all that answers a packet but a subscription's.
     pub(crate) pongs: usize,
 }
 
 /// Walks what a server sends, however TCP cut it.
 #[derive(Debug)]
 pub(crate) struct Scanner {
+    dialect: Dialect,
     prefix_bytes: usize,
     /// Bytes of the current payload that are still to come.
     skip: usize,
@@ -60,7 +94,12 @@ struct Sizes {
 impl Scanner {
     /// A scanner that shows the first `prefix_bytes` of each payload.
     pub(crate) fn new(prefix_bytes: usize) -> Self {
-        Self { prefix_bytes, skip: 0, line: Vec::new(), sizes: Sizes::default() }
+        Self::of(Dialect::Nats, prefix_bytes)
+    }
+
+    /// The same for what is spoken in `dialect`.
+    pub(crate) fn of(dialect: Dialect, prefix_bytes: usize) -> Self {
+        Self { dialect, prefix_bytes, skip: 0, line: Vec::new(), sizes: Sizes::default() }
     }
 
     /// Calls `on_message` for each message that begins in `input`. Bytes that were not used must
@@ -78,6 +117,13 @@ impl Scanner {
             let rest = &input[seen.used..];
             if rest.is_empty() {
                 return Ok(seen);
+            }
+            if self.dialect != Dialect::Nats {
+                let next = mqtt::step(rest, self.prefix_bytes, &mut seen, &mut on_message)?;
+                let Some([used, skip]) = next else { return Ok(seen) };
+                seen.used += used;
+                self.skip = skip;
+                continue;
             }
             let repeated = !self.line.is_empty() && rest.starts_with(&self.line);
             let line_bytes = if repeated { self.line.len() } else { line_end(rest)? };
@@ -138,7 +184,7 @@ fn number(word: &[u8]) -> Option<usize> {
 
 fn other(line: &[u8], seen: &mut Scanned) -> Outcome<()> {
     match line {
-        b"PING" => seen.pings += 1,
+        b"PING" => seen.owed.extend_from_slice(b"PONG\r\n"),
         b"PONG" => seen.pongs += 1,
         b"+OK" => {}
         _ if line.starts_with(b"INFO ") => {}
@@ -207,13 +253,16 @@ pub(crate) fn parse_info(line: &[u8]) -> Outcome<ServerInfo> {
         .ok_or_else(|| not_nats(&String::from_utf8_lossy(&line[..line.len().min(60)])))
 }
 
-/// Writes `PUB` and `HPUB`, with the payload's first bytes stamped.
-#[derive(Debug)]
+/// Writes `PUB` and `HPUB`, with the payload's first bytes stamped. Copies share what they write.
+#[derive(Clone, Debug)]
 pub(crate) struct Renderer {
+    dialect: Dialect,
     /// Control lines with header blocks, one per subject, in the order in which they are sent.
-    heads: Vec<Box<[u8]>>,
-    payload: Vec<u8>,
+    heads: Rc<[Box<[u8]>]>,
+    payload: Rc<[u8]>,
     next: usize,
+    /// The latest packet identifier, where messages have one.
+    packet: u16,
 }
 
 /// What a payload begins with: enough to measure latency and to check order.
@@ -262,30 +311,57 @@ impl Renderer {
     /// `payload_bytes` behind a block of `header_bytes` (0: no headers; otherwise as near to it as
     /// a header block can be, and at least 20).
     pub(crate) fn new(subjects: &[String], payload_bytes: usize, header_bytes: usize) -> Self {
+        Self::of(Dialect::Nats, subjects, payload_bytes, header_bytes)
+    }
+
+    /// The same in `dialect`; MQTT has no headers.
+    pub(crate) fn of(
+        dialect: Dialect,
+        subjects: &[String],
+        payload_bytes: usize,
+        header_bytes: usize,
+    ) -> Self {
         let block = header_block(header_bytes);
-        let heads = subjects.iter().map(|subject| head(subject, &block, payload_bytes)).collect();
+        let head = |subject: &String| match dialect {
+            Dialect::Nats => head(subject, &block, payload_bytes),
+            Dialect::Mqtt(qos) => mqtt::publish_head(subject, qos, payload_bytes).into(),
+        };
+        let heads = subjects.iter().map(head).collect();
         let payload = b"shardcast-perf.".iter().copied().cycle().take(payload_bytes).collect();
-        Self { heads, payload, next: 0 }
+        Self { dialect, heads, payload, next: 0, packet: 0 }
+    }
+
+    /// The same, with part `part` of `parts` of the subjects as the first to come.
+    pub(crate) fn beginning_at(&self, part: usize, parts: usize) -> Self {
+        Self { next: self.heads.len() * part / parts, ..self.clone() }
     }
 
     /// The bytes of one message on the wire, for the subject that is next.
     pub(crate) fn message_bytes(&self) -> usize {
-        self.heads[self.next].len() + self.payload.len() + 2
+        // The end of a line, or a packet identifier.
+        let besides = if self.dialect == Dialect::Mqtt(0) { 0 } else { 2 };
+        self.heads[self.next].len() + self.payload.len() + besides
     }
 
     /// Whether every message is the same but for its stamp.
     pub(crate) fn is_uniform(&self) -> bool {
-        self.heads.len() == 1
+        self.heads.len() == 1 && self.dialect != Dialect::Mqtt(1)
     }
 
     /// Appends one message to the next subject.
     pub(crate) fn push(&mut self, stamp: Stamp, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.heads[self.next]);
         self.next = if self.next + 1 == self.heads.len() { 0 } else { self.next + 1 };
+        if self.dialect == Dialect::Mqtt(1) {
+            self.packet = self.packet % u16::MAX + 1;
+            out.extend_from_slice(&self.packet.to_be_bytes());
+        }
         let stamped = self.payload.len().min(Stamp::BYTES);
         out.extend_from_slice(&stamp.to_bytes()[..stamped]);
         out.extend_from_slice(&self.payload[stamped..]);
-        out.extend_from_slice(b"\r\n");
+        if self.dialect == Dialect::Nats {
+            out.extend_from_slice(b"\r\n");
+        }
     }
 }
 
@@ -348,7 +424,7 @@ mod tests {
             let seen = scanner.scan(&held, |m| starts.push(m.prefix.to_vec())).unwrap();
             held.drain(..seen.used);
             total.used += seen.used;
-            total.pings += seen.pings;
+            total.owed.extend(seen.owed);
             total.pongs += seen.pongs;
         }
         (starts, total)
@@ -363,7 +439,7 @@ mod tests {
         for cut in 0..wire.len() {
             let (starts, seen) = payload_starts(wire, cut, 3);
             assert_eq!(starts, expected, "cut at {cut}");
-            let all = Scanned { used: wire.len(), pings: 1, pongs: 1 };
+            let all = Scanned { used: wire.len(), owed: b"PONG\r\n".to_vec(), pongs: 1 };
             assert_eq!(seen, all, "cut at {cut}");
         }
     }
@@ -416,6 +492,21 @@ mod tests {
         assert!(out[30..].starts_with(b"PUB b 18\r\n"));
         assert!(out[60..].starts_with(b"PUB a 18\r\n"));
         assert_eq!(Stamp::from_prefix(&out[10..26]), stamp);
+    }
+
+    #[test]
+    fn several_publishers_begin_at_different_subjects_and_go_round_them_all() {
+        let subjects: Vec<String> = (0..6).map(|number| number.to_string()).collect();
+        let stamp = Stamp { intended_ns: 0, publisher: 0, sequence: 0 };
+        let renderer = Renderer::new(&subjects, 0, 0);
+        let round = |part| {
+            let mut renderer = renderer.beginning_at(part, 3);
+            let mut out = Vec::new();
+            (0..6).for_each(|_| renderer.push(stamp, &mut out));
+            let heads = out.chunks(b"PUB n 0\r\n\r\n".len());
+            heads.map(|head| char::from(head[4])).collect::<String>()
+        };
+        assert_eq!([0, 1, 2].map(round), ["012345", "234501", "450123"]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! our broker.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
 
+#[path = "end_to_end/kinds.rs"]
+mod kinds;
 mod program;
 
 use program::{error_of, json_of, nats_server, perf, perf_with};
@@ -262,6 +264,36 @@ fn the_smoke_suite_runs_on_a_real_server_and_writes_its_files() {
     let hgrm = std::fs::read_to_string(file("out.1-2-2-k-s.a.hgrm")).unwrap();
     assert!(hgrm.contains("1.000000000000") && hgrm.contains("#[Max"), "{hgrm}");
     assert!(std::fs::read_to_string(file("out.svg")).unwrap().contains("<svg"));
+}
+
+#[test]
+fn a_broker_is_compared_with_itself_for_each_number_of_shards() {
+    let Some(server) = real_server() else { return };
+    if !server.contains("--shards 2") {
+        println!("skipped: the server has no shards");
+        return;
+    }
+    let server = server.replace("--shards 2", "--shards {shards} -m {monitor}");
+    let report = {
+        let output = Command::new(env!("CARGO_BIN_EXE_shardcast-perf"))
+            .args(["compare", "--shards", "1,2", "--runs", "1", "--duration", "300ms"])
+            .args(["--with", "--warmup 50ms", "--json", "-", "--server", &format!("a={server}")])
+            .arg("pairs: throughput --pubs 4 --subs 4 --subjects 4 --own-subjects --verify")
+            .arg("requests: rtt --requesters 4 --responders 4 --warmup 50ms")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", error_of(&output));
+        json_of(&output)
+    };
+    let commands: Vec<&str> =
+        report["commands"].as_array().unwrap().iter().map(|c| c[0].as_str().unwrap()).collect();
+    assert_eq!(commands, ["a 1", "a 2"]);
+    for row in report["rows"].as_array().unwrap() {
+        let crossed =
+            |at: usize| row["servers"][at]["counted"]["records_per_delivery"].as_f64().unwrap();
+        assert_eq!(crossed(0), 0.0, "{row}");
+        assert!(crossed(1) > 0.0, "nothing crosses: {row}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! What a client's certificate says of who it is.
+//! Client certificates: the names in them, their end, and their fields for monitoring.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::der_parser::oid;
@@ -8,7 +10,8 @@ use x509_parser::prelude::FromDer;
 
 use crate::host::hex;
 
-/// Names that `verify_and_map` takes for users, in the order in which they are tried.
+/// Names of a certificate that `verify_and_map` maps to users, in the order in which they are
+/// tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     /// E-mail addresses, DNS names and URIs among the alternative names.
@@ -29,13 +32,13 @@ impl Names {
     }
 }
 
-/// When a certificate in DER form ends, in seconds since 1970.
+/// Returns the end of validity of a certificate in DER form, in seconds since 1970.
 pub fn ends_at(der: &[u8]) -> Option<i64> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     Some(certificate.validity().not_after.timestamp())
 }
 
-/// The attributes of a distinguished name, in an order of their own.
+/// Returns the attributes of a distinguished name, sorted, so that two orders compare as equal.
 fn attributes(name: &str) -> Option<Vec<(String, &str)>> {
     let pair = |part: &str| part.split_once('=').map(|(key, _)| key.trim().to_ascii_uppercase());
     let mut all = Vec::new();
@@ -47,7 +50,7 @@ fn attributes(name: &str) -> Option<Vec<(String, &str)>> {
     Some(all)
 }
 
-/// The names in a certificate in DER form; none in one that cannot be read.
+/// Returns the names in a certificate in DER form; none if it cannot be read.
 pub fn names(der: &[u8]) -> Names {
     let mut names = Names { alternative: Vec::new(), subject: String::new() };
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return names };
@@ -70,7 +73,7 @@ pub fn names(der: &[u8]) -> Names {
     names
 }
 
-/// The subject as Go writes it: the most specific attribute first.
+/// Returns the subject in the order that Go writes: the most specific attribute first.
 fn subject(certificate: &X509Certificate<'_>) -> String {
     let order = [
         ("SERIALNUMBER", oid!(2.5.4.5)),
@@ -96,18 +99,62 @@ fn subject(certificate: &X509Certificate<'_>) -> String {
     parts.join(",")
 }
 
-/// A certificate as monitoring shows it.
+/// Certificates of a chain, at most; a longer one is cut.
+const CHAIN_MAX: usize = 16;
+
+/// Returns the chain from a peer's own certificate, the first of `shown`, to that of an authority,
+/// all in DER form. The other certificates of the peer may be in any order.
+pub fn chain<'a>(
+    shown: &'a [impl AsRef<[u8]>],
+    authorities: &'a [impl AsRef<[u8]>],
+) -> Vec<&'a [u8]> {
+    let shown: Vec<&[u8]> = shown.iter().map(AsRef::as_ref).collect();
+    let authorities: Vec<&[u8]> = authorities.iter().map(AsRef::as_ref).collect();
+    let mut chain: Vec<&[u8]> = shown.iter().take(1).copied().collect();
+    while let Some(last) = chain.last()
+        && chain.len() < CHAIN_MAX
+        && !authorities.contains(last)
+        && let Some(next) = authorities.iter().chain(&shown).find(|next| has_issued(next, last))
+        && !chain.contains(next)
+    {
+        chain.push(next);
+    }
+    chain
+}
+
+/// Whether the subject of one certificate is the issuer of another, both in DER form.
+fn has_issued(issuer: &[u8], issued: &[u8]) -> bool {
+    let parsed = |der| X509Certificate::from_der(der).map(|(_, certificate)| certificate);
+    let (Ok(issuer), Ok(issued)) = (parsed(issuer), parsed(issued)) else { return false };
+    issuer.subject().as_raw() == issued.issuer().as_raw()
+}
+
+/// Returns a certificate in PEM form.
+pub fn pem(der: &[u8]) -> String {
+    const LINE_CHARS: usize = 64;
+    let text = STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(LINE_CHARS) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
+}
+
+/// Fields of a certificate that monitoring shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
-    /// Its subject, as `CN=…,O=…`.
+    /// The certificate's subject, as `CN=…,O=…`.
     pub subject: String,
-    /// SHA-256 of its public key, in hexadecimal: what `pinned_certs` lists.
+    /// SHA-256 of the public key, in hexadecimal, as `pinned_certs` lists it.
     pub key_sha256: String,
-    /// SHA-256 of all of it, in hexadecimal.
+    /// SHA-256 of the whole certificate, in hexadecimal.
     pub sha256: String,
 }
 
-/// What monitoring shows of a certificate in DER form; `None` if it cannot be read.
+/// Returns the fields that monitoring shows of a certificate in DER form; `None` if it cannot be
+/// read.
 pub fn show(der: &[u8]) -> Option<Shown> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     Some(Shown {

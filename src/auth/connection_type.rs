@@ -2,22 +2,22 @@
 
 use std::str::FromStr;
 
-/// What kind of connection a client comes by.
+/// The kind of connection that a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionType {
-    /// The client protocol.
+    /// A connection of the client protocol.
     Standard,
-    /// The same in a WebSocket.
+    /// The client protocol in a WebSocket.
     Websocket,
-    /// Another server's, as a leaf.
+    /// A leaf connection of another server.
     Leafnode,
-    /// The same in a WebSocket.
+    /// A leaf connection in a WebSocket.
     LeafnodeWs,
-    /// MQTT.
+    /// A connection of MQTT.
     Mqtt,
-    /// The same in a WebSocket.
+    /// MQTT in a WebSocket.
     MqttWs,
-    /// From within the process.
+    /// A connection from within the process.
     InProcess,
 }
 

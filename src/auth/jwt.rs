@@ -1,9 +1,12 @@
-//! Decentralised trust: the tokens that operators, accounts and users show.
+//! Decentralised trust: the signed tokens of operators, accounts and users.
 //!
-//! A token says who it is about and what that one may do, and is signed by a key that somebody
-//! else vouches for. Pure: nothing is read but the text, and no time but what is handed in.
+//! A token names its subject and the subject's rights, and is signed by a key for which another
+//! token or the configuration vouches. Pure: reads only the given text, and takes the time as an
+//! argument.
 
 mod hours;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 
 use core::net::IpAddr;
@@ -17,82 +20,89 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use serde_json::Value;
 
+use crate::interest::account_settings::LatencyRule;
+use crate::subject::is_valid_publish;
 pub use hours::{Hours, stay_until};
 
-/// Longer tokens are not looked at, in bytes.
+/// Bytes of the longest token that is read.
 pub const TOKEN_BYTES_MAX: usize = 1024 * 1024;
-/// The one way to sign that is known, by its two names; the older one is that of version 1.
+/// The two names of the only signature algorithm accepted; the older one belongs to version 1.
 const ALGORITHMS: [&str; 2] = ["ed25519-nkey", "ed25519"];
-/// Older claims are brought into the form of this version.
-const VERSION: i64 = 2;
+/// The version of tokens that are made here, and that older claims are converted to.
+pub(super) const VERSION: i64 = 2;
 
-/// A token that was read; whether its signature holds is another question.
+/// A token that was decoded; its signature is still to be checked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Token<T> {
-    /// What it says.
+pub struct Jwt<T> {
+    /// The token's claims.
     pub claims: Claims<T>,
-    /// What vouches for that.
+    /// The signature of the claims.
     pub signature: Signature,
 }
 
-/// What a token says.
+/// Claims of a token.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Claims<T> {
-    /// The public key that signed it.
+    /// The public key that signed the token.
     #[serde(rename = "iss")]
     pub issuer: String,
-    /// Whom it is about: a public key.
+    /// The public key that the token is about.
     #[serde(rename = "sub")]
     pub subject: String,
-    /// When it was made, in seconds since 1970 (0: not said).
+    /// The receiver that the token is meant for; for an answered user its account (empty: any).
+    #[serde(rename = "aud", default)]
+    pub audience: String,
+    /// The time of issue, in seconds since 1970 (0: not given).
     #[serde(rename = "iat", default)]
     pub issued_at: i64,
-    /// From when on it does not hold any more, in seconds since 1970 (0: never).
+    /// The end of validity, in seconds since 1970 (0: none).
     #[serde(rename = "exp", default)]
     pub expires: i64,
-    /// From when on it holds, in seconds since 1970 (0: ever).
+    /// The beginning of validity, in seconds since 1970 (0: none).
     #[serde(rename = "nbf", default)]
     pub not_before: i64,
-    /// A name for people.
+    /// A name for humans.
     #[serde(default)]
     pub name: String,
-    /// What is particular to its kind.
+    /// Claims particular to the token's kind.
     #[serde(rename = "nats")]
     pub body: T,
-    /// The token itself.
+    /// The encoded token.
     #[serde(skip)]
     pub text: String,
 }
 
 impl<T> Claims<T> {
-    /// Whether it holds at `now`, in seconds since 1970.
+    /// Whether the token is valid at `now`, in seconds since 1970.
     pub fn is_in_time(&self, now: i64) -> bool {
         (self.expires == 0 || now < self.expires) && self.not_before <= now
     }
 }
 
-/// What is particular to a kind of token.
+/// Claims particular to a kind of token.
 pub trait Body: DeserializeOwned {
-    /// How the token names its kind.
+    /// The kind's name in a token.
     const KIND: &'static str;
-    /// The token need not name it.
+    /// Whether a token of this kind may leave out the kind's name.
     const IS_ANONYMOUS: bool = false;
-    /// What the public keys of those begin with who can sign it.
+    /// First letters of public keys that may sign this kind.
     const ISSUERS: &'static [char];
-    /// What the public keys begin with that it can be about.
+    /// First letters of public keys that this kind may be about.
     const SUBJECTS: &'static [char];
 }
 
-/// Who runs servers.
+/// An operator: the owner of servers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Operator {
-    /// Other keys that sign for it.
+    /// Further keys that sign for the operator.
     pub signing_keys: Vec<String>,
-    /// The account in which servers tell of themselves (empty: none).
+    /// The account in which servers publish their events (empty: none).
     pub system_account: String,
-    /// Accounts are signed by the other keys only (false).
+    /// Whether accounts may be signed only by `signing_keys` (false).
     pub strict_signing_key_usage: bool,
+    /// The operator's server for tokens of accounts, over HTTP (empty: none).
+    pub account_server_url: String,
 }
 
 impl Body for Operator {
@@ -101,37 +111,38 @@ impl Body for Operator {
     const SUBJECTS: &'static [char] = &['O'];
 }
 
-/// A world of subjects, and who may be in it.
+/// An account: a separate space of subjects, with its users.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Account {
-    /// What it has of others.
-    pub imports: Vec<Import>,
-    /// What others may have of it.
-    pub exports: Vec<Export>,
-    /// What its users may use.
-    pub limits: AccountLimits,
-    /// Other keys that sign users for it.
+pub struct AccountClaims {
+    /// Streams and services imported from other accounts.
+    pub imports: Vec<ImportClaim>,
+    /// Streams and services that other accounts may import.
+    pub exports: Vec<ExportClaim>,
+    /// Limits on the account's use.
+    pub limits: OperatorLimits,
+    /// Further keys that sign users for the account.
     pub signing_keys: Vec<SigningKey>,
-    /// By the public key of a user, or `*` for all: tokens made up to that second do not hold.
+    /// Revocations, by the public key of a user, or `*` for all: tokens issued at or before the
+    /// given second are not valid.
     pub revocations: BTreeMap<String, i64>,
-    /// What users may do whose tokens do not say.
-    pub default_permissions: Permissions,
-    /// What becomes of subjects that its users publish to, by filter.
+    /// Permissions of users whose tokens have none.
+    pub default_permissions: PermissionsClaim,
+    /// Mappings of subjects that the account's users publish to, by filter.
     pub mappings: BTreeMap<String, Vec<WeightedMapping>>,
-    /// Who decides who its users are.
+    /// The external service that decides about the account's users.
     pub authorization: ExternalAuthorization,
     /// Labels, as `name:value`.
     pub tags: Vec<String>,
 }
 
-impl Body for Account {
+impl Body for AccountClaims {
     const KIND: &'static str = "account";
     const ISSUERS: &'static [char] = &['O', 'A'];
     const SUBJECTS: &'static [char] = &['A'];
 }
 
-impl Account {
+impl AccountClaims {
     /// Whether a token of `user`, made at `issued_at`, was revoked.
     pub fn has_revoked(&self, user: &str, issued_at: i64) -> bool {
         is_revoked(&self.revocations, user, issued_at)
@@ -142,39 +153,56 @@ fn is_revoked(revocations: &BTreeMap<String, i64>, key: &str, issued_at: i64) ->
     [key, "*"].iter().any(|key| revocations.get(*key).is_some_and(|until| issued_at <= *until))
 }
 
-/// What a subject becomes.
+/// One destination of a mapped subject.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct WeightedMapping {
-    /// The subject.
+    /// The destination subject.
     pub subject: String,
-    /// Of a hundred messages, how many (0: all).
+    /// The share of messages, in percent (0: all).
     pub weight: u8,
-    /// Only on servers of this cluster (empty: on all).
+    /// The cluster whose servers apply the mapping (empty: all).
     pub cluster: String,
 }
 
-/// That somebody outside decides who the users of an account are.
+/// Authorization of an account's users by an external service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ExternalAuthorization {
-    /// The public keys of those who decide; they come in by their tokens (none: all do).
+    /// Public keys of the service's own users, which log in by their tokens (none: all users do).
     pub auth_users: Vec<String>,
+    /// Accounts besides this one that the service may place users in; `*` alone allows all.
+    pub allowed_accounts: Vec<String>,
+    /// The service's public curve key, for which requests are sealed (empty: they are not).
+    pub xkey: String,
+}
+
+impl ExternalAuthorization {
+    /// Whether a service decides about users.
+    pub fn is_on(&self) -> bool {
+        !self.auth_users.is_empty()
+    }
+
+    /// Whether the service may place users in `account`, which is not its own.
+    pub fn allows(&self, account: &str) -> bool {
+        let is_open = matches!(&self.allowed_accounts[..], [only] if only == "*");
+        is_open || self.allowed_accounts.iter().any(|allowed| allowed == account)
+    }
 }
 
 /// A key that signs users for an account.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum SigningKey {
-    /// Users that may be anything.
+    /// A key whose users may have any permissions.
     Plain(String),
-    /// Users that all may do the same.
+    /// A key whose users all have the same permissions.
     Scoped {
         /// The public key.
         key: String,
-        /// What they may do; their own tokens say nothing of it.
+        /// The permissions of these users; their own tokens have none.
         #[serde(default)]
-        template: Box<User>,
+        template: Box<UserClaims>,
     },
 }
 
@@ -187,82 +215,168 @@ impl SigningKey {
     }
 }
 
-/// What an account may use; what is negative is without limit.
+/// Limits of an account; a negative one means no limit.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct AccountLimits {
-    /// Subscriptions of the account.
+pub struct OperatorLimits {
+    /// Subscriptions of the account, at most.
     pub subs: i64,
-    /// Bytes of a message.
+    /// Bytes of a message, at most.
     pub payload: i64,
-    /// Connections.
+    /// Connections of the account, at most.
     pub conn: i64,
-    /// Leafnode connections.
+    /// Leaf connections of the account, at most.
     pub leaf: i64,
-    /// Users must sign (false).
+    /// Whether bearer tokens are refused: all users have to sign (false).
     pub disallow_bearer: bool,
+    /// Streams and their storage, if no tiers are told.
+    #[serde(flatten)]
+    pub streams_claim: AccountStreamsClaim,
+    /// Streams and their storage by tier, which is a number of replicas: `R1`, `R3`.
+    pub tiered_limits: BTreeMap<String, AccountStreamsClaim>,
 }
 
-impl Default for AccountLimits {
+impl Default for OperatorLimits {
     fn default() -> Self {
-        Self { subs: -1, payload: -1, conn: -1, leaf: -1, disallow_bearer: false }
+        Self {
+            subs: -1,
+            payload: -1,
+            conn: -1,
+            leaf: -1,
+            disallow_bearer: false,
+            streams_claim: AccountStreamsClaim::default(),
+            tiered_limits: BTreeMap::new(),
+        }
     }
 }
 
-/// Something that an account has of another.
+/// Streams that an account may have; a negative number means no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AccountStreamsClaim {
+    /// Bytes in memory; 0 is none at all.
+    pub mem_storage: i64,
+    /// Bytes on disk; 0 is none at all.
+    pub disk_storage: i64,
+    /// Streams, at most; 0 is no limit.
+    pub streams: i64,
+    /// Consumers, at most; 0 is no limit.
+    pub consumer: i64,
+    /// Messages that a consumer may have unacknowledged; 0 is no limit.
+    pub max_ack_pending: i64,
+    /// Bytes of one stream in memory; 0 is no limit.
+    pub mem_max_stream_bytes: i64,
+    /// Bytes of one stream on disk; 0 is no limit.
+    pub disk_max_stream_bytes: i64,
+    /// Whether streams must have a limit of bytes.
+    pub max_bytes_required: bool,
+}
+
+/// A stream or service that an account imports from another.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Import {
-    /// `stream` or `service`.
+pub struct ImportClaim {
+    /// The kind of share: `stream` or `service`.
     #[serde(rename = "type")]
     pub shared: String,
     /// The exporting account.
     pub account: String,
-    /// The subjects there.
+    /// The subject in the exporting account.
     pub subject: String,
-    /// Where they are here (empty: see `to`).
+    /// The subject in the importing account (empty: see `to`).
     pub local_subject: String,
-    /// The old form: a prefix for streams, for services the subject here (empty: the same).
+    /// The older form of `local_subject`: a prefix for streams, the local subject for services
+    /// (empty: the same subject).
     pub to: String,
-    /// The exporter's leave, where it is needed.
+    /// The activation, if the export requires one.
     pub token: String,
-    /// The service is told who asks.
+    /// Whether the service is told the requester's identity.
     pub share: bool,
-    /// Of a stream: who publishes may trace what becomes of it.
+    /// For a stream: whether the publisher may trace its messages beyond the import.
     pub allow_trace: bool,
 }
 
-/// Something that other accounts may have.
+/// A stream or service that other accounts may import.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Export {
-    /// `stream` or `service`.
+pub struct ExportClaim {
+    /// The kind of share: `stream` or `service`.
     #[serde(rename = "type")]
     pub shared: String,
-    /// The subjects.
+    /// The exported subjects.
     pub subject: String,
-    /// An importer needs an activation.
+    /// Whether an import requires an activation.
     pub token_req: bool,
-    /// By the public key of an importing account: activations made up to then do not hold.
+    /// Revocations, by the public key of an importing account: activations issued at or before the
+    /// given second are not valid.
     pub revocations: BTreeMap<String, i64>,
-    /// Of a service: `Singleton`, `Stream` or `Chunked`.
+    /// For a service: `Singleton`, `Stream` or `Chunked`.
     pub response_type: String,
-    /// Of a service: nanoseconds until an answer is no longer taken (0: the default).
+    /// For a service: nanoseconds after which an answer is no longer accepted (0: the default).
     pub response_threshold: i64,
     /// The token of the subject, from 1, that has to be the importer's key (0: none).
     pub account_token_position: usize,
-    /// Of a service: who asks may trace what becomes of it.
+    /// For a service: whether the requester may trace its requests beyond the export.
     pub allow_trace: bool,
+    /// For a service: the measurement of its requests.
+    pub service_latency: Option<LatencyClaim>,
 }
 
-impl Export {
-    /// Whether `token` lets `importer` have `import` of the account `exporter` at `now`.
+/// The measurement of a service.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LatencyClaim {
+    /// The share of requests, in percent, or `headers` for those whose headers ask for it.
+    pub sampling: Sampling,
+    /// Subject of the reports, in the exporting account.
+    pub results: String,
+}
+
+impl LatencyClaim {
+    /// Returns the rule; `None` if it is invalid.
+    pub fn rule(&self) -> Option<LatencyRule> {
+        let (subject, percent) = (self.results.clone(), self.sampling.percent()?);
+        is_valid_publish(subject.as_bytes()).then_some(LatencyRule { subject, percent })
+    }
+}
+
+/// The share of a service's requests that is measured.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Sampling {
+    /// A share in percent; 0 is as the word `headers`.
+    Percent(i64),
+    /// The word `headers`.
+    Word(String),
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self::Percent(0)
+    }
+}
+
+impl Sampling {
+    /// Returns the share in percent, 0 for the requests whose headers ask for it; `None` if it is
+    /// none.
+    fn percent(&self) -> Option<u8> {
+        match self {
+            Self::Percent(percent @ 0..=100) => u8::try_from(*percent).ok(),
+            Self::Word(word) if word.eq_ignore_ascii_case("headers") => Some(0),
+            _ => None,
+        }
+    }
+}
+
+impl ExportClaim {
+    /// Whether `token` permits `importer` to use `import` from the account `exporter` at `now`, in
+    /// seconds since 1970.
     pub fn is_activated(
         &self,
-        token: &Token<Activation>,
-        exporter: &Claims<Account>,
+        token: &Jwt<Activation>,
+        exporter: &Claims<AccountClaims>,
         importer: &str,
-        import: &Import,
+        import: &ImportClaim,
         now: i64,
     ) -> bool {
         let claims = &token.claims;
@@ -280,21 +394,21 @@ impl Export {
     }
 }
 
-/// Whether every subject that `inner` matches is matched by `outer`, too.
+/// Whether `outer` matches every subject that `inner` matches.
 fn covers(outer: &[u8], inner: &[u8]) -> bool {
     let open = |filter: &[u8]| filter == b">" || filter.ends_with(b".>");
     (!open(inner) || open(outer)) && crate::subject::matches(outer, inner)
 }
 
-/// Leave to import, given by the exporting account.
+/// Permission to import, given by the exporting account.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Activation {
-    /// What may be imported.
+    /// The subjects that may be imported.
     pub subject: String,
-    /// `stream` or `service`.
+    /// The kind of share: `stream` or `service`.
     pub kind: String,
-    /// The exporting account, where one of its signing keys has signed.
+    /// The exporting account, if the token is signed by one of the account's signing keys.
     pub issuer_account: String,
 }
 
@@ -304,7 +418,7 @@ impl Body for Activation {
     const SUBJECTS: &'static [char] = &['A'];
 }
 
-/// Leave to forget accounts.
+/// A request to delete accounts, signed by an operator.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Deletion {
@@ -319,38 +433,38 @@ impl Body for Deletion {
     const SUBJECTS: &'static [char] = &['O'];
 }
 
-/// Somebody who may connect.
+/// A user: a client that may connect.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct User {
-    /// What it may do.
+pub struct UserClaims {
+    /// The user's permissions.
     #[serde(flatten)]
-    pub permissions: Permissions,
-    /// Networks it may come from, as `address/bits` (empty: any).
+    pub permissions: PermissionsClaim,
+    /// Networks that the user may connect from, as `address/bits` (empty: any).
     #[serde(deserialize_with = "networks")]
     pub src: Vec<String>,
-    /// When it may be here (empty: ever).
+    /// Hours at which the user may be connected (empty: any).
     pub times: Vec<Hours>,
-    /// Whose clock `times` are by, as `Europe/Berlin` (empty or `Local`: the server's).
+    /// The time zone of `times`, as `Europe/Berlin` (empty or `Local`: the server's).
     #[serde(rename = "times_location")]
     pub location: String,
-    /// Subscriptions; negative is without limit.
+    /// Subscriptions, at most; negative: no limit.
     pub subs: i64,
-    /// Bytes of a message; negative is without limit.
+    /// Bytes of a message, at most; negative: no limit.
     pub payload: i64,
-    /// Bytes in all; negative is without limit.
+    /// Bytes in all, at most; negative: no limit.
     pub data: i64,
-    /// The token is enough: nothing is to be signed.
+    /// Whether the token alone suffices: the client need not sign a nonce.
     pub bearer_token: bool,
-    /// The kinds of connections it may come by (empty: all).
+    /// Kinds of connections that the user may use (empty: all).
     pub allowed_connection_types: Vec<String>,
-    /// Its account, where one of the account's signing keys has signed.
+    /// The user's account, if the token is signed by one of the account's signing keys.
     pub issuer_account: String,
     /// Labels, as `name:value`.
     pub tags: Vec<String>,
 }
 
-/// A list of networks, or a text with commas between them.
+/// Deserializes a list of networks, or a text with commas between them.
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -367,18 +481,18 @@ fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
     })
 }
 
-impl Body for User {
+impl Body for UserClaims {
     const KIND: &'static str = "user";
     const ISSUERS: &'static [char] = &['A'];
     const SUBJECTS: &'static [char] = &['U'];
 }
 
-impl User {
-    /// Whether it says nothing of what the user may do, as a scoped key wants it.
+impl UserClaims {
+    /// Whether the token sets no permissions, as a scoped key requires it.
     pub fn is_empty(&self) -> bool {
         let Self { permissions, src, times, location, .. } = self;
         let Self { subs, payload, data, bearer_token, .. } = self;
-        *permissions == Permissions::default()
+        *permissions == PermissionsClaim::default()
             && src.is_empty()
             && times.is_empty()
             && location.is_empty()
@@ -388,57 +502,57 @@ impl User {
     }
 }
 
-/// What a user may publish and subscribe to.
+/// Permissions to publish, subscribe and respond.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Permissions {
-    /// Subjects to publish to.
+pub struct PermissionsClaim {
+    /// Subjects that the user may publish to.
     #[serde(rename = "pub")]
-    pub publish: SubjectList,
-    /// Subjects to subscribe to, each perhaps with a queue behind a blank.
+    pub publish: SubjectsClaim,
+    /// Subjects that the user may subscribe to, each optionally with a queue after a blank.
     #[serde(rename = "sub")]
-    pub subscribe: SubjectList,
-    /// Leave to answer requests.
+    pub subscribe: SubjectsClaim,
+    /// Permission to answer requests.
     #[serde(rename = "resp")]
-    pub responses: Option<Responses>,
+    pub responses: Option<ResponsesClaim>,
 }
 
-/// What is allowed, and what is not even then.
+/// Subjects that are allowed and subjects that are denied; a denial wins.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct SubjectList {
-    /// Empty is everything.
+pub struct SubjectsClaim {
+    /// Allowed subjects; empty: all.
     pub allow: Vec<String>,
-    /// Empty is nothing.
+    /// Denied subjects; empty: none.
     pub deny: Vec<String>,
 }
 
-/// How often and how long a request may be answered.
+/// Limits on the answers to a request.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Responses {
-    /// Messages; 0 is the default, negative without limit.
+pub struct ResponsesClaim {
+    /// Messages, at most; 0: the default; negative: no limit.
     pub max: i64,
-    /// Nanoseconds; the same.
+    /// Nanoseconds from the request to the last answer; 0: the default; negative: no limit.
     pub ttl: i64,
 }
 
-/// What is wrong with a token. It does not repeat it.
+/// The reason why a token is invalid. Does not quote the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenError {
-    /// It is longer than [`TOKEN_BYTES_MAX`].
+    /// A token longer than [`TOKEN_BYTES_MAX`].
     TooLong,
-    /// It is not three parts of base64 with points between them.
+    /// A text that is not three parts of base64 with points between them.
     Form,
-    /// It is not signed in the way that is known.
+    /// A token signed by an unknown algorithm.
     Algorithm,
-    /// What it says is not understood.
+    /// Claims that cannot be deserialized.
     Claims,
-    /// It is of another kind, or version, than what is asked for.
+    /// A token of another kind or version than expected.
     Kind,
-    /// The keys in it are not those of ones who could sign it, or be meant.
+    /// An issuer or subject whose key is not of the right kind.
     Keys,
-    /// Its signature is not by the key that it names.
+    /// A signature that was not made by the issuer's key.
     Signature,
 }
 
@@ -446,19 +560,19 @@ impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TooLong => "it is longer than a megabyte",
-            Self::Form => "it is not a JWT: three parts with points between them",
+            Self::Form => "it is not a JWT: three parts separated by dots",
             Self::Algorithm => "it is not a JWT that is signed by ed25519-nkey",
-            Self::Claims => "its claims cannot be understood",
+            Self::Claims => "its claims cannot be read",
             Self::Kind => "it is of another kind or version than expected",
             Self::Keys => "its issuer or subject is not a key of the right kind",
-            Self::Signature => "its signature does not hold",
+            Self::Signature => "its signature is not valid",
         })
     }
 }
 
 impl std::error::Error for TokenError {}
 
-/// Something signed, and by whom. To check it takes a good part of a millisecond.
+/// Signed bytes, their signature and the signer's key. A check takes a good part of a millisecond.
 #[derive(Clone, PartialEq)]
 pub struct Signature {
     key: String,
@@ -467,7 +581,7 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// Whether the key has signed it.
+    /// Whether the signature was made by the key.
     pub fn holds(&self) -> bool {
         KeyPair::from_public_key(&self.key)
             .is_ok_and(|key| key.verify(&self.signed, &self.signature).is_ok())
@@ -481,28 +595,28 @@ impl fmt::Debug for Signature {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct JwtHeader {
     #[serde(default)]
     typ: String,
     #[serde(default)]
     alg: String,
 }
 
-impl Header {
+impl JwtHeader {
     fn is_known(&self) -> bool {
         let alg = self.alg.to_ascii_lowercase();
         self.typ.eq_ignore_ascii_case("JWT") && ALGORITHMS.contains(&alg.as_str())
     }
 }
 
-/// The parts of a token, still in base64.
-struct Parts<'a> {
+/// The three parts of a token, in base64.
+struct JwtParts<'a> {
     header: &'a str,
     body: &'a str,
     signature: &'a str,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> JwtParts<'a> {
     fn of(text: &'a str) -> Result<Self, TokenError> {
         if text.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::TooLong);
@@ -517,13 +631,23 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// Returns the token with these claims, signed by `key`; `None` if that is only a public key.
+pub fn encode(claims: &Value, key: &KeyPair) -> Option<String> {
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let header = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
+    let signed = format!("{}.{}", part(header), part(&claims.to_string()));
+    let signature = key.sign(signed.as_bytes()).ok()?;
+    Some(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}
+
 fn decoded(part: &str) -> Result<Vec<u8>, TokenError> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Form)
 }
 
-/// What a token says, whatever its kind, in the form of today; null if it is none.
+/// Returns the claims of a token of any kind, in the form of the current version; null if `text` is
+/// no token.
 pub fn document(text: &str) -> Value {
-    let body = Parts::of(text).and_then(|parts| decoded(parts.body)).unwrap_or_default();
+    let body = JwtParts::of(text).and_then(|parts| decoded(parts.body)).unwrap_or_default();
     let mut claims: Value = serde_json::from_slice(&body).unwrap_or_default();
     if upgrade::is_old(&claims) && upgrade::upgrade(&mut claims).is_none() {
         return Value::Null;
@@ -531,15 +655,16 @@ pub fn document(text: &str) -> Value {
     claims
 }
 
-/// Reads a token; its signature is still to be checked.
+/// Decodes a token; its signature is still to be checked.
 ///
 /// # Errors
 ///
-/// If it is no such token, or of another kind.
-pub fn decode<T: Body>(text: &str) -> Result<Token<T>, TokenError> {
-    let Parts { header, body, signature } = Parts::of(text)?;
+/// Fails if `text` is no token of the kind `T`.
+pub fn decode<T: Body>(text: &str) -> Result<Jwt<T>, TokenError> {
+    let JwtParts { header, body, signature } = JwtParts::of(text)?;
     let header_json = decoded(header)?;
-    let is_known = serde_json::from_slice::<Header>(&header_json).map(|header| header.is_known());
+    let is_known =
+        serde_json::from_slice::<JwtHeader>(&header_json).map(|header| header.is_known());
     if !is_known.map_err(|_| TokenError::Form)? {
         return Err(TokenError::Algorithm);
     }
@@ -565,20 +690,20 @@ pub fn decode<T: Body>(text: &str) -> Result<Token<T>, TokenError> {
         signed: signed.as_bytes().to_vec(),
         signature: decoded(signature)?,
     };
-    Ok(Token { claims, signature })
+    Ok(Jwt { claims, signature })
 }
 
-/// Reads a token whose signature holds.
+/// Decodes a token and checks its signature.
 ///
 /// # Errors
 ///
-/// As [`decode`], and if it does not.
+/// Fails as [`decode`] does, and if the signature does not hold.
 pub fn decode_signed<T: Body>(text: &str) -> Result<Claims<T>, TokenError> {
     let token = decode(text)?;
     if token.signature.holds() { Ok(token.claims) } else { Err(TokenError::Signature) }
 }
 
-/// Whether `ip` is in one of the networks; none are all.
+/// Whether `ip` is in one of the networks; an empty list contains all addresses.
 pub fn comes_from(networks: &[String], ip: &str) -> bool {
     let Ok(ip) = ip.parse::<IpAddr>() else { return networks.is_empty() };
     let contains = |network: &String| {
@@ -604,177 +729,8 @@ pub fn is_key(text: &str, kinds: &[char]) -> bool {
     text.starts_with(kinds) && nkeys::from_public_key(text).is_ok()
 }
 
-/// The token in a file that has it between lines of dashes, or alone.
+/// Returns the token in a file that has it between lines of dashes, or alone.
 pub fn undecorated(text: &str) -> &str {
     let mut lines = text.lines().map(str::trim);
     lines.find(|line| !line.is_empty() && !line.starts_with('-')).unwrap_or("")
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    fn signed(key: &KeyPair, header: &str, claims: &Value) -> String {
-        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-        let signed = format!("{}.{}", part(header), part(&claims.to_string()));
-        let signature = key.sign(signed.as_bytes()).expect("a key with a seed");
-        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-
-    const HEADER: &str = r#"{"typ":"JWT","alg":"ed25519-nkey"}"#;
-
-    fn user_claims(account: &KeyPair, user: &KeyPair) -> Value {
-        json!({"iss": account.public_key(), "sub": user.public_key(), "iat": 5, "exp": 10,
-            "name": "ann", "nats": {"type": "user", "version": 2, "subs": -1,
-            "pub": {"allow": ["a"]}, "resp": {"max": 3}}})
-    }
-
-    #[test]
-    fn what_a_token_says_is_read_and_its_signature_is_its_issuers() {
-        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-        let text = signed(&account, HEADER, &user_claims(&account, &user));
-        let claims: Claims<User> = decode_signed(&text).unwrap();
-        assert_eq!((claims.issuer, claims.name.as_str()), (account.public_key(), "ann"));
-        assert_eq!(claims.body.permissions.publish.allow, ["a"]);
-        assert_eq!(claims.body.permissions.responses, Some(Responses { max: 3, ttl: 0 }));
-        assert_eq!((claims.body.subs, claims.body.payload), (-1, 0));
-        let forged = signed(&KeyPair::new_account(), HEADER, &user_claims(&account, &user));
-        assert_eq!(decode_signed::<User>(&forged), Err(TokenError::Signature));
-    }
-
-    #[test]
-    fn a_token_holds_from_its_beginning_up_to_its_end() {
-        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-        let mut claims = user_claims(&account, &user);
-        claims["nbf"] = 7.into();
-        let claims = decode_signed::<User>(&signed(&account, HEADER, &claims)).unwrap();
-        let in_time: Vec<i64> = (0..20).filter(|now| claims.is_in_time(*now)).collect();
-        assert_eq!(in_time, [7, 8, 9]);
-    }
-
-    #[test]
-    fn no_other_algorithm_kind_version_or_key_is_taken() {
-        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-        let claims = user_claims(&account, &user);
-        for header in [
-            r#"{"typ":"JWT","alg":"none"}"#,
-            r#"{"alg":"HS256"}"#,
-            r#"{"alg":"ed25519-nkey"}"#,
-            r#"{"typ":"JWT","alg":"ed25519-x"}"#,
-        ] {
-            let text = signed(&account, header, &claims);
-            assert_eq!(decode::<User>(&text), Err(TokenError::Algorithm));
-        }
-        let text = signed(&account, HEADER, &claims);
-        assert_eq!(decode::<Account>(&text), Err(TokenError::Kind));
-        for (field, value) in [("type", json!("account")), ("version", json!(1))] {
-            let mut other = claims.clone();
-            other["nats"][field] = value;
-            assert_eq!(decode::<User>(&signed(&account, HEADER, &other)), Err(TokenError::Kind));
-        }
-        // A user that signs for itself, and an account that is meant as a user.
-        for (field, key) in [("iss", user.public_key()), ("sub", account.public_key())] {
-            let mut other = claims.clone();
-            other[field] = key.into();
-            assert_eq!(decode::<User>(&signed(&user, HEADER, &other)), Err(TokenError::Keys));
-        }
-    }
-
-    fn signed_as_of_old(key: &KeyPair, claims: &Value) -> String {
-        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-        let (header, body) = (part(r#"{"typ":"jwt","alg":"ed25519"}"#), part(&claims.to_string()));
-        let signature = key.sign(body.as_bytes()).expect("a key with a seed");
-        format!("{header}.{body}.{}", URL_SAFE_NO_PAD.encode(signature))
-    }
-
-    #[test]
-    fn a_user_of_version_1_has_no_limits_that_it_does_not_name() {
-        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-        let old = json!({"iss": account.public_key(), "sub": user.public_key(), "iat": 5,
-            "type": "user", "tags": ["a:b"], "issuer_account": "A",
-            "nats": {"payload": 7, "max": 9, "src": "10.0.0.0/8, 127.0.0.1/32",
-                "bearer_token": true, "allowed_connection_types": ["MQTT"]}});
-        let claims = decode_signed::<User>(&signed_as_of_old(&account, &old)).unwrap();
-        let body = claims.body;
-        assert_eq!((body.subs, body.data, body.payload), (-1, -1, 7));
-        assert_eq!((body.issuer_account.as_str(), &*body.tags), ("A", &["a:b".to_owned()][..]));
-        assert_eq!(body.src, ["10.0.0.0/8", "127.0.0.1/32"]);
-        assert!(body.bearer_token && body.allowed_connection_types.is_empty());
-    }
-
-    #[test]
-    fn a_signature_is_of_what_its_version_signs_and_of_nothing_else() {
-        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-        let mut old = json!({"iss": account.public_key(), "sub": user.public_key(),
-            "type": "user", "nats": {}});
-        // Signed as the other version would be.
-        let text = signed(&account, HEADER, &old);
-        assert_eq!(decode_signed::<User>(&text), Err(TokenError::Signature));
-        let text = signed_as_of_old(&account, &user_claims(&account, &user));
-        assert_eq!(decode_signed::<User>(&text), Err(TokenError::Signature));
-        // No kind, and none that is known.
-        for kind in ["", "x"] {
-            old["type"] = kind.into();
-            let text = signed_as_of_old(&account, &old);
-            assert_eq!(decode_signed::<User>(&text), Err(TokenError::Kind), "{kind}");
-        }
-    }
-
-    #[test]
-    fn a_revocation_is_for_what_was_made_up_to_then() {
-        let revocations = [("UA".to_owned(), 10), ("*".to_owned(), 3)].into();
-        let account = Account { revocations, ..Account::default() };
-        assert!(account.has_revoked("UA", 10) && !account.has_revoked("UA", 11));
-        assert!(account.has_revoked("UB", 3) && !account.has_revoked("UB", 4));
-    }
-
-    #[test]
-    fn a_token_is_found_between_its_lines_of_dashes() {
-        let file = "-----BEGIN NATS OPERATOR JWT-----\na.b.c\n------END NATS OPERATOR JWT------\n";
-        assert_eq!(
-            (undecorated(file), undecorated("a.b.c\n"), undecorated("")),
-            ("a.b.c", "a.b.c", "")
-        );
-    }
-
-    #[test]
-    fn an_address_is_in_a_network_by_its_first_bits() {
-        let networks = ["10.1.0.0/16".to_owned(), "2001:db8::/32".to_owned()];
-        for ip in ["10.1.2.3", "2001:db8::1"] {
-            assert!(comes_from(&networks, ip), "{ip}");
-        }
-        for ip in ["10.2.0.1", "2001:db9::1", "", "10.1"] {
-            assert!(!comes_from(&networks, ip), "{ip}");
-        }
-        assert!(comes_from(&["0.0.0.0/0".to_owned()], "1.2.3.4"));
-        assert!(!comes_from(&["10.0.0.0/33".to_owned(), "x".to_owned()], "10.0.0.0"));
-        assert!(comes_from(&[], "anything"));
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_it_panic(text in "\\PC*") {
-            let _ = decode::<User>(&text);
-        }
-
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
-        /// Whatever is changed in a token, it does not hold any more, or says the same.
-        #[test]
-        fn one_other_letter_anywhere_makes_a_token_worthless(at in 0_usize..2000, to in 0_u8..64) {
-            let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
-            let text = signed(&account, HEADER, &user_claims(&account, &user));
-            let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-            let mut bytes = text.clone().into_bytes();
-            let at = at % bytes.len();
-            bytes[at] = alphabet[usize::from(to)];
-            let changed = String::from_utf8(bytes).unwrap();
-            prop_assert!(changed == text || decode_signed::<User>(&changed).is_err());
-        }
-    }
 }

@@ -1,26 +1,26 @@
-//! Permissions as they are written: lists of subjects.
+//! Permissions as they are configured: lists of subjects.
 
 use crate::auth::jwt;
 use crate::subject::is_valid_filter;
 
-/// What a user may publish and subscribe to.
+/// Permissions to publish, subscribe and respond.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Permissions {
-    /// Subjects to publish to; no entry names a queue.
+    /// Subjects that the user may publish to; no entry names a queue.
     pub publish: SubjectList,
-    /// Subjects to subscribe to.
+    /// Subjects that the user may subscribe to.
     pub subscribe: SubjectList,
-    /// Leave to answer requests whose reply subject `publish` does not allow (none). With it,
-    /// an empty `publish.allow` is nothing instead of everything.
+    /// Permission to answer requests whose reply subject `publish` does not allow (none). With it,
+    /// an empty `publish.allow` means no subject instead of all.
     pub allow_responses: Option<Responses>,
 }
 
-/// Two lists of subjects; what is denied is denied even if it is allowed too.
+/// Subjects that are allowed and subjects that are denied; a denial wins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubjectList {
-    /// What is allowed; empty is everything.
+    /// Allowed subjects; empty: all.
     pub allow: Vec<SubjectEntry>,
-    /// What is not.
+    /// Denied subjects.
     pub deny: Vec<SubjectEntry>,
 }
 
@@ -29,16 +29,16 @@ pub struct SubjectList {
 pub struct SubjectEntry {
     /// The subject, with wildcards.
     pub subject: String,
-    /// The queue group that is meant, with wildcards (none: not about queue groups).
+    /// The queue group that the entry is about, with wildcards (none: not about queue groups).
     pub queue: Option<String>,
 }
 
-/// How often and how long a request may be answered.
+/// Limits on the answers to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Responses {
-    /// Messages to one reply subject (1); negative is without limit.
+    /// Messages to one reply subject (1); negative: no limit.
     pub max: i64,
-    /// Milliseconds from the request on (120 000); negative is without limit.
+    /// Milliseconds from the request on (120 000); negative: no limit.
     pub expires_ms: i64,
 }
 
@@ -49,8 +49,8 @@ impl Default for Responses {
 }
 
 impl Permissions {
-    /// The permissions of a token; `None` if a subject in them is not valid.
-    pub fn from_token(from: &jwt::Permissions) -> Option<Self> {
+    /// Converts the permissions of a token; `None` if one of their subjects is not valid.
+    pub fn from_token(from: &jwt::PermissionsClaim) -> Option<Self> {
         let entry = |text: &String| {
             let mut words = text.split_ascii_whitespace();
             match (words.next(), words.next(), words.next()) {
@@ -64,7 +64,7 @@ impl Permissions {
             }
         };
         let entries = |texts: &[String]| texts.iter().map(entry).collect::<Option<Vec<_>>>();
-        let list = |list: &jwt::SubjectList| {
+        let list = |list: &jwt::SubjectsClaim| {
             Some(SubjectList { allow: entries(&list.allow)?, deny: entries(&list.deny)? })
         };
         let defaults = Responses::default();

@@ -23,17 +23,17 @@ impl Secret {
         self.0.as_bytes().ct_eq(given.as_bytes()).into()
     }
 
-    /// The text itself, for the server that asks for it.
+    /// The text in clear, for logging in to another server.
     pub(crate) fn revealed(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is nothing to know: the user is known by other means.
+    /// Whether the secret is empty: the user is known by other means.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether this is a hash, and checking it therefore slow.
+    /// Whether the secret is a hash, so that a check is slow.
     pub fn is_bcrypt(&self) -> bool {
         let bytes = self.0.as_bytes();
         bytes.len() > 7

@@ -1,14 +1,14 @@
 //! Members of a cluster as one server sees them: addresses to dial, routes to keep, news to
 //! spread.
 //!
-//! Pure: notices of the shards, outcomes of dialling and the time come in; [`Step`]s come out.
+//! Pure: notices of the shards, outcomes of dialling and the time come in; [`RouteStep`]s come out.
 //! Times are nanoseconds since the start of the process.
 //!
-//! A peer that has said its name waits (`Conn::claim` in the engine) until it is registered or
+//! A peer that has named itself waits (`Conn::claim` in the engine) until it is registered or
 //! closed. Of two routes between two shardcast servers the one dialled by the server with the
 //! smaller id stays; it takes over only when the interest of the other is gone. With a nats-server
-//! the first route stays once the peer has answered on it, because the peer may have kept the
-//! other one.
+//! the first route stays once the peer has answered on it, because the peer may have kept the other
+//! one.
 //!
 //! Between two members there is a pool of routes (`pool`). INFO of the dialling side says which
 //! part a route is for. The next route is dialled when the peer has answered a PING on this one;
@@ -17,6 +17,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod gateways;
+mod leaf_remotes;
+mod leaf_url;
 pub mod names;
 mod pool;
 mod remembered;
@@ -24,148 +27,152 @@ mod route_url;
 #[cfg(test)]
 mod tests;
 mod urls;
+mod version;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::auth::Secret;
 use crate::proto::route::RouteInfo;
-pub use pool::{POOL_SIZE_MAX, Part, Pooling};
+pub use leaf_remotes::{LeafPause, LeafPlan, LeafRemotes, LeafStep, LeafTarget};
+pub use leaf_url::{LEAF_PORT, LeafScheme, LeafUrl};
+pub use pool::{POOL_SIZE_MAX, PoolPart, Pooling};
 pub use route_url::{PORT, RouteUrl};
 pub use urls::ClientUrls;
+pub use version::Version;
 
-/// A configured route that is down is dialled again after so many nanoseconds, …
+/// Nanoseconds after which a configured route that is down is dialled again.
 const REDIAL_NS: u64 = 1_000_000_000;
-/// … and up to so many more, so that not all do at once.
+/// Nanoseconds of random delay that a redial may have besides, so that servers do not dial at once.
 const REDIAL_JITTER_NS: u64 = 100_000_000;
-/// With back-off, the longest time between two attempts.
+/// Nanoseconds between two attempts with back-off, at most.
 const REDIAL_NS_MAX: u64 = 30_000_000_000;
 
-/// A connection of a pool that the peer should make is waited for so many nanoseconds.
+/// Nanoseconds for which this server waits for the peer to make a missing connection of a pool.
 const POOL_PATIENCE_NS: u64 = 3_000_000_000;
 
-/// A newcomer is spoken of once more after so many nanoseconds.
+/// Nanoseconds after which a newcomer is announced once more.
 const RETELL_NS: u64 = 1_000_000_000;
 
-/// A second connection for the same waits at most so many nanoseconds until the first is known to
-/// be the one that the peer has taken, too.
+/// Nanoseconds for which a second connection for the same part waits at most, until the first is
+/// known to be the one that the peer has taken, too.
 const DOUBT_NS: u64 = 1_000_000_000;
 
-/// Clients are told where else they may connect at most once in so many nanoseconds, however often
-/// peers change their minds.
+/// Nanoseconds between two announcements of other servers' addresses to clients, at least, however
+/// often peers change them.
 const URLS_NS: u64 = 100_000_000;
 
-/// Handshakes that end too early one after the other until a dialled server counts as failed.
+/// Handshakes in a row that end too early before a dialled server counts as failed.
 const BROKEN_MAX: u32 = 8;
 
-/// What every member has to know of this server.
+/// Settings of this server that concern other members.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// The own id.
+    /// The id of this server.
     pub id: String,
-    /// Routes that are configured.
+    /// Addresses of the configured routes.
     pub routes: Vec<RouteUrl>,
-    /// The credentials for servers that others spoke of.
+    /// The credentials for servers learnt by gossip.
     pub login: Option<(String, Secret)>,
-    /// How often more than once such a server is dialled.
+    /// Attempts to dial a server learnt by gossip, after the first one.
     pub connect_retries: u32,
-    /// Wait longer after each attempt.
+    /// Whether the time between attempts grows.
     pub connect_backoff: bool,
-    /// Clients are told nothing of other servers.
+    /// Whether clients are told no addresses of other servers.
     pub no_advertise: bool,
     /// Assignment of accounts to the connections to a member.
     pub pooling: Pooling,
 }
 
-/// What is to be done.
+/// A task for the caller.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// Connect to a server, and say what came of it: [`Members::on_dialed`].
+pub enum RouteStep {
+    /// A server to dial; the result goes to [`Members::on_dialed`].
     Dial {
-        /// Names the attempt's target.
+        /// The number of the attempt's target.
         target: u64,
-        /// Where.
+        /// The address to dial.
         url: RouteUrl,
-        /// How often this was tried before without success.
+        /// Earlier attempts without success.
         attempt: u32,
     },
-    /// The route's peer may stay, for this part of what there is to tell.
-    Register(u64, Part),
-    /// The route is not needed.
+    /// A route whose peer is accepted, for this part of the accounts.
+    Register(u64, PoolPart),
+    /// A route to close, because it is not needed.
     Close(u64),
-    /// Ask the route's peer, which has to answer, now: [`Members::on_confirmed`].
+    /// A route whose peer has to answer a request now: [`Members::on_confirmed`].
     Ask(u64),
-    /// The route's server is configured no more.
+    /// A route whose server is no longer configured.
     Remove(u64),
-    /// What the route's peer has said is heard; it may say more.
+    /// A route whose last INFO is handled, so that the next may be read.
     HearOn(u64),
-    /// Tell the route's peer of another server.
+    /// A route on which to announce another server.
     Gossip(u64, Box<RouteInfo>),
-    /// Clients may also connect there.
+    /// Addresses of other servers to which clients may connect.
     Urls(ClientUrls),
 }
 
-/// Somebody to dial.
+/// A server to dial.
 #[derive(Debug)]
 struct Target {
     url: RouteUrl,
-    kind: Kind,
-    state: State,
-    /// Attempts without success since it was last connected.
+    kind: TargetKind,
+    state: TargetState,
+    /// Attempts without success since the last connection.
     attempts: u32,
-    /// Routes since then that ended before the peer could stay.
+    /// Routes since the last registered one that ended before the peer was registered.
     broken: u32,
-    /// Who is there, as far as that is known.
+    /// The id of the server, if it is known.
     server_id: Option<String>,
-    /// What gossip said about passing it on.
+    /// The mode of passing on that gossip gave for the server.
     gossip_mode: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// It is configured, and dialled for ever.
+enum TargetKind {
+    /// A configured server, which is dialled for ever.
     Configured,
-    /// Others have spoken of it.
+    /// A server learnt by gossip.
     Gossiped,
-    /// A member to which connections are missing; there is one such target for each. They are
-    /// made one after the other, each when the peer has taken the one before.
+    /// A member to which connections are missing; there is one such target for each. They are made
+    /// one after the other, each when the peer has taken the one before.
     Pool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum TargetState {
     Waiting {
         until: u64,
     },
     Dialing,
-    /// A route has come of it.
+    /// A target with a route of its own.
     Linked,
-    /// Its server is connected by another route.
+    /// A target whose server is connected by another route.
     Covered,
-    /// It is this server.
+    /// A target that turned out to be this server.
     GivenUp,
 }
 
-/// A route, from when its socket is connected.
+/// A route, from the moment its socket is connected.
 #[derive(Debug)]
-struct Link {
-    /// What it came of; none if it was accepted.
+struct RouteEntry {
+    /// The target from which the route was dialled; `None` if it was accepted.
     target: Option<u64>,
     is_dialed: bool,
     peer: Option<RouteInfo>,
-    /// What it is for, as soon as the peer is known.
-    part: Part,
+    /// The part of the accounts that the route carries, once the peer is known.
+    part: PoolPart,
     is_registered: bool,
-    /// The peer has taken it, too.
+    /// Whether the peer has taken the route, too.
     is_confirmed: bool,
-    /// There is another one for the same: what becomes of that is known by then.
+    /// The time by which the fate of another route for the same part is known.
     in_doubt_until: Option<u64>,
-    /// It is configured no more, and not to come back by itself.
+    /// Whether the route is no longer configured, so that it is not redialled when it ends.
     is_unwanted: bool,
 }
 
-impl Link {
+impl RouteEntry {
     fn new(target: Option<u64>) -> Self {
-        let (is_dialed, part) = (target.is_some(), Part::All);
+        let (is_dialed, part) = (target.is_some(), PoolPart::All);
         let (peer, in_doubt_until) = (None, None);
         let (is_registered, is_confirmed, is_unwanted) = (false, false, false);
         Self {
@@ -191,23 +198,24 @@ pub struct Members {
     plan: Plan,
     targets: BTreeMap<u64, Target>,
     next_target: u64,
-    links: BTreeMap<u64, Link>,
-    /// Servers whose route is new, and when they and the others are told of each other once more.
-    /// What is said at once may go with a route that ends, and whom gossip leads to passes on
-    /// nobody: two that come at the same time may each believe that the other was spoken of.
+    links: BTreeMap<u64, RouteEntry>,
+    /// Servers with a new route, each with the time at which it and the others are told of each
+    /// other once more. The first announcement may go with a route that ends, and a server found by
+    /// gossip is not passed on: two that come at the same time may each believe that the other was
+    /// announced.
     newcomers: BTreeMap<String, u64>,
-    steps: VecDeque<Step>,
+    steps: VecDeque<RouteStep>,
     urls: ClientUrls,
-    /// Others may be told from then on, …
+    /// The time from which addresses may be announced to clients again.
     urls_from: u64,
-    /// … and there are others to tell.
+    /// Whether changed addresses wait for that time.
     urls_wait: bool,
     now: u64,
     rng: fastrand::Rng,
 }
 
 impl Members {
-    /// Nobody is connected yet; all configured routes are to be dialled.
+    /// Members without connections; all configured routes are to be dialled.
     pub fn new(plan: Plan, seed: u64) -> Self {
         let mut members = Self {
             targets: BTreeMap::new(),
@@ -223,12 +231,12 @@ impl Members {
             plan,
         };
         for url in members.plan.routes.clone() {
-            members.add_target(url, Kind::Configured, None, 0);
+            members.add_target(url, TargetKind::Configured, None, 0);
         }
         members
     }
 
-    /// The time of everything that comes from now on. Targets whose time has come are dialled.
+    /// Sets the time of all later events. Targets whose time has come are dialled.
     pub fn set_now(&mut self, now: u64) {
         self.now = self.now.max(now);
         self.drop_complete_pools();
@@ -238,18 +246,18 @@ impl Members {
         }
         self.end_doubts(|link, now| link.in_doubt_until.is_some_and(|until| until <= now));
         for (number, target) in &mut self.targets {
-            if matches!(target.state, State::Waiting { until } if until <= self.now) {
-                target.state = State::Dialing;
+            if matches!(target.state, TargetState::Waiting { until } if until <= self.now) {
+                target.state = TargetState::Dialing;
                 let (url, attempt) = (target.url.clone(), target.attempts);
-                self.steps.push_back(Step::Dial { target: *number, url, attempt });
+                self.steps.push_back(RouteStep::Dial { target: *number, url, attempt });
             }
         }
     }
 
-    /// When [`Members::set_now`] is needed next.
+    /// Returns the time at which [`Members::set_now`] is needed next.
     pub fn next_deadline(&self) -> Option<u64> {
         let due = |target: &Target| match target.state {
-            State::Waiting { until } => Some(until),
+            TargetState::Waiting { until } => Some(until),
             _ => None,
         };
         let dials = self.targets.values().filter_map(due);
@@ -258,12 +266,12 @@ impl Members {
         dials.chain(self.newcomers.values().copied()).chain(doubts).chain(urls).min()
     }
 
-    /// The next step to take; `None` when there are no more.
-    pub fn next_step(&mut self) -> Option<Step> {
+    /// Returns the next step to take; `None` when there are no more.
+    pub fn next_step(&mut self) -> Option<RouteStep> {
         self.steps.pop_front()
     }
 
-    /// Servers with a registered route, each counted once.
+    /// Returns the number of servers with a registered route.
     pub fn remotes(&self) -> usize {
         let mut ids: Vec<&str> = self.registered().map(|(_, link)| link.id()).collect();
         ids.sort_unstable();
@@ -271,47 +279,50 @@ impl Members {
         ids.len()
     }
 
-    /// Another plan counts from now on. Routes that were configured and are no more end, and new
-    /// ones are dialled.
+    /// Replaces the plan. Routes that are no longer configured end, and new ones are dialled.
     pub fn reload(&mut self, plan: Plan) {
-        let is_gone =
-            |target: &Target| target.kind == Kind::Configured && !plan.routes.contains(&target.url);
+        let is_gone = |target: &Target| {
+            target.kind == TargetKind::Configured && !plan.routes.contains(&target.url)
+        };
         let gone: Vec<u64> =
             self.targets.iter().filter(|(_, t)| is_gone(t)).map(|(number, _)| *number).collect();
         for number in gone {
             let Some(target) = self.targets.remove(&number) else { continue };
             let server_id = target.server_id.clone();
-            let same =
-                |target: &Target| target.kind == Kind::Configured && target.server_id == server_id;
+            let same = |target: &Target| {
+                target.kind == TargetKind::Configured && target.server_id == server_id
+            };
             let is_last = server_id.is_some() && !self.targets.values().any(same);
-            let is_its = |link: &Link| {
+            let is_its = |link: &RouteEntry| {
                 let is_pooled =
                     link.is_dialed && is_last && Some(link.id()) == server_id.as_deref();
                 link.target == Some(number) || is_pooled
             };
             for (rid, link) in self.links.iter_mut().filter(|(_, link)| is_its(link)) {
-                // One of a pool leaves it: what else is missing is made without it.
+                // A route of a pool leaves it: the pool makes the other missing routes without it.
                 let target = link.target.and_then(|target| self.targets.get_mut(&target));
                 if let Some(pool) = target {
-                    pool.state = State::Waiting { until: self.now + REDIAL_NS };
+                    pool.state = TargetState::Waiting { until: self.now + REDIAL_NS };
                 }
                 (link.target, link.is_unwanted) = (None, true);
-                self.steps.push_back(Step::Remove(*rid));
+                self.steps.push_back(RouteStep::Remove(*rid));
             }
             let is_lost = server_id.is_some_and(|id| !self.is_connected(&id));
-            if is_last && is_lost && matches!(target.state, State::Waiting { .. }) {
-                // It is dialled like any member whose route is lost and that is not configured.
-                let target = Target { kind: Kind::Gossiped, attempts: 0, broken: 0, ..target };
+            if is_last && is_lost && matches!(target.state, TargetState::Waiting { .. }) {
+                // The server is dialled like any member whose route is lost and that is not
+                // configured.
+                let target =
+                    Target { kind: TargetKind::Gossiped, attempts: 0, broken: 0, ..target };
                 self.targets.insert(number, target);
             }
         }
         let old = std::mem::replace(&mut self.plan, plan);
         for url in self.plan.routes.clone() {
             if !old.routes.contains(&url) {
-                self.add_target(url, Kind::Configured, None, 0);
+                self.add_target(url, TargetKind::Configured, None, 0);
             }
         }
-        // What was configured counts at once.
+        // The new configuration counts at once.
         self.urls_from = self.now;
         self.review_urls();
     }
@@ -321,15 +332,15 @@ impl Members {
         let Some(entry) = self.targets.get_mut(&target) else {
             // It was dialled, and is configured no more.
             if let Some(rid) = rid {
-                self.links.insert(rid, Link { is_unwanted: true, ..Link::new(None) });
-                self.steps.push_back(Step::Remove(rid));
+                self.links.insert(rid, RouteEntry { is_unwanted: true, ..RouteEntry::new(None) });
+                self.steps.push_back(RouteStep::Remove(rid));
             }
             return;
         };
         match rid {
             Some(rid) => {
-                entry.state = State::Linked;
-                self.links.insert(rid, Link::new(Some(target)));
+                entry.state = TargetState::Linked;
+                self.links.insert(rid, RouteEntry::new(Some(target)));
             }
             None => {
                 entry.attempts = entry.attempts.saturating_add(1);
@@ -338,21 +349,23 @@ impl Members {
         }
     }
 
-    /// Another server has dialled.
+    /// Takes a route that another server has dialled.
     pub fn on_accepted(&mut self, rid: u64) {
-        self.links.insert(rid, Link::new(None));
+        self.links.insert(rid, RouteEntry::new(None));
     }
 
-    /// Routes, registered or not.
+    /// Returns the number of routes, registered or not.
     pub fn links(&self) -> usize {
         self.links.len()
     }
 
-    /// A peer, at the address `ip`, has said who it is: it may stay, or not.
+    /// Takes the INFO of a peer at the address `ip`; its route is registered, closed or left
+    /// waiting.
     ///
-    /// Of two routes for the same the first one stays, once it is known that the peer has taken it:
-    /// where both have dialled, a peer that decides by itself may want the other one, and closes
-    /// this one then. Two of our own keep what the one with the smaller id has dialled.
+    /// Of two routes for the same part the first one stays, once it is known that the peer has
+    /// taken it: where both have dialled, a peer that decides by itself may want the other one, and
+    /// closes this one then. Two shardcast servers keep the route that the one with the smaller id
+    /// has dialled.
     pub fn on_greeted(&mut self, rid: u64, mut info: RouteInfo, ip: &str) {
         let id = info.server_id.clone();
         if info.ip.is_empty() {
@@ -375,15 +388,15 @@ impl Members {
             target.server_id = Some(id.clone());
         }
         // If nothing is missing the peer does not even know of this one: nothing was said yet.
-        let Some(part) = part else { return self.steps.push_back(Step::Close(rid)) };
+        let Some(part) = part else { return self.steps.push_back(RouteStep::Close(rid)) };
         link.part = part;
         match other {
             Some((other, other_is_dialed)) if is_shardcast => {
                 if other_is_dialed && id < self.plan.id {
                     // It takes the other's place when that one's interest is gone.
-                    self.steps.push_back(Step::Close(other));
+                    self.steps.push_back(RouteStep::Close(other));
                 } else {
-                    self.steps.push_back(Step::Close(rid));
+                    self.steps.push_back(RouteStep::Close(rid));
                 }
             }
             Some((other, _)) => self.doubt(rid, other),
@@ -394,28 +407,29 @@ impl Members {
         }
     }
 
-    /// A second route for the same as `other` waits until the peer is known to have taken that.
+    /// Lets a second route for the same part as `other` wait until the peer is known to have taken
+    /// `other`.
     fn doubt(&mut self, rid: u64, other: u64) {
         if self.links.get(&other).is_some_and(|other| other.is_confirmed) {
-            return self.steps.push_back(Step::Close(rid));
+            return self.steps.push_back(RouteStep::Close(rid));
         }
         if let Some(link) = self.links.get_mut(&rid) {
             link.in_doubt_until = Some(self.now + DOUBT_NS);
-            self.steps.push_back(Step::Ask(other));
+            self.steps.push_back(RouteStep::Ask(other));
         }
     }
 
-    /// Closes the second routes of which that is so.
-    fn end_doubts(&mut self, is_over: impl Fn(&Link, u64) -> bool) {
+    /// Closes the waiting second routes for which `is_over` is true.
+    fn end_doubts(&mut self, is_over: impl Fn(&RouteEntry, u64) -> bool) {
         for (rid, link) in &mut self.links {
             if link.in_doubt_until.is_some() && is_over(link, self.now) {
                 link.in_doubt_until = None;
-                self.steps.push_back(Step::Close(*rid));
+                self.steps.push_back(RouteStep::Close(*rid));
             }
         }
     }
 
-    /// The peer has taken a route as well.
+    /// Takes the news that the peer has taken a route as well.
     pub fn on_confirmed(&mut self, rid: u64) {
         let Some(link) = self.links.get_mut(&rid) else { return };
         link.is_confirmed = true;
@@ -423,63 +437,66 @@ impl Members {
         self.end_doubts(|link, _| link.id() == id && link.part == part);
         let Some(link) = self.links.get_mut(&rid).filter(|link| link.is_dialed) else { return };
         let target = link.target.and_then(|target| self.targets.get_mut(&target));
-        if let Some(target) = target.filter(|target| target.kind == Kind::Pool) {
+        if let Some(target) = target.filter(|target| target.kind == TargetKind::Pool) {
             link.target = None;
-            (target.attempts, target.state) = (0, State::Waiting { until: self.now });
+            (target.attempts, target.state) = (0, TargetState::Waiting { until: self.now });
         }
         self.fill(&id, 0);
         self.drop_complete_pools();
     }
 
-    /// What who has dialled says that the connection is for.
-    fn wanted_part(&self, info: &RouteInfo) -> Part {
+    /// Returns the part of the accounts that the dialling server wants the connection for.
+    fn wanted_part(&self, info: &RouteInfo) -> PoolPart {
         match u16::try_from(info.route_pool_idx) {
             _ if !info.route_account.is_empty() => {
-                Part::Account(info.route_account.as_str().into())
+                PoolPart::Account(info.route_account.as_str().into())
             }
-            Ok(index) if self.plan.pooling.size_with(info.route_pool_size) > 0 => Part::Pool(index),
-            _ => Part::All,
+            Ok(index) if self.plan.pooling.size_with(info.route_pool_size) > 0 => {
+                PoolPart::Pool(index)
+            }
+            _ => PoolPart::All,
         }
     }
 
-    /// The next connection that is missing to a server with a pool of this size. Who was refused
-    /// the last one tries another first.
-    fn missing(&self, id: &str, pool_size: i32) -> Option<Part> {
+    /// Returns the next missing connection to a server with a pool of this size. A server that was
+    /// refused the last one tries another first.
+    fn missing(&self, id: &str, pool_size: i32) -> Option<PoolPart> {
         let parts = self.plan.pooling.parts_with(pool_size);
         let mut missing = parts.into_iter().filter(|part| self.find_registered(id, part).is_none());
         let tried = self.pool_of(id).map_or(0, |(_, target)| target.attempts as usize);
         let first = missing.next()?;
-        let rest: Vec<Part> = std::iter::once(first).chain(missing).collect();
+        let rest: Vec<PoolPart> = std::iter::once(first).chain(missing).collect();
         rest.get(tried % rest.len()).cloned()
     }
 
-    fn find_registered(&self, id: &str, part: &Part) -> Option<(u64, &Link)> {
+    fn find_registered(&self, id: &str, part: &PoolPart) -> Option<(u64, &RouteEntry)> {
         self.registered().find(|(_, link)| link.id() == id && link.part == *part)
     }
 
     fn pool_of(&self, id: &str) -> Option<(u64, &Target)> {
-        let is_it =
-            |target: &Target| target.kind == Kind::Pool && target.server_id.as_deref() == Some(id);
+        let is_it = |target: &Target| {
+            target.kind == TargetKind::Pool && target.server_id.as_deref() == Some(id)
+        };
         self.targets.iter().find(|(_, target)| is_it(target)).map(|(number, t)| (*number, t))
     }
 
-    /// Makes the connections to a member that are missing, after `delay_ns`.
+    /// Makes the missing connections to a member, after `delay_ns`.
     fn fill(&mut self, id: &str, delay_ns: u64) {
         let Some(url) = self.where_missing(id) else { return };
         let pool = self.pool_of(id).map(|(number, _)| number);
         let number = match pool {
             Some(number) => number,
-            None => self.add_target(url, Kind::Pool, Some(id.to_owned()), 0),
+            None => self.add_target(url, TargetKind::Pool, Some(id.to_owned()), 0),
         };
         let until = self.now + delay_ns;
-        if let Some(Target { state: State::Waiting { until: old }, .. }) =
+        if let Some(Target { state: TargetState::Waiting { until: old }, .. }) =
             self.targets.get_mut(&number)
         {
             *old = if pool.is_some() { until.min(*old) } else { until };
         }
     }
 
-    /// Where a member is reached, if connections to it are missing.
+    /// Returns the address of a member to which connections are missing.
     fn where_missing(&self, id: &str) -> Option<RouteUrl> {
         let links = || self.registered().map(|(_, link)| link).filter(|link| link.id() == id);
         let peer = links().next()?.peer.as_ref()?;
@@ -489,10 +506,10 @@ impl Members {
         known.map(|target| target.url.clone()).or_else(|| self.url_of(peer))
     }
 
-    /// Forgets members to which no connection is missing any more, or none is there.
+    /// Removes the pool targets of members to which no connection is missing, or which are gone.
     fn drop_complete_pools(&mut self) {
         let waits = |target: &Target| {
-            target.kind == Kind::Pool && matches!(target.state, State::Waiting { .. })
+            target.kind == TargetKind::Pool && matches!(target.state, TargetState::Waiting { .. })
         };
         let waiting = self.targets.iter().filter(|(_, target)| waits(target));
         let is_complete = |target: &Target| {
@@ -507,10 +524,10 @@ impl Members {
         }
     }
 
-    /// A peer has said something more.
+    /// Takes a later INFO of a peer.
     pub fn on_heard(&mut self, rid: u64, info: RouteInfo) {
         self.hear(rid, info);
-        self.steps.push_back(Step::HearOn(rid));
+        self.steps.push_back(RouteStep::HearOn(rid));
     }
 
     fn hear(&mut self, rid: u64, mut info: RouteInfo) {
@@ -520,6 +537,7 @@ impl Members {
             && peer.server_id == info.server_id
         {
             (peer.connect_urls, peer.ws_connect_urls) = (info.connect_urls, info.ws_connect_urls);
+            peer.leafnode_urls = info.leafnode_urls;
             peer.ldm = info.ldm;
             self.review_urls();
             return;
@@ -535,7 +553,7 @@ impl Members {
         }
     }
 
-    /// A route is at its end; `is_self` if it led to this server itself.
+    /// Takes the end of a route; `is_self` if it led to this server itself.
     pub fn on_ended(&mut self, rid: u64, is_self: bool) {
         let Some(link) = self.links.remove(&rid) else { return };
         let peer = link.peer.unwrap_or_default();
@@ -545,12 +563,12 @@ impl Members {
             && let Some(target) = self.targets.get_mut(&number)
         {
             if is_self {
-                target.state = State::GivenUp;
-            } else if target.kind == Kind::Pool {
+                target.state = TargetState::GivenUp;
+            } else if target.kind == TargetKind::Pool {
                 target.attempts = target.attempts.saturating_add(1);
                 self.retry(number);
             } else if is_connected {
-                target.state = State::Covered;
+                target.state = TargetState::Covered;
             } else {
                 // One that answers is not given up at once: only it may know of this server.
                 target.broken = if link.is_registered { 0 } else { target.broken + 1 };
@@ -561,7 +579,7 @@ impl Members {
         if id.is_empty() {
             return;
         }
-        let waits = |other: &&Link| other.id() == id && other.part == link.part;
+        let waits = |other: &&RouteEntry| other.id() == id && other.part == link.part;
         if self.find_registered(id, &link.part).is_none()
             && let Some((&next, _)) = self.links.iter().find(|(_, other)| waits(other))
         {
@@ -580,7 +598,7 @@ impl Members {
             {
                 return; // It was tried in vain, and is tried again later.
             }
-            // Who has dialled dials again; if it does not, the other does.
+            // The server that dialled dials again; if it does not, the other does.
             let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
             let delay_ns = if link.is_dialed { REDIAL_NS } else { POOL_PATIENCE_NS };
             return self.fill(id, delay_ns + jitter);
@@ -591,11 +609,11 @@ impl Members {
         }
         self.newcomers.remove(id);
         let covered = |target: &&mut Target| {
-            target.server_id.as_deref() == Some(id) && target.state == State::Covered
+            target.server_id.as_deref() == Some(id) && target.state == TargetState::Covered
         };
         for target in self.targets.values_mut().filter(covered) {
             let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
-            target.state = State::Waiting { until: self.now + REDIAL_NS + jitter };
+            target.state = TargetState::Waiting { until: self.now + REDIAL_NS + jitter };
         }
         let is_dialed = |target: &Target| target.server_id.as_deref() == Some(id);
         if !link.is_unwanted && !self.targets.values().any(is_dialed) {
@@ -604,15 +622,15 @@ impl Members {
         self.review_urls();
     }
 
-    /// The cluster has another name, which came over the route `by` or out of the configuration:
-    /// other routes begin anew.
+    /// Takes a change of the cluster's name, which came over the route `by` or from the
+    /// configuration: other routes begin anew.
     pub fn on_named(&mut self, by: Option<u64>) {
         let others: Vec<u64> = self.registered().map(|(rid, _)| rid).collect();
         let others = others.into_iter().filter(|rid| Some(*rid) != by);
-        self.steps.extend(others.map(Step::Close));
+        self.steps.extend(others.map(RouteStep::Close));
     }
 
-    fn registered(&self) -> impl Iterator<Item = (u64, &Link)> {
+    fn registered(&self) -> impl Iterator<Item = (u64, &RouteEntry)> {
         let registered = self.links.iter().filter(|(_, link)| link.is_registered);
         registered.map(|(rid, link)| (*rid, link))
     }
@@ -621,10 +639,10 @@ impl Members {
         !id.is_empty() && self.registered().any(|(_, link)| link.id() == id)
     }
 
-    /// Whether the configuration names a server, whichever connections to it came of that.
+    /// Whether the configuration names a server, whatever its connections.
     fn is_configured(&self, id: &str) -> bool {
         let its = |target: &&Target| target.server_id.as_deref() == Some(id);
-        self.targets.values().filter(its).any(|target| target.kind == Kind::Configured)
+        self.targets.values().filter(its).any(|target| target.kind == TargetKind::Configured)
     }
 
     fn register(&mut self, rid: u64) {
@@ -633,21 +651,21 @@ impl Members {
         let target = link.target;
         let Some(newcomer) = link.peer.clone() else { return };
         let part = link.part.clone();
-        self.steps.push_back(Step::Register(rid, part.clone()));
+        self.steps.push_back(RouteStep::Register(rid, part.clone()));
         let number = target;
         let target = number.and_then(|number| self.targets.get_mut(&number));
         let (solicited, is_explicit, heard_mode) = match target {
-            Some(target) if target.kind == Kind::Pool => (true, false, target.gossip_mode),
+            Some(target) if target.kind == TargetKind::Pool => (true, false, target.gossip_mode),
             Some(target) => {
                 (target.attempts, target.broken) = (0, 0);
-                (true, target.kind == Kind::Configured, target.gossip_mode)
+                (true, target.kind == TargetKind::Configured, target.gossip_mode)
             }
             None => (false, false, 0),
         };
         let id = newcomer.server_id.clone();
-        let same = |link: &Link| link.id() == id && link.part.announced() == part.announced();
+        let same = |link: &RouteEntry| link.id() == id && link.part.announced() == part.announced();
         let is_first = self.registered().filter(|(_, link)| same(link)).count() == 1;
-        // Who was spoken of is passed on only where that was asked for.
+        // A server found by gossip is passed on only where the gossip asked for that.
         let is_passed_on = !(solicited && !is_explicit && heard_mode != 2);
         if is_first {
             self.newcomers.insert(id, self.now + RETELL_NS);
@@ -658,9 +676,15 @@ impl Members {
         self.review_urls();
     }
 
-    /// Tells every other peer of a newcomer, once; and once more of each account for which it has a
-    /// connection of its own.
-    fn spread(&mut self, newcomer: &RouteInfo, part: &Part, solicited: bool, is_explicit: bool) {
+    /// Announces a newcomer to every other peer once, and once more for each account for which it
+    /// has a connection of its own.
+    fn spread(
+        &mut self,
+        newcomer: &RouteInfo,
+        part: &PoolPart,
+        solicited: bool,
+        is_explicit: bool,
+    ) {
         let mut told: Vec<String> = vec![newcomer.server_id.clone()];
         let mut steps = Vec::new();
         for (rid, link) in self.registered() {
@@ -668,7 +692,7 @@ impl Members {
                 continue;
             }
             told.push(link.id().to_owned());
-            if part.announced().is_some() && link.part == Part::All {
+            if part.announced().is_some() && link.part == PoolPart::All {
                 continue;
             }
             let to_explicit = self.is_configured(link.id());
@@ -677,13 +701,13 @@ impl Members {
                 () if !solicited => 1,
                 () => 0,
             };
-            steps.push(Step::Gossip(rid, Box::new(spoken_of(newcomer, part, gossip_mode))));
+            steps.push(RouteStep::Gossip(rid, Box::new(spoken_of(newcomer, part, gossip_mode))));
         }
         self.steps.extend(steps);
     }
 
-    /// Tells newcomers and all others of each other, when it is time to. Who knows already does
-    /// nothing; who did not passes it on.
+    /// Announces newcomers and all other members to each other, when it is time to. A member that
+    /// knows the other does nothing; one that does not passes it on.
     fn retell(&mut self) {
         let now = self.now;
         let due = self.newcomers.iter().filter(|(_, due)| **due <= now).map(|(id, _)| id.clone());
@@ -698,11 +722,11 @@ impl Members {
             for (_, link) in self.registered().filter(|(_, link)| link.id() != to.id()) {
                 let Some(peer) = link.peer.as_ref().filter(|peer| !peer.ldm) else { continue };
                 let is_new = due.contains(to.id()) || due.contains(link.id());
-                // Of a connection for an account hears who has one as well.
-                let is_meant = link.part.announced().is_none() || to.part != Part::All;
+                // A connection for an account is announced to peers that have one as well.
+                let is_meant = link.part.announced().is_none() || to.part != PoolPart::All;
                 if is_new && is_meant && told.insert((to.id(), link.id(), link.part.announced())) {
                     let info = spoken_of(peer, &link.part, 2);
-                    steps.push(Step::Gossip(rid, Box::new(info)));
+                    steps.push(RouteStep::Gossip(rid, Box::new(info)));
                 }
             }
         }
@@ -710,36 +734,30 @@ impl Members {
     }
 
     fn review_urls(&mut self) {
+        let clients = || self.staying().filter(|_| !self.plan.no_advertise);
+        // Whether leaf nodes are told of a member is for that member to say.
         let urls = ClientUrls {
-            tcp: self.urls_of_peers(self.urls.tcp.is_some(), |peer| &peer.connect_urls),
-            websocket: self
-                .urls_of_peers(self.urls.websocket.is_some(), |peer| &peer.ws_connect_urls),
+            tcp: urls_of(self.urls.tcp.is_some(), clients(), |peer| &peer.connect_urls),
+            websocket: urls_of(self.urls.websocket.is_some(), clients(), |peer| {
+                &peer.ws_connect_urls
+            }),
+            leaf: urls_of(self.urls.leaf.is_some(), self.staying(), |peer| &peer.leafnode_urls),
         };
         self.urls_wait = urls != self.urls && self.now < self.urls_from;
         if urls != self.urls && !self.urls_wait {
             self.urls_from = self.now + URLS_NS;
             self.urls.clone_from(&urls);
-            self.steps.push_back(Step::Urls(urls));
+            self.steps.push_back(RouteStep::Urls(urls));
         }
     }
 
-    /// Where clients of one kind may connect to peers; nothing is said before there is something.
-    fn urls_of_peers(
-        &self,
-        was_said: bool,
-        of: impl Fn(&RouteInfo) -> &Vec<String>,
-    ) -> Option<Vec<String>> {
-        let is_told = !self.plan.no_advertise;
-        let peers =
-            self.registered().filter(|_| is_told).filter_map(|(_, link)| link.peer.as_ref());
-        let staying = peers.filter(|peer| !peer.ldm);
-        let mut urls: Vec<String> = staying.flat_map(|peer| of(peer).iter().cloned()).collect();
-        urls.sort_unstable();
-        urls.dedup();
-        (was_said || !urls.is_empty()).then_some(urls)
+    /// Returns the peers that are not about to end.
+    fn staying(&self) -> impl Iterator<Item = &RouteInfo> {
+        let peers = self.registered().filter_map(|(_, link)| link.peer.as_ref());
+        peers.filter(|peer| !peer.ldm)
     }
 
-    /// Where a server is reached that has said, or of which was said, this.
+    /// Returns the address of a server, from its INFO or from gossip about it.
     fn url_of(&self, info: &RouteInfo) -> Option<RouteUrl> {
         let mut url = RouteUrl::parse(&info.ip).ok().or_else(|| {
             let port = u16::try_from(info.port).ok().filter(|port| *port > 0)?;
@@ -759,21 +777,21 @@ impl Members {
             return;
         }
         let id = Some(info.server_id.clone());
-        self.add_target(url, Kind::Gossiped, id, info.gossip_mode);
+        self.add_target(url, TargetKind::Gossiped, id, info.gossip_mode);
     }
 
     fn add_target(
         &mut self,
         url: RouteUrl,
-        kind: Kind,
+        kind: TargetKind,
         server_id: Option<String>,
         gossip_mode: u8,
     ) -> u64 {
         // Two servers that hear of each other at once had better not dial at once.
-        let is_configured = kind == Kind::Configured;
+        let is_configured = kind == TargetKind::Configured;
         let until =
             if is_configured { self.now } else { self.now + self.rng.u64(..REDIAL_JITTER_NS) };
-        let state = State::Waiting { until };
+        let state = TargetState::Waiting { until };
         let (attempts, broken) = (0, 0);
         let target = Target { url, kind, state, attempts, broken, server_id, gossip_mode };
         let number = self.next_target;
@@ -782,25 +800,26 @@ impl Members {
         number
     }
 
-    /// Puts off the next attempt, or gives the target up.
+    /// Puts off the next attempt, or gives up the target.
     fn retry(&mut self, number: u64) {
         let Some(target) = self.targets.get_mut(&number) else { return };
-        let is_gossiped = target.kind == Kind::Gossiped;
+        let is_gossiped = target.kind == TargetKind::Gossiped;
         if is_gossiped && target.attempts > self.plan.connect_retries {
             self.targets.remove(&number);
             return;
         }
         let doubled = target.attempts.saturating_sub(1).min(5);
-        let is_slower = self.plan.connect_backoff || target.kind == Kind::Pool;
+        let is_slower = self.plan.connect_backoff || target.kind == TargetKind::Pool;
         let backoff = if is_slower { REDIAL_NS << doubled } else { REDIAL_NS };
         let jitter = self.rng.u64(..=REDIAL_JITTER_NS);
         let until = self.now + backoff.min(REDIAL_NS_MAX) + jitter;
-        target.state = State::Waiting { until };
+        target.state = TargetState::Waiting { until };
     }
 }
 
-/// What is said of a member to others: of its connection for one account, if that is meant.
-fn spoken_of(member: &RouteInfo, part: &Part, gossip_mode: u8) -> RouteInfo {
+/// Returns the announcement of a member to others: of its connection for one account, if `part` is
+/// one.
+fn spoken_of(member: &RouteInfo, part: &PoolPart, gossip_mode: u8) -> RouteInfo {
     RouteInfo {
         gossip_mode,
         ldm: false,
@@ -809,4 +828,16 @@ fn spoken_of(member: &RouteInfo, part: &Part, gossip_mode: u8) -> RouteInfo {
         route_account: part.announced().unwrap_or_default().to_owned(),
         ..member.clone()
     }
+}
+
+/// Returns the addresses that `of` picks from all `peers`, each once; `None` before there were any.
+fn urls_of<'a>(
+    was_said: bool,
+    peers: impl Iterator<Item = &'a RouteInfo>,
+    of: impl Fn(&'a RouteInfo) -> &'a Vec<String>,
+) -> Option<Vec<String>> {
+    let mut urls: Vec<String> = peers.flat_map(|peer| of(peer).iter().cloned()).collect();
+    urls.sort_unstable();
+    urls.dedup();
+    (was_said || !urls.is_empty()).then_some(urls)
 }

@@ -1,26 +1,37 @@
-//! Whether two servers belong to one cluster.
+//! Names of clusters: whether two servers belong to one.
 
-/// What follows from two names.
+/// The outcome of a comparison of two names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Agreement {
-    /// Both are of one cluster.
+    /// One cluster.
     Keep,
-    /// They are if this server takes the other's name for it.
+    /// One cluster, if this server adopts the other's name.
     Adopt,
-    /// They are not.
+    /// Two clusters.
     Refuse,
 }
 
-/// Compares the own name and that of a peer, each with whether it was made up.
-///
-/// What was configured wins over what was made up, and the greater of two made-up names wins.
-pub fn agree((own, is_own_dynamic): (&str, bool), (other, is_dynamic): (&str, bool)) -> Agreement {
-    match (is_own_dynamic, is_dynamic) {
-        _ if own == other => Agreement::Keep,
-        (true, false) if !other.is_empty() => Agreement::Adopt,
-        (true, true) if other > own => Agreement::Adopt,
-        // The other one will adopt ours, and come again.
-        _ => Agreement::Refuse,
+/// The name of a cluster, as one of its members gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClusterName<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// Whether the name was made up, not configured.
+    pub is_dynamic: bool,
+}
+
+impl ClusterName<'_> {
+    /// Returns the outcome for a member with this name that meets a peer with the other.
+    ///
+    /// A configured name wins over one that was made up, and the greater of two made-up names wins.
+    pub fn agree(self, other: Self) -> Agreement {
+        match (self.is_dynamic, other.is_dynamic) {
+            _ if self.name == other.name => Agreement::Keep,
+            (true, false) if !other.name.is_empty() => Agreement::Adopt,
+            (true, true) if other.name > self.name => Agreement::Adopt,
+            // The other server will adopt this one's name, and come again.
+            _ => Agreement::Refuse,
+        }
     }
 }
 
@@ -34,10 +45,11 @@ mod tests {
             for (is_own_dynamic, is_dynamic) in
                 [(false, false), (false, true), (true, false), (true, true)]
             {
-                let here = agree((own, is_own_dynamic), (other, is_dynamic));
-                let there = agree((other, is_dynamic), (own, is_own_dynamic));
+                let own = ClusterName { name: own, is_dynamic: is_own_dynamic };
+                let other = ClusterName { name: other, is_dynamic };
+                let (here, there) = (own.agree(other), other.agree(own));
                 let adopted = [here, there].iter().filter(|a| **a == Agreement::Adopt).count();
-                match own == other {
+                match own.name == other.name {
                     true => assert_eq!((here, there), (Agreement::Keep, Agreement::Keep)),
                     false => assert_eq!(adopted, usize::from(is_own_dynamic || is_dynamic)),
                 }

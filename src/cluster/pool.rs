@@ -1,26 +1,26 @@
-//! How what two servers have to tell each other is divided over several connections.
+//! The division of accounts over several connections between two servers.
 //!
 //! Accounts go round the connections of a pool, by a hash of their names that all servers know;
-//! some have a connection of their own. An account is told of, and written to, on one connection
-//! only, so what one client does stays in order.
+//! some have a connection of their own. The interest and the messages of an account are on one
+//! connection only, so those of one client stay in order.
 
 /// Connections to one other member, at most: no peer can have this server dial more.
 pub const POOL_SIZE_MAX: u16 = 64;
 
-/// Which accounts a connection between two servers carries.
+/// The accounts that a connection between two servers carries.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    /// All: one of the two has no pool.
+pub enum PoolPart {
+    /// All accounts: one of the two servers has no pool.
     All,
-    /// Those of this number in the pool.
+    /// The accounts of this number in the pool.
     Pool(u16),
-    /// This one, which no line on it names.
+    /// One account, which no line on the connection names.
     Account(Box<str>),
 }
 
-impl Part {
-    /// The account that others are told of when such a connection is made; for the rest they are
-    /// told of the server.
+impl PoolPart {
+    /// Returns the account that is announced to others when the connection is made; for other parts
+    /// only the server is announced.
     pub(super) fn announced(&self) -> Option<&str> {
         match self {
             Self::Account(name) => Some(name),
@@ -29,10 +29,10 @@ impl Part {
     }
 }
 
-/// What a server has configured of this.
+/// A server's settings of its pools.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pooling {
-    /// Connections of a pool; 0 if there is none.
+    /// Connections of a pool; 0 without pools.
     size: u16,
     /// Accounts with a connection of their own.
     accounts: Vec<Box<str>>,
@@ -51,7 +51,7 @@ impl Pooling {
         Self { size, accounts }
     }
 
-    /// Connections of a pool; 0 if there is none.
+    /// Returns the connections of a pool; 0 without pools.
     pub fn size(&self) -> u16 {
         self.size
     }
@@ -61,34 +61,34 @@ impl Pooling {
         self.accounts.iter().any(|dedicated| **dedicated == *account)
     }
 
-    /// How many connections the pool with a peer has that says `theirs`; 0 if there is none.
+    /// Returns the connections of the pool with a peer that has `theirs`; 0 without a pool.
     pub fn size_with(&self, theirs: i32) -> u16 {
         match u16::try_from(theirs) {
             Ok(0) => 0,
             Ok(_) if self.size == 0 => 0,
             Ok(theirs) => self.size.max(theirs).min(POOL_SIZE_MAX),
-            // Negative is none; more than there can be is as many as there can be.
+            // A negative size is no pool; one over the maximum counts as the maximum.
             Err(_) if theirs < 0 || self.size == 0 => 0,
             Err(_) => POOL_SIZE_MAX,
         }
     }
 
-    /// The connections there have to be to such a peer.
-    pub fn parts_with(&self, theirs: i32) -> Vec<Part> {
+    /// Returns the parts for which there must be connections to a peer that has `theirs`.
+    pub fn parts_with(&self, theirs: i32) -> Vec<PoolPart> {
         match self.size_with(theirs) {
-            0 => vec![Part::All],
+            0 => vec![PoolPart::All],
             size => {
-                let own = self.accounts.iter().cloned().map(Part::Account);
-                (0..size).map(Part::Pool).chain(own).collect()
+                let own = self.accounts.iter().cloned().map(PoolPart::Account);
+                (0..size).map(PoolPart::Pool).chain(own).collect()
             }
         }
     }
 
-    /// The size from which accounts' numbers in the pool with a peer follow, if it says `theirs`
-    /// of its own.
+    /// Returns the size from which the accounts' numbers in the pool with a peer follow; `theirs`
+    /// is the peer's own size.
     ///
-    /// A nats-server goes by its own size, whatever the peer's is, and takes everything on any
-    /// connection. To go by that, too, keeps an account on one connection in both directions:
+    /// A nats-server goes by its own size, whatever the peer's is, and accepts every account on any
+    /// connection. Its size, used here too, keeps an account on one connection in both directions:
     /// so a request never overtakes the interest in its answer.
     pub fn modulus(&self, theirs: i32, is_shardcast: bool) -> u16 {
         match u16::try_from(theirs) {
@@ -97,12 +97,12 @@ impl Pooling {
         }
     }
 
-    /// Whether a peer is told of an account, and of everything in it, on `part`.
-    pub fn is_on(&self, account: &str, part: &Part, modulus: u16) -> bool {
+    /// Whether the interest and the messages of an account go to a peer on `part`.
+    pub fn is_on(&self, account: &str, part: &PoolPart, modulus: u16) -> bool {
         match part {
-            Part::All => true,
-            Part::Pool(at) => !self.is_dedicated(account) && index(account, modulus) == *at,
-            Part::Account(name) => **name == *account,
+            PoolPart::All => true,
+            PoolPart::Pool(at) => !self.is_dedicated(account) && index(account, modulus) == *at,
+            PoolPart::Account(name) => **name == *account,
         }
     }
 }
@@ -156,7 +156,7 @@ mod tests {
             assert!(parts.len() <= usize::from(POOL_SIZE_MAX) + 2);
             let modulus = [true, false].map(|is_ours| pooling.modulus(theirs, is_ours));
             for (modulus, account) in modulus.into_iter().flat_map(|m| ACCOUNTS.map(|a| (m, a))) {
-                let is_on = |part: &&Part| pooling.is_on(account, part, modulus);
+                let is_on = |part: &&PoolPart| pooling.is_on(account, part, modulus);
                 let on = parts.iter().filter(is_on).count();
                 assert_eq!(on, 1, "{account} with {own} and {theirs}");
             }

@@ -1,20 +1,19 @@
-//! What peers may have this server remember.
+//! Limits of the memory that peers can take.
 
-use super::{Kind, Members, RouteUrl};
+use super::{Members, RouteUrl, TargetKind};
 use crate::proto::route::RouteInfo;
 
-/// What peers may have this server remember, all together, in bytes: servers to dial, and where
-/// clients may connect. Names as they should be are those of thousands.
+/// Bytes that peers may have this server remember, all together: servers to dial, and addresses for
+/// clients. Names of usual length are those of thousands.
 const REMEMBERED_BYTES_MAX: usize = 1024 * 1024;
-/// What a server to dial costs besides its names, in bytes; so there are no more than a few
-/// thousand.
+/// Bytes of a server to dial besides its names; so there are no more than a few thousand.
 const TARGET_BYTES: usize = 512;
-/// What an address costs besides its text.
+/// Bytes of an address besides its text.
 const URL_BYTES: usize = 24;
 impl Members {
-    /// What peers have had this server remember, in bytes.
+    /// Returns the bytes that peers have had this server remember.
     fn remembered_bytes(&self) -> usize {
-        let gossiped = self.targets.values().filter(|target| target.kind == Kind::Gossiped);
+        let gossiped = self.targets.values().filter(|target| target.kind == TargetKind::Gossiped);
         let targets = gossiped.map(|target| target_bytes(&target.url, target.server_id.as_deref()));
         let peers = self.links.values().filter_map(|link| link.peer.as_ref());
         targets.chain(peers.map(urls_bytes)).sum()
@@ -25,34 +24,34 @@ impl Members {
         self.remembered_bytes() + target_bytes(url, Some(server_id)) <= REMEMBERED_BYTES_MAX
     }
 
-    /// Forgets where a route's peer says that its clients connect if there is no room for that, in
-    /// place of what it has said before.
+    /// Empties the addresses for clients in a peer's INFO if there is no room for them, in place of
+    /// its earlier ones.
     pub(super) fn bound_urls(&self, rid: u64, info: &mut RouteInfo) {
         let peer = self.links.get(&rid).and_then(|link| link.peer.as_ref());
         let others = self.remembered_bytes().saturating_sub(peer.map_or(0, urls_bytes));
         if others + urls_bytes(info) > REMEMBERED_BYTES_MAX {
-            (info.connect_urls, info.ws_connect_urls) = Default::default();
+            (info.connect_urls, info.ws_connect_urls, info.leafnode_urls) = Default::default();
         }
     }
 }
 
-/// What is remembered of a server to dial, in bytes.
+/// Returns the bytes remembered of a server to dial.
 fn target_bytes(url: &RouteUrl, server_id: Option<&str>) -> usize {
     TARGET_BYTES + url.host.len() + server_id.map_or(0, str::len)
 }
 
-/// What is remembered of where a peer has its clients connect, in bytes.
+/// Returns the bytes remembered of a peer's addresses for clients.
 fn urls_bytes(info: &RouteInfo) -> usize {
-    let urls = info.connect_urls.iter().chain(&info.ws_connect_urls);
+    let urls = info.connect_urls.iter().chain(&info.ws_connect_urls).chain(&info.leafnode_urls);
     urls.map(|url| URL_BYTES + url.len()).sum()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Plan, Step};
+    use super::super::{Plan, RouteStep};
     use super::*;
 
-    /// A server with one peer, which says so many things of itself and of others.
+    /// Dials and addresses of a server whose one peer sends `count` INFOs about itself and others.
     fn dials(count: usize, of: impl Fn(usize) -> RouteInfo) -> (usize, usize) {
         let mut members = Members::new(Plan { id: "me".to_owned(), ..Plan::default() }, 1);
         members.on_accepted(1);
@@ -60,11 +59,11 @@ mod tests {
         members.on_greeted(1, peer, "host");
         (0..count).for_each(|at| members.on_heard(1, of(at)));
         members.set_now(1_000_000_000);
-        let steps: Vec<Step> = std::iter::from_fn(|| members.next_step()).collect();
-        let dials = steps.iter().filter(|step| matches!(step, Step::Dial { .. })).count();
+        let steps: Vec<RouteStep> = std::iter::from_fn(|| members.next_step()).collect();
+        let dials = steps.iter().filter(|step| matches!(step, RouteStep::Dial { .. })).count();
         assert!(members.remembered_bytes() <= REMEMBERED_BYTES_MAX);
         let mut told = steps.iter().filter_map(|step| match step {
-            Step::Urls(urls) => urls.tcp.as_ref(),
+            RouteStep::Urls(urls) => urls.tcp.as_ref(),
             _ => None,
         });
         (dials, told.next_back().map_or(0, Vec::len))

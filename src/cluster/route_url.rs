@@ -2,54 +2,64 @@
 
 use crate::auth::Secret;
 
-/// Where routes are listened for if nothing is said.
+/// The port for routes if none is given.
 pub const PORT: u16 = 6222;
 
-/// Where another member listens, as in `nats-route://user:password@host:port`.
+/// The address of another member, as in `nats-route://user:password@host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteUrl {
-    /// Address, without brackets, or name.
+    /// The host: an address, without brackets, or a name.
     pub host: String,
-    /// Port.
+    /// The port.
     pub port: u16,
-    /// User and password that it asks for.
+    /// User and password for the other member.
     pub login: Option<(String, Secret)>,
 }
 
 impl RouteUrl {
-    /// Reads the text; the scheme may be any.
+    /// Reads an address; its scheme may be any.
     ///
     /// # Errors
     ///
-    /// What is wrong, without the text: it may hold a password.
+    /// Returns the reason why the text is not an address, without the text: it may contain a
+    /// password.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         const EXPECTED: &str = "a route is nats-route://host:port, perhaps with user:password@";
         let (_, rest) = text.split_once("://").ok_or(EXPECTED)?;
-        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let (login, address) = match rest.rsplit_once('@') {
-            Some((login, address)) => (Some(login), address),
-            None => (None, rest),
-        };
-        let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| EXPECTED)?)
-            }
-            _ => (address, PORT),
-        };
-        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        let host = bracketed.unwrap_or(host);
-        if host.is_empty() || (bracketed.is_none() && host.contains(':')) {
-            return Err(EXPECTED);
-        }
-        let login = login.map(|login| {
-            let (user, password) = login.split_once(':').unwrap_or((login, ""));
-            (decoded(user), Secret::new(decoded(password)))
-        });
-        Ok(Self { host: host.to_owned(), port, login })
+        let (host, port, login) = parse_address(rest, PORT).ok_or(EXPECTED)?;
+        let login = login.map(|(user, password)| (user, Secret::new(password.unwrap_or_default())));
+        Ok(Self { host, port, login })
     }
 }
 
-/// Undoes `%xx`.
+/// User and password as an address has them.
+type WrittenLogin = (String, Option<String>);
+
+/// Reads what follows the scheme of an address, as far as its path: host, port, and the user with
+/// the password; `None` if it is no address.
+pub(super) fn parse_address(text: &str, port: u16) -> Option<(String, u16, Option<WrittenLogin>)> {
+    let rest = text.split(['/', '?', '#']).next().unwrap_or_default();
+    let (login, address) = match rest.rsplit_once('@') {
+        Some((login, address)) => (Some(login), address),
+        None => (None, rest),
+    };
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (address, port),
+    };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = bracketed.unwrap_or(host);
+    if host.is_empty() || (bracketed.is_none() && host.contains(':')) {
+        return None;
+    }
+    let login = login.map(|login| match login.split_once(':') {
+        Some((user, password)) => (decoded(user), Some(decoded(password))),
+        None => (decoded(login), None),
+    });
+    Some((host.to_owned(), port, login))
+}
+
+/// Decodes `%xx`.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

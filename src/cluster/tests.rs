@@ -1,4 +1,4 @@
-//! Several servers' members in one thread: what one says arrives at the other later, in an order
+//! Several servers' members in one thread: the news of one arrive at the other later, in an order
 //! that a seed decides.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,13 +9,13 @@ use super::*;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// A connection: both ends as (server, rid), who dialled first.
+/// A connection: both ends as (server, rid), the dialling one first.
 struct Conn {
     ends: [(usize, u64); 2],
-    /// For what each end has registered it.
-    registered: [Option<Part>; 2],
+    /// Parts for which the two ends have registered it.
+    registered: [Option<PoolPart>; 2],
     is_open: bool,
-    /// On its way to each end, in order.
+    /// News on their way to each end, in order.
     news: [VecDeque<News>; 2],
 }
 
@@ -31,7 +31,7 @@ struct World {
     servers: Vec<Members>,
     pooling: Pooling,
     urls: Vec<Vec<String>>,
-    /// Who was taken out of whose configuration.
+    /// Pairs of servers of which the first no longer has the second in its configuration.
     removed: BTreeSet<(usize, usize)>,
     conns: Vec<Conn>,
     by_end: BTreeMap<(usize, u64), usize>,
@@ -63,7 +63,7 @@ fn plan(server: usize, to: &[usize], pooling: &Pooling) -> Plan {
 }
 
 impl World {
-    /// Gives a server other routes.
+    /// Replaces the configured routes of a server.
     fn reload(&mut self, server: usize, to: &[usize]) {
         let plan = plan(server, to, &self.pooling);
         for other in 0..self.servers.len() {
@@ -99,24 +99,24 @@ impl World {
         self.next_rid
     }
 
-    /// What a server says of itself over a connection for `part`.
-    fn info(&self, server: usize, part: Option<&Part>) -> RouteInfo {
+    /// Returns a server's INFO on a connection for `part`.
+    fn info(&self, server: usize, part: Option<&PoolPart>) -> RouteInfo {
         let mut info = info(server);
         info.route_pool_size = self.pooling.size().into();
         match part {
-            Some(Part::Pool(index)) => info.route_pool_idx = (*index).into(),
-            Some(Part::Account(name)) => info.route_account = (**name).into(),
-            Some(Part::All) | None => {}
+            Some(PoolPart::Pool(index)) => info.route_pool_idx = (*index).into(),
+            Some(PoolPart::Account(name)) => info.route_account = (**name).into(),
+            Some(PoolPart::All) | None => {}
         }
         info
     }
 
-    /// Lets a server do what it wants to.
+    /// Carries out all steps of a server.
     fn steps(&mut self, server: usize) {
         self.servers[server].set_now(self.now);
         while let Some(step) = self.servers[server].next_step() {
             match step {
-                Step::Dial { target, url, .. } => {
+                RouteStep::Dial { target, url, .. } => {
                     let to = url.host["host".len()..].parse().expect("a number");
                     let (own, other) = (self.rid(), self.rid());
                     let mut news = [VecDeque::new(), VecDeque::new()];
@@ -136,35 +136,36 @@ impl World {
                     self.servers[server].on_dialed(target, Some(own));
                     self.servers[to].on_accepted(other);
                 }
-                Step::Register(rid, part) => {
+                RouteStep::Register(rid, part) => {
                     let greeting = self.info(server, Some(&part));
                     let (conn, side) = self.conn(server, rid);
                     if conn.is_open {
                         conn.registered[side] = Some(part);
-                        // A peer takes what it is not known to, and says so.
+                        // The dialling end greets with the part, and the accepting end confirms the
+                        // route.
                         conn.news[1 - side].push_back(match side {
                             0 => News::Greeting(greeting),
                             _ => News::Confirmed,
                         });
                     }
                 }
-                Step::Close(rid) | Step::Remove(rid) => {
+                RouteStep::Close(rid) | RouteStep::Remove(rid) => {
                     let at = self.by_end[&(server, rid)];
                     let (conn, side) = self.conn(server, rid);
                     let other = conn.ends[1 - side].0;
-                    if matches!(step, Step::Remove(_)) && conn.registered[1 - side].is_none() {
-                        // Who has never heard of this server cannot dial it again.
+                    if matches!(step, RouteStep::Remove(_)) && conn.registered[1 - side].is_none() {
+                        // A server that has never heard of this one cannot dial it again.
                         self.removed.extend([(server, other), (other, server)]);
                     }
                     self.close(at);
                 }
-                Step::Gossip(rid, info) => {
+                RouteStep::Gossip(rid, info) => {
                     let (conn, side) = self.conn(server, rid);
                     conn.news[1 - side].push_back(News::Heard(*info));
                 }
-                Step::Urls(urls) => self.urls[server] = urls.tcp.unwrap_or_default(),
-                Step::HearOn(_) => {}
-                Step::Ask(_) => unreachable!("two of ours agree at once"),
+                RouteStep::Urls(urls) => self.urls[server] = urls.tcp.unwrap_or_default(),
+                RouteStep::HearOn(_) => {}
+                RouteStep::Ask(_) => unreachable!("two of ours agree at once"),
             }
         }
     }
@@ -213,8 +214,8 @@ impl World {
         self.removed.contains(&(a, b)) && self.removed.contains(&(b, a))
     }
 
-    /// Whether each two servers have exactly one connection for each part of what there is to tell,
-    /// for the same at both ends.
+    /// Whether any two servers have exactly one connection for each part of the accounts, for the
+    /// same part at both ends.
     fn is_mesh(&self) -> bool {
         let count = self.servers.len();
         let wanted = self.pooling.parts_with(self.pooling.size().into());
@@ -227,7 +228,7 @@ impl World {
             });
             let mut found: Vec<_> = between.map(|conn| conn.registered.clone()).collect();
             found.sort();
-            let both = |part: &Part| [Some(part.clone()), Some(part.clone())];
+            let both = |part: &PoolPart| [Some(part.clone()), Some(part.clone())];
             found == wanted.iter().map(both).collect::<Vec<_>>()
                 || (found.is_empty() && self.may_be_apart(a, b))
         })
@@ -266,7 +267,7 @@ proptest! {
         }
         for _ in 0..reloads {
             (0..rng.usize(..60)).for_each(|_| world.go_on());
-            // Whatever else a server has or had configured, it goes on knowing an earlier one.
+            // The first of the server's earlier routes stays configured, whatever the others are.
             let server = rng.usize(..count);
             let mut to: Vec<usize> = routes[server].iter().copied().take(1).collect();
             to.extend((0..rng.usize(..3)).map(|_| rng.usize(..count)));
@@ -291,7 +292,7 @@ proptest! {
     }
 }
 
-/// When a server that nobody reaches is dialled, in milliseconds, up to `max` times.
+/// Times at which an unreachable server is dialled, in milliseconds, up to `max`.
 fn attempts(plan: Plan, gossip: Option<RouteInfo>, max: usize) -> Vec<u64> {
     let mut members = Members::new(plan, 1);
     members.on_accepted(1);
@@ -303,7 +304,7 @@ fn attempts(plan: Plan, gossip: Option<RouteInfo>, max: usize) -> Vec<u64> {
     loop {
         members.set_now(now);
         while let Some(step) = members.next_step() {
-            if let Step::Dial { target, .. } = step {
+            if let RouteStep::Dial { target, .. } = step {
                 times.push(now / 1_000_000);
                 members.on_dialed(target, None);
             }
@@ -342,7 +343,9 @@ fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
     members.on_greeted(1, info(7), "host");
     let urls = |members: &mut Members| {
         let steps = std::iter::from_fn(|| members.next_step());
-        steps.filter_map(|step| if let Step::Urls(urls) = step { urls.tcp } else { None }).last()
+        steps
+            .filter_map(|step| if let RouteStep::Urls(urls) = step { urls.tcp } else { None })
+            .last()
     };
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
     members.reload(Plan { no_advertise: true, ..plan(0, &[], &Pooling::default()) });
@@ -351,9 +354,9 @@ fn who_is_to_tell_clients_of_no_other_server_takes_back_what_it_has_told() {
     assert_eq!(urls(&mut members), Some(vec!["client7".to_owned()]));
 }
 
-/// Both have dialled; the peer, which decides by itself, has taken `taken` of the two routes. What
-/// this server then does with them.
-fn of_two_routes(taken: u64) -> (Vec<Step>, Vec<u64>) {
+/// Steps and registered routes of a server after both have dialled, and the peer, which decides by
+/// itself, has taken `taken` of the two routes.
+fn of_two_routes(taken: u64) -> (Vec<RouteStep>, Vec<u64>) {
     const DIALED: u64 = 1;
     const ACCEPTED: u64 = 2;
     let peer = RouteInfo { shardcast: false, ..info(7) };
@@ -375,18 +378,29 @@ fn of_two_routes(taken: u64) -> (Vec<Step>, Vec<u64>) {
     }
     go_on(&mut members);
     let registered = members.registered().map(|(rid, _)| rid).collect();
-    let concerned =
-        |step: &Step| matches!(step, Step::Register(..) | Step::Close(_) | Step::Ask(_));
+    let concerned = |step: &RouteStep| {
+        matches!(step, RouteStep::Register(..) | RouteStep::Close(_) | RouteStep::Ask(_))
+    };
     (steps.into_iter().filter(concerned).collect(), registered)
 }
 
 #[test]
 fn of_two_routes_to_a_server_that_decides_by_itself_the_one_stays_that_it_has_taken() {
     let (steps, registered) = of_two_routes(1);
-    assert_eq!(steps, [Step::Register(1, Part::All), Step::Ask(1), Step::Close(2)]);
+    assert_eq!(
+        steps,
+        [RouteStep::Register(1, PoolPart::All), RouteStep::Ask(1), RouteStep::Close(2)]
+    );
     assert_eq!(registered, [1]);
     let (steps, registered) = of_two_routes(2);
-    assert_eq!(steps, [Step::Register(1, Part::All), Step::Ask(1), Step::Register(2, Part::All)]);
+    assert_eq!(
+        steps,
+        [
+            RouteStep::Register(1, PoolPart::All),
+            RouteStep::Ask(1),
+            RouteStep::Register(2, PoolPart::All)
+        ]
+    );
     assert_eq!(registered, [2]);
 }
 
@@ -400,7 +414,7 @@ fn a_second_route_waits_no_longer_than_the_first_may_take_to_answer() {
     }
     let mut closed = |now| {
         members.set_now(now);
-        std::iter::from_fn(|| members.next_step()).any(|step| step == Step::Close(2))
+        std::iter::from_fn(|| members.next_step()).any(|step| step == RouteStep::Close(2))
     };
     assert_eq!(
         [closed(DOUBT_NS - 1), closed(DOUBT_NS), closed(2 * DOUBT_NS)],

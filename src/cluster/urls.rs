@@ -1,14 +1,16 @@
-//! Where clients may connect.
+//! Addresses to which clients and leaf nodes may connect.
 
-/// `host:port` of one server or several, for clients over TCP and for those over WebSocket: each
-/// kind of client is told of its own alone.
+/// `host:port` of one server or several, for clients over TCP and for those over WebSocket: clients
+/// are told only the addresses of their own kind.
 ///
-/// Nothing said is not the same as nothing there: clients forget servers that are missing in a
-/// list, and go on knowing them where there is none.
+/// `None` differs from an empty list: clients forget servers that are missing in a list, and keep
+/// those they know where there is no list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientUrls {
-    /// Over TCP.
+    /// Addresses for clients over TCP.
     pub tcp: Option<Vec<String>>,
-    /// Over WebSocket.
+    /// Addresses for clients over WebSocket.
     pub websocket: Option<Vec<String>>,
+    /// Addresses for leaf nodes over TCP.
+    pub leaf: Option<Vec<String>>,
 }

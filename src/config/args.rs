@@ -8,19 +8,17 @@ use clap::builder::TypedValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::blocks::certificates::Pair;
-use super::blocks::unsupported;
-use super::syntax::field::absent;
 use super::syntax::{duration, nearest};
+use super::tls::certificates::Pair;
 use super::{
-    Cluster, LogFormat, Options, RouteUrl, Seating, Secret, ShardCount, StartError, Syslog,
-    UnixOptions, User,
+    ClusterOptions, LogFormat, Options, RouteUrl, Seating, Secret, ShardCount, StartError, Syslog,
+    UnixOptions, UserOptions,
 };
 use super::{listeners, tls};
 use crate::engine::SHARDS_MAX;
 use crate::host::Tier;
 
-/// What the command line asks for.
+/// An action that the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// Print the usage page.
@@ -31,9 +29,17 @@ pub enum Command {
     TestConfig(Box<Args>),
     /// Send a signal to a running server: `command` or `command=pid`.
     Signal(String),
-    /// Examine this host; what follows the word `doctor`.
+    /// Print what there is to say about TLS.
+    HelpTls,
+    /// Print the completions for a shell; holds its name.
+    Completions(String),
+    /// Print the manual page.
+    Man,
+    /// Examine this host; holds the arguments after the word `doctor`.
     Doctor(Vec<String>),
-    /// Be a server.
+    /// Import the streams of a stopped nats-server from this directory.
+    Import(PathBuf, Box<Args>),
+    /// Run the server.
     Serve(Box<Args>),
 }
 
@@ -43,17 +49,17 @@ pub enum Command {
 #[command(args_override_self = true)]
 pub struct Args {
     #[arg(long, aliases = ["a", "net"])]
-    addr: Option<String>,
+    pub(crate) addr: Option<String>,
     #[arg(long, alias = "p", value_parser = port)]
-    port: Option<u16>,
+    pub(crate) port: Option<u16>,
     #[arg(long = "listen-unix", alias = "listen_unix", value_parser = socket_path)]
     listen_unix: Option<String>,
     #[arg(long = "http_port", alias = "m", value_parser = port)]
-    http_port: Option<u16>,
+    pub(crate) http_port: Option<u16>,
     #[arg(long = "https_port", alias = "ms", value_parser = port)]
     https_port: Option<u16>,
     #[arg(long = "server_name", aliases = ["name", "n"])]
-    server_name: Option<String>,
+    pub(crate) server_name: Option<String>,
     #[arg(long, alias = "P")]
     pid: Option<PathBuf>,
     #[arg(long = "ports_file_dir")]
@@ -92,11 +98,11 @@ pub struct Args {
     max_traced_msg_len: Option<usize>,
 
     #[arg(long)]
-    user: Option<String>,
+    pub(crate) user: Option<String>,
     #[arg(long, value_parser = secret)]
-    pass: Option<Secret>,
+    pub(crate) pass: Option<Secret>,
     #[arg(long, value_parser = secret)]
-    auth: Option<Secret>,
+    pub(crate) auth: Option<Secret>,
 
     #[arg(long, alias = "cluster_listen")]
     cluster: Option<String>,
@@ -123,20 +129,22 @@ pub struct Args {
     tlscacert: Option<PathBuf>,
 
     #[arg(long, value_parser = shard_count)]
-    shards: Option<ShardCount>,
+    pub(crate) shards: Option<ShardCount>,
     #[arg(long, value_parser = seating())]
     seating: Option<Seating>,
     #[arg(long = "uring-tier", alias = "uring_tier", value_parser = uring_tier())]
     uring_tier: Option<Tier>,
     #[arg(long = "no-pin", alias = "no_pin", value_parser = switch)]
-    no_pin: Option<bool>,
+    pub(crate) no_pin: Option<bool>,
     #[arg(long = "busy-poll", alias = "busy_poll", value_parser = microseconds)]
     busy_poll: Option<u32>,
     #[arg(long, value_parser = microseconds)]
     napi: Option<u32>,
 
     #[arg(long, alias = "js", value_parser = switch)]
-    jetstream: Option<bool>,
+    pub(crate) jetstream: Option<bool>,
+    #[arg(long = "store_dir", alias = "sd")]
+    pub(crate) store_dir: Option<PathBuf>,
 
     #[arg(long = "t", value_parser = switch)]
     test: Option<bool>,
@@ -146,36 +154,43 @@ pub struct Args {
     version: Option<bool>,
     #[arg(long, alias = "h", value_parser = switch)]
     help: Option<bool>,
+    #[arg(long = "help_tls", value_parser = switch)]
+    help_tls: Option<bool>,
 
     /// Words that are no flags.
     #[arg(hide = true)]
     words: Vec<String>,
 
-    /// What the operator should know about flags that have no effect.
+    /// Remarks for the operator about flags without effect.
     #[arg(skip)]
     missing: Vec<String>,
 }
 
 /// A flag of nats-server that this server does not have.
-struct Missing {
+struct MissingFlag {
     names: &'static [&'static str],
     takes_value: bool,
-    /// Whoever gives it relies on it: access, reach or a port would not be what was asked for.
+    /// Whether the flag is refused: without effect, access, reach or a port would differ from what
+    /// the operator asked for.
     matters: bool,
 }
 
-const MISSING: &[Missing] = &[
-    Missing { names: &["help_tls"], takes_value: false, matters: true },
-    Missing { names: &["store_dir", "sd", "profile"], takes_value: true, matters: false },
-];
+const MISSING: &[MissingFlag] =
+    &[MissingFlag { names: &["profile"], takes_value: true, matters: false }];
 
 /// Reads a command line, without the program's name.
 pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartError> {
     let args: Vec<String> = args.into_iter().collect();
-    if let Some((first, rest)) = args.split_first()
-        && first == "doctor"
-    {
-        return Ok(Command::Doctor(rest.to_vec()));
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["doctor", ..] => return Ok(Command::Doctor(args[1..].to_vec())),
+        ["import", ..] => return import(&args[1..]),
+        ["man"] => return Ok(Command::Man),
+        ["completions", shell] => return Ok(Command::Completions(shell.to_owned())),
+        ["completions", ..] => {
+            let reason = "completions needs the name of a shell, as in \"completions bash\"";
+            return Err(StartError::new(reason));
+        }
+        _ => {}
     }
     let mut missing = Vec::new();
     let uniform = uniform(&args, &mut missing)?;
@@ -187,21 +202,41 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, StartErr
     command(parsed)
 }
 
+/// Reads what follows the word `import`: a directory, and flags that say where to.
+fn import(args: &[String]) -> Result<Command, StartError> {
+    let reason = "import takes one directory, the store_dir of a stopped nats-server, and then the \
+                  flags -c or -sd, which say where to";
+    let wrong = || Err(StartError::new(reason));
+    match args.split_first() {
+        Some((from, flags)) if !from.starts_with('-') => match parse(flags.iter().cloned())? {
+            Command::Serve(args) => Ok(Command::Import(from.into(), args)),
+            _ => wrong(),
+        },
+        _ => wrong(),
+    }
+}
+
 fn command(args: Args) -> Result<Command, StartError> {
     if let Some(word) = args.words.first() {
         return match word.to_ascii_lowercase().as_str() {
             "help" => Ok(Command::Help),
             "version" => Ok(Command::Version),
-            "doctor" => {
-                let reason = "doctor takes none of the server's flags; run \"shardcast doctor\"";
+            "import" => {
+                let reason = "import comes first; run \"shardcast import <directory> -c <file>\"";
                 Err(StartError::new(reason))
             }
+            command @ ("doctor" | "man" | "completions") => Err(StartError::new(format!(
+                "{command} takes none of the server's flags; run \"shardcast {command}\""
+            ))),
             _ => Err(StartError::new(format!("unrecognized command: \"{word}\""))),
         };
     }
     let given = |flag: Option<bool>| flag == Some(true);
     if given(args.help) {
         return Ok(Command::Help);
+    }
+    if given(args.help_tls) {
+        return Ok(Command::HelpTls);
     }
     if given(args.version) {
         return Ok(Command::Version);
@@ -280,7 +315,7 @@ fn takes_value(clap: &clap::Command, name: &str) -> Result<bool, StartError> {
     }))
 }
 
-/// clap's complaint, as one sentence.
+/// Returns clap's complaint as one sentence.
 fn one_line(error: &clap::Error) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.split(' ').next().unwrap_or_default().to_owned(),
@@ -303,25 +338,25 @@ fn one_line(error: &clap::Error) -> String {
 }
 
 impl Args {
-    /// Lays what was given over `options`.
+    /// Applies the given flags to `options`.
     pub fn apply(&self, options: &mut Options) -> Result<(), StartError> {
-        set(&mut options.host, &self.addr);
-        set(&mut options.port, &self.port);
+        set(&mut options.network.host, &self.addr);
+        set(&mut options.network.port, &self.port);
         if let Some(path) = &self.listen_unix {
-            // What the file says of the socket holds for this one.
-            let unix = options.unix.take().unwrap_or_else(|| UnixOptions::at(path));
-            options.unix = Some(UnixOptions { path: path.clone(), ..unix });
+            // The socket keeps the settings that the file has for it.
+            let unix = options.network.unix.take().unwrap_or_else(|| UnixOptions::at(path));
+            options.network.unix = Some(UnixOptions { path: path.clone(), ..unix });
         }
         if let Some(port) = self.http_port {
-            options.listen_http(None, port, false)?;
+            options.monitoring.listen(None, port, false)?;
         }
         if let Some(port) = self.https_port {
-            options.listen_http(None, port, true)?;
+            options.monitoring.listen(None, port, true)?;
         }
-        set_some(&mut options.server_name, &self.server_name);
-        set_some(&mut options.pid_file, &self.pid);
-        set_some(&mut options.ports_file_dir, &self.ports_file_dir);
-        set_some(&mut options.client_advertise, &self.client_advertise);
+        set_some(&mut options.server.name, &self.server_name);
+        set_some(&mut options.server.pid_file, &self.pid);
+        set_some(&mut options.server.ports_file_dir, &self.ports_file_dir);
+        set_some(&mut options.network.client_advertise, &self.client_advertise);
         self.apply_log(options);
         set(&mut options.runtime.shards, &self.shards);
         set(&mut options.runtime.seating, &self.seating);
@@ -329,15 +364,9 @@ impl Args {
         set(&mut options.runtime.pin, &self.no_pin.map(|no_pin| !no_pin));
         set(&mut options.runtime.busy_poll_us, &self.busy_poll);
         set(&mut options.runtime.napi_us, &self.napi);
-        options.missing.extend(self.missing.iter().cloned());
-        if let Some(wanted) = self.jetstream {
-            options.wants_jetstream = wanted;
-            let in_file = absent("jetstream", unsupported::NO_STREAMS);
-            options.absent.retain(|told| wanted || !told.ends_with(&in_file));
-            if wanted {
-                options.absent.push(absent("flag --jetstream", unsupported::NO_STREAMS));
-            }
-        }
+        options.notes.missing.extend(self.missing.iter().cloned());
+        set(&mut options.jetstream.is_enabled, &self.jetstream);
+        set_some(&mut options.jetstream.store_dir, &self.store_dir);
         self.apply_tls(options)?;
         self.apply_cluster(options)?;
         self.apply_auth(options)
@@ -352,7 +381,7 @@ impl Args {
         match self.cluster.as_deref() {
             None => {}
             // As in nats-server: without an address there is no clustering.
-            Some("") => *cluster = Cluster::default(),
+            Some("") => *cluster = ClusterOptions::default(),
             Some(text) => {
                 // -1 is any free port.
                 let any = text.strip_suffix(":-1").map(|text| format!("{text}:0"));
@@ -379,19 +408,19 @@ impl Args {
         Ok(())
     }
 
-    /// Files that flags name take the place of the file's whole block.
+    /// Applies TLS flags. Files that they name replace the whole block of the configuration file.
     fn apply_tls(&self, options: &mut Options) -> Result<(), StartError> {
         let verify = self.tlsverify == Some(true);
         let asked = verify || self.tls == Some(true);
         let files = [&self.tlscert, &self.tlskey, &self.tlscacert];
-        if files.iter().any(|file| file.is_some()) || (asked && options.tls.is_none()) {
-            let block = tls::Block {
+        if files.iter().any(|file| file.is_some()) || (asked && options.network.tls.is_none()) {
+            let block = tls::TlsBlock {
                 pair: Pair { cert_file: self.tlscert.clone(), key_file: self.tlskey.clone() },
                 ca_file: self.tlscacert.clone(),
                 verify,
-                ..tls::Block::default()
+                ..tls::TlsBlock::default()
             };
-            options.tls = Some(block.load()?);
+            options.network.tls = Some(block.load()?);
         }
         Ok(())
     }
@@ -431,10 +460,10 @@ impl Args {
                 auth.token = None;
                 let password = password.clone().unwrap_or_else(|| Secret::new(""));
                 let name = name.clone();
-                auth.users = vec![User { password, ..User::named(name) }];
+                auth.users = vec![UserOptions { password, ..UserOptions::named(name) }];
             }
             (None, Some(_), None) => {
-                return Err(StartError::new("--pass needs --user beside it"));
+                return Err(StartError::new("--pass needs --user"));
             }
         }
         Ok(())
@@ -453,7 +482,7 @@ fn set_some<T: Clone>(option: &mut Option<T>, given: &Option<T>) {
     }
 }
 
-/// A port as nats-server takes it: -1, and here 0 too, is any free one.
+/// Reads a port. Any free one is -1, as in nats-server, and here 0, too.
 fn port(text: &str) -> Result<u16, String> {
     match text {
         "-1" => Ok(0),
@@ -506,6 +535,32 @@ pub fn usage(program: &str) -> String {
     format!("\nUsage: {program} [options]\n{USAGE}\n")
 }
 
+/// The page about TLS.
+pub fn usage_of_tls() -> String {
+    let list = |names: Vec<String>| names.join("\n    ");
+    let (suites, curves) = (list(tls::suites()), list(tls::curves()));
+    format!(
+        "{TLS_USAGE}\nCipher suites, in order of preference:\n    {suites}\n\nCurves:\n    {curves}"
+    )
+}
+
+const TLS_USAGE: &str = "\
+TLS is configured by flags (--tls, --tlscert, --tlskey, --tlsverify, --tlscacert) or in the file:
+
+    tls {
+        cert_file: \"server.pem\"
+        key_file:  \"server-key.pem\"
+        ca_file:   \"ca.pem\"      # who vouches for clients
+        verify:    true           # clients need a certificate
+        min_version: \"1.2\"      # or \"1.3\"
+        cipher_suites: [ \"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256\" ]
+        curve_preferences: [ \"X25519\", \"CurveP256\" ]
+    }
+
+Versions 1.2 and 1.3 are spoken. Cipher suites are those of nats-server's names; those of 1.3 are
+all on unless the list names some. All keys: docs/configuration.md.
+";
+
 const USAGE: &str = "\
 All flags may have one dash or two, and a blank or = before the value. They win over the file.
 
@@ -520,7 +575,8 @@ Server Options:
         --ports_file_dir <dir>       Directory for the ports file (<program>_<pid>.ports)
     -c, --config <file>              Configuration file
     -t                               Test configuration and exit
-    -js, --jetstream                 Count on JetStream, which is not there yet: probes fail
+    -js, --jetstream                 Enable JetStream
+    -sd, --store_dir <dir>           Directory above that of the streams (default: a temporary one)
     -sl,--signal <signal>[=<pid>]    Send signal to a running server and exit
                                      (ldm, stop, quit, term, reopen, reload);
                                      <pid> is a process id, the path of a pid file, or
@@ -565,11 +621,13 @@ TLS Options:
         --tlskey <file>              Private key of the server certificate
         --tlsverify                  Clients need a certificate, too
         --tlscacert <file>           Who vouches for their certificates
+        --help_tls                   Show versions, cipher suites and curves of TLS
 
 Cluster Options:
         --routes <url, url>          Servers of the cluster to connect to (nats-route://host:port)
-        --cluster <url>              Where other servers reach this one (nats://host:port; with
-        --cluster_listen <url>       user:password@ before the host they need these)
+        --cluster
+        --cluster_listen <url>       Where other servers reach this one (nats://host:port; with
+                                     user:password@ before the host they need these)
         --cluster_name <name>        Name of the cluster (default: made up)
         --no_advertise               Do not tell clients about other servers, or others of this one
         --cluster_advertise <string> Cluster address to advertise to other servers (host[:port])
@@ -577,7 +635,12 @@ Cluster Options:
 
 Commands:
     doctor [--json] [<interface>]    Examine this host and say what to mend; the exit status is
-                                     0 (all pass), 1 (something warns) or 2 (something fails)
+                                     0 (nothing that matters), 1 (something warns) or 2 (something
+                                     fails). doctor -h: --fix, --pid, --disk, --bundle
+    import <directory> [-c <file>] [-sd <directory>]
+                                     Import the streams of a stopped nats-server from its store_dir
+    completions <shell>              Print completions for bash, zsh, fish, elvish or powershell
+    man                              Print the manual page
 
 Common Options:
     -h, --help                       Show this message
@@ -609,26 +672,26 @@ mod tests {
     #[test]
     fn one_dash_or_two_and_a_blank_or_an_equals_sign_are_the_same() {
         for line in ["-p 42", "--p 42", "-p=42", "--p=42", "-port 42", "--port 42", "--port=42"] {
-            assert_eq!(options(line).port, 42, "{line}");
+            assert_eq!(options(line).network.port, 42, "{line}");
         }
         for line in ["-a ::1", "--addr ::1", "-net=::1", "--net ::1"] {
-            assert_eq!(options(line).host, "::1", "{line}");
+            assert_eq!(options(line).network.host, "::1", "{line}");
         }
         for line in ["-n x", "--name x", "-server_name x"] {
-            assert_eq!(options(line).server_name.as_deref(), Some("x"), "{line}");
+            assert_eq!(options(line).server.name.as_deref(), Some("x"), "{line}");
         }
     }
 
     #[test]
     fn a_negative_port_is_any_free_port() {
         for line in ["-p -1", "--port -1", "--port=-1", "-p 0"] {
-            assert_eq!(options(line).port, 0, "{line}");
+            assert_eq!(options(line).network.port, 0, "{line}");
         }
     }
 
     #[test]
     fn the_last_of_equal_flags_counts() {
-        assert_eq!(options("-p 1 --port 2").port, 2);
+        assert_eq!(options("-p 1 --port 2").network.port, 2);
     }
 
     #[test]
@@ -663,8 +726,8 @@ mod tests {
 
         let rust = options("--store_dir /tmp/x -p -1 -l /tmp/l -P /tmp/pid");
         assert_eq!(rust.log.file.as_deref(), Some(Path::new("/tmp/l")));
-        assert_eq!(rust.pid_file.as_deref(), Some(Path::new("/tmp/pid")));
-        assert_eq!(rust.missing.len(), 1);
+        assert_eq!(rust.server.pid_file.as_deref(), Some(Path::new("/tmp/pid")));
+        assert_eq!(rust.jetstream.store_dir.as_deref(), Some(Path::new("/tmp/x")));
 
         let c = options("-a 127.0.0.1 -p 22 -l log -DV -user ivan -pass secret");
         assert!(c.log.debug && c.log.trace);
@@ -672,7 +735,7 @@ mod tests {
         assert!(options("-auth testToken").auth.token.unwrap().matches("testToken"));
 
         let core = options("--port -1 --addr ::1 --debug --store_dir d --server_name s");
-        assert_eq!((core.port, core.host.as_str()), (0, "::1"));
+        assert_eq!((core.network.port, core.network.host.as_str()), (0, "::1"));
     }
 
     #[test]
@@ -716,27 +779,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        assert!(refused("--help_tls").contains("is not supported yet"));
-        for line in ["-sd /tmp", "--profile 1"] {
-            assert_eq!(options(line).missing.len(), 1, "{line}");
+    fn a_flag_that_is_missing_and_does_not_matter_is_mentioned() {
+        assert_eq!(options("--profile 1").notes.missing.len(), 1);
+    }
+
+    #[test]
+    fn jetstream_is_switched_by_a_flag_that_takes_precedence_over_the_file() {
+        assert!(!options("-p 1").jetstream.is_enabled);
+        for line in ["-js", "--jetstream", "-js=true"] {
+            assert!(options(line).jetstream.is_enabled, "{line}");
         }
-        for line in ["-js", "--jetstream"] {
-            let options = options(line);
-            assert!(options.wants_jetstream && options.absent.len() == 1, "{line}");
+        for line in ["-sd /tmp/x", "--store_dir=/tmp/x"] {
+            let wanted = Some(Path::new("/tmp/x"));
+            assert_eq!(options(line).jetstream.store_dir.as_deref(), wanted, "{line}");
         }
-        assert!(!options("-js=false").wants_jetstream);
-        // It wins over the file.
-        let in_file =
-            "/etc/x.conf:1:1: ".to_owned() + &absent("jetstream", unsupported::NO_STREAMS);
-        let other = absent("mqtt", "no MQTT client can connect");
         let text = "-js=false".split_whitespace().map(str::to_owned);
         let Ok(Command::Serve(args)) = parse(text) else { panic!("it runs") };
-        let mut options = Options { wants_jetstream: true, ..Options::default() };
-        options.absent = vec![in_file, other.clone()];
+        let mut options = Options::default();
+        options.jetstream.is_enabled = true;
         args.apply(&mut options).unwrap();
-        assert!(!options.wants_jetstream);
-        assert_eq!(options.absent, [other]);
+        assert!(!options.jetstream.is_enabled);
     }
 
     #[test]
@@ -775,6 +837,13 @@ mod tests {
         for line in ["-v", "--version", "version", "-p 1 version"] {
             assert_eq!(command(line), Command::Version, "{line}");
         }
+        assert_eq!(command("man"), Command::Man);
+        assert_eq!(command("completions zsh"), Command::Completions("zsh".to_owned()));
+        assert!(refused("completions").contains("completions bash"));
+        assert!(refused("-p 1 man").contains("none of the server's flags"));
+        for line in ["--help_tls", "-help_tls"] {
+            assert_eq!(command(line), Command::HelpTls, "{line}");
+        }
         for line in ["-h", "-help", "help", "HELP"] {
             assert_eq!(command(line), Command::Help, "{line}");
         }
@@ -785,8 +854,23 @@ mod tests {
         let doctor = vec!["--json".to_owned(), "eth0".to_owned()];
         assert_eq!(command("doctor --json eth0"), Command::Doctor(doctor));
         assert!(refused("-p 1 doctor").contains("none of the server's flags"));
-        // As the value of a flag it is a value.
-        assert_eq!(options("-n doctor").server_name.as_deref(), Some("doctor"));
+        let import = command("import dir -sd store");
+        assert!(matches!(&import, Command::Import(from, _) if from == Path::new("dir")));
+        assert!(refused("import -sd store").contains("import takes one directory"));
+        assert!(refused("import dir doctor").contains("import takes one directory"));
+        assert!(refused("-p 1 import dir").contains("import comes first"));
+        // After a flag, the word `doctor` is its value.
+        assert_eq!(options("-n doctor").server.name.as_deref(), Some("doctor"));
+    }
+
+    #[test]
+    fn the_page_about_tls_names_what_there_is() {
+        let page = usage_of_tls();
+        for name in ["TLS_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_CHACHA20", "X25519", "CurveP384"]
+        {
+            assert!(page.contains(name), "{name} is not in {page}");
+        }
+        assert!(!page.contains("RC4"), "{page}");
     }
 
     #[test]

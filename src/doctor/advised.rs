@@ -1,124 +1,125 @@
-//! The kernel settings that are advised: the same that `tuning/sysctl.d` installs.
+//! Advised kernel settings: the same that `tuning/sysctl.d` installs.
 
-/// What a value must be to be as good as the advised one.
+/// The comparison by which a value is as good as the advised one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rule {
-    /// That value.
+pub(super) enum AdvisedRule {
+    /// The value is the advised one.
     Equal,
-    /// At least that number.
+    /// The number is at least the advised one.
     AtLeast,
-    /// Of several numbers the last at least; the others do not matter.
+    /// The last of several numbers is at least the advised one; the others do not matter.
     LastAtLeast,
 }
 
-/// When a setting matters.
+/// The hosts on which a setting matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Matters {
-    /// On every host.
+    /// All hosts.
     Always,
-    /// With more than one NUMA node.
+    /// Hosts with more than one NUMA node.
     WithNodes,
-    /// With swap space.
+    /// Hosts with swap space.
     WithSwap,
 }
 
-/// A kernel setting, and what another value costs.
-#[derive(Debug, Clone, Copy)]
+/// A kernel setting, and the cost of another value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sysctl {
-    /// Its name, with dots.
+    /// The setting's name, with dots.
     pub(super) name: &'static str,
     /// The advised value.
     pub(super) value: &'static str,
-    /// Which other values are as good.
-    pub(super) rule: Rule,
-    /// When it matters.
+    /// The comparison of other values with the advised one.
+    pub(super) rule: AdvisedRule,
+    /// The hosts on which the setting matters.
     pub(super) matters: Matters,
-    /// What it costs to have another value.
+    /// The cost of another value.
     pub(super) costs: &'static str,
 }
 
 impl Sysctl {
-    /// Whether `now` is as good as the advised value. What is no number is not.
+    /// Whether `now` is as good as the advised value; text is not as good as a number.
     pub(super) fn holds(&self, now: &str) -> bool {
         let last = |text: &str| text.split_whitespace().last().and_then(|n| n.parse::<u64>().ok());
         match self.rule {
-            Rule::Equal => now == self.value,
-            Rule::AtLeast | Rule::LastAtLeast => {
+            AdvisedRule::Equal => now == self.value,
+            AdvisedRule::AtLeast | AdvisedRule::LastAtLeast => {
                 last(now).is_some_and(|now| Some(now) >= last(self.value))
             }
         }
     }
 
-    /// Below `/proc/sys`, relative to the root.
+    /// Returns the setting's file below `/proc/sys`, relative to the root.
     pub(super) fn file(&self) -> String {
         format!("proc/sys/{}", self.name.replace('.', "/"))
     }
 }
 
-/// All of them, in the order of `tuning/sysctl.d/90-shardcast.conf`.
+/// All advised settings, in the order of `tuning/sysctl.d/90-shardcast.conf`.
 pub(super) const SYSCTLS: &[Sysctl] = &[
     Sysctl {
         name: "net.core.somaxconn",
         value: "4096",
-        rule: Rule::AtLeast,
+        rule: AdvisedRule::AtLeast,
         matters: Matters::Always,
-        costs: "clients that all connect at once are not heard, and try again after a second",
+        costs: "a burst of new connections is dropped; those clients retry after a second",
     },
     Sysctl {
         name: "net.ipv4.tcp_max_syn_backlog",
         value: "8192",
-        rule: Rule::AtLeast,
+        rule: AdvisedRule::AtLeast,
         matters: Matters::Always,
-        costs: "when all clients reconnect at once, some have to try again after a second",
+        costs: "some clients of a mass reconnect retry after a second",
     },
     Sysctl {
         name: "net.ipv4.tcp_rmem",
         value: "4096 131072 33554432",
-        rule: Rule::LastAtLeast,
+        rule: AdvisedRule::LastAtLeast,
         matters: Matters::Always,
-        costs: "a publisher far away sends less than its line could carry",
+        costs: "remote publishers cannot use the full bandwidth of a long line",
     },
     Sysctl {
         name: "net.ipv4.tcp_wmem",
         value: "4096 65536 33554432",
-        rule: Rule::LastAtLeast,
+        rule: AdvisedRule::LastAtLeast,
         matters: Matters::Always,
-        costs: "a subscriber far away gets less than its line could carry; more, smaller sends",
+        costs: "remote subscribers cannot use the full bandwidth of a long line; more, smaller \
+                sends",
     },
     Sysctl {
         name: "net.ipv4.tcp_slow_start_after_idle",
         value: "0",
-        rule: Rule::Equal,
+        rule: AdvisedRule::Equal,
         matters: Matters::Always,
-        costs: "a connection that was quiet for a moment begins slowly again",
+        costs: "idle connections restart with a small congestion window",
     },
     Sysctl {
         name: "net.core.netdev_budget",
         value: "600",
-        rule: Rule::AtLeast,
+        rule: AdvisedRule::AtLeast,
         matters: Matters::Always,
-        costs: "nothing while the third column of /proc/net/softnet_stat stands still; else \
-                packets wait for the next round of receiving",
+        costs: "none while the third column of /proc/net/softnet_stat does not grow; otherwise \
+                packets wait for the next receive round",
     },
     Sysctl {
         name: "net.core.netdev_budget_usecs",
         value: "8000",
-        rule: Rule::AtLeast,
+        rule: AdvisedRule::AtLeast,
         matters: Matters::Always,
         costs: "as with net.core.netdev_budget",
     },
     Sysctl {
         name: "net.core.netdev_max_backlog",
         value: "16384",
-        rule: Rule::AtLeast,
+        rule: AdvisedRule::AtLeast,
         matters: Matters::Always,
-        costs: "nothing while the second column of /proc/net/softnet_stat stands still; else \
-                packets that RPS moves to another core are dropped",
+        costs: "none while the second column of /proc/net/softnet_stat does not grow; otherwise \
+                packets moved by RPS are dropped",
     },
     Sysctl {
         name: "kernel.io_uring_disabled",
         value: "0",
-        rule: Rule::Equal,
+        rule: AdvisedRule::Equal,
         matters: Matters::Always,
         costs: "the broker does not start, unless its user is privileged or in the group \
                 kernel.io_uring_group",
@@ -126,16 +127,16 @@ pub(super) const SYSCTLS: &[Sysctl] = &[
     Sysctl {
         name: "kernel.numa_balancing",
         value: "0",
-        rule: Rule::Equal,
+        rule: AdvisedRule::Equal,
         matters: Matters::WithNodes,
-        costs: "the kernel looks for memory to move, although shards and their memory stay",
+        costs: "the kernel scans for memory to migrate; shards and their memory never move",
     },
     Sysctl {
         name: "vm.swappiness",
         value: "1",
-        rule: Rule::Equal,
+        rule: AdvisedRule::Equal,
         matters: Matters::WithSwap,
-        costs: "memory of the broker may be swapped out, and is waited for when it is used again",
+        costs: "broker memory may be swapped out; its next use waits for the disk",
     },
 ];
 

@@ -1,21 +1,22 @@
-//! From what the host is like to what to think of it.
+//! Checks: from the state of the host to findings.
 
 use super::Finding;
-use super::advised::{Matters, Rule, SYSCTLS, Sysctl};
+use super::advised::{AdvisedRule, Matters, SYSCTLS, Sysctl};
+use super::fix::FixStep;
 use super::snapshot::{Card, Host};
 use crate::host::CpuSet;
 use crate::host::Tier;
 
-/// What the queues of one shard count as locked memory (seen on Linux 6.18).
+/// Locked memory that the queues of one shard count as, in bytes (seen on Linux 6.18).
 const LOCKED_BYTES_PER_SHARD: u64 = 560 * 1024;
-/// Below this a limit of open files is fit for trials only.
+/// The smallest limit of open files that is fit for more than trials.
 const OPEN_FILES_MIN: u64 = 1024;
-/// Below this a limit of open files deserves a warning.
+/// The smallest limit of open files without a warning.
 const OPEN_FILES_USUAL: u64 = 65_536;
-/// Idle states that take this long to leave are seen in the latency of messages.
+/// The longest time to leave an idle state, in microseconds, that does not add to latency.
 const IDLE_EXIT_US_MAX: u64 = 20;
 
-/// Judges everything, what can stop the broker first.
+/// Judges the host; findings that can stop the broker come first.
 pub(super) fn findings(host: &Host) -> Vec<Finding> {
     let mut findings = vec![
         kernel(host),
@@ -24,6 +25,7 @@ pub(super) fn findings(host: &Host) -> Vec<Finding> {
         locked_memory(host),
         open_files(host),
         quota(host),
+        company(host),
         isolated(host),
         hyperthreads(host),
         nodes(host),
@@ -37,7 +39,7 @@ pub(super) fn findings(host: &Host) -> Vec<Finding> {
         }
         None => findings.push(
             Finding::new("network card", "no card has the default route")
-                .pass("name the one that clients come through: shardcast doctor INTERFACE"),
+                .pass("name the network card of the clients: shardcast doctor INTERFACE"),
         ),
     }
     findings.extend(SYSCTLS.iter().map(|sysctl| setting(host, sysctl)));
@@ -52,7 +54,7 @@ fn kernel(host: &Host) -> Finding {
     match (number(), number()) {
         (Some(major), Some(minor)) if (major, minor) < (5, 11) => finding.fail(
             wanted,
-            "the broker does not start: io_uring lacks what it needs",
+            "the broker does not start: io_uring lacks required operations",
             "install Linux 6.1 or later (Debian 12, Ubuntu 24.04, RHEL 10 have it)",
         ),
         (Some(major), Some(minor)) if (major, minor) < (6, 1) => finding.warn(
@@ -71,7 +73,8 @@ fn uring(host: &Host) -> Finding {
         Ok(tier) => Finding::new("io_uring", format!("tier {tier}")).warn(
             wanted,
             "more system calls and wake-ups for each message",
-            "install Linux 6.1 or later; shardcast --uring-tier taskrun says what is missing",
+            "install Linux 6.1 or later; shardcast --uring-tier taskrun names the missing \
+             operation",
         ),
         Err(cause) => Finding::new("io_uring", cause.cause()).fail(
             wanted,
@@ -86,11 +89,12 @@ fn seccomp(host: &Host) -> Finding {
     match (host.is_filtered, &host.uring) {
         (false, _) => Finding::new("seccomp filter", "none").pass(wanted),
         (true, Ok(_)) => Finding::new("seccomp filter", "one that allows io_uring").pass(wanted),
-        (true, Err(_)) => Finding::new("seccomp filter", "one, and io_uring does not work").fail(
-            wanted,
-            "the broker does not start if the filter is what forbids io_uring",
-            "docker run --security-opt seccomp=tuning/seccomp.json …",
-        ),
+        (true, Err(_)) => Finding::new("seccomp filter", "active, and io_uring does not work")
+            .fail(
+                wanted,
+                "the broker does not start if this filter forbids io_uring",
+                "docker run --security-opt seccomp=tuning/seccomp.json …",
+            ),
     }
 }
 
@@ -99,17 +103,18 @@ fn locked_memory(host: &Host) -> Finding {
     let needed = shards * LOCKED_BYTES_PER_SHARD;
     let mend = "LimitMEMLOCK=infinity in the unit, docker run --ulimit memlock=-1, or ulimit -l \
                 unlimited";
-    // Twice: the kernel gives the memory of a process that has ended back a moment late.
+    // Twice the need, because the kernel frees the memory of an ended process with a delay.
     let wanted = format!("{} KiB for {shards} shards", 2 * needed / 1024);
     match host.locked_bytes_max {
         Some(u64::MAX) => Finding::new("locked memory", "not limited for this user").pass(wanted),
-        None => Finding::new("locked memory", "not to be seen").pass(wanted),
+        None => Finding::new("locked memory", "unknown").pass(wanted),
         Some(bytes) => {
             let finding = Finding::new("locked memory", format!("{} KiB", bytes / 1024));
             if bytes < needed {
-                finding.fail(wanted, "not all shards can start", mend)
+                finding.fail(wanted, "not all shards can start", mend).fixed_by(FixStep::Limits)
             } else if bytes < 2 * needed {
-                finding.warn(wanted, "a quick restart can fail", mend)
+                let finding = finding.warn(wanted, "a quick restart can fail", mend);
+                finding.fixed_by(FixStep::Limits)
             } else {
                 finding.pass(wanted)
             }
@@ -122,15 +127,15 @@ fn open_files(host: &Host) -> Finding {
     let mend = "LimitNOFILE=1048576 in the unit, docker run --ulimit nofile=1048576, or, as root, \
                 ulimit -n 1048576";
     match host.open_files_max {
-        None => Finding::new("open files", "not to be seen").pass(wanted),
+        None => Finding::new("open files", "unknown").pass(wanted),
         Some(u64::MAX) => Finding::new("open files", "unlimited").pass(wanted),
         Some(files) => {
             let finding = Finding::new("open files", files.to_string());
             let costs = format!("fewer than {files} connections; further ones wait");
             if files < OPEN_FILES_MIN {
-                finding.fail(wanted, costs, mend)
+                finding.fail(wanted, costs, mend).fixed_by(FixStep::Limits)
             } else if files < OPEN_FILES_USUAL {
-                finding.warn(wanted, costs, mend)
+                finding.warn(wanted, costs, mend).fixed_by(FixStep::Limits)
             } else {
                 finding.pass(wanted)
             }
@@ -149,8 +154,8 @@ fn quota(host: &Host) -> Finding {
     Finding::new("CPU quota", format!("{quota} CPUs, of {} allowed", allowed.len())).warn(
         wanted,
         format!(
-            "once it is used up all shards stand still, for up to {} ms; below the number of \
-             CPUs they are not pinned either",
+            "all shards pause for up to {} ms when it is used up; with a quota below the number of \
+             CPUs they are not pinned",
             quota.period_us / 1000
         ),
         format!(
@@ -158,6 +163,19 @@ fn quota(host: &Host) -> Finding {
              CPUAffinity={cpus} and no CPUQuota="
         ),
     )
+}
+
+fn company(host: &Host) -> Finding {
+    let wanted = "none that lasts";
+    match host.topology.company {
+        None => Finding::new("other work", wanted).pass(wanted),
+        Some(company) => Finding::new("other work", company.to_string()).advise(
+            wanted,
+            "it delays the shards; auto does not pin them, so that they can leave its cores",
+            "give the broker CPUs of its own (docker run --cpuset-cpus, CPUAffinity= in the unit \
+             and that of the others); --shards N pins in any case",
+        ),
+    }
 }
 
 fn isolated(host: &Host) -> Finding {
@@ -169,9 +187,9 @@ fn isolated(host: &Host) -> Finding {
     let finding = Finding::new("isolated CPUs", isolated.to_string());
     let used = isolated.and(&host.topology.allowed());
     if used.is_empty() {
-        finding.warn(
+        finding.advise(
             wanted,
-            "they are kept free, and not for the broker",
+            "isolated, but not assigned to the broker",
             format!(
                 "taskset -c {isolated} shardcast --shards auto; in the unit CPUAffinity={isolated}"
             ),
@@ -196,10 +214,11 @@ fn hyperthreads(host: &Host) -> Finding {
         return Finding::new("SMT", now).pass(wanted);
     }
     let whole: CpuSet = siblings().collect();
-    let now = format!("CPUs {strangers} are of the shards' cores, and not for the broker");
-    Finding::new("SMT", now).warn(
+    let now =
+        format!("CPUs {strangers} share cores with shards, but are not assigned to the broker");
+    Finding::new("SMT", now).advise(
         wanted,
-        "whatever runs there takes caches and computing time from the shards",
+        "other processes on them take caches and CPU time from the shards",
         format!("docker run --cpuset-cpus {whole}; in the unit CPUAffinity={whole}"),
     )
 }
@@ -217,9 +236,9 @@ fn nodes(host: &Host) -> Finding {
     let best = card.or_else(|| nodes.first().copied()).unwrap_or(0);
     let mend = format!("numactl --cpunodebind={best} --membind={best} shardcast --shards auto");
     if nodes.len() > 1 {
-        finding.warn(wanted, "messages between shards cross the sockets' link", mend)
+        finding.advise(wanted, "messages between shards cross the sockets' link", mend)
     } else if card.is_some_and(|node| !nodes.is_empty() && !nodes.contains(&node)) {
-        finding.warn(wanted, "every packet crosses the sockets' link", mend)
+        finding.advise(wanted, "every packet crosses the sockets' link", mend)
     } else {
         finding.pass(wanted)
     }
@@ -230,15 +249,15 @@ fn governor(host: &Host) -> Finding {
     let all: Vec<String> =
         host.governors.iter().map(|(name, cpus)| format!("{name} on {cpus}")).collect();
     if all.is_empty() {
-        return Finding::new("CPU governor", "no frequency control to be seen").pass(wanted);
+        return Finding::new("CPU governor", "no frequency control found").pass(wanted);
     }
     let finding = Finding::new("CPU governor", all.join(", "));
     if host.governors.keys().all(|name| name == wanted) {
         finding.pass(wanted)
     } else {
-        finding.warn(
+        finding.advise(
             wanted,
-            "a core that slept clocks down, and the next messages pay for it",
+            "idle cores clock down; the next messages take longer",
             "cpupower frequency-set -g performance",
         )
     }
@@ -247,13 +266,13 @@ fn governor(host: &Host) -> Finding {
 fn idle_states(host: &Host) -> Finding {
     let wanted = format!("left in less than {IDLE_EXIT_US_MAX} µs");
     let Some((name, latency_us)) = &host.deepest_idle else {
-        return Finding::new("C-states", "none to be seen").pass(wanted);
+        return Finding::new("C-states", "none found").pass(wanted);
     };
     let finding = Finding::new("C-states", format!("down to {name}, left in {latency_us} µs"));
     if *latency_us < IDLE_EXIT_US_MAX {
         finding.pass(wanted)
     } else {
-        finding.warn(
+        finding.advise(
             wanted,
             format!("up to {latency_us} µs for the first message after a pause; power otherwise"),
             format!("cpupower idle-set -D {IDLE_EXIT_US_MAX}"),
@@ -264,13 +283,13 @@ fn idle_states(host: &Host) -> Finding {
 fn huge_pages(host: &Host) -> Finding {
     let wanted = "madvise or never";
     match host.huge_pages.as_deref() {
-        Some("always") => Finding::new("transparent huge pages", "always").warn(
+        Some("always") => Finding::new("transparent huge pages", "always").advise(
             wanted,
-            "the kernel compacts memory at moments of its choosing, seen as latency",
+            "the kernel compacts memory at unpredictable times, which adds latency",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         ),
         Some(choice) => Finding::new("transparent huge pages", choice).pass(wanted),
-        None => Finding::new("transparent huge pages", "not there").pass(wanted),
+        None => Finding::new("transparent huge pages", "not available").pass(wanted),
     }
 }
 
@@ -279,20 +298,20 @@ fn interrupts(host: &Host, card: &Card) -> Finding {
     let wanted = "spread over CPUs, without irqbalance";
     let cpus = &card.interrupts;
     if host.has_irqbalance {
-        return Finding::new(check, "irqbalance runs").warn(
+        return Finding::new(check, "irqbalance runs").advise(
             wanted,
             "interrupts are moved to the cores of busy shards",
             format!("systemctl disable --now irqbalance && tuning/nic-queues {}", card.name),
         );
     }
     if cpus.is_empty() {
-        return Finding::new(check, "none to be seen").pass(wanted);
+        return Finding::new(check, "none found").pass(wanted);
     }
     let finding = Finding::new(check, format!("to CPUs {cpus}"));
     if cpus.len() == 1 && card.receive_queues > 1 && host.topology.online.len() > 1 {
-        finding.warn(
+        finding.advise(
             wanted,
-            "all packets are worked off on one core, and its shard is slow",
+            "one core processes all packets, and its shard is slow",
             format!("tuning/nic-queues {}", card.name),
         )
     } else {
@@ -314,11 +333,11 @@ fn receiving(host: &Host, card: &Card) -> Finding {
     );
     let costs = match (card.spread_queues, card.steered_queues) {
         _ if queues != 1 || host.topology.online.len() == 1 => return finding.pass(wanted),
-        (0, _) => "all packets are worked off on one core, and its shard is slow",
-        (_, 0) => "packets are worked off on another core than that of their shard",
+        (0, _) => "one core processes all packets, and its shard is slow",
+        (_, 0) => "packets are processed on another core than their shard",
         _ => return finding.pass(wanted),
     };
-    finding.warn(wanted, costs, format!("tuning/nic-queues {}", card.name))
+    finding.advise(wanted, costs, format!("tuning/nic-queues {}", card.name))
 }
 
 fn sending(card: &Card) -> Finding {
@@ -333,9 +352,9 @@ fn sending(card: &Card) -> Finding {
         ),
     );
     if queues > 1 && chosen == 0 {
-        finding.warn(
+        finding.advise(
             wanted,
-            "cores wait for each other's locks when they send",
+            "cores contend for one lock when they send",
             format!("tuning/nic-queues {}", card.name),
         )
     } else {
@@ -343,27 +362,29 @@ fn sending(card: &Card) -> Finding {
     }
 }
 
-fn setting(host: &Host, sysctl: &Sysctl) -> Finding {
+fn setting(host: &Host, sysctl: &'static Sysctl) -> Finding {
     let matters = match sysctl.matters {
         Matters::Always => true,
         Matters::WithNodes => host.topology.nodes().len() > 1,
         Matters::WithSwap => host.has_swap,
     };
     let wanted = match sysctl.rule {
-        Rule::Equal => sysctl.value.to_owned(),
-        Rule::AtLeast => format!("{} or more", sysctl.value),
-        Rule::LastAtLeast => format!("{}, the last of them or more", sysctl.value),
+        AdvisedRule::Equal => sysctl.value.to_owned(),
+        AdvisedRule::AtLeast => format!("{} or more", sysctl.value),
+        AdvisedRule::LastAtLeast => format!("{}, the last of them or more", sysctl.value),
     };
     let Some(now) = host.sysctls.get(sysctl.name) else {
-        return Finding::new(sysctl.name, "not there").pass(wanted);
+        return Finding::new(sysctl.name, "not available").pass(wanted);
     };
     let now = now.split_whitespace().collect::<Vec<_>>().join(" ");
-    let holds = sysctl.holds(&now);
+    // Whoever has io_uring by its group needs no wider permission.
+    let by_group = sysctl.name == "kernel.io_uring_disabled" && now == "1" && host.uring.is_ok();
+    let holds = sysctl.holds(&now) || by_group;
     let finding = Finding::new(sysctl.name, now);
     if holds || !matters {
         return finding.pass(wanted);
     }
     let quote = if sysctl.value.contains(' ') { "'" } else { "" };
     let mend = format!("sysctl -w {quote}{}={}{quote}", sysctl.name, sysctl.value);
-    finding.warn(wanted, sysctl.costs, mend)
+    finding.advise(wanted, sysctl.costs, mend).fixed_by(FixStep::Setting(sysctl))
 }

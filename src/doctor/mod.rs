@@ -1,18 +1,27 @@
 //! `shardcast doctor`: checks of this host, with the cost of each fault and its remedy.
 //!
-//! `snapshot` reads the state of the host, `checks` judges it; only [`main`] touches this host.
-//! Limits are those of a process started as the doctor was.
+//! `snapshot` reads the state of the host, `checks` judges it, `process` a running broker; `disk`
+//! measures, `fix` mends, `bundle` packs what a report of a fault needs. Only [`main`] touches this
+//! host, and it writes nothing but what its arguments ask for.
+//! Limits are those of a process started as the doctor was, or of the one that is named.
 
 #![forbid(unsafe_code)]
 
 mod advised;
+mod bundle;
 mod checks;
+mod disk;
+mod fix;
+mod pages;
+mod process;
+mod secrets;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,27 +29,32 @@ use serde::Serialize;
 
 use crate::host::Tree;
 use crate::uring;
+use fix::FixStep;
 use snapshot::Host;
 
-/// The exit status when the doctor could not look; what monitoring plugins call unknown.
+/// The exit status when the host could not be examined, which monitoring plugins name unknown.
 const UNKNOWN: u8 = 3;
 
-/// What to think of one thing, the worst last.
+/// The severity of a finding, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
-    /// As it should be, or not there, or not to be seen.
+enum FindingLevel {
+    /// A state as it should be, or absent, or not visible.
     Pass,
-    /// The broker runs, and could run better.
+    /// A state in which the broker does what it should, and some loads could run better.
+    Advise,
+    /// A state in which the broker runs, and will be in trouble.
     Warn,
-    /// The broker does not run, or not with all its shards, or for hardly anybody.
+    /// A state in which the broker does not run, or not with all its shards, or only for few
+    /// clients.
     Fail,
 }
 
-impl Verdict {
+impl FindingLevel {
     fn word(self) -> &'static str {
         match self {
             Self::Pass => "pass",
+            Self::Advise => "tip ",
             Self::Warn => "warn",
             Self::Fail => "FAIL",
         }
@@ -51,31 +65,48 @@ impl Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Finding {
     check: String,
-    verdict: Verdict,
+    verdict: FindingLevel,
     now: String,
     wanted: String,
-    /// What it costs to leave it as it is; only if something is to be mended.
+    /// The cost of leaving it as it is; only if there is a remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     costs: Option<String>,
-    /// The command or the setting that mends it.
+    /// The remedy: a command or a setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<String>,
+    /// The step by which `--fix` mends it, if it can.
+    #[serde(skip)]
+    fix: Option<FixStep>,
 }
 
 impl Finding {
     fn new(check: impl Into<String>, now: impl Into<String>) -> Self {
         Self {
             check: check.into(),
-            verdict: Verdict::Pass,
+            verdict: FindingLevel::Pass,
             now: now.into(),
             wanted: String::new(),
             costs: None,
             mend: None,
+            fix: None,
         }
     }
 
     fn pass(self, wanted: impl Into<String>) -> Self {
         Self { wanted: wanted.into(), ..self }
+    }
+
+    fn advise(
+        self,
+        wanted: impl Into<String>,
+        costs: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self { verdict: FindingLevel::Advise, ..self.warn(wanted, costs, mend) }
+    }
+
+    fn fixed_by(self, step: FixStep) -> Self {
+        Self { fix: Some(step), ..self }
     }
 
     fn warn(
@@ -85,7 +116,7 @@ impl Finding {
         mend: impl Into<String>,
     ) -> Self {
         let (costs, mend) = (Some(costs.into()), Some(mend.into()));
-        Self { verdict: Verdict::Warn, wanted: wanted.into(), costs, mend, ..self }
+        Self { verdict: FindingLevel::Warn, wanted: wanted.into(), costs, mend, ..self }
     }
 
     fn fail(
@@ -94,38 +125,50 @@ impl Finding {
         costs: impl Into<String>,
         mend: impl Into<String>,
     ) -> Self {
-        Self { verdict: Verdict::Fail, ..self.warn(wanted, costs, mend) }
+        Self { verdict: FindingLevel::Fail, ..self.warn(wanted, costs, mend) }
     }
 }
 
-/// All findings.
+/// All findings, and the worst level among them.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DoctorReport {
     /// The worst of the findings.
-    verdict: Verdict,
+    verdict: FindingLevel,
     findings: Vec<Finding>,
 }
 
-impl Report {
+impl DoctorReport {
+    #[cfg(test)]
     fn of(host: &Host) -> Self {
-        let findings = checks::findings(host);
+        Self::from(checks::findings(host))
+    }
+
+    fn from(findings: Vec<Finding>) -> Self {
         let verdict = findings.iter().map(|finding| finding.verdict).max();
-        Self { verdict: verdict.unwrap_or(Verdict::Pass), findings }
+        Self { verdict: verdict.unwrap_or(FindingLevel::Pass), findings }
     }
 
-    /// 0: all pass, 1: something warns, 2: something fails.
+    /// Returns 0 if nothing that matters is wrong, 1 if a finding warns, 2 if one fails.
     fn exit_status(&self) -> u8 {
-        self.verdict as u8
+        match self.verdict {
+            FindingLevel::Pass | FindingLevel::Advise => 0,
+            FindingLevel::Warn => 1,
+            FindingLevel::Fail => 2,
+        }
     }
 
-    /// A line for each finding; what is to be mended has two more.
+    fn json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// Formats a line for each finding, and two more if there is a remedy.
     fn table(&self) -> String {
         let width = |text: &dyn Fn(&Finding) -> &str| {
             self.findings.iter().map(|finding| text(finding).chars().count()).max().unwrap_or(0)
         };
         let check_width = width(&|finding| &finding.check);
         let mut table = String::new();
-        for Finding { check, verdict, now, wanted, costs, mend } in &self.findings {
+        for Finding { check, verdict, now, wanted, costs, mend, .. } in &self.findings {
             let _ = write!(table, "{}  {check:check_width$}  {now}", verdict.word());
             if let (Some(costs), Some(mend)) = (costs, mend) {
                 let _ = write!(table, " (wanted: {wanted})");
@@ -135,54 +178,125 @@ impl Report {
             table.push('\n');
         }
         let count = |verdict| self.findings.iter().filter(|f| f.verdict == verdict).count();
-        let (fail, warn) = (count(Verdict::Fail), count(Verdict::Warn));
+        let (fail, warn) = (count(FindingLevel::Fail), count(FindingLevel::Warn));
+        let (tip, pass) = (count(FindingLevel::Advise), count(FindingLevel::Pass));
         let _ = writeln!(
             table,
-            "\n{} pass, {warn} warn, {fail} fail. Each knob is explained in tuning/README.md.",
-            count(Verdict::Pass)
+            "\n{pass} pass, {tip} tips, {warn} warn, {fail} fail. Each knob is explained in \
+             tuning/README.md."
         );
         table
     }
 }
 
-/// Looks at this host and says what holds the broker up. Only reads; needs no privileges.
+/// Looks at this host and says what holds the broker up. Needs no privileges, and only reads,
+/// unless --fix, --disk or --bundle says otherwise.
 ///
-/// The exit status is 0 if all is well, 1 if something warns, 2 if something fails, 3 if the
-/// doctor itself was called wrongly.
+/// The exit status is 0 if nothing that matters is wrong (tips do not count), 1 if something warns,
+/// 2 if something fails, 3 if the doctor itself was called wrongly or could not do its work.
 #[derive(Debug, Parser)]
 #[command(name = "shardcast doctor", disable_version_flag = true)]
-struct Args {
+struct DoctorArgs {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    /// Write kernel settings and limits (as root), and print the commands for the rest.
+    #[arg(long)]
+    fix: bool,
+    /// Look at a running broker: its limits, its files, its memory, its shards.
+    #[arg(long, value_name = "ID")]
+    pid: Option<u32>,
+    /// Measure the disk under this directory by writing there for about a second.
+    #[arg(long, value_name = "DIRECTORY")]
+    disk: Option<PathBuf>,
+    /// Write a support bundle: this report, facts of the host, and of the broker that --pid or -c
+    /// names its configuration without secrets, its pages, and the end of its log.
+    #[arg(long, value_name = "FILE.tar.gz")]
+    bundle: Option<PathBuf>,
+    /// The broker's configuration file, for the bundle.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The broker's monitoring, for the bundle, such as http://127.0.0.1:8222.
+    #[arg(long, value_name = "URL")]
+    monitoring: Option<String>,
     /// The network card that clients come through (default: that of the default route).
     interface: Option<String>,
+}
+
+impl DoctorArgs {
+    fn tree(&self) -> Tree {
+        match self.pid {
+            Some(id) => Tree::default().of_process(id),
+            None => Tree::default(),
+        }
+    }
+
+    /// Examines the host; an error is that of a call that cannot be answered.
+    fn examine(&self) -> Result<DoctorReport, String> {
+        let tree = self.tree();
+        if let Some(id) = self.pid
+            && tree.text("proc/self/status").is_none()
+        {
+            return Err(format!("no process {id}; see `pidof shardcast`"));
+        }
+        let uring = uring::probe(None).map(|probe| probe.tier);
+        let host = Host::read(&tree, self.interface.as_deref(), uring);
+        if let (Some(name), None) = (&self.interface, &host.card) {
+            return Err(format!("no network card {name}; see /sys/class/net for the list"));
+        }
+        let mut findings = checks::findings(&host);
+        if self.pid.is_some() {
+            findings.extend(process::findings(&tree));
+        }
+        if let Some(directory) = &self.disk {
+            let measured = disk::measure(directory)
+                .map_err(|error| format!("cannot measure {}: {error}", directory.display()))?;
+            findings.extend(disk::findings(&tree, &measured));
+        }
+        Ok(DoctorReport::from(findings))
+    }
+
+    /// Examines, mends and packs as asked. Returns the report, and lines about what was done.
+    fn run(&self) -> Result<(DoctorReport, Vec<String>), String> {
+        let mut report = self.examine()?;
+        let mut done = Vec::new();
+        if self.fix {
+            done = fix::fix(&self.tree(), &report.findings);
+            report = self.examine()?;
+        }
+        if let Some(path) = &self.bundle {
+            let broker = bundle::Broker::find(self.pid, self.config.as_deref());
+            let parts = broker.parts(&report, self.monitoring.as_deref());
+            bundle::write(path, &parts)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            done.push(format!("written: {} ({} files)", path.display(), parts.len()));
+        }
+        Ok((report, done))
+    }
 }
 
 /// Examines this host as `args` say, and prints the result.
 pub fn main(args: &[String]) -> ExitCode {
     let words = ["shardcast doctor"].into_iter().chain(args.iter().map(String::as_str));
-    let args = match Args::try_parse_from(words) {
+    let args = match DoctorArgs::try_parse_from(words) {
         Ok(args) => args,
         Err(error) => {
             let _ = error.print();
             return if error.use_stderr() { UNKNOWN.into() } else { ExitCode::SUCCESS };
         }
     };
-    let uring = uring::probe(None).map(|probe| probe.tier);
-    let host = Host::read(&Tree::default(), args.interface.as_deref(), uring);
-    if let (Some(name), None) = (&args.interface, &host.card) {
-        let line = "see /sys/class/net for those there are";
-        let _ = writeln!(io::stderr(), "shardcast doctor: there is no network card {name}; {line}");
-        return UNKNOWN.into();
-    }
-    let report = Report::of(&host);
-    let text = if args.json {
-        serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
-    } else {
-        report.table()
+    let (report, done) = match args.run() {
+        Ok(outcome) => outcome,
+        Err(line) => {
+            let _ = writeln!(io::stderr(), "shardcast doctor: {line}");
+            return UNKNOWN.into();
+        }
     };
-    // Whoever closed the pipe early still gets the exit status.
+    let text = if args.json { report.json() } else { report.table() };
+    // A reader that closes the pipe early still gets the exit status.
     let _ = io::stdout().write_all(text.as_bytes());
+    for line in done {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
     report.exit_status().into()
 }

@@ -1,4 +1,4 @@
-//! What the host is like, at one moment.
+//! The state of the host at one moment.
 
 use std::collections::BTreeMap;
 
@@ -9,33 +9,33 @@ use crate::uring::Unavailable;
 
 const CPU_DIR: &str = "sys/devices/system/cpu";
 const NET_DIR: &str = "sys/class/net";
-/// The capability that frees from the limit of locked memory: `CAP_IPC_LOCK`.
+/// The number of the capability `CAP_IPC_LOCK`, which lifts the limit of locked memory.
 const CAPABILITY_IPC_LOCK: u32 = 14;
 
-/// Everything that is judged.
+/// The state of the host that is judged.
 #[derive(Debug)]
 pub(super) struct Host {
     /// The kernel's release, like `6.1.0-18-amd64`.
     pub(super) release: String,
-    /// The best tier that works, or why there is none.
+    /// The best io_uring tier that works, or the reason why none does.
     pub(super) uring: Result<Tier, Unavailable>,
-    /// Whether a seccomp filter is on this process.
+    /// Whether this process runs under a seccomp filter.
     pub(super) is_filtered: bool,
-    /// CPUs.
+    /// The host's CPUs.
     pub(super) topology: Topology,
-    /// What `--shards auto` makes of them.
+    /// The placement of shards by `--shards auto`.
     pub(super) placement: Placement,
-    /// Hard limit of open files; `u64::MAX` is none.
+    /// The hard limit of open files; `u64::MAX`: no limit.
     pub(super) open_files_max: Option<u64>,
-    /// Soft limit of locked memory in bytes; `u64::MAX` is none.
+    /// The soft limit of locked memory in bytes; `u64::MAX`: no limit.
     pub(super) locked_bytes_max: Option<u64>,
-    /// The values of [`SYSCTLS`] that exist.
+    /// Values of those [`SYSCTLS`] that exist.
     pub(super) sysctls: BTreeMap<&'static str, String>,
-    /// Which CPUs have which frequency governor; empty without frequency control.
+    /// CPUs by their frequency governor; empty without frequency control.
     pub(super) governors: BTreeMap<String, CpuSet>,
-    /// The idle state that takes longest to leave of those switched on: name, microseconds.
+    /// The idle state that takes longest to leave among those switched on: name, microseconds.
     pub(super) deepest_idle: Option<(String, u64)>,
-    /// The choice for transparent huge pages.
+    /// The setting for transparent huge pages.
     pub(super) huge_pages: Option<String>,
     /// Whether there is swap space.
     pub(super) has_swap: bool,
@@ -48,26 +48,26 @@ pub(super) struct Host {
 /// A network card.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Card {
-    /// Its name, like `eth0`.
+    /// The card's name, like `eth0`.
     pub(super) name: String,
-    /// The NUMA node of its bus.
+    /// The NUMA node of the card's bus.
     pub(super) node: Option<usize>,
-    /// How many queues it receives with.
+    /// The number of receive queues.
     pub(super) receive_queues: usize,
-    /// The same for sending.
+    /// The number of send queues.
     pub(super) send_queues: usize,
-    /// How many receive queues the kernel spreads over CPUs (RPS).
+    /// The number of receive queues that the kernel spreads over CPUs (RPS).
     pub(super) spread_queues: usize,
-    /// How many of them by connection (RFS).
+    /// The number of receive queues that the kernel spreads by connection (RFS).
     pub(super) steered_queues: usize,
-    /// How many send queues have CPUs of their own (XPS).
+    /// The number of send queues with CPUs of their own (XPS).
     pub(super) chosen_queues: usize,
-    /// The CPUs that its interrupts go to.
+    /// CPUs that handle the card's interrupts.
     pub(super) interrupts: CpuSet,
 }
 
 impl Host {
-    /// Reads it. The card is that of the default route unless it is named.
+    /// Reads the state of the host. Without `card`, the card is that of the default route.
     pub(super) fn read(tree: &Tree, card: Option<&str>, uring: Result<Tier, Unavailable>) -> Self {
         let topology = Topology::read(tree);
         let placement = RuntimeOptions::default().placement(&topology);
@@ -104,7 +104,7 @@ impl Host {
 }
 
 impl Card {
-    /// Reads what is known about it; `None` if there is no such card.
+    /// Reads the state of a card; `None` if there is no card of that name.
     fn read(tree: &Tree, name: String) -> Option<Self> {
         let directory = format!("{NET_DIR}/{name}");
         tree.text(format!("{directory}/ifindex"))?;
@@ -125,7 +125,7 @@ impl Card {
             file("effective_affinity_list").or_else(|| file("smp_affinity_list"))
         });
         Some(Self {
-            // -1 where the bus belongs to no node.
+            // The value is -1 where the bus belongs to no node.
             node: devices
                 .iter()
                 .find_map(|device| tree.text(format!("{device}/numa_node"))?.parse().ok()),
@@ -140,15 +140,15 @@ impl Card {
     }
 }
 
-/// A line of the limits: the soft value (0) or the hard one (1).
-fn limit(tree: &Tree, name: &str, column: usize) -> Option<u64> {
+/// Returns a limit of the process in `/proc/self/limits`: the soft value (0) or the hard one (1).
+pub(super) fn limit(tree: &Tree, name: &str, column: usize) -> Option<u64> {
     let limits = tree.text("proc/self/limits")?;
     let values = limits.lines().find_map(|line| line.strip_prefix(name))?;
     let value = values.split_whitespace().nth(column)?;
     if value == "unlimited" { Some(u64::MAX) } else { value.parse().ok() }
 }
 
-/// The card of the default route.
+/// Returns the name of the default route's card.
 fn default_card(tree: &Tree) -> Option<String> {
     let routes = tree.text("proc/net/route")?;
     routes.lines().find_map(|line| {

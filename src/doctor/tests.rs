@@ -1,4 +1,4 @@
-//! Machines that lack one thing each, and what the doctor says to them.
+//! Hosts that lack one thing each, and the doctor's findings.
 
 use super::snapshot::Host;
 use super::*;
@@ -12,7 +12,7 @@ Max open files            1024                 1048576              files
 Max locked memory         8388608              8388608              bytes
 ";
 
-/// A machine with everything as it should be: four cores, a card with four queues.
+/// Returns a host with everything as it should be: four cores, a card with four queues.
 fn sound() -> Machine {
     let mut machine = Machine::new(1, 4, 1).with(&[
         ("proc/sys/kernel/osrelease", "6.1.0-18-amd64\n"),
@@ -47,26 +47,26 @@ fn sound() -> Machine {
     machine
 }
 
-fn report(machine: &Machine, uring: Result<Tier, Unavailable>) -> Report {
-    Report::of(&Host::read(&machine.tree(), None, uring))
+fn report(machine: &Machine, uring: Result<Tier, Unavailable>) -> DoctorReport {
+    DoctorReport::of(&Host::read(&machine.tree(), None, uring))
 }
 
-/// What is not as it should be with the sound machine changed so.
+/// Returns the findings that do not pass on `machine`.
 fn complaints(machine: Machine) -> Vec<Finding> {
     let report = report(&machine, Ok(Tier::TaskRun));
-    report.findings.into_iter().filter(|finding| finding.verdict != Verdict::Pass).collect()
+    report.findings.into_iter().filter(|finding| finding.verdict != FindingLevel::Pass).collect()
 }
 
-/// The only complaint: its verdict, its check, what it says about mending it.
-fn complaint(machine: Machine) -> (Verdict, String, String) {
+/// Returns the only complaint: its severity, its check, and its remedy.
+fn complaint(machine: Machine) -> (FindingLevel, String, String) {
     let mut complaints = complaints(machine);
     assert_eq!(complaints.len(), 1, "{complaints:#?}");
     let finding = complaints.remove(0);
     (finding.verdict, finding.check, finding.mend.unwrap())
 }
 
-fn warned(check: &str, mend: &str) -> (Verdict, String, String) {
-    (Verdict::Warn, check.to_owned(), mend.to_owned())
+fn advised(check: &str, mend: &str) -> (FindingLevel, String, String) {
+    (FindingLevel::Advise, check.to_owned(), mend.to_owned())
 }
 
 #[test]
@@ -79,7 +79,12 @@ fn a_sound_host_passes_everything() {
 fn an_empty_tree_gives_no_complaint_that_nothing_supports() {
     let nothing = tempfile::tempdir().unwrap();
     let host = Host::read(&Tree::at(nothing.path()), None, Ok(Tier::TaskRun));
-    assert_eq!(Report::of(&host).verdict, Verdict::Pass, "{}", Report::of(&host).table());
+    assert_eq!(
+        DoctorReport::of(&host).verdict,
+        FindingLevel::Pass,
+        "{}",
+        DoctorReport::of(&host).table()
+    );
 }
 
 #[test]
@@ -87,10 +92,10 @@ fn an_old_kernel_warns_and_one_without_what_is_needed_fails() {
     let kernel = |release| complaint(sound().with(&[("proc/sys/kernel/osrelease", release)]));
     assert_eq!(
         (kernel("5.15.0-91-generic").0, kernel("5.15.0").1.as_str()),
-        (Verdict::Warn, "kernel")
+        (FindingLevel::Warn, "kernel")
     );
-    assert_eq!(kernel("6.0").0, Verdict::Warn);
-    assert_eq!(kernel("5.10.0-28-amd64").0, Verdict::Fail);
+    assert_eq!(kernel("6.0").0, FindingLevel::Warn);
+    assert_eq!(kernel("5.10.0-28-amd64").0, FindingLevel::Fail);
     assert_eq!(complaints(sound().with(&[("proc/sys/kernel/osrelease", "10.0.1")])), []);
 }
 
@@ -114,7 +119,7 @@ fn a_filter_is_blamed_only_where_io_uring_does_not_work() {
         || sound().with(&[("proc/self/status", "Seccomp:\t2\nCpus_allowed_list:\t0-3\n")]);
     assert_eq!(complaints(filtered()), []);
     let report = report(&filtered(), Err(Unavailable::Blocked));
-    let failed = report.findings.iter().filter(|finding| finding.verdict == Verdict::Fail);
+    let failed = report.findings.iter().filter(|finding| finding.verdict == FindingLevel::Fail);
     let checks: Vec<&str> = failed.map(|finding| finding.check.as_str()).collect();
     assert_eq!(checks, ["io_uring", "seccomp filter"]);
 }
@@ -127,10 +132,10 @@ fn locked_memory_must_do_for_all_shards_and_should_for_a_restart() {
     };
     let user = "CapEff:\t0000000000000000\nCpus_allowed_list:\t0-3\n";
     let shards = 4 * 560 * 1024;
-    assert_eq!(complaint(with(shards - 1, user)).0, Verdict::Fail);
-    assert_eq!(complaint(with(2 * shards - 1, user)).0, Verdict::Warn);
+    assert_eq!(complaint(with(shards - 1, user)).0, FindingLevel::Fail);
+    assert_eq!(complaint(with(2 * shards - 1, user)).0, FindingLevel::Warn);
     assert_eq!(complaints(with(2 * shards, user)), []);
-    // Who has CAP_IPC_LOCK is not limited.
+    // A process with CAP_IPC_LOCK is not limited.
     let root = "CapEff:\t0000000000004000\nCpus_allowed_list:\t0-3\n";
     assert_eq!(complaints(with(0, root)), []);
 }
@@ -138,15 +143,21 @@ fn locked_memory_must_do_for_all_shards_and_should_for_a_restart() {
 #[test]
 fn the_hard_limit_of_open_files_counts() {
     let with = |hard: &str| sound().with(&[("proc/self/limits", &LIMITS.replace("1048576", hard))]);
-    assert_eq!(complaint(with("4096 ")).0, Verdict::Warn);
-    assert_eq!(complaint(with("512 ")).0, Verdict::Fail);
+    assert_eq!(complaint(with("4096 ")).0, FindingLevel::Warn);
+    assert_eq!(complaint(with("512 ")).0, FindingLevel::Fail);
     assert_eq!(complaints(with("unlimited ")), []);
+}
+
+#[test]
+fn other_work_is_a_tip_for_shards_are_not_pinned_then() {
+    let (verdict, check, _) = complaint(sound().with(&[("proc/loadavg", "3.0 3.0 3.0 9/99 9")]));
+    assert_eq!((verdict, check.as_str()), (FindingLevel::Advise, "other work"));
 }
 
 #[test]
 fn a_quota_warns_and_names_as_many_cpus_as_it_pays_for() {
     let (verdict, check, mend) = complaint(sound().quota_v1("/a", 250_000));
-    assert_eq!((verdict, check.as_str()), (Verdict::Warn, "CPU quota"));
+    assert_eq!((verdict, check.as_str()), (FindingLevel::Warn, "CPU quota"));
     assert!(mend.contains("--cpuset-cpus 0-1;"), "{mend}");
 }
 
@@ -155,23 +166,23 @@ fn isolated_cpus_that_the_broker_does_not_get_are_a_waste() {
     let isolated = ("sys/devices/system/cpu/isolated", "2-3");
     let mend = "taskset -c 2-3 shardcast --shards auto; in the unit CPUAffinity=2-3";
     let wasted = sound().allowed("0-1").with(&[isolated]);
-    assert_eq!(complaint(wasted), warned("isolated CPUs", mend));
+    assert_eq!(complaint(wasted), advised("isolated CPUs", mend));
     assert_eq!(complaints(sound().allowed("2-3").with(&[isolated])), []);
 }
 
 #[test]
-fn half_a_core_warns() {
+fn half_a_core_is_a_tip() {
     let half = Machine::new(1, 2, 2).allowed("0-1,2");
     let complaints = complaints(half);
     assert_eq!(complaints.len(), 1, "{complaints:#?}");
-    assert!(complaints[0].now.contains("CPUs 3 are of"), "{complaints:#?}");
+    assert!(complaints[0].now.contains("CPUs 3 share cores"), "{complaints:#?}");
     assert!(complaints[0].mend.as_deref().unwrap().contains("--cpuset-cpus 0-3;"));
     assert_eq!(self::complaints(Machine::new(1, 2, 2)), []);
     assert_eq!(self::complaints(Machine::new(1, 2, 2).allowed("1,3")), []);
 }
 
 #[test]
-fn two_nodes_warn_and_so_does_a_card_on_another_one() {
+fn two_nodes_are_a_tip_and_so_is_a_card_on_another_one() {
     let sockets = || {
         let balancing = ("proc/sys/kernel/numa_balancing", "0");
         let route = ("proc/net/route", "eth0 00000000\n");
@@ -180,8 +191,8 @@ fn two_nodes_warn_and_so_does_a_card_on_another_one() {
         Machine::new(2, 2, 1).with(&[balancing, route, card, node])
     };
     let mend = "numactl --cpunodebind=1 --membind=1 shardcast --shards auto";
-    assert_eq!(complaint(sockets()), warned("NUMA nodes", mend));
-    assert_eq!(complaint(sockets().allowed("0-1")), warned("NUMA nodes", mend));
+    assert_eq!(complaint(sockets()), advised("NUMA nodes", mend));
+    assert_eq!(complaint(sockets().allowed("0-1")), advised("NUMA nodes", mend));
     assert_eq!(complaints(sockets().allowed("2-3")), []);
     // Memory is moved between nodes only where there are several.
     let balancing = ("proc/sys/kernel/numa_balancing", "1");
@@ -190,10 +201,10 @@ fn two_nodes_warn_and_so_does_a_card_on_another_one() {
 }
 
 #[test]
-fn governor_idle_states_and_huge_pages_warn() {
+fn governor_idle_states_and_huge_pages_are_tips() {
     let governor = ("sys/devices/system/cpu/cpu3/cpufreq/scaling_governor", "powersave");
     let mend = "cpupower frequency-set -g performance";
-    assert_eq!(complaint(sound().with(&[governor])), warned("CPU governor", mend));
+    assert_eq!(complaint(sound().with(&[governor])), advised("CPU governor", mend));
     assert_eq!(complaints(sound().with(&[governor]).allowed("0-2")), []);
 
     let deep = |disable| {
@@ -204,19 +215,19 @@ fn governor_idle_states_and_huge_pages_warn() {
             (&state("disable"), disable),
         ])
     };
-    assert_eq!(complaint(deep("0")), warned("C-states", "cpupower idle-set -D 20"));
+    assert_eq!(complaint(deep("0")), advised("C-states", "cpupower idle-set -D 20"));
     assert_eq!(complaints(deep("1")), []);
 
     let pages = ("sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never");
     let mend = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled";
-    assert_eq!(complaint(sound().with(&[pages])), warned("transparent huge pages", mend));
+    assert_eq!(complaint(sound().with(&[pages])), advised("transparent huge pages", mend));
 }
 
 #[test]
-fn a_card_whose_packets_all_come_to_one_core_warns() {
+fn a_card_whose_packets_all_come_to_one_core_is_a_tip() {
     let irq = |number: usize| format!("proc/irq/{number}/effective_affinity_list");
     let one = (41..44).fold(sound(), |machine, number| machine.with(&[(&irq(number), "0")]));
-    assert_eq!(complaint(one), warned("eth0: interrupts", "tuning/nic-queues eth0"));
+    assert_eq!(complaint(one), advised("eth0: interrupts", "tuning/nic-queues eth0"));
     let (_, check, mend) = complaint(sound().with(&[("proc/77/comm", "irqbalance\n")]));
     assert_eq!(check, "eth0: interrupts");
     assert!(mend.starts_with("systemctl disable --now irqbalance"), "{mend}");
@@ -233,14 +244,14 @@ fn a_single_queue_should_be_spread_and_several_should_be_chosen() {
         ])
     };
     let mend = "tuning/nic-queues ens3";
-    assert_eq!(complaint(card()), warned("ens3: receiving", mend));
+    assert_eq!(complaint(card()), advised("ens3: receiving", mend));
     let spread =
         || card().with(&[("sys/class/net/ens3/queues/rx-0/rps_cpus", "00000000,0000000f")]);
-    assert_eq!(complaint(spread()), warned("ens3: receiving", mend));
+    assert_eq!(complaint(spread()), advised("ens3: receiving", mend));
     let steered = || spread().with(&[("sys/class/net/ens3/queues/rx-0/rps_flow_cnt", "32768")]);
     assert_eq!(complaints(steered()), []);
     let two = steered().with(&[("sys/class/net/ens3/queues/tx-1/xps_cpus", "0")]);
-    assert_eq!(complaint(two), warned("ens3: sending", mend));
+    assert_eq!(complaint(two), advised("ens3: sending", mend));
 }
 
 #[test]
@@ -259,6 +270,8 @@ fn every_advised_setting_is_compared_and_mended_by_one_command() {
         assert!(complaint.mend.as_deref().unwrap().contains(&words), "{complaint:?}");
     }
     assert_eq!(complaints(sound().with(&[("proc/sys/vm/swappiness", "60")])), []);
+    let grouped = sound().with(&[("proc/sys/kernel/io_uring_disabled", "1")]);
+    assert_eq!(complaints(grouped), [], "whoever has io_uring by its group needs no more");
 }
 
 #[test]
@@ -267,8 +280,11 @@ fn the_table_has_a_line_for_each_finding_and_two_more_for_what_is_to_be_mended()
     let report = report(&sound().with(&[pages]), Ok(Tier::TaskRun));
     let table = report.table();
     let of = |word: &str| table.lines().filter(|line| line.starts_with(word)).count();
-    assert_eq!((of("pass "), of("warn "), of("FAIL ")), (report.findings.len() - 1, 1, 0));
+    assert_eq!((of("pass "), of("tip "), of("FAIL ")), (report.findings.len() - 1, 1, 0));
+    assert_eq!(report.exit_status(), 0, "advice is no warning");
     assert_eq!(table.lines().filter(|line| line.trim_start().starts_with("mend: ")).count(), 1);
-    assert!(table.contains("warn  transparent huge pages"), "{table}");
-    assert!(table.ends_with("1 warn, 0 fail. Each knob is explained in tuning/README.md.\n"));
+    assert!(table.contains("tip   transparent huge pages"), "{table}");
+    assert!(
+        table.ends_with("1 tips, 0 warn, 0 fail. Each knob is explained in tuning/README.md.\n")
+    );
 }

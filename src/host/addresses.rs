@@ -1,14 +1,15 @@
-//! The addresses of this host, but for those that only it can reach.
+//! The addresses of this host that other hosts can reach.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Tree;
 
 impl Tree {
-    /// All addresses of its interfaces that are neither loopback nor for one link only.
+    /// Returns all addresses of the host's interfaces that are neither loopback nor for one link
+    /// only.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
-        // An address, and on a line below it what it is.
+        // An address, and on a line below it its kind.
         let mut last: Option<Ipv4Addr> = None;
         for line in self.text("proc/net/fib_trie").unwrap_or_default().lines() {
             let line = line.trim();

@@ -1,28 +1,28 @@
-//! Control groups, version 1 and 2: what this process's groups allow it.
+//! Control groups, version 1 and 2: the limits of this process.
 
 use std::fmt;
 
 use super::Tree;
 
-/// What is assumed where the machine's memory cannot be seen.
+/// Bytes of memory that are assumed where the machine's memory cannot be seen.
 const MEMORY_BYTES_UNKNOWN: u64 = 1 << 30;
 
-/// How much CPU time a control group may use: `time_us` in each `period_us`.
+/// CPU time that a control group may use: `time_us` in each `period_us`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// Microseconds of CPU time in a period, all CPUs together.
     pub time_us: u64,
-    /// Microseconds; never 0.
+    /// Length of the period in microseconds; never 0.
     pub period_us: u64,
 }
 
 impl Quota {
-    /// Whole CPUs that it pays for, rounded down.
+    /// Returns the whole CPUs that the quota is worth, rounded down.
     pub fn whole_cpus(self) -> usize {
         usize::try_from(self.time_us / self.period_us).unwrap_or(usize::MAX)
     }
 
-    /// The narrowest quota of the process's group and those above it.
+    /// Reads the narrowest quota of the process's group and those above it.
     pub(super) fn read(tree: &Tree) -> Option<Self> {
         let of = |time: &str, period: &str| {
             let (time_us, period_us) = (time.parse().ok()?, period.parse().ok()?);
@@ -44,7 +44,7 @@ impl Quota {
     }
 }
 
-/// In CPUs, with two decimals at most.
+/// Writes the quota in CPUs, with two decimals at most.
 impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hundredths = u128::from(self.time_us) * 100 / u128::from(self.period_us);
@@ -53,7 +53,8 @@ impl fmt::Display for Quota {
     }
 }
 
-/// Bytes of memory this process may use: the machine's, or less if its groups say so.
+/// Returns the bytes of memory that this process may use: the machine's, or less if its groups say
+/// so.
 pub fn memory_bytes(tree: &Tree) -> usize {
     let total = tree.field("proc/meminfo", "MemTotal");
     let kib = total.and_then(|text| text.trim_end_matches(" kB").parse::<u64>().ok());
@@ -66,8 +67,8 @@ pub fn memory_bytes(tree: &Tree) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// The directories of the process's group and those above it as far as they can be seen, the own
-/// one first; of version 1's hierarchy with this controller, or of version 2's.
+/// Returns the directories of the process's group and those above it as far as they can be seen,
+/// the own one first; of version 1's hierarchy with this controller, or of version 2's.
 fn groups(tree: &Tree, controller: Option<&str>) -> Vec<String> {
     let Some((top, mount)) = mount(tree, controller) else { return Vec::new() };
     let own = tree.text("proc/self/cgroup").unwrap_or_default();
@@ -90,7 +91,7 @@ fn groups(tree: &Tree, controller: Option<&str>) -> Vec<String> {
     groups
 }
 
-/// Where the hierarchy is mounted, relative to the tree's root, and which group is on its top.
+/// Returns the mount point of the hierarchy, relative to the tree's root, and the group on its top.
 fn mount(tree: &Tree, controller: Option<&str>) -> Option<(String, String)> {
     let mounts = tree.text("proc/self/mountinfo")?;
     mounts.lines().find_map(|line| {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-/// CPUs above this number are not believed; Linux has at most 8192.
+/// The highest number of a CPU that is believed; Linux has at most 8192 CPUs.
 const CPU_MAX: usize = 65_535;
 
 /// A set of CPUs, written like `0-3,8`.
@@ -12,32 +12,32 @@ const CPU_MAX: usize = 65_535;
 pub struct CpuSet(BTreeSet<usize>);
 
 impl CpuSet {
-    /// Whether `cpu` is in it.
+    /// Whether `cpu` is in the set.
     pub fn contains(&self, cpu: usize) -> bool {
         self.0.contains(&cpu)
     }
 
-    /// How many CPUs it has.
+    /// Returns the number of CPUs.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether it has none.
+    /// Whether the set has no CPU.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Its CPUs, lowest first.
+    /// Returns the CPUs, lowest first.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().copied()
     }
 
-    /// What both have.
+    /// Returns the CPUs of both sets.
     pub fn and(&self, other: &Self) -> Self {
         Self(self.0.intersection(&other.0).copied().collect())
     }
 
-    /// What `other` does not have.
+    /// Returns the CPUs that `other` does not have.
     pub fn without(&self, other: &Self) -> Self {
         Self(self.0.difference(&other.0).copied().collect())
     }

@@ -13,7 +13,8 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A machine with as many sockets (a NUMA node each), cores in each and threads of each core.
-    /// Numbered as most firmware does: all first threads, socket by socket, then all second ones.
+    /// CPUs are numbered as most firmware does: all first threads, socket by socket, then all
+    /// second ones.
     pub(crate) fn new(sockets: usize, cores: usize, threads: usize) -> Self {
         let machine = Self { root: tempfile::tempdir().unwrap() };
         let all = sockets * cores;
@@ -36,12 +37,12 @@ impl Machine {
         machine.allowed(&online)
     }
 
-    /// Only these CPUs may be used.
+    /// Allows these CPUs only.
     pub(crate) fn allowed(self, cpus: &str) -> Self {
         self.with(&[("proc/self/status", &format!("Name:\tx\nCpus_allowed_list:\t{cpus}\n"))])
     }
 
-    /// The process is in `own`, and these groups have these `cpu.max`.
+    /// Puts the process into the group `own`, and gives these groups their `cpu.max`.
     pub(crate) fn quota_v2(self, own: &str, groups: &[(&str, &str)]) -> Self {
         for (group, max) in groups {
             self.write(&format!("sys/fs/cgroup{group}/cpu.max"), max);
@@ -52,7 +53,7 @@ impl Machine {
         ])
     }
 
-    /// The process is in `own`, which has this quota in each 100 ms; `u64::MAX` is none.
+    /// Puts the process into the group `own`, with this quota in each 100 ms; `u64::MAX` is none.
     pub(crate) fn quota_v1(self, own: &str, quota_us: u64) -> Self {
         let quota = if quota_us == u64::MAX { "-1".to_owned() } else { quota_us.to_string() };
         let directory = format!("sys/fs/cgroup/cpu,cpuacct{own}");
@@ -67,7 +68,7 @@ impl Machine {
         ])
     }
 
-    /// The same machine with these files.
+    /// Adds files to the machine.
     pub(crate) fn with(self, files: &[(&str, &str)]) -> Self {
         for (path, text) in files {
             self.write(path, text);
@@ -75,7 +76,7 @@ impl Machine {
         self
     }
 
-    /// What is read from.
+    /// Returns the tree of the machine's files.
     pub(crate) fn tree(&self) -> Tree {
         Tree::at(self.root.path())
     }

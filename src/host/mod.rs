@@ -7,6 +7,7 @@
 
 mod addresses;
 mod cgroup;
+mod company;
 mod cpuset;
 #[cfg(test)]
 pub(crate) mod machine;
@@ -17,70 +18,87 @@ mod topology;
 use std::path::{Path, PathBuf};
 
 pub use cgroup::{Quota, memory_bytes};
+pub use company::Company;
 pub use cpuset::CpuSet;
 pub use placement::{Placement, ShardCount, ShardsWanted, pin};
 pub use tier::Tier;
 pub use topology::{Cpu, Topology};
 
-/// The directory below which `proc` and `sys` are looked for.
+/// The directory that contains `proc` and `sys`.
 #[derive(Debug, Clone)]
 pub struct Tree {
     root: PathBuf,
+    /// The process that `proc/self` is; without one it is this one.
+    process: Option<u32>,
 }
 
 impl Default for Tree {
-    /// This host.
+    /// Returns the tree of this host.
     fn default() -> Self {
         Self::at("/")
     }
 }
 
 impl Tree {
-    /// The host whose `proc` and `sys` are in `root`.
+    /// The tree of the host whose `proc` and `sys` are in `root`.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), process: None }
     }
 
-    /// The text of a file without the blanks around it; `None` if there is no such text.
+    /// Returns the same host as it is for another process.
+    pub fn of_process(self, id: u32) -> Self {
+        Self { process: Some(id), ..self }
+    }
+
+    /// Returns the path of a file in the host's own tree.
+    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        match (self.process, path.strip_prefix("proc/self")) {
+            (Some(id), Ok(rest)) => self.root.join(format!("proc/{id}")).join(rest),
+            _ => self.root.join(path),
+        }
+    }
+
+    /// Returns the text of a file without the blanks around it; `None` if there is no such text.
     pub fn text(&self, path: impl AsRef<Path>) -> Option<String> {
-        let text = std::fs::read_to_string(self.root.join(path)).ok()?;
+        let text = std::fs::read_to_string(self.path(path)).ok()?;
         Some(text.trim().to_owned())
     }
 
-    /// A file that holds one number.
+    /// Returns the number in a file that holds only one.
     pub fn number(&self, path: impl AsRef<Path>) -> Option<u64> {
         self.text(path)?.parse().ok()
     }
 
-    /// A file that holds a list of CPUs.
+    /// Returns the CPUs in a file that holds a list of them.
     pub fn cpus(&self, path: impl AsRef<Path>) -> Option<CpuSet> {
         self.text(path)?.parse().ok()
     }
 
-    /// The value of the line `key: value` in a file.
+    /// Returns the value of the line `key: value` in a file.
     pub fn field(&self, path: impl AsRef<Path>, key: &str) -> Option<String> {
         let text = self.text(path)?;
         let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         value.map(|value| value.trim().to_owned())
     }
 
-    /// The names in a directory that begin with `prefix`, those with numbers by number.
+    /// Returns the names in a directory that begin with `prefix`, those with numbers by number.
     pub fn names(&self, directory: impl AsRef<Path>, prefix: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.root.join(directory)).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(self.path(directory)).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         let mut names: Vec<String> = names.filter(|name| name.starts_with(prefix)).collect();
         names.sort_by_key(|name| (name.len(), name.clone()));
         names
     }
 
-    /// The last part of what a symbolic link points to.
+    /// Returns the last part of a symbolic link's target.
     pub fn link(&self, path: impl AsRef<Path>) -> Option<String> {
-        let target = std::fs::read_link(self.root.join(path)).ok()?;
+        let target = std::fs::read_link(self.path(path)).ok()?;
         Some(target.file_name()?.to_str()?.to_owned())
     }
 }
 
-/// Bytes in hexadecimal, two digits each.
+/// Returns bytes in hexadecimal, two digits each.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {

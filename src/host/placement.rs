@@ -1,4 +1,4 @@
-//! How many shards there are, and on which core each of them lives.
+//! The number of shards, and the core of each.
 
 use std::fmt;
 
@@ -6,44 +6,46 @@ use core_affinity::CoreId;
 
 use super::{Cpu, Topology};
 
-/// How many shards there are.
+/// The number of shards, as it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardCount {
-    /// One for each core this process may use.
+    /// One shard for each core this process may use.
     Auto,
-    /// Exactly this many, at least one.
+    /// A number of shards, at least one.
     Exactly(usize),
 }
 
-/// What is asked of a placement.
+/// The number and the pinning of shards, as they were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardsWanted {
-    /// How many shards.
+    /// The number of shards.
     pub shards: ShardCount,
-    /// Each stays on one core.
+    /// Whether each shard stays on one core.
     pub pin: bool,
-    /// The most there can be if nobody says how many.
+    /// The most shards that `auto` makes.
     pub max: usize,
 }
 
-/// Where shards live, and why.
+/// The cores of the shards, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// One entry for each shard: the CPU it is to be pinned to, if any.
+    /// The CPUs of the shards: for each the one to be pinned to, if any.
     pub cpus: Vec<Option<usize>>,
-    /// Half a sentence for the log.
+    /// The reason, half a sentence for the log.
     pub why: String,
 }
 
 impl Placement {
-    /// Places the shards that are wanted.
+    /// Chooses the number of shards and a core for each.
     ///
     /// `auto` is one shard for each core this process may use, at least one: hyperthreads of a core
-    /// count once, slower cores of a hybrid processor not at all (connections are spread by
-    /// number, so those of a slower shard would lag), and no more than the cgroup's quota pays for.
-    /// A number takes fast cores first, node by node, then slower ones, then hyperthreads; more
-    /// shards than CPUs share them. Under a quota smaller than the allowed CPUs nobody is pinned:
-    /// every container with such a quota would choose the same first cores.
+    /// count once, slower cores of a hybrid processor not at all (connections are spread by number,
+    /// so those of a slower shard would lag), and no more than the cgroup's quota is worth. A
+    /// number takes fast cores first, node by node, then slower ones, then hyperthreads; more
+    /// shards than CPUs share them. Under a quota smaller than the allowed CPUs no shard is pinned:
+    /// every container with such a quota would choose the same first cores. Nor does `auto` pin
+    /// them where there is other work: a pinned shard would wait for what runs on its core, while
+    /// others are free.
     pub fn plan(topology: &Topology, wanted: ShardsWanted) -> Self {
         let (mut cores, mut threads) = topology.cores_and_threads();
         let order = |cpu: &&Cpu| (!cpu.is_fast, cpu.node, cpu.id);
@@ -63,13 +65,15 @@ impl Placement {
             ShardCount::Exactly(count) => (count.max(1), "as told by --shards".to_owned()),
             ShardCount::Auto => (auto.count(), auto.to_string()),
         };
+        let is_auto = wanted.shards == ShardCount::Auto;
+        let company = topology.company.filter(|_| is_auto).map(|company| format!("; {company}"));
         let unpinned = match &auto.quota {
             _ if !wanted.pin => Some(""),
             // `auto` has named the quota already.
-            Some(_) if wanted.shards == ShardCount::Auto => Some(""),
+            Some(_) if is_auto => Some(""),
             Some(_) => Some("; a CPU quota is smaller than the CPUs"),
-            None if topology.cpus.is_empty() => Some("; no CPU can be seen"),
-            None => None,
+            None if topology.cpus.is_empty() => Some("; no CPU found"),
+            None => company.as_deref(),
         };
         let order = cores.iter().chain(&threads).map(|cpu| Some(cpu.id));
         let cpus = match unpinned {
@@ -82,13 +86,13 @@ impl Placement {
         Self { cpus, why }
     }
 
-    /// How many shards there are.
+    /// Returns the number of shards.
     pub fn shards(&self) -> usize {
         self.cpus.len()
     }
 }
 
-/// As the banner has it.
+/// Writes the placement as in the banner.
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cpus: Vec<String> = self.cpus.iter().flatten().map(usize::to_string).collect();
@@ -101,28 +105,28 @@ impl fmt::Display for Placement {
     }
 }
 
-/// Keeps the calling thread on a CPU. False if that was refused, which costs speed only.
+/// Keeps the calling thread on a CPU. Returns `false` if that was refused, which costs speed only.
 pub fn pin(cpu: Option<usize>) -> bool {
     cpu.is_none_or(|id| core_affinity::set_for_current(CoreId { id }))
 }
 
-/// What `auto` goes by.
+/// The figures that decide about `auto`.
 struct Auto {
     /// The most shards there can be.
     max: usize,
-    /// CPUs that are allowed, and that there are.
+    /// CPUs that are allowed, and CPUs that are online.
     cpus: usize,
     online: usize,
-    /// Cores of those allowed, how many of them are fast, and allowed threads beyond one of each.
+    /// Allowed cores, fast ones among them, and allowed threads beyond one of each core.
     cores: usize,
     fast: usize,
     threads: usize,
-    /// A quota that is smaller than what is allowed: whole CPUs, and as text.
+    /// A quota that is smaller than the allowed CPUs: whole CPUs, and as text.
     quota: Option<(usize, String)>,
 }
 
 impl Auto {
-    /// Fast cores, unless there are none.
+    /// Returns the number of fast cores, or of all if there are no fast ones.
     fn eligible(&self) -> usize {
         if self.fast > 0 { self.fast } else { self.cores }
     }
@@ -133,16 +137,16 @@ impl Auto {
     }
 }
 
-/// What was decided, and by what: `auto: one per core; 2 of 2 CPUs allowed, SMT off`.
+/// Writes the choice and its reasons: `auto: one per core; 2 of 2 CPUs allowed, SMT off`.
 impl fmt::Display for Auto {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let eligible = self.eligible();
         match &self.quota {
             Some((cpus, text)) if *cpus < eligible => {
-                write!(f, "auto: the cgroup's quota pays for {text} CPUs, of {eligible} cores")?;
+                write!(f, "auto: the cgroup's quota allows {text} CPUs, of {eligible} cores")?;
             }
             _ if eligible > self.max => {
-                write!(f, "auto: {} is the most there can be, of {eligible} cores", self.max)?;
+                write!(f, "auto: {} is the maximum, of {eligible} cores", self.max)?;
             }
             Some((_, text)) => write!(f, "auto: one per core, under a quota of {text} CPUs")?,
             None => f.write_str("auto: one per core")?,
@@ -218,7 +222,7 @@ mod tests {
             "2 on cores 0, 2 (auto: one per core; 8 of 8 CPUs allowed, 2 of them second threads \
              of a core, 4 slower cores left out)"
         );
-        // Where only slower ones are allowed they are what there is.
+        // Where only slower cores are allowed, they are all there are.
         let slow = hybrid().allowed("5-6");
         assert_eq!(auto(&slow), "2 on cores 5, 6 (auto: one per core; 2 of 8 CPUs allowed)");
     }
@@ -227,7 +231,7 @@ mod tests {
     fn a_quota_is_rounded_down_and_leaves_the_placing_to_the_kernel() {
         let two = Machine::new(1, 4, 1).quota_v2("/a", &[("/a", "250000 100000")]);
         let one = Machine::new(1, 4, 1).quota_v1("/a", 250_000);
-        let said = "2, not pinned (auto: the cgroup's quota pays for 2.5 CPUs, of 4 cores; 4 of 4 \
+        let said = "2, not pinned (auto: the cgroup's quota allows 2.5 CPUs, of 4 cores; 4 of 4 \
                     CPUs allowed)";
         assert_eq!(auto(&two), said);
         assert_eq!(auto(&one), said);
@@ -236,9 +240,7 @@ mod tests {
             "3, not pinned (as told by --shards; a CPU quota is smaller than the CPUs)"
         );
         let tiny = Machine::new(1, 4, 1).quota_v1("/a", 50_000);
-        assert!(
-            auto(&tiny).starts_with("1, not pinned (auto: the cgroup's quota pays for 0.5 CPU")
-        );
+        assert!(auto(&tiny).starts_with("1, not pinned (auto: the cgroup's quota allows 0.5 CPU"));
     }
 
     #[test]
@@ -285,14 +287,26 @@ mod tests {
     fn there_is_always_a_shard() {
         let nothing = Placement::plan(&Topology::default(), wanted(ShardCount::Auto));
         assert_eq!(nothing.cpus, [None]);
-        assert!(nothing.why.contains("no CPU can be seen"));
+        assert!(nothing.why.contains("no CPU found"));
     }
 
     #[test]
     fn auto_stops_at_the_most_shards_there_can_be() {
         let said = auto(&Machine::new(2, 100, 1));
         assert!(said.starts_with(&format!("{MAX} on cores ")), "{said}");
-        assert!(said.contains("is the most there can be, of 200 cores"), "{said}");
+        assert!(said.contains("is the maximum, of 200 cores"), "{said}");
+    }
+
+    #[test]
+    fn auto_leaves_the_placing_to_the_kernel_where_there_is_other_work() {
+        let machine = Machine::new(1, 2, 1).with(&[("proc/loadavg", "2.00 2.00 2.00 3/99 9")]);
+        assert_eq!(
+            auto(&machine),
+            "2, not pinned (auto: one per core; 2 of 2 CPUs allowed; other work on the CPUs: a \
+             load of 2.0 on 2)"
+        );
+        let told = placed(&machine, ShardCount::Exactly(2));
+        assert_eq!(told, "2 on cores 0, 1 (as told by --shards)");
     }
 
     #[test]

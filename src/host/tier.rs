@@ -3,14 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Which generation of io_uring features is used; a later one includes the earlier.
+/// A generation of io_uring features; a later one includes the earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// Linux 5.11: every operation asked for once, sockets polled before they are read.
+    /// Linux 5.11: one request for each operation, sockets polled before they are read.
     Base,
-    /// Linux 6.0: multishot receive, buffer rings, bells by `MSG_RING`, `SEND_ZC`.
+    /// Linux 6.0: multishot receive, buffer rings, wakes by `MSG_RING`, `SEND_ZC`.
     Rings,
-    /// Linux 6.1: completions are worked off only when the shard asks for them.
+    /// Linux 6.1: completions are processed only when the shard asks for them.
     TaskRun,
 }
 
@@ -18,7 +18,7 @@ impl Tier {
     /// All tiers, the best first.
     pub const ALL: [Self; 3] = [Self::TaskRun, Self::Rings, Self::Base];
 
-    /// The first kernel release that has it.
+    /// Returns the first kernel release that has the tier.
     pub fn kernel(self) -> &'static str {
         match self {
             Self::Base => "5.11",
@@ -28,7 +28,7 @@ impl Tier {
     }
 }
 
-/// As in `--uring-tier`: `base`, `rings`, `taskrun`.
+/// Writes the tier as in `--uring-tier`: `base`, `rings`, `taskrun`.
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -46,6 +46,6 @@ impl FromStr for Tier {
         Self::ALL
             .into_iter()
             .find(|tier| tier.to_string() == name)
-            .ok_or_else(|| format!("no io_uring tier {name:?}: it is base, rings or taskrun"))
+            .ok_or_else(|| format!("unknown io_uring tier {name:?}; use base, rings or taskrun"))
     }
 }

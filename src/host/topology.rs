@@ -1,8 +1,8 @@
-//! Which CPUs there are, which of them this process may use, and how they belong together.
+//! CPUs of the host: those that this process may use, their cores and nodes.
 
 use std::collections::BTreeSet;
 
-use super::{CpuSet, Quota, Tree};
+use super::{Company, CpuSet, Quota, Tree};
 
 const CPU_DIR: &str = "sys/devices/system/cpu";
 const NODE_DIR: &str = "sys/devices/system/node";
@@ -10,31 +10,33 @@ const NODE_DIR: &str = "sys/devices/system/node";
 /// A CPU as the kernel counts them: a hardware thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cpu {
-    /// Its number.
+    /// The number of the CPU.
     pub id: usize,
-    /// The threads of its core, itself among them, allowed or not.
+    /// The threads of the CPU's core, itself among them, allowed or not.
     pub siblings: CpuSet,
-    /// The NUMA node of its memory; 0 where the kernel knows no nodes.
+    /// The NUMA node of the CPU's memory; 0 where the kernel knows no nodes.
     pub node: usize,
-    /// One of the fast ones, where a processor has several kinds of cores; else true.
+    /// Whether the CPU is a fast one, where a processor has several kinds of cores; else true.
     pub is_fast: bool,
 }
 
-/// The CPUs this process may use, and how much of them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// The CPUs that this process may use, and its share of them.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Topology {
     /// CPUs that are switched on.
     pub online: CpuSet,
     /// CPUs that the scheduler leaves alone (`isolcpus=`).
     pub isolated: CpuSet,
-    /// Those of the online ones that the affinity and the cpuset allow, lowest first.
+    /// Online CPUs that the affinity and the cpuset allow, lowest first.
     pub cpus: Vec<Cpu>,
     /// The control group's quota, if there is one.
     pub quota: Option<Quota>,
+    /// Other work on the CPUs, if there is much of it.
+    pub company: Option<Company>,
 }
 
 impl Topology {
-    /// Reads it for the calling process.
+    /// Reads the topology for the calling process.
     pub fn read(tree: &Tree) -> Self {
         let allowed = tree.field("proc/self/status", "Cpus_allowed_list");
         let allowed: Option<CpuSet> = allowed.and_then(|list| list.parse().ok());
@@ -64,32 +66,33 @@ impl Topology {
             cpus: allowed.iter().map(cpu).collect(),
             isolated: tree.cpus(format!("{CPU_DIR}/isolated")).unwrap_or_default(),
             quota: Quota::read(tree),
+            company: Company::read(tree, online.len()),
             online,
         }
     }
 
-    /// The allowed CPUs.
+    /// Returns the allowed CPUs.
     pub fn allowed(&self) -> CpuSet {
         self.cpus.iter().map(|cpu| cpu.id).collect()
     }
 
-    /// The NUMA nodes of the allowed CPUs.
+    /// Returns the NUMA nodes of the allowed CPUs.
     pub fn nodes(&self) -> BTreeSet<usize> {
         self.cpus.iter().map(|cpu| cpu.node).collect()
     }
 
-    /// One allowed CPU of each core (the lowest), and the other threads of these cores.
+    /// Returns one allowed CPU of each core (the lowest), and the other threads of these cores.
     pub fn cores_and_threads(&self) -> (Vec<&Cpu>, Vec<&Cpu>) {
         let allowed = self.allowed();
         self.cpus.iter().partition(|cpu| cpu.siblings.and(&allowed).iter().next() == Some(cpu.id))
     }
 }
 
-/// The CPUs that are not of a slower kind.
+/// Returns the CPUs that are not of a slower kind.
 ///
 /// Intel's hybrids list their performance cores; elsewhere the kernel gives each CPU a capacity,
-/// and what has less than three quarters of the best is slower. (Less is within what cores of one
-/// kind differ by.)
+/// and a CPU with less than three quarters of the best is slower. (Cores of one kind differ by
+/// less.)
 fn fast(tree: &Tree, online: &CpuSet) -> CpuSet {
     if let Some(listed) = tree.cpus("sys/devices/cpu_core/cpus").filter(|cpus| !cpus.is_empty()) {
         return listed;

@@ -1,28 +1,29 @@
-//! Who has to go where only so many may be: those who take up places without being of use.
+//! A bounded crowd of newcomers, such as connections that have not logged in: when it is full, the
+//! oldest has to go.
 //!
-//! Pure: what is counted are numbers that its user gives, each with the address it came from.
+//! Pure: newcomers are numbers that the caller gives, each with the address it came from.
 
 use core::net::IpAddr;
 
 use crate::measure::network;
 
-/// Those who have come in, and have not shown yet what they have come for.
+/// Newcomers that have not yet shown their use.
 #[derive(Debug)]
 pub struct Crowd {
     places: usize,
-    /// Whoever has waited longest first.
+    /// Newcomers, the longest waiting first.
     waiting: Vec<(u64, IpAddr)>,
 }
 
 impl Crowd {
-    /// Room for so many at one time.
+    /// A crowd of at most `places` newcomers.
     pub fn new(places: usize) -> Self {
         Self { places, waiting: Vec::new() }
     }
 
-    /// Somebody has come, from `ip`. Returns who has to go for that, if all places were taken: of
-    /// the address that has the most of them, whoever has waited longest. So nobody keeps others
-    /// out, however many come from one address; an IPv6 address counts by its first 64 bits.
+    /// Adds a newcomer from `ip`. Returns the newcomer that has to go, if all places were taken: of
+    /// the address that has the most of them, the longest waiting. So no address keeps others out,
+    /// however many newcomers it has; an IPv6 address counts by its first 64 bits.
     pub fn enter(&mut self, number: u64, ip: IpAddr) -> Option<u64> {
         let from = network(ip);
         self.waiting.push((number, from));
@@ -36,30 +37,30 @@ impl Crowd {
         Some(self.waiting.remove(at).0)
     }
 
-    /// Whether some are here from the same address already.
+    /// Whether a newcomer from the same address is in the crowd.
     pub fn knows(&self, ip: IpAddr) -> bool {
         let from = network(ip);
         self.waiting.iter().any(|(_, other)| *other == from)
     }
 
-    /// Somebody has gone, or is not one of the crowd any more.
+    /// Removes a newcomer that has gone or has shown its use.
     pub fn leave(&mut self, number: u64) {
         self.waiting.retain(|(other, _)| *other != number);
     }
 
-    /// Somebody was of use: it counts as having come just now.
+    /// Counts a newcomer as having come just now, because it was of use.
     pub fn renew(&mut self, number: u64) {
         if let Some(at) = self.waiting.iter().position(|(other, _)| *other == number) {
             self.waiting[at..].rotate_left(1);
         }
     }
 
-    /// How many there are.
+    /// Returns the number of newcomers.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether there is nobody.
+    /// Whether there are no newcomers.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -91,7 +92,7 @@ mod tests {
     }
 
     proptest! {
-        /// The flood evicts its own, and fills what the others leave.
+        /// A flood evicts its own newcomers, and fills the places that the others leave.
         #[test]
         fn one_address_pushes_nobody_out_that_has_fewer(
             others in prop::collection::vec(2..250_u8, 0..20), flood in 1..200_u64,

@@ -1,43 +1,44 @@
-//! Rates: how often something may happen, and what was used of that.
+//! Rates: limits of events per second, and their use.
 //!
 //! Pure: times are nanoseconds since the start of the process.
 
 use core::net::IpAddr;
 
-/// As much as a second's worth may come at once, after a second of nothing.
+/// The span whose share of a rate may be used at once, after as long without use.
 pub(crate) const BURST_NS: u64 = 1_000_000_000;
 
-/// How often connections may come, and what one may send: all of them in a second, and as much as
-/// a second's worth at once; 0 is without limit.
+/// Limits of connections and of each connection's input, per second; as much as a second's worth
+/// may come at once; 0 is no limit.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rates {
-    /// New client connections (0); those beyond are told so and closed.
+    /// New client connections (0); those beyond get an error and are closed.
     pub connections: u64,
-    /// The same from one address, or from one IPv6 network of 64 bits (0).
+    /// New client connections from one address, or from one IPv6 network of 64 bits (0).
     pub connections_per_ip: u64,
-    /// Messages that one connection publishes (0); one that sends more is read from later.
+    /// Messages that one connection publishes (0); beyond that its input is read later.
     pub msgs_per_connection: u64,
-    /// Bytes that one connection sends, operations included (0); the same.
+    /// Bytes that one connection sends, operations included (0); beyond that its input is read
+    /// later.
     pub bytes_per_connection: u64,
 }
 
 impl Rates {
-    /// Whether there is a limit to what a connection may send.
+    /// Whether the input of a connection is limited.
     pub fn pace_connections(&self) -> bool {
         self.msgs_per_connection > 0 || self.bytes_per_connection > 0
     }
 }
 
-/// What was used of a rate. It costs one number, whatever the rate.
+/// The used part of a rate. It takes one number, whatever the rate.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Meter {
-    /// When all that was used would be over, had it come evenly.
+    /// The time at which all use would be over, had it come evenly.
     even: u64,
 }
 
 impl Meter {
-    /// Uses `amount` of `per_second`, which is not 0, and says when the next may come: not after
-    /// `now` as long as no more than a second's worth came at once.
+    /// Uses `amount` of `per_second`, which is not 0. Returns the time at which more may come: not
+    /// after `now` as long as no more than a second's worth came at once.
     pub fn take(&mut self, amount: u64, per_second: u64, now: u64) -> u64 {
         let cost = u128::from(amount) * u128::from(BURST_NS) / u128::from(per_second);
         let cost = u64::try_from(cost).unwrap_or(u64::MAX);
@@ -45,7 +46,7 @@ impl Meter {
         self.even.saturating_sub(BURST_NS)
     }
 
-    /// Uses one of `per_second` if there is one left.
+    /// Uses one of `per_second` if there is one left. Returns whether there was.
     pub(crate) fn take_one(&mut self, per_second: u64, now: u64) -> bool {
         let mut after = *self;
         let fits = after.take(1, per_second, now) <= now;
@@ -55,13 +56,14 @@ impl Meter {
         fits
     }
 
-    /// Whether all that was used is over.
+    /// Whether all use is over.
     pub(crate) fn is_unused(&self, now: u64) -> bool {
         self.even <= now
     }
 }
 
-/// Who has an IPv6 address has 2^64 of them.
+/// Returns the address by which a client counts: of IPv6 only the first 64 bits, because a client
+/// has all addresses of such a network.
 pub fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
@@ -78,7 +80,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     proptest! {
-        /// However it comes, no window of time sees more than its share and a second's worth.
+        /// Any span of time sees at most its share and a second's worth.
         #[test]
         fn no_span_of_time_sees_more_than_its_share_and_one_burst(
             rate in 1_u64..2000,
@@ -93,14 +95,14 @@ mod tests {
             }
             for (first, from) in taken.iter().enumerate() {
                 for (count, to) in (1_u64..).zip(&taken[first..]) {
-                    // Times are whole nanoseconds: one more for what rounding leaves.
+                    // Times are whole nanoseconds: one more for the rest of rounding.
                     let share = u128::from(to - from) * u128::from(rate) / u128::from(SECOND);
                     prop_assert!(u128::from(count) <= share + u128::from(rate) + 1);
                 }
             }
         }
 
-        /// Who keeps to the rate is never refused.
+        /// A client within the rate is never refused.
         #[test]
         fn who_keeps_to_the_rate_is_never_refused(rate in 1_u64..100_000) {
             let mut meter = Meter::default();

@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::query::{Query, Refusal};
+use super::query::{BadQuery, Query};
 use super::subsz::SublistStats;
-use super::{State, text};
+use super::{MonitorState, text};
 use crate::auth::jwt::{self, Claims};
 use crate::config::{self, Options, Response, Shared};
 use crate::engine::{ACCOUNT_REQUESTS, AccountFigures, OWN_USER};
@@ -24,11 +24,11 @@ pub(super) struct Accountz<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     accounts: Option<Vec<&'a str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    account_detail: Option<Account<'a>>,
+    account_detail: Option<AccountInfo<'a>>,
 }
 
 #[derive(Serialize)]
-struct Account<'a> {
+struct AccountInfo<'a> {
     account_name: &'a str,
     update_time: String,
     #[serde(skip_serializing_if = "is_false")]
@@ -40,13 +40,13 @@ struct Account<'a> {
     client_connections: usize,
     subscriptions: usize,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    mappings: BTreeMap<&'a str, Vec<Destination<'a>>>,
+    mappings: BTreeMap<&'a str, Vec<MapDest<'a>>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    exports: Vec<Export<'a>>,
+    exports: Vec<ExportInfo<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    imports: Vec<Import<'a>>,
+    imports: Vec<ImportInfo<'a>>,
     #[serde(flatten)]
-    token: Option<Token<'a>>,
+    token: Option<AccountToken<'a>>,
     name_tag: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     tags: &'a [String],
@@ -57,15 +57,15 @@ struct Account<'a> {
     sublist_stats: SublistStats,
 }
 
-/// Where an account comes from that is not in the file.
+/// The token of an account that is not configured in the file.
 #[derive(Serialize)]
-struct Token<'a> {
+struct AccountToken<'a> {
     jwt: &'a str,
     issuer_key: &'a str,
 }
 
 #[derive(Serialize)]
-struct Destination<'a> {
+struct MapDest<'a> {
     subject: String,
     weight: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,7 +73,7 @@ struct Destination<'a> {
 }
 
 #[derive(Serialize)]
-struct Export<'a> {
+struct ExportInfo<'a> {
     subject: &'a str,
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,7 +87,7 @@ struct Export<'a> {
 }
 
 #[derive(Serialize)]
-struct Import<'a> {
+struct ImportInfo<'a> {
     subject: Cow<'a, str>,
     account: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,15 +105,15 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl<'a> Accountz<'a> {
-    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
+    pub(super) fn new(state: &'a MonitorState, query: &Query) -> Result<Self, BadQuery> {
         let name = query.text("acc");
         let all = &state.options.accounts;
         let (accounts, account_detail) = if name.is_empty() {
             (Some(all.list.iter().map(|account| account.name.as_str()).collect()), None)
         } else if let Some(account) = all.get(name) {
-            (None, Some(Account::new(state, account)))
+            (None, Some(AccountInfo::new(state, account)))
         } else {
-            return Err(Refusal(format!("Account {name} does not exist")));
+            return Err(BadQuery(format!("Account {name} does not exist")));
         };
         Ok(Self {
             server_id: &state.identity.id,
@@ -125,13 +125,13 @@ impl<'a> Accountz<'a> {
     }
 }
 
-impl<'a> Account<'a> {
-    fn new(state: &'a State, account: &'a config::Account) -> Self {
+impl<'a> AccountInfo<'a> {
+    fn new(state: &'a MonitorState, account: &'a config::Account) -> Self {
         let name = account.name.as_str();
         let figures = state.reporter.accounts();
         let figures: Vec<_> = figures.iter().filter(|figures| *figures.name == *name).collect();
         let claims = state.options.trust.as_ref().and_then(|trust| trust.accounts.get(name));
-        let own = account.imports.iter().map(Import::new);
+        let own = account.imports.iter().map(ImportInfo::new);
         let of_server = server_imports(state, name);
         Self {
             account_name: name,
@@ -139,14 +139,15 @@ impl<'a> Account<'a> {
             is_system: state.options.accounts.system.as_deref() == Some(name),
             expired: claims.is_some_and(|claims| !claims.is_in_time(Utc::now().timestamp())),
             complete: true,
-            jetstream_enabled: false,
-            leafnode_connections: 0,
+            jetstream_enabled: state.options.streams_of(account).is_some(),
+            leafnode_connections: figures.iter().map(|figures| figures.leaves).sum(),
             client_connections: figures.iter().map(|figures| figures.conns).sum(),
             subscriptions: figures.iter().map(|figures| figures.subscriptions).sum(),
             mappings: account.mappings.iter().map(mapping).collect(),
-            exports: account.exports.iter().map(|one| Export::new(name, one, claims)).collect(),
+            exports: account.exports.iter().map(|one| ExportInfo::new(name, one, claims)).collect(),
             imports: own.chain(of_server).collect(),
-            token: claims.map(|claims| Token { jwt: &claims.text, issuer_key: &claims.issuer }),
+            token: claims
+                .map(|claims| AccountToken { jwt: &claims.text, issuer_key: &claims.issuer }),
             name_tag: state.options.account_label(name),
             tags: claims.map_or(&[], |claims| &claims.body.tags),
             decoded_jwt: claims.map_or(Value::Null, |claims| jwt::document(&claims.text)),
@@ -156,9 +157,9 @@ impl<'a> Account<'a> {
     }
 }
 
-/// What becomes of a subject: destinations with the sums of weights up to each, and with what they
-/// leave of a hundred, for each cluster that has its own.
-fn mapping(mapping: &config::Mapping) -> (&str, Vec<Destination<'_>>) {
+/// Returns a filter and its destinations for each cluster that has its own. Weights are sums up to
+/// each destination; the last one gets the rest of a hundred.
+fn mapping(mapping: &config::Mapping) -> (&str, Vec<MapDest<'_>>) {
     const ALL: u8 = 100;
     let mut clusters = vec![None];
     clusters.extend(mapping.destinations.iter().filter_map(|to| to.cluster.as_deref()).map(Some));
@@ -177,13 +178,13 @@ fn mapping(mapping: &config::Mapping) -> (&str, Vec<Destination<'_>>) {
         let mut sum: u8 = 0;
         shown.extend(own.into_iter().map(|(weight, subject)| {
             sum = sum.saturating_add(weight);
-            Destination { subject, weight: sum, cluster }
+            MapDest { subject, weight: sum, cluster }
         }));
     }
     (&mapping.source, shown)
 }
 
-/// A filter as its own destination: `a.$1` for `a.*`.
+/// Returns a filter as its own destination: `a.$1` for `a.*`.
 fn numbered(filter: &str) -> String {
     let mut wildcards = 0;
     let tokens = filter.split('.').map(|token| match token {
@@ -196,11 +197,12 @@ fn numbered(filter: &str) -> String {
     tokens.collect::<Vec<_>>().join(".")
 }
 
-/// What every account has of the system account, so that it can ask about itself.
-fn server_imports<'a>(state: &'a State, name: &str) -> Vec<Import<'a>> {
+/// Returns the imports of every account from the system account, by which it requests its own
+/// pages.
+fn server_imports<'a>(state: &'a MonitorState, name: &str) -> Vec<ImportInfo<'a>> {
     let system = state.options.accounts.system.as_deref();
     let Some(system) = system.filter(|system| *system != name) else { return Vec::new() };
-    let import = |(local, about, share): (&'static str, String, bool)| Import {
+    let import = |(local, about, share): (&'static str, String, bool)| ImportInfo {
         subject: Cow::Owned(about),
         account: system,
         to: Some(local),
@@ -217,17 +219,17 @@ fn server_imports<'a>(state: &'a State, name: &str) -> Vec<Import<'a>> {
     pages.chain([user]).map(import).collect()
 }
 
-/// Until when something was revoked, by key.
+/// Formats the times of revocations, by key.
 fn times(revocations: &BTreeMap<String, i64>) -> BTreeMap<&str, String> {
     let time = |seconds: i64| text::time(DateTime::from_timestamp(seconds, 0).unwrap_or_default());
     revocations.iter().map(|(key, until)| (key.as_str(), time(*until))).collect()
 }
 
-impl<'a> Export<'a> {
+impl<'a> ExportInfo<'a> {
     fn new(
         account: &str,
         export: &'a config::Export,
-        claims: Option<&'a Arc<Claims<jwt::Account>>>,
+        claims: Option<&'a Arc<Claims<jwt::AccountClaims>>>,
     ) -> Self {
         let written = claims.and_then(|claims| {
             let mut all = claims.body.exports.iter();
@@ -235,7 +237,7 @@ impl<'a> Export<'a> {
         });
         let response_type = match export.response {
             Response::Singleton => "Singleton",
-            Response::Stream => "Stream",
+            Response::Stream => "Streamed",
             Response::Chunked => "Chunked",
         };
         Self {
@@ -256,7 +258,7 @@ impl<'a> Export<'a> {
     }
 }
 
-impl<'a> Import<'a> {
+impl<'a> ImportInfo<'a> {
     fn new(import: &'a config::Import) -> Self {
         let is_service = import.shared == Shared::Service;
         Self {
@@ -292,7 +294,7 @@ pub(super) struct Statz {
     slow_consumers: u64,
 }
 
-/// What went in one direction, and how much of it to or from other servers.
+/// Traffic in one direction, and the parts of it to or from other servers.
 #[derive(Serialize, Default)]
 struct Flow {
     msgs: u64,
@@ -309,10 +311,10 @@ struct Amount {
 }
 
 impl<'a> Accstatz<'a> {
-    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
+    pub(super) fn new(state: &'a MonitorState, query: &Query) -> Result<Self, BadQuery> {
         let unused = query.boolean("unused")?;
         let accounts = state.reporter.accounts();
-        let shown = accounts.iter().filter(|account| unused || account.conns > 0);
+        let shown = accounts.iter().filter(|account| unused || account.conns + account.leaves > 0);
         let shown = shown.map(|account| Statz::new(account, &state.options));
         let (server_id, now) = (state.identity.id.as_str(), text::time(Utc::now()));
         Ok(Self { server_id, now, account_statz: shown.collect() })
@@ -327,8 +329,8 @@ impl Statz {
             acc: account.name.to_string(),
             name: options.account_label(&account.name).to_owned(),
             conns: account.conns,
-            leafnodes: 0,
-            total_conns: account.conns,
+            leafnodes: account.leaves,
+            total_conns: account.conns + account.leaves,
             num_subscriptions: account.subscriptions,
             sent: flow(traffic.out_msgs, traffic.out_bytes),
             received: flow(traffic.in_msgs, traffic.in_bytes),

@@ -1,4 +1,4 @@
-//! `/connz`: the connections one by one, open and ended.
+//! `/connz`: connections one by one, open and closed.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::query::{Detail, Query, Refusal};
-use super::{State, text};
+use super::query::{BadQuery, Detail, Query};
+use super::{MonitorState, text};
 use crate::auth::certificate;
 use crate::config::accounts::GLOBAL;
 use crate::engine::{self, ClosedConn, ConnSnapshot, Credentials, SubSnapshot, Transport};
 use crate::subject;
 
-/// Entries in an answer unless the request says otherwise.
+/// Entries in an answer by default.
 pub(super) const LIMIT: usize = 1024;
 
 #[derive(Serialize)]
@@ -25,20 +25,20 @@ pub(super) struct Connz<'a> {
     total: usize,
     offset: usize,
     limit: usize,
-    connections: Option<Vec<Conn>>,
+    connections: Option<Vec<ConnInfo>>,
 }
 
 #[derive(Serialize)]
-struct Conn {
+struct ConnInfo {
     cid: u64,
     kind: &'static str,
     #[serde(rename = "type")]
     protocol: &'static str,
-    /// Of a Unix socket its path.
+    /// The client's address; for a Unix socket, its path.
     ip: Box<str>,
     port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
-    unix_peer: Option<Process>,
+    unix_peer: Option<UnixPeer>,
     start: String,
     last_activity: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,12 +55,14 @@ struct Conn {
     out_bytes: u64,
     #[serde(skip_serializing_if = "is_zero")]
     stalls: u64,
-    /// Ours: what it has missed of subjects with an overflow policy.
+    /// Messages missed on subjects with an overflow policy; a field that nats-server does not have.
     #[serde(skip_serializing_if = "Option::is_none")]
-    dropped: Option<Dropped>,
+    dropped: Option<DroppedMsgs>,
     subscriptions: usize,
     #[serde(skip_serializing_if = "str::is_empty")]
     name: Box<str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    mqtt_client: Box<str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     lang: Box<str>,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -78,7 +80,7 @@ struct Conn {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list: Vec<Box<str>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    subscriptions_list_detail: Vec<Sub>,
+    subscriptions_list_detail: Vec<SubDetail>,
     #[serde(skip_serializing_if = "Option::is_none")]
     jwt: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,16 +91,16 @@ struct Conn {
     tags: Vec<String>,
 }
 
-/// Messages that a client has not got because it was behind.
+/// Messages that a slow client has missed, by policy.
 #[derive(Serialize)]
-struct Dropped {
+struct DroppedMsgs {
     drop_newest: u64,
     drop_oldest: u64,
     conflate: u64,
 }
 
-impl Dropped {
-    /// Nothing if it has got everything.
+impl DroppedMsgs {
+    /// Returns `None` if the client has missed nothing.
     fn new(dropped: engine::Dropped) -> Option<Self> {
         let engine::Dropped { newest, oldest, conflated } = dropped;
         (dropped != engine::Dropped::default()).then_some(Self {
@@ -111,20 +113,20 @@ impl Dropped {
 
 /// The process at the other end of a Unix socket.
 #[derive(Serialize)]
-struct Process {
+struct UnixPeer {
     pid: u32,
     uid: u32,
     gid: u32,
 }
 
-impl Process {
+impl UnixPeer {
     fn of(transport: Transport) -> Option<Self> {
         let Transport::Unix(Credentials { pid, uid, gid }) = transport else { return None };
         Some(Self { pid, uid, gid })
     }
 }
 
-/// A certificate that a client has shown.
+/// A certificate that a client has presented.
 #[derive(Serialize)]
 struct PeerCert {
     subject: String,
@@ -141,7 +143,7 @@ impl PeerCert {
 
 /// A subscription as pages show it.
 #[derive(Serialize)]
-pub(super) struct Sub {
+pub(super) struct SubDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,7 +158,7 @@ pub(super) struct Sub {
     cid: u64,
 }
 
-/// A request for connections.
+/// Parameters of a request for connections.
 pub(super) struct ConnRequest<'q> {
     sort: &'q str,
     auth: bool,
@@ -178,21 +180,21 @@ enum ConnState {
     Any,
 }
 
-/// A connection as it was found.
+/// A connection that the request selects.
 struct Found {
     conn: ConnSnapshot,
-    end: Option<End>,
+    end: Option<ConnEnd>,
 }
 
-/// How it ended.
-struct End {
+/// The end of a connection.
+struct ConnEnd {
     at_ns: u64,
     reason: &'static str,
     subs: Vec<SubSnapshot>,
 }
 
 impl<'q> ConnRequest<'q> {
-    pub(super) fn new(query: &'q Query) -> Result<Self, Refusal> {
+    pub(super) fn new(query: &'q Query) -> Result<Self, BadQuery> {
         Ok(Self {
             sort: query.text("sort"),
             auth: query.boolean("auth")?,
@@ -206,7 +208,7 @@ impl<'q> ConnRequest<'q> {
                 "any" | "all" => ConnState::Any,
                 _ => {
                     let state = query.text("state");
-                    return Err(Refusal(format!("Error decoding state for {state}")));
+                    return Err(BadQuery(format!("Error decoding state for {state}")));
                 }
             },
             user: query.text("user"),
@@ -216,21 +218,22 @@ impl<'q> ConnRequest<'q> {
         })
     }
 
-    /// Whether the order asked for exists.
-    fn check_order(&self) -> Result<(), Refusal> {
+    /// Checks that the order asked for exists.
+    fn check_order(&self) -> Result<(), BadQuery> {
         match self.sort {
             "" | "cid" | "start" | "subs" | "pending" | "msgs_to" | "msgs_from" | "bytes_to"
             | "bytes_from" | "last" | "idle" | "uptime" | "rtt" => Ok(()),
             "stop" | "reason" if self.state == ConnState::Closed => Ok(()),
             by @ ("stop" | "reason") => {
-                Err(Refusal(format!("sort by {by} only valid on closed connections")))
+                Err(BadQuery(format!("sort by {by} only valid on closed connections")))
             }
-            other => Err(Refusal(format!("invalid sorting option: {other}"))),
+            other => Err(BadQuery(format!("invalid sorting option: {other}"))),
         }
     }
 
-    /// The largest, the latest, the longest idle or the shortest-lived first, but the oldest
-    /// connection; `now_ns` is on the clock of the snapshots.
+    /// Sorts connections: by start, the oldest first; by idle time, the longest first; by uptime,
+    /// the shortest first; by others, the largest or latest first. `now_ns` is on the clock of the
+    /// snapshots.
     fn order(&self, found: &mut [Found], now_ns: u64) {
         let by_number = |found: &mut [Found], key: fn(&ConnSnapshot) -> u64| {
             found.sort_by_key(|found| Reverse(key(&found.conn)));
@@ -264,17 +267,18 @@ impl<'q> ConnRequest<'q> {
     fn wants(&self, conn: &ConnSnapshot) -> bool {
         (self.cid == 0 || self.cid == conn.cid)
             && (self.user.is_empty() || conn.user.as_deref() == Some(self.user))
-            // Nobody speaks MQTT here.
-            && self.mqtt_client.is_empty()
+            && (self.mqtt_client.is_empty()
+                || (conn.transport.is_mqtt() && *conn.name == *self.mqtt_client))
     }
 
-    /// Whether a subscription to `filter` could receive what was asked for.
+    /// Whether a subscription to `filter` could receive messages on the subject asked for.
     fn wants_filter(&self, filter: &str) -> bool {
         subject::overlap(filter.as_bytes(), self.filter_subject.as_bytes())
     }
 
-    /// Leaves those that have a subscription which could receive what was asked for.
-    fn retain_interested(&self, state: &State, found: &mut Vec<Found>) {
+    /// Retains connections with a subscription that could receive messages on the subject asked
+    /// for.
+    fn retain_interested(&self, state: &MonitorState, found: &mut Vec<Found>) {
         if self.filter_subject.is_empty() {
             return;
         }
@@ -292,17 +296,17 @@ impl<'q> ConnRequest<'q> {
         });
     }
 
-    fn find(&self, state: &State) -> Vec<Found> {
+    fn find(&self, state: &MonitorState) -> Vec<Found> {
         let mut found = Vec::new();
         if self.state != ConnState::Open {
             let mut closed = state.reporter.closed();
             closed.sort_unstable_by_key(|closed| Reverse(closed.stopped_ns));
-            closed.truncate(state.options.closed_conns_max);
+            closed.truncate(state.options.monitoring.closed_conns_max);
             found.extend(closed.into_iter().map(Found::from));
         }
         if self.state != ConnState::Closed {
             let open = state.reporter.conns().into_iter();
-            // Who ended meanwhile may be seen twice.
+            // A connection that has just ended may be found twice.
             let ended: HashSet<u64> = found.iter().map(|found| found.conn.cid).collect();
             let open = open.filter(|conn| !ended.contains(&conn.cid));
             found.extend(open.map(|conn| Found { conn, end: None }));
@@ -314,12 +318,15 @@ impl<'q> ConnRequest<'q> {
 impl From<ClosedConn> for Found {
     fn from(closed: ClosedConn) -> Self {
         let ClosedConn { conn, stopped_ns, reason, subs } = closed;
-        Self { conn, end: Some(End { at_ns: stopped_ns, reason: reason.text(), subs }) }
+        Self { conn, end: Some(ConnEnd { at_ns: stopped_ns, reason: reason.text(), subs }) }
     }
 }
 
 impl<'a> Connz<'a> {
-    pub(super) fn new(state: &'a State, request: &ConnRequest<'_>) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        state: &'a MonitorState,
+        request: &ConnRequest<'_>,
+    ) -> Result<Self, BadQuery> {
         request.check_order()?;
         let now = Utc::now();
         let limit = if request.cid == 0 { request.limit } else { 1 };
@@ -338,15 +345,15 @@ impl<'a> Connz<'a> {
         connz.server_id = &state.identity.id;
         let origin = state.reporter.started_at();
         let mut found = request.find(state);
-        // The total is that of the account; what else narrows the choice does not change it.
+        // The total is that of the account; other filters do not change it.
         found.retain(|found| request.wants_account(&found.conn));
         connz.total = found.len();
         found.retain(|found| request.wants(&found.conn));
         request.retain_interested(state, &mut found);
         request.order(&mut found, text::ns_between(origin, now));
         let shown = found.into_iter().skip(request.offset).take(limit);
-        let mut conns: Vec<Conn> =
-            shown.map(|found| Conn::new(found, request, state, now)).collect();
+        let mut conns: Vec<ConnInfo> =
+            shown.map(|found| ConnInfo::new(found, request, state, now)).collect();
         if request.detail != Detail::None {
             add_subscriptions(state, &mut conns, request.detail);
         }
@@ -356,8 +363,8 @@ impl<'a> Connz<'a> {
     }
 }
 
-/// Whether there is an account of that name; none is all.
-pub(super) fn is_known(state: &State, account: &str) -> bool {
+/// Whether an account of that name exists; an empty name stands for all accounts.
+pub(super) fn is_known(state: &MonitorState, account: &str) -> bool {
     account.is_empty() || state.options.accounts.get(account).is_some()
 }
 
@@ -365,18 +372,23 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-impl Conn {
-    fn new(found: Found, request: &ConnRequest<'_>, state: &State, now: DateTime<Utc>) -> Self {
+impl ConnInfo {
+    fn new(
+        found: Found,
+        request: &ConnRequest<'_>,
+        state: &MonitorState,
+        now: DateTime<Utc>,
+    ) -> Self {
         let Found { conn, end } = found;
         let origin = state.reporter.started_at();
         let opened = text::after(origin, conn.opened_ns);
         let last_active = text::after(origin, conn.last_active_ns);
         let stop = end.as_ref().map(|end| text::after(origin, end.at_ns));
         let until = stop.unwrap_or(now);
-        // As there, an account is only shown of those that are open.
+        // As in nats-server, an account is only shown for open connections.
         let has_tag = request.auth && end.is_none();
         let name_tag = has_tag.then(|| state.options.account_label(&conn.account).to_owned());
-        // What it came by is shown of all that have ended.
+        // The credentials are shown for all closed connections.
         let token = conn.token.as_deref().filter(|_| request.auth || end.is_some());
         let has_nkey = conn.has_nkey && (request.auth || end.is_some());
         let nkeys_issuer = || has_nkey.then(|| conn.account.to_string());
@@ -385,13 +397,14 @@ impl Conn {
         let tls = conn.tls.as_deref();
         let certs = tls.filter(|_| request.auth).map_or(&[][..], |tls| &tls.peer_certs);
         let reason = end.as_ref().map(|end| end.reason);
+        let (name, mqtt_client) = names_of(conn.transport, conn.name);
         let subs = end.map_or(Vec::new(), |end| end.subs);
         let (mut subscriptions_list, mut subscriptions_list_detail) = (Vec::new(), Vec::new());
         match request.detail {
             Detail::None => {}
             Detail::Subjects => subscriptions_list.extend(subs.into_iter().map(|sub| sub.subject)),
             Detail::All => {
-                let subs = subs.into_iter().map(|sub| Sub::with_account(sub, state));
+                let subs = subs.into_iter().map(|sub| SubDetail::with_account(sub, state));
                 subscriptions_list_detail.extend(subs);
             }
         }
@@ -399,12 +412,13 @@ impl Conn {
             cid: conn.cid,
             kind: "Client",
             protocol: match conn.transport {
-                Transport::WebSocket => "websocket",
-                Transport::Tcp | Transport::Unix(_) => "nats",
+                Transport::WebSocket | Transport::LeafWebSocket => "websocket",
+                Transport::Tcp | Transport::Unix(_) | Transport::Leaf => "nats",
+                Transport::Mqtt | Transport::MqttWebSocket => "mqtt",
             },
             ip: conn.ip,
             port: conn.port,
-            unix_peer: Process::of(conn.transport),
+            unix_peer: UnixPeer::of(conn.transport),
             start: text::time(opened),
             last_activity: text::time(last_active),
             stop: stop.map(text::time),
@@ -418,9 +432,10 @@ impl Conn {
             in_bytes: conn.traffic.in_bytes,
             out_bytes: conn.traffic.out_bytes,
             stalls: conn.stalls,
-            dropped: Dropped::new(conn.dropped),
+            dropped: DroppedMsgs::new(conn.dropped),
             subscriptions: conn.subscriptions,
-            name: conn.name,
+            name,
+            mqtt_client,
             lang: conn.lang,
             version: conn.version,
             tls_version: tls.map(|tls| tls.version),
@@ -438,7 +453,7 @@ impl Conn {
     }
 }
 
-impl Sub {
+impl SubDetail {
     fn new(sub: SubSnapshot) -> Self {
         Self {
             account: None,
@@ -452,24 +467,29 @@ impl Sub {
         }
     }
 
-    pub(super) fn with_account(sub: SubSnapshot, state: &State) -> Self {
+    pub(super) fn with_account(sub: SubSnapshot, state: &MonitorState) -> Self {
         let account = Some(Arc::clone(&sub.account));
         let account_tag = Some(state.options.account_label(&sub.account).to_owned());
         Self { account, account_tag, ..Self::new(sub) }
     }
 }
 
-/// Adds those of the open connections; the ended ones have theirs.
-fn add_subscriptions(state: &State, conns: &mut [Conn], detail: Detail) {
+/// Returns a client's name, and its id if it is one of MQTT, which has no name.
+fn names_of(transport: Transport, name: Box<str>) -> (Box<str>, Box<str>) {
+    if transport.is_mqtt() { (Box::default(), name) } else { (name, Box::default()) }
+}
+
+/// Adds subscriptions to open connections; closed ones have theirs.
+fn add_subscriptions(state: &MonitorState, conns: &mut [ConnInfo], detail: Detail) {
     let open = conns.iter_mut().filter(|conn| conn.stop.is_none());
-    let mut by_cid: HashMap<u64, &mut Conn> = open.map(|conn| (conn.cid, conn)).collect();
+    let mut by_cid: HashMap<u64, &mut ConnInfo> = open.map(|conn| (conn.cid, conn)).collect();
     if by_cid.is_empty() {
         return;
     }
     state.reporter.subs(|sub| {
         let Some(conn) = by_cid.get_mut(&sub.cid) else { return };
         if detail == Detail::All {
-            conn.subscriptions_list_detail.push(Sub::new(sub));
+            conn.subscriptions_list_detail.push(SubDetail::new(sub));
         } else {
             conn.subscriptions_list.push(sub.subject);
         }

@@ -2,7 +2,7 @@
 //!
 //! One thread answers one request after the other. It asks shards by messages, which they answer
 //! between two turns in bounded pages: monitoring slows a shard by one page at most, and a shard
-//! that hangs costs the client of the monitoring 1 s, nobody else.
+//! that hangs costs the client of the monitoring 1 s, and no other client.
 //!
 //! **Counters.** Each shard counts in plain integers of its own: the reactor system calls,
 //! completions, sent bytes and wake-ups; the mesh the shards it woke; the engine what each lane
@@ -20,10 +20,15 @@
 mod absent;
 mod accounts;
 mod connz;
+mod gatewayz;
 mod healthz;
+mod history;
+mod jsz;
+mod leafz;
 mod metrics;
 mod page;
 mod path;
+mod process;
 mod query;
 mod routez;
 mod subsz;
@@ -60,89 +65,95 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{Options, StartError};
-use crate::identity::Identity;
+use crate::identity::ServerIdentity;
 use crate::measure::Crowd;
 use crate::shard::ACCEPT_REST;
 use crate::shard::Reporter;
-use absent::{Gatewayz, Jsz, Leafz, ipqueuesz};
+use absent::ipqueuesz;
 use accounts::{Accountz, Accstatz};
 use connz::{ConnRequest, Connz};
+use gatewayz::Gatewayz;
+use history::History;
+use jsz::{JetStreamState, Jsz};
+use leafz::Leafz;
 use page::Shardz;
-use query::{Query, Refusal};
+use process::CpuShare;
+use query::{BadQuery, Query};
 use routez::Routez;
 use subsz::Subsz;
-use varz::{Cpu, Varz};
+use varz::Varz;
 
 pub(crate) use varz::{FEATURE_FLAGS, FeatureFlags};
 
-/// Connections at one time; for each that comes beyond, one goes that has not asked for longest.
-/// Each is a file that clients cannot have.
+/// Connections at one time; a further one replaces the longest idle. Each takes a file descriptor
+/// that clients cannot have.
 const CONNS_MAX: usize = 64;
-/// So many are taken in before those who have to go for them are closed.
+/// Connections accepted before those that they replace are closed.
 const ACCEPTED_AT_ONCE: u64 = 16;
-/// How long a request may take to arrive, and a connection may idle between two.
+/// The time for a request to arrive, and for a connection to be idle between two.
 const REQUEST_MAX: Duration = Duration::from_secs(10);
-/// How long who is answered may take nothing of it.
+/// The time that a client may read nothing of its answer.
 const UNREAD_MAX: Duration = Duration::from_secs(60);
-/// How long a connection may last, and after that, how long its last answer may take.
+/// The age of a connection.
 const CONN_MAX: Duration = Duration::from_secs(600);
 const LAST_ANSWER_MAX: Duration = Duration::from_secs(30);
-/// Bytes of a request's head.
+/// Bytes of a request's head, at most.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// Bytes of large answers that may wait for those who asked to read them; one may always.
+/// Bytes of large answers that wait for slow clients, at most; a single one may always wait.
 const UNREAD_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes of an answer that is not large.
+/// Bytes of an answer that is not large, at most.
 const SMALL_BYTES_MAX: usize = 64 * 1024;
 
-type Answer = Response<Bytes>;
+type HttpAnswer = Response<Bytes>;
 
-/// What the control thread tells the others: only the latest counts, whoever has read what before.
-pub(crate) struct Standing {
+/// The status that the control thread shares with others; only the latest value counts.
+pub(crate) struct ServerStatus {
     /// The options in force.
     pub(crate) options: Arc<Options>,
-    /// Since when.
+    /// The time since which the options are in force.
     pub(crate) configured_at: DateTime<Utc>,
-    /// No more clients are taken.
+    /// Whether the server has stopped accepting clients.
     pub(crate) is_lame_duck: bool,
 }
 
-impl Standing {
+impl ServerStatus {
     pub(crate) fn new(options: Arc<Options>) -> Self {
         Self { options, configured_at: Utc::now(), is_lame_duck: false }
     }
 }
 
-/// The running monitoring. It ends when dropped.
+/// The running monitoring, stopped when dropped.
 pub(crate) struct Monitor {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What answers are made of.
-struct State {
-    identity: Arc<Identity>,
+/// State from which answers are made.
+struct MonitorState {
+    identity: Arc<ServerIdentity>,
     options: Arc<Options>,
     reporter: Reporter,
-    told: watch::Receiver<Standing>,
+    told: watch::Receiver<ServerStatus>,
     started_at: DateTime<Utc>,
     configured_at: DateTime<Utc>,
-    /// What comes before the pages' paths: nothing, or something that begins with a slash.
+    /// The prefix of pages' paths: empty, or beginning with a slash.
     base_path: String,
     is_lame_duck: bool,
-    /// Requests by path.
+    /// The number of requests by path.
     requests: BTreeMap<&'static str, u64>,
-    /// Bytes of large answers that are not wholly sent.
+    /// Bytes of large answers that are not fully sent.
     unread_bytes: Arc<AtomicUsize>,
-    cpu: Cpu,
+    cpu: CpuShare,
+    history: History,
 }
 
 impl Monitor {
-    /// Answers requests on `listener` from now on.
+    /// Starts a thread that answers requests on `listener`.
     pub(crate) fn start(
         listener: TcpListener,
-        identity: &Arc<Identity>,
-        told: watch::Receiver<Standing>,
+        identity: &Arc<ServerIdentity>,
+        told: watch::Receiver<ServerStatus>,
         reporter: Reporter,
     ) -> Result<Self, StartError> {
         let failed = |error: io::Error| StartError::new(format!("Can't start monitoring: {error}"));
@@ -156,11 +167,13 @@ impl Monitor {
             tokio::net::TcpListener::from_std(listener).map_err(failed)?
         };
         let serve = move || {
-            let state = State::new(identity, told, reporter);
+            let state = MonitorState::new(identity, told, reporter);
             LocalSet::new().block_on(&runtime, async {
+                let state = Rc::new(RefCell::new(state));
                 tokio::select! {
                     _ = stopped => {}
-                    () = accept(listener, Rc::new(RefCell::new(state))) => {}
+                    () = remember(Rc::clone(&state)) => {}
+                    () = accept(listener, state) => {}
                 }
             });
         };
@@ -173,7 +186,7 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // If it panicked, it has said so.
+            // A panicked thread has reported it.
             let _ = thread.join();
         }
     }
@@ -192,8 +205,8 @@ impl Visitors {
         Self { crowd: Crowd::new(CONNS_MAX), tasks: BTreeMap::new(), last: 0 }
     }
 
-    /// Whoever watches the server gets in, however many others are slow: who takes up most of the
-    /// places, and has asked for nothing for longest, loses one.
+    /// Admits a connection. If all places are taken, the address with most of them loses the
+    /// connection that has been idle longest, so that slow clients cannot keep a new one out.
     fn enter(&mut self, from: IpAddr) -> u64 {
         self.last += 1;
         if let Some(gone) = self.crowd.enter(self.last, from)
@@ -210,7 +223,19 @@ impl Visitors {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
+/// Keeps the figures of the last hour.
+async fn remember(state: Rc<RefCell<MonitorState>>) {
+    let mut ticks = tokio::time::interval(history::INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let mut state = state.borrow_mut();
+        let figures = state.reporter.figures();
+        state.history.note(Utc::now().timestamp_millis(), &figures);
+    }
+}
+
+async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<MonitorState>>) {
     let visitors = Rc::new(RefCell::new(Visitors::new()));
     loop {
         match listener.accept().await {
@@ -219,7 +244,7 @@ async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
                 let visit = visit(socket, number, Rc::clone(&state), Rc::clone(&visitors));
                 let task = tokio::task::spawn_local(visit).abort_handle();
                 visitors.borrow_mut().tasks.insert(number, task);
-                // Those who had to go are gone before many more come.
+                // Aborted connections are closed before many more are accepted.
                 if number.is_multiple_of(ACCEPTED_AT_ONCE) {
                     tokio::task::yield_now().await;
                 }
@@ -232,11 +257,11 @@ async fn accept(listener: tokio::net::TcpListener, state: Rc<RefCell<State>>) {
     }
 }
 
-/// One connection from its beginning to its end.
+/// Serves one connection from its beginning to its end.
 async fn visit(
     socket: TcpStream,
     number: u64,
-    state: Rc<RefCell<State>>,
+    state: Rc<RefCell<MonitorState>>,
     visitors: Rc<RefCell<Visitors>>,
 ) {
     let mut socket = TimeoutStream::new(socket);
@@ -250,7 +275,7 @@ async fn visit(
     match acceptor {
         None => serve(socket, state, asked).await,
         Some(acceptor) => {
-            // If it fails there is nobody to tell.
+            // A failed handshake needs no report.
             let done = tokio::time::timeout(REQUEST_MAX, acceptor.accept(socket)).await;
             if let Ok(Ok(stream)) = done {
                 serve(stream, state, asked).await;
@@ -260,17 +285,17 @@ async fn visit(
     visitors.borrow_mut().leave(number);
 }
 
-/// Answers the requests of one connection; `asked` hears of each.
+/// Answers the requests of one connection; calls `asked` for each.
 async fn serve(
     socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
-    state: Rc<RefCell<State>>,
+    state: Rc<RefCell<MonitorState>>,
     asked: impl Fn(),
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
         asked();
         let state = Rc::clone(&state);
         async move {
-            // Whoever asks a hundred things at once is answered in turn with all others.
+            // A client that pipelines a hundred requests is answered in turn with all others.
             tokio::task::yield_now().await;
             let mut state = state.borrow_mut();
             let answer = state.answer(&request);
@@ -284,14 +309,14 @@ async fn serve(
         .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(socket), service);
     tokio::pin!(conn);
-    // However it ends, there is nobody to tell.
+    // A failed connection needs no report.
     if tokio::time::timeout(CONN_MAX, conn.as_mut()).await.is_err() {
         conn.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(LAST_ANSWER_MAX, conn).await;
     }
 }
 
-/// A large answer, counted until nobody needs it any more.
+/// A large answer, counted in `unread_bytes` until it is dropped.
 struct Large {
     body: Bytes,
     unread_bytes: Arc<AtomicUsize>,
@@ -309,46 +334,46 @@ impl Drop for Large {
     }
 }
 
-/// The same pages without HTTP.
+/// The monitoring's pages without HTTP.
 pub(crate) struct Documents {
-    state: State,
+    state: MonitorState,
 }
 
 impl Documents {
     pub(crate) fn new(
-        identity: &Arc<Identity>,
-        told: watch::Receiver<Standing>,
+        identity: &Arc<ServerIdentity>,
+        told: watch::Receiver<ServerStatus>,
         reporter: Reporter,
     ) -> Self {
-        Self { state: State::new(Arc::clone(identity), told, reporter) }
+        Self { state: MonitorState::new(Arc::clone(identity), told, reporter) }
     }
 
-    /// Status and body of the page below the root that is asked for with this query.
+    /// Returns status and body of a page, by its path below the root and its query.
     pub(crate) fn page(&mut self, path: &str, query: &str) -> (u16, Bytes) {
         let (parts, body) = self.state.page(path, &Query::new(Some(query))).into_parts();
         (parts.status.as_u16(), body)
     }
 }
 
-/// A time as documents show it.
+/// Formats a time as documents show it.
 pub(crate) fn time(at: DateTime<Utc>) -> String {
     text::time(at)
 }
 
-/// The same of one that is so many nanoseconds after `start`.
+/// Formats the time `ns` nanoseconds after `start` as documents show it.
 pub(crate) fn time_after(start: DateTime<Utc>, ns: u64) -> String {
     text::time(text::after(start, ns))
 }
 
-impl State {
+impl MonitorState {
     fn new(
-        identity: Arc<Identity>,
-        mut told: watch::Receiver<Standing>,
+        identity: Arc<ServerIdentity>,
+        mut told: watch::Receiver<ServerStatus>,
         reporter: Reporter,
     ) -> Self {
         let now = Utc::now();
         let options = Arc::clone(&told.borrow_and_update().options);
-        let parts = options.http_base_path.split('/').filter(|part| !part.is_empty());
+        let parts = options.monitoring.base_path.split('/').filter(|part| !part.is_empty());
         let base_path = parts.map(|part| format!("/{part}")).collect();
         Self {
             identity,
@@ -361,15 +386,16 @@ impl State {
             is_lame_duck: false,
             requests: BTreeMap::new(),
             unread_bytes: Arc::default(),
-            cpu: Cpu::new(),
+            cpu: CpuShare::new(),
+            history: History::default(),
         }
     }
 
-    /// What does the handshakes of the next connections, if they are over TLS.
+    /// Returns an acceptor for the next handshake, if the monitoring uses TLS.
     fn acceptor(&mut self) -> Option<TlsAcceptor> {
         self.heed_changes();
-        let is_tls = self.options.http.as_ref().is_some_and(|http| http.is_tls);
-        let tls = self.options.tls.as_ref().filter(|_| is_tls)?;
+        let is_tls = self.options.monitoring.is_tls();
+        let tls = self.options.network.tls.as_ref().filter(|_| is_tls)?;
         Some(TlsAcceptor::from(Arc::clone(&tls.monitoring)))
     }
 
@@ -382,7 +408,7 @@ impl State {
         }
     }
 
-    fn answer(&mut self, request: &Request<Incoming>) -> Answer {
+    fn answer(&mut self, request: &Request<Incoming>) -> HttpAnswer {
         let uri = request.uri();
         if let Some(path) = path::cleaned(uri.path()) {
             return path::redirection(request.method(), &path, uri.query());
@@ -392,7 +418,7 @@ impl State {
         self.page(path.unwrap_or("elsewhere"), &query)
     }
 
-    fn page(&mut self, path: &str, query: &Query) -> Answer {
+    fn page(&mut self, path: &str, query: &Query) -> HttpAnswer {
         self.heed_changes();
         let answer = match path {
             "/" => Ok(self.index()),
@@ -410,24 +436,27 @@ impl State {
             "/healthz" => self.healthz(query),
             "/metrics" => Ok(self.metrics()),
             "/shardz" => Ok(self.shardz()),
+            "/historyz" => {
+                self.json("/historyz", |state| Ok(state.history.page(&state.identity.id)))
+            }
             "" => Ok(self.to_directory()),
             _ => Ok(plain(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
         };
-        answer.unwrap_or_else(|Refusal(reason)| plain(StatusCode::BAD_REQUEST, reason))
+        answer.unwrap_or_else(|BadQuery(reason)| plain(StatusCode::BAD_REQUEST, reason))
     }
 
     /// Counts a request and answers it with a page in JSON.
     fn json<'a, T: Serialize>(
         &'a mut self,
         path: &'static str,
-        page: impl FnOnce(&'a Self) -> Result<T, Refusal>,
-    ) -> Result<Answer, Refusal> {
+        page: impl FnOnce(&'a Self) -> Result<T, BadQuery>,
+    ) -> Result<HttpAnswer, BadQuery> {
         self.count(path);
         page(self).map(|page| indented(&page))
     }
 
-    /// Sends who asks for the base path to the index below it, so that its relative links hold.
-    fn to_directory(&self) -> Answer {
+    /// Redirects from the base path to the index below it, so that the page's relative links hold.
+    fn to_directory(&self) -> HttpAnswer {
         let name = self.base_path.rsplit('/').next().unwrap_or_default();
         let mut answer = plain(StatusCode::TEMPORARY_REDIRECT, String::new());
         if let Ok(location) = HeaderValue::from_str(&format!("{name}/")) {
@@ -436,8 +465,8 @@ impl State {
         answer
     }
 
-    /// Sees to it that those who ask for much and do not read it cannot fill the memory.
-    fn bound(&self, answer: Answer) -> Answer {
+    /// Refuses or counts a large answer, so that clients that do not read cannot fill the memory.
+    fn bound(&self, answer: HttpAnswer) -> HttpAnswer {
         let bytes = answer.body().len();
         let unread = self.unread_bytes.load(Ordering::Relaxed);
         if bytes <= SMALL_BYTES_MAX {
@@ -456,7 +485,7 @@ impl State {
         *self.requests.entry(path).or_default() += 1;
     }
 
-    fn index(&mut self) -> Answer {
+    fn index(&mut self) -> HttpAnswer {
         self.count("/");
         let html = HeaderValue::from_static("text/html; charset=utf-8");
         let mut answer = answer(StatusCode::OK, html, page::PAGE.to_owned());
@@ -466,61 +495,64 @@ impl State {
         answer
     }
 
-    fn metrics(&mut self) -> Answer {
+    fn metrics(&mut self) -> HttpAnswer {
         self.count("/metrics");
         let (figures, cpu) = (self.reporter.figures(), self.cpu.percent());
         let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
         answer(StatusCode::OK, kind, metrics::render(self, &figures, cpu))
     }
 
-    fn shardz(&mut self) -> Answer {
+    fn shardz(&mut self) -> HttpAnswer {
         self.count("/shardz");
         let figures = self.reporter.figures();
         indented(&Shardz::new(self, &figures))
     }
 
-    fn varz(&mut self) -> Answer {
+    fn varz(&mut self) -> HttpAnswer {
         self.count("/varz");
         let (figures, cpu) = (self.reporter.figures(), self.cpu.percent());
         indented(&Varz::new(self, &figures, cpu))
     }
 
-    fn connz(&mut self, query: &Query) -> Result<Answer, Refusal> {
+    fn connz(&mut self, query: &Query) -> Result<HttpAnswer, BadQuery> {
         let request = ConnRequest::new(query)?;
         self.count("/connz");
         Connz::new(self, &request).map(|connz| indented(&connz))
     }
 
-    fn healthz(&mut self, query: &Query) -> Result<Answer, Refusal> {
+    fn healthz(&mut self, query: &Query) -> Result<HttpAnswer, BadQuery> {
         self.count("/healthz");
-        let server = healthz::Server {
+        // Only a question about a stream is one for the shards.
+        let has_streams = self.identity.streams.is_some() && !query.text("account").is_empty();
+        let with_consumers = !query.text("consumer").is_empty();
+        let server = healthz::ProbedServer {
             is_lame_duck: self.is_lame_duck,
-            wants_jetstream: self.options.wants_jetstream,
+            streams: has_streams.then(|| JetStreamState::new(self, with_consumers)),
         };
         let (status, body) = healthz::probe(query, &server)?;
         Ok(in_json(status, body))
     }
 }
 
-fn indented(body: &impl Serialize) -> Answer {
+fn indented(body: &impl Serialize) -> HttpAnswer {
     match serde_json::to_string_pretty(body) {
         Ok(body) => in_json(StatusCode::OK, body),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-fn in_json(status: StatusCode, body: String) -> Answer {
+fn in_json(status: StatusCode, body: String) -> HttpAnswer {
     let mut answer = answer(status, HeaderValue::from_static("application/json"), body);
     let everybody = HeaderValue::from_static("*");
     answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, everybody);
     answer
 }
 
-fn plain(status: StatusCode, body: String) -> Answer {
+fn plain(status: StatusCode, body: String) -> HttpAnswer {
     answer(status, HeaderValue::from_static("text/plain; charset=utf-8"), body)
 }
 
-fn answer(status: StatusCode, kind: HeaderValue, body: String) -> Answer {
+fn answer(status: StatusCode, kind: HeaderValue, body: String) -> HttpAnswer {
     let mut answer = Response::new(Bytes::from(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, kind);

@@ -1,7 +1,7 @@
-//! `/`, a page that shows the shards at work, and `/shardz`, the figures it is made of.
+//! `/`, a page that shows the shards at work, and `/shardz`, the figures on it.
 //!
-//! The page is one file. The browser is told to run its one script and nothing else, so what
-//! clients say about themselves can never be run.
+//! The page is one file. The browser is told to run its one script and nothing else, so that text
+//! from clients can never run.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use chrono::Utc;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{State, text};
+use super::{MonitorState, text};
 use crate::VERSION;
 use crate::measure::Histogram;
 use crate::shard::Figures;
@@ -19,7 +19,7 @@ use crate::shard::Figures;
 /// The page as it is sent.
 pub(super) const PAGE: &str = include_str!("page.html");
 
-/// What the page may do: run the script and the style that are in it, and ask this server.
+/// The policy for the page: to run the script and the style in it, and to connect to this server.
 pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'self'; \
@@ -29,7 +29,7 @@ pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The hash by which a policy names the page's only element of this kind.
+/// Returns the hash by which a policy names the page's only element of this kind.
 fn fingerprint(element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let inside = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close));
@@ -37,7 +37,7 @@ fn fingerprint(element: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(hash))
 }
 
-/// All figures of all shards that have answered. Counters are since the start.
+/// All figures of all shards that have answered. Counters begin at the start.
 #[derive(Serialize)]
 pub(super) struct Shardz<'a> {
     server_id: &'a str,
@@ -48,14 +48,14 @@ pub(super) struct Shardz<'a> {
     uptime: String,
     tier: Option<String>,
     shards_started: usize,
-    shards: Vec<Shard>,
+    shards: Vec<ShardRow>,
 }
 
-/// One shard. Times are nanoseconds, unless the name says otherwise.
+/// Figures of one shard. Times are nanoseconds, unless the name says otherwise.
 #[derive(Serialize)]
-struct Shard {
+struct ShardRow {
     shard: u8,
-    /// When these figures were taken, since the start.
+    /// The time of these figures, since the start.
     at_ns: u64,
     cpu_ns: u64,
     connections: usize,
@@ -67,6 +67,9 @@ struct Shard {
     out_msgs: u64,
     out_bytes: u64,
     slow_consumers: u64,
+    dropped_newest: u64,
+    dropped_oldest: u64,
+    conflated: u64,
     stale_connections: u64,
     queue_msgs_lost: u64,
     pending_bytes: usize,
@@ -77,30 +80,30 @@ struct Shard {
     sent_bytes: u64,
     wakeups_sent: u64,
     wakeups_received: u64,
-    turn: Distribution,
-    receive_to_send: Distribution,
-    lanes: Vec<Lane>,
+    turn: BucketCounts,
+    receive_to_send: BucketCounts,
+    lanes: Vec<LaneRow>,
 }
 
-/// Bucket `i` counts what took up to `2^i` ns and is in no earlier one.
+/// A histogram. Bucket `i` counts durations of up to `2^i` ns that are in no earlier bucket.
 #[derive(Serialize)]
-struct Distribution {
+struct BucketCounts {
     sum_ns: u64,
     buckets: Vec<u64>,
 }
 
-/// What goes to another shard.
+/// Figures of the lane to another shard.
 #[derive(Serialize)]
-struct Lane {
+struct LaneRow {
     to: u8,
     records: u64,
-    bytes: u64,
+    pub(crate) bytes: u64,
     waiting_records: usize,
     waiting_bytes: usize,
 }
 
 impl<'a> Shardz<'a> {
-    pub(super) fn new(state: &'a State, figures: &[Figures]) -> Self {
+    pub(super) fn new(state: &'a MonitorState, figures: &[Figures]) -> Self {
         let now = Utc::now();
         Self {
             server_id: &state.identity.id,
@@ -111,15 +114,15 @@ impl<'a> Shardz<'a> {
             uptime: text::between(state.started_at, now),
             tier: figures.iter().map(|shard| shard.tier).min().map(|tier| tier.to_string()),
             shards_started: state.reporter.shards(),
-            shards: figures.iter().map(Shard::new).collect(),
+            shards: figures.iter().map(ShardRow::new).collect(),
         }
     }
 }
 
-impl Shard {
+impl ShardRow {
     fn new(figures: &Figures) -> Self {
         let (report, reactor) = (&figures.report, &figures.reactor);
-        let lanes = figures.lanes.iter().map(|(to, lane)| Lane {
+        let lanes = figures.lanes.iter().map(|(to, lane)| LaneRow {
             to: to.0,
             records: lane.records,
             bytes: lane.bytes,
@@ -138,8 +141,11 @@ impl Shard {
             in_bytes: report.stats.in_bytes,
             out_msgs: report.stats.out_msgs,
             out_bytes: report.stats.out_bytes,
-            slow_consumers: report.stats.slow_consumers,
-            stale_connections: report.stats.stale_connections,
+            slow_consumers: report.stats.slow_consumers.total(),
+            dropped_newest: report.stats.dropped.newest,
+            dropped_oldest: report.stats.dropped.oldest,
+            conflated: report.stats.dropped.conflated,
+            stale_connections: report.stats.stale_connections.total(),
             queue_msgs_lost: report.stats.queue_msgs_lost,
             pending_bytes: figures.output_bytes,
             turns: reactor.turns,
@@ -149,14 +155,14 @@ impl Shard {
             sent_bytes: reactor.sent_bytes.sum(),
             wakeups_sent: figures.rings,
             wakeups_received: reactor.woken,
-            turn: Distribution::new(&figures.turn_ns),
-            receive_to_send: Distribution::new(&figures.delay_ns),
+            turn: BucketCounts::new(&figures.turn_ns),
+            receive_to_send: BucketCounts::new(&figures.delay_ns),
             lanes: lanes.collect(),
         }
     }
 }
 
-impl Distribution {
+impl BucketCounts {
     fn new(histogram: &Histogram) -> Self {
         Self { sum_ns: histogram.sum(), buckets: histogram.buckets().to_vec() }
     }

@@ -1,11 +1,12 @@
-//! Paths of requests, tidied as Go's HTTP server does: who asks untidily is sent to the tidy path.
+//! Paths of requests, cleaned as Go's HTTP server does: other paths are redirected to the clean
+//! one.
 
 use hyper::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, StatusCode};
 
-use super::{Answer, answer};
+use super::{HttpAnswer, answer};
 
-/// The path without empty, `.` and `..` parts; `None` if it has none of them.
+/// Returns the path without empty, `.` and `..` parts; `None` if it has none of them.
 pub(super) fn cleaned(path: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -22,8 +23,8 @@ pub(super) fn cleaned(path: &str) -> Option<String> {
     (clean != path).then_some(clean)
 }
 
-/// The answer that sends a client to another path; those who read a body are told in HTML.
-pub(super) fn redirection(method: &Method, path: &str, query: Option<&str>) -> Answer {
+/// Returns an answer that redirects to another path, with a body in HTML if the method reads one.
+pub(super) fn redirection(method: &Method, path: &str, query: Option<&str>) -> HttpAnswer {
     let location = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
     let reads = [Method::GET, Method::HEAD].contains(method);
     let body = match reads {
@@ -44,7 +45,7 @@ pub(super) fn redirection(method: &Method, path: &str, query: Option<&str>) -> A
     answer
 }
 
-/// Text as it stands in an attribute.
+/// Escapes text for an HTML attribute.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {

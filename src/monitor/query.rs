@@ -2,15 +2,15 @@
 
 use std::num::{IntErrorKind, ParseIntError};
 
-/// What comes behind the question mark.
+/// The parameters after the question mark.
 #[derive(Debug)]
 pub(super) struct Query(Vec<(String, String)>);
 
-/// Why a request is refused, as it is told.
+/// The reason why a request is refused, as the client sees it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal(pub(super) String);
+pub(super) struct BadQuery(pub(super) String);
 
-/// How much is told about subscriptions.
+/// The detail of subscriptions in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Detail {
     None,
@@ -24,31 +24,31 @@ impl Query {
         Self(pairs.into_owned().collect())
     }
 
-    /// The first value of that name; empty if there is none.
+    /// Returns the first value of that name; empty if there is none.
     pub(super) fn text(&self, name: &str) -> &str {
         self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
     }
 
-    pub(super) fn boolean(&self, name: &str) -> Result<bool, Refusal> {
+    pub(super) fn boolean(&self, name: &str) -> Result<bool, BadQuery> {
         match self.text(name) {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
             "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            text => Err(Refusal(format!(
+            text => Err(BadQuery(format!(
                 "Error decoding boolean for '{name}': strconv.ParseBool: parsing {text:?}: \
                  invalid syntax"
             ))),
         }
     }
 
-    pub(super) fn detail(&self, name: &str) -> Result<Detail, Refusal> {
+    pub(super) fn detail(&self, name: &str) -> Result<Detail, BadQuery> {
         if self.text(name).eq_ignore_ascii_case("detail") {
             return Ok(Detail::All);
         }
         Ok(if self.boolean(name)? { Detail::Subjects } else { Detail::None })
     }
 
-    /// A count; what is absent or negative is 0.
-    pub(super) fn count(&self, name: &str) -> Result<usize, Refusal> {
+    /// Reads a count; 0 if absent or negative.
+    pub(super) fn count(&self, name: &str) -> Result<usize, BadQuery> {
         let text = self.text(name);
         if text.is_empty() {
             return Ok(0);
@@ -58,24 +58,24 @@ impl Query {
         Ok(usize::try_from(number).unwrap_or(0))
     }
 
-    /// A connection's number; 0 if absent.
-    pub(super) fn number(&self, name: &str) -> Result<u64, Refusal> {
+    /// Reads a connection's number; 0 if absent.
+    pub(super) fn number(&self, name: &str) -> Result<u64, BadQuery> {
         let text = self.text(name);
         if text.is_empty() {
             return Ok(0);
         }
-        // Go's unsigned numbers have no sign at all.
+        // Go's unsigned numbers have no sign.
         let unsigned = text.strip_prefix('+').map_or(text, |_| "+");
         unsigned.parse().map_err(|error| refusal("uint64", name, "ParseUint", text, &error))
     }
 }
 
-fn refusal(kind: &str, name: &str, function: &str, text: &str, error: &ParseIntError) -> Refusal {
+fn refusal(kind: &str, name: &str, function: &str, text: &str, error: &ParseIntError) -> BadQuery {
     let reason = match error.kind() {
         IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
         _ => "invalid syntax",
     };
-    Refusal(format!(
+    BadQuery(format!(
         "Error decoding {kind} for '{name}': strconv.{function}: parsing {text:?}: {reason}"
     ))
 }
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn bad_values_are_refused_in_the_words_of_nats_server() {
         let query = Query::new(Some("limit=foo&offset=99999999999999999999&cid=x&subs=x&n=+1"));
-        let told = |refusal: Option<Refusal>| refusal.unwrap().0;
+        let told = |refusal: Option<BadQuery>| refusal.unwrap().0;
         assert_eq!(
             told(query.count("limit").err()),
             "Error decoding int for 'limit': strconv.Atoi: parsing \"foo\": invalid syntax"
@@ -118,7 +118,7 @@ mod tests {
             told(query.detail("subs").err()),
             "Error decoding boolean for 'subs': strconv.ParseBool: parsing \"x\": invalid syntax"
         );
-        // A plus is a blank here.
+        // A plus is a blank in a query.
         assert!(told(query.count("n").err()).contains("parsing \" 1\""));
     }
 }

@@ -1,10 +1,10 @@
-//! `/routez`: the routes one by one.
+//! `/routez`: routes one by one.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::query::{Detail, Query, Refusal};
-use super::{State, text};
+use super::query::{BadQuery, Detail, Query};
+use super::{MonitorState, text};
 use crate::engine::RouteSnapshot;
 
 #[derive(Serialize)]
@@ -13,12 +13,12 @@ pub(super) struct Routez<'a> {
     server_name: &'a str,
     now: String,
     num_routes: usize,
-    routes: Vec<Route>,
+    routes: Vec<RouteDetail>,
 }
 
 #[derive(Serialize)]
-struct Route {
-    rid: u64,
+struct RouteDetail {
+    pub(crate) rid: u64,
     remote_id: String,
     remote_name: String,
     did_solicit: bool,
@@ -39,15 +39,15 @@ struct Route {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     subscriptions_list: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    subscriptions_list_detail: Vec<Sub>,
+    subscriptions_list_detail: Vec<RouteSub>,
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<Box<str>>,
     compression: &'static str,
 }
 
-/// What the server behind a route wants.
+/// A subscription of the server behind a route.
 #[derive(Serialize)]
-struct Sub {
+struct RouteSub {
     account: String,
     subject: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +58,7 @@ struct Sub {
 }
 
 impl<'a> Routez<'a> {
-    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
+    pub(super) fn new(state: &'a MonitorState, query: &Query) -> Result<Self, BadQuery> {
         let detail = query.detail("subs")?;
         let now = Utc::now();
         let routes = state.reporter.routes(detail != Detail::None);
@@ -72,18 +72,24 @@ impl<'a> Routez<'a> {
     }
 }
 
-fn shown(state: &State, route: RouteSnapshot, detail: Detail, now: DateTime<Utc>) -> Route {
+fn shown(
+    state: &MonitorState,
+    route: RouteSnapshot,
+    detail: Detail,
+    now: DateTime<Utc>,
+) -> RouteDetail {
     let zero = state.reporter.started_at();
     let (start, last) =
         (text::after(zero, route.opened_ns), text::after(zero, route.last_active_ns));
     let account = route.account.as_deref();
-    let subs = route.wishes.iter().map(|wish| sub(account, wish, route.rid)).collect::<Vec<_>>();
+    let subs =
+        route.interest.iter().map(|entry| sub(account, entry, route.rid)).collect::<Vec<_>>();
     let configured = &state.options.cluster.routes;
     let (list, details) = match detail {
         Detail::All => (Vec::new(), subs),
         _ => (subs.into_iter().map(|sub| sub.subject).collect(), Vec::new()),
     };
-    Route {
+    RouteDetail {
         rid: route.rid,
         remote_id: route.remote_id,
         remote_name: route.remote_name,
@@ -109,12 +115,12 @@ fn shown(state: &State, route: RouteSnapshot, detail: Detail, now: DateTime<Utc>
     }
 }
 
-/// Takes apart what a peer has written: account, unless the route is for that one, subject and
-/// perhaps a queue group.
-fn sub(account: Option<&str>, wish: &[u8], cid: u64) -> Sub {
-    let text = String::from_utf8_lossy(wish);
+/// Splits a peer's interest into account, unless the route is for one account, subject and optional
+/// queue group.
+fn sub(account: Option<&str>, entry: &[u8], cid: u64) -> RouteSub {
+    let text = String::from_utf8_lossy(entry);
     let mut words = account.into_iter().chain(text.split_whitespace()).map(str::to_owned);
-    Sub {
+    RouteSub {
         account: words.next().unwrap_or_default(),
         subject: words.next().unwrap_or_default(),
         qgroup: words.next(),

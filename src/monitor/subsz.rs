@@ -1,11 +1,11 @@
-//! `/subsz`: the subscriptions and how they are looked up.
+//! `/subsz`: subscriptions, and figures of their lookups.
 
 use chrono::Utc;
 use serde::Serialize;
 
-use super::connz::{LIMIT, Sub, is_known};
-use super::query::{Query, Refusal};
-use super::{State, text};
+use super::connz::{LIMIT, SubDetail, is_known};
+use super::query::{BadQuery, Query};
+use super::{MonitorState, text};
 use crate::engine::{AccountFigures, InterestStats, SubSnapshot};
 use crate::subject;
 
@@ -19,11 +19,11 @@ pub(super) struct Subsz<'a> {
     offset: usize,
     limit: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    subscriptions_list: Vec<Sub>,
+    subscriptions_list: Vec<SubDetail>,
 }
 
-/// How subscriptions are looked up, over all shards: each counts its own lookups, and those of
-/// what other shards send it. Fan-outs are those of what was not in the cache.
+/// Figures of lookups over all shards: each shard counts its own, and those for messages from other
+/// shards. Fan-outs are those of lookups that missed the cache.
 #[derive(Serialize, Default)]
 pub(super) struct SublistStats {
     num_subscriptions: usize,
@@ -62,14 +62,14 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 impl<'a> Subsz<'a> {
-    pub(super) fn new(state: &'a State, query: &Query) -> Result<Self, Refusal> {
+    pub(super) fn new(state: &'a MonitorState, query: &Query) -> Result<Self, BadQuery> {
         let listed = query.boolean("subs")?;
         let offset = query.count("offset")?;
         let limit = Some(query.count("limit")?).filter(|limit| *limit > 0).unwrap_or(LIMIT);
         let (test, account) = (query.text("test"), query.text("acc"));
         if !test.is_empty() && !subject::is_valid_publish(test.as_bytes()) {
             let reason = format!("invalid test subject, must be valid publish subject: {test}");
-            return Err(Refusal(reason));
+            return Err(BadQuery(reason));
         }
         let mut subsz = Self {
             server_id: &state.identity.id,
@@ -96,13 +96,13 @@ impl<'a> Subsz<'a> {
         Ok(subsz)
     }
 
-    fn add(&mut self, sub: SubSnapshot, test: &str, state: &State) {
+    fn add(&mut self, sub: SubSnapshot, test: &str, state: &MonitorState) {
         if !test.is_empty() && !subject::matches(sub.subject.as_bytes(), test.as_bytes()) {
             return;
         }
         self.total += 1;
         if self.total > self.offset && self.subscriptions_list.len() < self.limit {
-            self.subscriptions_list.push(Sub::with_account(sub, state));
+            self.subscriptions_list.push(SubDetail::with_account(sub, state));
         }
     }
 }

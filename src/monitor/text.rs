@@ -1,11 +1,11 @@
-//! How times and durations are written, as nats-server does.
+//! Formats of times, durations and numbers, as nats-server writes them.
 
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serializer;
 
-/// A number; a whole one without a point.
+/// Serializes a number; a whole one without a point.
 #[expect(clippy::cast_possible_truncation, reason = "only numbers are cast that are whole")]
 pub(super) fn number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if number.fract() == 0.0 && number.abs() < 1e15 {
@@ -15,22 +15,22 @@ pub(super) fn number<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok
     }
 }
 
-/// RFC 3339 with nanoseconds.
+/// Formats a time by RFC 3339 with nanoseconds.
 pub(super) fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
-/// The time `ns` nanoseconds after `start`.
+/// Returns the time `ns` nanoseconds after `start`.
 pub(super) fn after(start: DateTime<Utc>, ns: u64) -> DateTime<Utc> {
     start + TimeDelta::nanoseconds(i64::try_from(ns).unwrap_or(i64::MAX))
 }
 
-/// Nanoseconds from `start` to `at`.
+/// Returns the nanoseconds from `start` to `at`; 0 if `at` is earlier.
 pub(super) fn ns_between(start: DateTime<Utc>, at: DateTime<Utc>) -> u64 {
     (at - start).num_nanoseconds().and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0)
 }
 
-/// From `from` to `to`, as `1y2d3h4m5s` without leading parts that are 0.
+/// Formats the time from `from` to `to` as `1y2d3h4m5s`, without leading parts that are 0.
 pub(super) fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> String {
     let seconds = (to - from).num_seconds().max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -45,7 +45,7 @@ pub(super) fn between(from: DateTime<Utc>, to: DateTime<Utc>) -> String {
     parts.map(|(whole, unit, modulus)| format!("{}{unit}", whole % modulus)).collect()
 }
 
-/// A round trip, in the largest unit that leaves something before the point.
+/// Formats a round trip in the largest unit in which it is at least 1.
 pub(super) fn round_trip(ns: u64) -> String {
     match ns {
         0 => "0s".to_owned(),

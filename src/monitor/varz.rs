@@ -1,41 +1,44 @@
-//! `/varz`: what the server is, what it allows, and what it has done.
+//! `/varz`: the server's identity, limits and counters.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{State, text};
+use super::gatewayz::GatewayVarz;
+use super::leafz::LeafVarz;
+use super::{MonitorState, jsz, process, text};
 use crate::auth::jwt;
 use crate::config;
 use crate::config::tls::TIMEOUT_MS;
-use crate::engine::RouteSnapshot;
-use crate::shard::{Figures, Report};
+use crate::engine::{Kind, PerKind, RouteSnapshot, Stats};
+use crate::shard::{Figures, ShardReport};
 use crate::transport::Tls;
 
-/// The body. Fields that only a nats-server has something for are as there with that off.
+/// The page `/varz`. Fields of features that only nats-server has are as in one without them.
 #[derive(Serialize)]
 pub(super) struct Varz<'a> {
     #[serde(flatten)]
-    identity: Identity<'a>,
+    identity: IdentityVarz<'a>,
     #[serde(flatten)]
-    limits: Limits<'a>,
+    limits: LimitsVarz<'a>,
     websocket: WebSocket<'a>,
-    cluster: Cluster<'a>,
+    cluster: ClusterVarz<'a>,
+    gateway: GatewayVarz<'a>,
     #[serde(flatten)]
-    missing: Missing,
+    missing: AbsentVarz,
+    jetstream: Map<String, Value>,
     #[serde(serialize_with = "text::number")]
     tls_timeout: f64,
     write_deadline: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     write_timeout: Option<&'static str>,
     #[serde(flatten)]
-    process: Process,
+    process: ProcessVarz,
     #[serde(flatten)]
-    traffic: Traffic,
+    traffic: TrafficVarz,
     http_req_stats: &'a BTreeMap<&'static str, u64>,
     config_load_time: String,
     config_digest: String,
@@ -45,7 +48,7 @@ pub(super) struct Varz<'a> {
     metadata: &'a BTreeMap<String, String>,
     feature_flags: FeatureFlags,
     #[serde(flatten)]
-    trust: Trust<'a>,
+    trust: OperatorsVarz<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     system_account: Option<&'a str>,
     slow_consumer_stats: ByKind,
@@ -57,7 +60,7 @@ pub(super) struct Varz<'a> {
 }
 
 #[derive(Serialize)]
-struct Identity<'a> {
+struct IdentityVarz<'a> {
     server_id: &'a str,
     server_name: &'a str,
     version: &'static str,
@@ -72,30 +75,32 @@ struct Identity<'a> {
     tls_required: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     tls_verify: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tls_ocsp_peer_verify: bool,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     connect_urls: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     ws_connect_urls: &'a [String],
 }
 
-/// Who vouches for accounts; nothing if they are in the file.
+/// Operators that vouch for accounts; empty if accounts are configured in the file.
 #[derive(Serialize, Default)]
-struct Trust<'a> {
+struct OperatorsVarz<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     trusted_operators_jwt: &'a [String],
     #[serde(skip_serializing_if = "Vec::is_empty")]
     trusted_operators_claim: Vec<Value>,
 }
 
-impl<'a> Trust<'a> {
-    fn new(trust: &'a config::trust::Trust) -> Self {
+impl<'a> OperatorsVarz<'a> {
+    fn new(trust: &'a config::trust::TrustOptions) -> Self {
         let tokens = trust.operators.as_slice();
         let claims = tokens.iter().map(|token| jwt::document(token)).collect();
         Self { trusted_operators_jwt: tokens, trusted_operators_claim: claims }
     }
 }
 
-/// What of JetStream nats-server can switch, and how it is there by itself.
+/// Features of JetStream that nats-server can switch, with its defaults.
 #[derive(Serialize)]
 pub(crate) struct FeatureFlags {
     js_ack_fc_v2: bool,
@@ -112,7 +117,7 @@ pub(crate) const FEATURE_FLAGS: FeatureFlags = FeatureFlags {
 };
 
 #[derive(Serialize)]
-struct Limits<'a> {
+struct LimitsVarz<'a> {
     max_connections: usize,
     #[serde(skip_serializing_if = "is_zero")]
     max_subscriptions: usize,
@@ -129,7 +134,7 @@ struct Limits<'a> {
     max_pending: usize,
 }
 
-/// How WebSocket clients come in; nothing if they do not.
+/// The listener for WebSocket clients; empty if there is none.
 #[derive(Serialize, Default)]
 struct WebSocket<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -158,9 +163,9 @@ struct WebSocket<'a> {
     tls_cert_not_after: Option<String>,
 }
 
-/// The cluster as it is configured; nothing if there is none.
+/// The configured cluster; empty if there is none.
 #[derive(Serialize, Default)]
-struct Cluster<'a> {
+struct ClusterVarz<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     name: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -183,8 +188,8 @@ struct Cluster<'a> {
     tls_cert_not_after: Option<String>,
 }
 
-impl<'a> Cluster<'a> {
-    fn new(state: &'a State) -> Self {
+impl<'a> ClusterVarz<'a> {
+    fn new(state: &'a MonitorState) -> Self {
         let (options, identity) = (&state.options.cluster, &state.identity.cluster);
         let Some(identity) = identity else { return Self::default() };
         let timeout = Duration::from_millis(options.timeout_ms);
@@ -207,8 +212,8 @@ impl<'a> Cluster<'a> {
     }
 }
 
-/// When the certificate ends.
-fn not_after(tls: &Tls) -> Option<String> {
+/// Returns the end of validity of the certificate.
+pub(super) fn not_after(tls: &Tls) -> Option<String> {
     DateTime::from_timestamp(tls.ends_at?, 0).map(text::time)
 }
 
@@ -220,17 +225,62 @@ fn is_no_time(seconds: &f64) -> bool {
     *seconds == 0.0
 }
 
-/// Subsystems that this server does not have.
+/// Leaf nodes and MQTT.
 #[derive(Serialize, Default)]
-struct Missing {
-    gateway: Map<String, Value>,
-    leaf: Map<String, Value>,
-    mqtt: Map<String, Value>,
-    jetstream: Map<String, Value>,
+struct AbsentVarz {
+    leaf: LeafVarz,
+    mqtt: MqttVarz,
+}
+
+/// The block `mqtt`; what is not set is left out.
+#[derive(Serialize, Default)]
+struct MqttVarz {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_auth_user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth_timeout: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_map: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_timeout: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    js_domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    js_api_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack_wait: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_ack_pending: Option<u16>,
+}
+
+impl MqttVarz {
+    fn new(state: &MonitorState) -> Option<Self> {
+        let endpoint = state.identity.mqtt.as_ref()?;
+        let options = state.options.network.mqtt.as_ref()?;
+        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+        let ns = |ms: u64| Some(ms).filter(|ms| *ms > 0).map(|ms| ms.saturating_mul(NS_PER_MS));
+        let tls = options.tls.as_ref();
+        Some(Self {
+            host: Some(endpoint.host.clone()),
+            port: Some(endpoint.port),
+            no_auth_user: options.no_auth_user.clone(),
+            auth_timeout: options.login.timeout_ms.map(seconds),
+            tls_map: tls.map(|tls| tls.map).filter(|is| *is),
+            tls_timeout: Some(seconds(tls.map_or(TIMEOUT_MS, |tls| tls.timeout_ms))),
+            js_domain: options.domain.clone(),
+            js_api_timeout: ns(options.api_timeout_ms),
+            ack_wait: ns(options.ack_wait_ms),
+            max_ack_pending: Some(options.ack_pending_max).filter(|count| *count > 0),
+        })
+    }
 }
 
 #[derive(Serialize)]
-struct Process {
+struct ProcessVarz {
     start: String,
     now: String,
     uptime: String,
@@ -242,7 +292,7 @@ struct Process {
 }
 
 #[derive(Serialize, Default)]
-struct Traffic {
+struct TrafficVarz {
     connections: usize,
     total_connections: u64,
     routes: usize,
@@ -270,6 +320,20 @@ struct ByKind {
     leafs: u64,
 }
 
+impl ByKind {
+    /// Returns the sums over all shards.
+    fn of(figures: &[Figures], count: impl Fn(&Stats) -> PerKind) -> Self {
+        let mut all = PerKind::default();
+        figures.iter().for_each(|shard| all += count(&shard.report.stats));
+        Self {
+            clients: all.of(Kind::Client),
+            routes: all.of(Kind::Route),
+            gateways: all.of(Kind::Gateway),
+            leafs: all.of(Kind::Leaf) + all.of(Kind::Hub),
+        }
+    }
+}
+
 #[derive(Serialize, Default)]
 struct DiskWaits {
     waiters: u64,
@@ -278,18 +342,18 @@ struct DiskWaits {
     max_wait_time: u64,
 }
 
-/// What nats-server has not.
+/// Figures that nats-server does not have.
 #[derive(Serialize)]
 struct Shardcast {
     version: &'static str,
-    /// What of io_uring is used, and the release of the kernel.
+    /// The io_uring tier in use.
     tier: String,
     kernel: String,
-    shards: Vec<Shard>,
+    shards: Vec<ShardVarz>,
 }
 
 #[derive(Serialize)]
-struct Shard {
+struct ShardVarz {
     shard: u8,
     connections: usize,
     subscriptions: usize,
@@ -297,9 +361,9 @@ struct Shard {
     in_bytes: u64,
     out_msgs: u64,
     out_bytes: u64,
-    /// Output that is queued or with the kernel; what connections share counts once.
+    /// Bytes of output queued or with the kernel; bytes that connections share count once.
     pending_bytes: usize,
-    /// Records on the lanes to other shards, and those that have no room there.
+    /// Records for other shards, on their lanes or waiting for room there.
     waiting_records: usize,
     slow_consumers: u64,
     queue_msgs_lost: u64,
@@ -308,35 +372,40 @@ struct Shard {
 const NS_PER_MS: u64 = 1_000_000;
 
 impl<'a> Varz<'a> {
-    pub(super) fn new(state: &'a State, figures: &'a [Figures], cpu: f64) -> Self {
-        let reports: Vec<Report> = figures.iter().map(|figures| figures.report).collect();
+    pub(super) fn new(state: &'a MonitorState, figures: &'a [Figures], cpu: f64) -> Self {
+        let reports: Vec<ShardReport> = figures.iter().map(|figures| figures.report).collect();
         let options = &state.options;
-        let traffic = Traffic::new(&reports, &state.reporter.routes(false));
+        let leafnodes = state.reporter.leaves(false).len();
+        let traffic = TrafficVarz::new(&reports, &state.reporter.routes(false), leafnodes);
         let digest = options.source.as_ref().map(|source| format!("sha256:{}", source.sha256));
         let shardcast = Shardcast::new(state, figures);
-        let tls_timeout_ms = options.tls.as_ref().map_or(TIMEOUT_MS, |tls| tls.timeout_ms);
-        let clients = |clients| ByKind { clients, ..ByKind::default() };
+        let tls_timeout_ms = options.network.tls.as_ref().map_or(TIMEOUT_MS, |tls| tls.timeout_ms);
         Self {
-            identity: Identity::new(state, figures),
-            limits: Limits::new(state),
+            identity: IdentityVarz::new(state, figures),
+            limits: LimitsVarz::new(state),
             websocket: WebSocket::new(state).unwrap_or_default(),
-            cluster: Cluster::new(state),
-            missing: Missing::default(),
+            cluster: ClusterVarz::new(state),
+            gateway: GatewayVarz::new(state),
+            missing: AbsentVarz {
+                leaf: LeafVarz::new(state),
+                mqtt: MqttVarz::new(state).unwrap_or_default(),
+            },
+            jetstream: jsz::varz_part(state),
             tls_timeout: Duration::from_millis(tls_timeout_ms).as_secs_f64(),
-            write_deadline: options.write_deadline_ms.saturating_mul(NS_PER_MS),
-            process: Process::new(state, cpu),
+            write_deadline: options.timeouts.write_deadline_ms.saturating_mul(NS_PER_MS),
+            process: ProcessVarz::new(state, cpu),
             http_req_stats: &state.requests,
             config_load_time: text::time(state.configured_at),
             config_digest: digest.unwrap_or_default(),
-            tags: &options.server_tags,
-            metadata: &options.server_metadata,
-            write_timeout: options.write_timeout,
-            tls_cert_not_after: options.tls.as_ref().and_then(not_after),
+            tags: &options.server.tags,
+            metadata: &options.server.metadata,
+            write_timeout: options.timeouts.write_timeout,
+            tls_cert_not_after: options.network.tls.as_ref().and_then(not_after),
             feature_flags: FEATURE_FLAGS,
-            trust: options.trust.as_ref().map(Trust::new).unwrap_or_default(),
+            trust: options.trust.as_ref().map(OperatorsVarz::new).unwrap_or_default(),
             system_account: options.accounts.system.as_deref(),
-            slow_consumer_stats: clients(traffic.slow_consumers),
-            stale_connection_stats: clients(traffic.stale_connections),
+            slow_consumer_stats: ByKind::of(figures, |stats| stats.slow_consumers),
+            stale_connection_stats: ByKind::of(figures, |stats| stats.stale_connections),
             disk_io_wait_stats: DiskWaits::default(),
             traffic,
             shardcast,
@@ -344,10 +413,10 @@ impl<'a> Varz<'a> {
     }
 }
 
-impl<'a> Identity<'a> {
-    fn new(state: &'a State, figures: &'a [Figures]) -> Self {
+impl<'a> IdentityVarz<'a> {
+    fn new(state: &'a MonitorState, figures: &'a [Figures]) -> Self {
         let options = &state.options;
-        let (host, port) = options.shown_address(state.identity.port);
+        let (host, port) = options.network.shown_address(state.identity.port);
         let urls = figures.first().map(|shard| &shard.client_urls);
         Self {
             server_id: &state.identity.id,
@@ -359,26 +428,28 @@ impl<'a> Identity<'a> {
             host,
             port,
             auth_required: options.auth.is_required() || options.trust.is_some(),
-            tls_required: options.tls.is_some() && !options.allow_non_tls,
-            tls_verify: options.tls.as_ref().is_some_and(|tls| tls.verify),
+            tls_required: options.network.requires_tls(),
+            tls_verify: options.network.tls.as_ref().is_some_and(|tls| tls.verify),
+            tls_ocsp_peer_verify: options.network.requires_tls()
+                && options.network.tls.as_ref().is_some_and(|tls| tls.peers.is_some()),
             connect_urls: urls.and_then(|urls| urls.tcp.as_deref()).unwrap_or_default(),
             ws_connect_urls: urls.and_then(|urls| urls.websocket.as_deref()).unwrap_or_default(),
         }
     }
 }
 
-impl<'a> Limits<'a> {
-    fn new(state: &'a State) -> Self {
+impl<'a> LimitsVarz<'a> {
+    fn new(state: &'a MonitorState) -> Self {
         let options = &state.options;
         let http = state.identity.http.as_ref();
         Self {
             max_connections: options.limits.connections_max,
             max_subscriptions: options.limits.subscriptions_max,
-            ping_interval: options.ping_interval_ms.saturating_mul(NS_PER_MS),
-            ping_max: options.ping_max,
+            ping_interval: options.timeouts.ping_interval_ms.saturating_mul(NS_PER_MS),
+            ping_max: options.timeouts.ping_max,
             http_host: http.map_or("", |http| &http.host),
             http_port: http.filter(|http| !http.is_tls).map_or(0, |http| http.port),
-            http_base_path: &options.http_base_path,
+            http_base_path: &options.monitoring.base_path,
             https_port: http.filter(|http| http.is_tls).map_or(0, |http| http.port),
             auth_timeout: Duration::from_millis(options.auth.timeout_ms).as_secs_f64(),
             max_control_line: options.limits.control_line_bytes_max,
@@ -389,9 +460,9 @@ impl<'a> Limits<'a> {
 }
 
 impl<'a> WebSocket<'a> {
-    fn new(state: &'a State) -> Option<Self> {
+    fn new(state: &'a MonitorState) -> Option<Self> {
         let endpoint = state.identity.websocket.as_ref()?;
-        let options = state.options.websocket.as_ref()?;
+        let options = state.options.network.websocket.as_ref()?;
         let auth = options.auth.as_ref();
         let auth_timeout = auth.map(|auth| Duration::from_millis(auth.timeout_ms).as_secs_f64());
         Some(Self {
@@ -413,14 +484,14 @@ impl<'a> WebSocket<'a> {
     }
 }
 
-impl Process {
-    fn new(state: &State, cpu: f64) -> Self {
+impl ProcessVarz {
+    fn new(state: &MonitorState, cpu: f64) -> Self {
         let now = Utc::now();
         Self {
             start: text::time(state.started_at),
             now: text::time(now),
             uptime: text::between(state.started_at, now),
-            mem: resident_bytes(),
+            mem: process::memory().resident_bytes,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             gomaxprocs: state.reporter.shards(),
             cpu,
@@ -428,13 +499,13 @@ impl Process {
     }
 }
 
-impl Traffic {
-    fn new(reports: &[Report], routes: &[RouteSnapshot]) -> Self {
+impl TrafficVarz {
+    fn new(reports: &[ShardReport], routes: &[RouteSnapshot], leafnodes: usize) -> Self {
         let mut remotes: Vec<&str> = routes.iter().map(|route| &*route.remote_id).collect();
         remotes.sort_unstable();
         remotes.dedup();
         let (routes, remotes) = (routes.len(), remotes.len());
-        let mut all = Self { routes, remotes, ..Self::default() };
+        let mut all = Self { routes, remotes, leafnodes, ..Self::default() };
         for report in reports {
             all.connections += report.conns;
             all.total_connections += report.accepted;
@@ -443,8 +514,8 @@ impl Traffic {
             all.in_bytes += report.stats.in_bytes;
             all.out_msgs += report.stats.out_msgs;
             all.out_bytes += report.stats.out_bytes;
-            all.slow_consumers += report.stats.slow_consumers;
-            all.stale_connections += report.stats.stale_connections;
+            all.slow_consumers += report.stats.slow_consumers.total();
+            all.stale_connections += report.stats.stale_connections.total();
             all.stalled_clients += report.stats.stalls;
         }
         (all.in_client_msgs, all.in_client_bytes) = (all.in_msgs, all.in_bytes);
@@ -460,17 +531,17 @@ impl Traffic {
 }
 
 impl Shardcast {
-    fn new(state: &State, figures: &[Figures]) -> Self {
+    fn new(state: &MonitorState, figures: &[Figures]) -> Self {
         Self {
             version: crate::VERSION,
             tier: state.reporter.tier().to_string(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            shards: figures.iter().map(Shard::new).collect(),
+            shards: figures.iter().map(ShardVarz::new).collect(),
         }
     }
 }
 
-impl Shard {
+impl ShardVarz {
     fn new(figures: &Figures) -> Self {
         let report = &figures.report;
         let stats = &report.stats;
@@ -485,7 +556,7 @@ impl Shard {
             out_bytes: stats.out_bytes,
             pending_bytes: figures.output_bytes,
             waiting_records: waiting.sum(),
-            slow_consumers: stats.slow_consumers,
+            slow_consumers: stats.slow_consumers.total(),
             queue_msgs_lost: stats.queue_msgs_lost,
         }
     }
@@ -493,44 +564,4 @@ impl Shard {
 
 fn is_zero(number: &usize) -> bool {
     *number == 0
-}
-
-/// Memory that the process holds.
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0).saturating_mul(rustix::param::page_size() as u64)
-}
-
-/// The share of one core that the process uses, in percent.
-pub(super) struct Cpu {
-    /// Since when, and what had been used by then, in seconds.
-    since: DateTime<Utc>,
-    used_s: f64,
-    percent: f64,
-}
-
-impl Cpu {
-    pub(super) fn new() -> Self {
-        Self { since: Utc::now(), used_s: used_s(), percent: 0.0 }
-    }
-
-    /// The share since it was last asked for, but not over less than a second.
-    pub(super) fn percent(&mut self) -> f64 {
-        const SPAN_S_MIN: f64 = 1.0;
-        let (now, used_s) = (Utc::now(), used_s());
-        let span_s = (now - self.since).as_seconds_f64();
-        if span_s >= SPAN_S_MIN {
-            self.percent = (100.0 * (used_s - self.used_s) / span_s).round();
-            (self.since, self.used_s) = (now, used_s);
-        }
-        self.percent
-    }
-}
-
-/// Processor time of the process.
-#[expect(clippy::cast_precision_loss, reason = "a share needs no more digits")]
-fn used_s() -> f64 {
-    let used = clock_gettime(ClockId::ProcessCPUTime);
-    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }

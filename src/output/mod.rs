@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod lag;
 mod outbox;
 mod overflow;
 mod segment;

@@ -1,8 +1,8 @@
-//! What a connection still has to be sent, as a queue of pieces.
+//! The output of a connection, as a queue of pieces.
 //!
-//! Small things are copied behind one another into bytes of the connection's own; large runs are
-//! references to segments that many outboxes hold. At most one batch of pieces is with the
-//! reactor at a time; what is produced meanwhile makes the next one.
+//! Small output is copied behind one another into bytes of the connection's own; large runs are
+//! references to segments that many outboxes hold. At most one batch of pieces is with the reactor
+//! at a time; later output makes the next one.
 
 mod droppable;
 mod pieces;
@@ -14,20 +14,20 @@ use super::{Piece, Segment};
 use droppable::Droppable;
 use pieces::Pieces;
 
-/// Own bytes are sealed into a piece at this size.
+/// Own bytes after which they are sealed into a piece.
 const OWN_BYTES_MAX: usize = 64 * 1024;
-/// From this size on they are sealed rather than moved to a larger buffer. Connections that wait
-/// for the same thing would all move theirs at the same message, and everybody waits for that.
+/// Own bytes from which on they are sealed rather than moved to a larger buffer. Connections that
+/// stall together would all move theirs at the same message, and delay every other connection.
 const OWN_MOVED_BYTES_MAX: usize = 6 * 1024;
-/// More than is usually written at a time.
+/// Bytes of room for one write: more than is usually written at a time.
 const OWN_ROOM_BYTES: usize = 2 * 1024;
-/// A batch ends at this many bytes: enough for full efficiency of a send, little enough for
-/// progress to be seen.
+/// Bytes at which a batch ends: enough for full efficiency of a send, little enough for progress to
+/// be seen.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
-/// A batch ends at this many pieces, well below IOV_MAX.
+/// Pieces at which a batch ends, well below IOV_MAX.
 const BATCH_PIECES_MAX: usize = 256;
 
-/// Memory that went out and came back: own buffers and segments, to be filled again.
+/// Memory of output that was sent: own buffers and segments, to be filled again.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
     buffers: Vec<Vec<u8>>,
@@ -37,19 +37,19 @@ pub(crate) struct Spares {
     /// Capacity of all `segments`.
     segments_bytes: usize,
     batches: Vec<Vec<Piece>>,
-    /// Output that was ever queued, in bytes; …
+    /// Bytes of output that were ever queued.
     added_bytes: usize,
-    /// … what of it is gone; …
+    /// Bytes of queued output that are sent or dropped.
     freed_bytes: usize,
-    /// … and what there was of it when a turn began.
+    /// Value of `added_bytes` at the last `take_added_bytes`.
     counted_bytes: usize,
 }
 
-/// Own buffers and segments are kept for reuse up to this many bytes, of each kind.
+/// Bytes up to which own buffers are kept for reuse, and as many of segments.
 const SPARES_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// A buffer that grew beyond this is freed rather than kept.
+/// Bytes of the largest buffer that is kept for reuse.
 const SPARE_BYTES_MAX: usize = 1024 * 1024;
-/// How many lists of pieces are kept for reuse.
+/// Lists of pieces that are kept for reuse at most.
 const SPARE_BATCHES_MAX: usize = 4096;
 
 impl Spares {
@@ -59,30 +59,30 @@ impl Spares {
         *self = Self { added_bytes, freed_bytes, counted_bytes, ..Self::default() };
     }
 
-    /// An empty buffer for own bytes.
+    /// Returns an empty buffer for own bytes.
     pub(crate) fn buffer(&mut self) -> Vec<u8> {
         let buffer = self.buffers.pop().unwrap_or_default();
         self.buffers_bytes -= buffer.capacity();
         buffer
     }
 
-    /// Bytes of output that are queued or in flight; a segment counts once.
+    /// Returns the bytes of output that are queued or in flight; a segment counts once.
     pub(crate) fn held_bytes(&self) -> usize {
         self.added_bytes - self.freed_bytes
     }
 
-    /// Bytes of output queued since the last call.
+    /// Returns the bytes of output queued since the last call.
     pub(crate) fn take_added_bytes(&mut self) -> usize {
         self.added_bytes - std::mem::replace(&mut self.counted_bytes, self.added_bytes)
     }
 
-    /// An empty buffer of at least this capacity, none of which is copied for it.
+    /// Returns an empty buffer of at least this capacity, without copying bytes for it.
     fn buffer_of(&mut self, bytes: usize) -> Vec<u8> {
         let buffer = self.buffer();
         if buffer.capacity() >= bytes { buffer } else { Vec::with_capacity(bytes) }
     }
 
-    /// A piece for one connection alone, filled by `fill`.
+    /// Returns a piece for one connection alone, filled by `fill`.
     pub(crate) fn own_piece(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Piece {
         let mut buffer = self.buffer();
         fill(&mut buffer);
@@ -90,7 +90,7 @@ impl Spares {
         Piece::Own(buffer)
     }
 
-    /// Memory that waits to be filled again.
+    /// Returns the bytes of memory that wait to be filled again.
     #[cfg(test)]
     pub(crate) fn kept_bytes(&self) -> usize {
         self.buffers_bytes + self.segments_bytes
@@ -106,7 +106,7 @@ impl Spares {
         }
     }
 
-    /// A segment filled by `fill`, in reused memory if there is some.
+    /// Returns a segment filled by `fill`, in reused memory if there is some.
     pub(crate) fn segment(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Segment {
         let mut segment = self.segments.pop().unwrap_or_default();
         match Segment::get_mut(&mut segment) {
@@ -121,7 +121,7 @@ impl Spares {
         segment
     }
 
-    /// An empty list for the pieces of one batch.
+    /// Returns an empty list for the pieces of one batch.
     fn batch(&mut self) -> Vec<Piece> {
         self.batches.pop().unwrap_or_default()
     }
@@ -157,7 +157,7 @@ impl Spares {
     }
 }
 
-/// Bytes of an outbox that are on their way as something longer or shorter.
+/// Bytes of an outbox in a batch in flight whose bytes on the wire are more or fewer.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight(usize);
 
@@ -180,38 +180,38 @@ impl InFlight {
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     sealed: Pieces,
-    /// The bytes behind `sealed`, still growing.
+    /// Own bytes behind `sealed`, still growing.
     own: Vec<u8>,
     /// Bytes not yet taken by the kernel, those of the batch in flight included.
     pending_bytes: usize,
     in_flight: bool,
-    /// Those of them that are in the batch in flight.
+    /// Pending bytes in the batch in flight.
     in_flight_bytes: usize,
     /// Pieces ever handed to the reactor; with `sealed` it numbers them.
     taken: u64,
-    /// In the order of what they hold back.
+    /// Holds in the order of the pieces that they hold back.
     holds: VecDeque<Hold>,
-    /// Requests whose publisher this is, so far: each may have a status here.
+    /// Requests of this connection so far: each may get a status here.
     requests: u64,
-    /// Those of them of which it is not known yet.
+    /// Requests for which it is not decided whether a status follows.
     undecided: u32,
-    /// What may still be dropped, where that was ever so.
+    /// Messages that may still be dropped, if there have been any.
     droppable: Option<Box<Droppable>>,
 }
 
-/// Pieces from `at` on wait until the other shards have settled `epoch`.
+/// A wait of the pieces from `at` on, until the other shards have settled `epoch`.
 #[derive(Debug)]
 struct Hold {
     at: u64,
-    /// 0 once it is settled.
+    /// The epoch, and 0 once it is settled.
     epoch: u64,
-    /// How many requests it comes after.
+    /// Requests before the hold.
     requests: u64,
-    /// Statuses of those, which come first.
+    /// Statuses of the requests before the hold, which are sent first.
     statuses: Vec<u8>,
 }
 
-/// The epoch of a hold of which it is not known yet.
+/// The epoch of a hold before [`Outbox::close_hold`].
 const OPEN: u64 = u64::MAX;
 
 impl Hold {
@@ -221,12 +221,12 @@ impl Hold {
 }
 
 impl Outbox {
-    /// Bytes not yet taken by the kernel; a shared segment counts in full.
+    /// Returns the bytes not yet taken by the kernel; a shared segment counts in full.
     pub(crate) fn pending_bytes(&self) -> usize {
         self.pending_bytes
     }
 
-    /// Bytes behind the batch in flight.
+    /// Returns the bytes behind the batch in flight.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.pending_bytes - self.in_flight_bytes
     }
@@ -241,12 +241,12 @@ impl Outbox {
         self.pending_bytes == bytes && self.undecided == 0
     }
 
-    /// Whether it is not known yet of some request whether it has a status.
+    /// Whether a status may still follow for some request.
     pub(crate) fn may_have_statuses(&self) -> bool {
         self.undecided > 0
     }
 
-    /// Whether something is queued behind the batch in flight.
+    /// Whether output is queued behind the batch in flight.
     pub(crate) fn has_more(&self) -> bool {
         !self.sealed.is_empty() || !self.own.is_empty()
     }
@@ -300,7 +300,7 @@ impl Outbox {
     }
 
     fn hold_behind(&mut self, epoch: u64, requests: u64) {
-        // What is behind the last hold waits for that one anyway.
+        // Output behind the last hold waits for that one anyway.
         if self.holds.back().is_some_and(|l| l.epoch >= epoch && l.requests == requests) {
             return;
         }
@@ -319,8 +319,8 @@ impl Outbox {
         self.hold_behind(OPEN, requests);
     }
 
-    /// Lets the output since [`Outbox::open_hold`] wait for `epoch`, unless that is settled.
-    /// True if output waits now and none did before.
+    /// Lets the output since [`Outbox::open_hold`] wait for `epoch`, unless it is settled. Returns
+    /// whether output waits now and none did before.
     pub(crate) fn close_hold(&mut self, epoch: u64, settled: u64) -> bool {
         let end = self.taken + self.sealed.len() as u64;
         let Some(hold) = self.holds.back_mut().filter(|hold| hold.epoch == OPEN) else {
@@ -334,8 +334,8 @@ impl Outbox {
         is_needed && self.holds.iter().rev().skip(1).all(Hold::is_fulfilled)
     }
 
-    /// Ends the holds for epochs up to `settled`. True if output may be sent that could not be
-    /// before.
+    /// Ends the holds for epochs up to `settled`. Returns whether output may be sent that could not
+    /// be before.
     pub(crate) fn release(&mut self, settled: u64) -> bool {
         let mut any = false;
         let waiting = self.holds.iter_mut().skip_while(|hold| hold.is_fulfilled());
@@ -347,8 +347,8 @@ impl Outbox {
         any
     }
 
-    /// Takes out the holds that are fulfilled and have nothing of their own behind what was
-    /// taken; into `batch` what they have, where there is one. Returns how many bytes that are.
+    /// Takes out the fulfilled holds with no piece between them and the pieces taken before;
+    /// appends their statuses to `batch`, if there is one. Returns the bytes of the statuses.
     fn pass_holds(&mut self, mut batch: Option<&mut Vec<Piece>>) -> usize {
         let mut bytes = 0;
         while let Some(hold) = self.holds.front_mut().filter(|hold| hold.is_fulfilled()) {
@@ -364,14 +364,14 @@ impl Outbox {
         bytes
     }
 
-    /// Takes note of a request without a decision yet on its status; returns its number.
+    /// Counts a request without a decision yet on its status; returns its number.
     pub(crate) fn expect_status(&mut self) -> u64 {
         self.undecided += 1;
         self.requests += 1;
         self.requests
     }
 
-    /// Takes note of one such decision.
+    /// Counts a decision on the status of a request.
     pub(crate) fn decide_status(&mut self) {
         self.undecided = self.undecided.saturating_sub(1);
     }
@@ -381,8 +381,8 @@ impl Outbox {
         self.undecided = 0;
     }
 
-    /// Puts the status of a request before the first thing that is to come behind it and is held
-    /// back; false if there is none.
+    /// Puts the status of a request before the first output held back behind it; returns `false` if
+    /// there is none.
     pub(crate) fn push_status(
         &mut self,
         request: u64,
@@ -399,12 +399,13 @@ impl Outbox {
         true
     }
 
-    /// The next batch for the reactor, unless one is in flight or nothing may go.
+    /// Takes the next batch for the reactor, unless one is in flight or all output is held back.
     pub(crate) fn take(&mut self, spares: &mut Spares) -> Option<Vec<Piece>> {
         self.take_up_to(BATCH_BYTES_MAX, spares)
     }
 
-    /// A batch of one piece that stands for output taken before, or for nothing in this outbox.
+    /// Begins a batch of one piece that stands for output taken before, or for no output of this
+    /// outbox.
     pub(crate) fn start(&mut self, spares: &mut Spares, piece: Piece) -> Vec<Piece> {
         self.in_flight = true;
         let mut batch = spares.batch();
@@ -412,7 +413,7 @@ impl Outbox {
         batch
     }
 
-    /// The next batch, which ends with the piece that makes it `bytes_max` long.
+    /// Takes the next batch, which ends with the piece that reaches `bytes_max`.
     pub(crate) fn take_up_to(
         &mut self,
         bytes_max: usize,
@@ -460,7 +461,7 @@ impl Outbox {
         Some(batch)
     }
 
-    /// How many pieces, from the first, no hold keeps back.
+    /// Returns the number of pieces, from the first, that no hold keeps back.
     #[cold]
     fn free_pieces(&mut self) -> usize {
         if !self.is_held() {
@@ -482,12 +483,12 @@ impl Outbox {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
     }
 
-    /// Ends the batch in flight, which is complete.
+    /// Ends the batch in flight, which is sent to its end.
     pub(crate) fn on_done(&mut self) {
         self.in_flight = false;
     }
 
-    /// Drops everything that is not in flight.
+    /// Drops all output that is not in flight.
     pub(crate) fn clear(&mut self, spares: &mut Spares) {
         self.seal();
         for piece in self.sealed.drain() {

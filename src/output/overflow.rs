@@ -1,4 +1,5 @@
-//! Of which subjects a connection that is behind misses messages, rather than being cut.
+//! Overflow policies: the subjects of which a slow connection misses messages, instead of being
+//! closed.
 
 use std::rc::Rc;
 
@@ -11,26 +12,26 @@ pub struct OverflowRule {
     pub filter: String,
     /// Choice of the messages that are dropped.
     pub kind: OverflowKind,
-    /// Bytes queued for a client, without those with the kernel, from which on it drops (1 MiB);
-    /// never more than half of `max_pending`.
+    /// Bytes queued for a client, without those with the kernel, from which on messages are dropped
+    /// (1 MiB); never more than half of `max_pending`.
     pub pending_bytes_max: usize,
 }
 
-/// What is dropped when too much is pending for a client.
+/// The choice of dropped messages when too much is pending for a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverflowKind {
-    /// What comes.
+    /// The message that comes.
     DropNewest,
-    /// What has waited longest.
+    /// The message that has waited longest.
     DropOldest,
-    /// What has a later message on the same subject behind it.
+    /// Messages with a later one on the same subject behind them.
     Conflate,
 }
 
-/// What becomes of messages for a connection that is behind.
+/// The overflow policy for the messages of a subject.
 #[derive(Debug)]
 pub(crate) struct Policy {
-    /// Its place in the configuration.
+    /// The rule's place in the configuration.
     pub(crate) number: u16,
     pub(crate) kind: OverflowKind,
     /// Bytes that may be queued, behind the batch in flight, with a message of this policy; from
@@ -38,14 +39,15 @@ pub(crate) struct Policy {
     pub(crate) bytes_max: usize,
 }
 
-/// Messages that a connection has not got because it was behind.
+/// Counters of messages that a slow connection has not received.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Dropped {
-    /// Dropped as they came: there was no room, and none to be made.
+    /// Messages dropped as they came: there was no room, and none to be made.
     pub newest: u64,
-    /// Dropped for later ones by `drop_oldest`, or because even conflated it was too much.
+    /// Messages dropped for later ones by `drop_oldest`, or by `conflate` when room was still
+    /// missing.
     pub oldest: u64,
-    /// Dropped by `conflate` for later ones of the same subject.
+    /// Messages dropped by `conflate` for later ones of the same subject.
     pub conflated: u64,
 }
 
@@ -58,7 +60,7 @@ impl Dropped {
     }
 }
 
-/// The policies of an account by the filters of their subjects.
+/// The overflow policies of an account, by the filters of their subjects.
 #[derive(Debug)]
 pub(crate) struct Overflow {
     policies: Vec<Rc<Policy>>,
@@ -66,8 +68,8 @@ pub(crate) struct Overflow {
 }
 
 impl Overflow {
-    /// None if there are no rules. With what is in flight no policy lets more be pending than
-    /// `pending_bytes_max`.
+    /// Returns the policies of `rules`, or `None` without rules. With the batch in flight no policy
+    /// lets more be pending than `pending_bytes_max`.
     pub(crate) fn new<'a>(
         rules: impl Iterator<Item = &'a OverflowRule>,
         pending_bytes_max: usize,
@@ -85,7 +87,7 @@ impl Overflow {
         (!policies.is_empty()).then(|| Rc::new(Self { policies, filters }))
     }
 
-    /// The policy for a subject: the first of the configuration that matches.
+    /// Returns the policy for a subject: the first of the configuration that matches.
     pub(crate) fn policy(&self, subject: &[u8]) -> Option<Rc<Policy>> {
         let mut first = usize::MAX;
         self.filters.for_each_match(subject, |at| first = first.min(*at));

@@ -13,19 +13,19 @@ pub type Segment = Rc<Vec<u8>>;
 /// A part of a connection's output, in the order in which it is to be sent.
 #[derive(Debug, Clone)]
 pub enum Piece {
-    /// Bytes of this connection alone.
+    /// Bytes of one connection alone.
     Own(Vec<u8>),
     /// A part of a segment that other connections send too.
     Shared {
-        /// Keeps the bytes alive and unchanged while the kernel reads them.
+        /// The segment, whose bytes stay alive and unchanged while the kernel reads them.
         segment: Segment,
-        /// The bytes of it that are meant; never empty.
+        /// The part of the segment to send; never empty.
         range: Range<usize>,
     },
 }
 
 impl Piece {
-    /// The bytes to send.
+    /// Returns the bytes to send.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Own(bytes) => bytes,

@@ -1,49 +1,50 @@
-//! What a client says about itself: the JSON object of CONNECT.
+//! The JSON object of CONNECT: a client's options and credentials.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-/// What all CONNECTs of a connection together said. The default is what holds before the first.
+/// The options of all CONNECTs of a connection together. The default holds before the first.
 ///
-/// Texts that were not given are empty, as are texts given as `""`.
+/// Texts that were left out are empty, as are texts given as `""`. They are boxed: an idle
+/// connection keeps them, and most are empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connect {
-    /// Send +OK for each operation.
+    /// Whether each operation is answered with +OK.
     pub verbose: bool,
-    /// Check the subjects of publishes.
+    /// Whether the subjects of publishes are checked.
     pub pedantic: bool,
-    /// Deliver the connection's own messages to it.
+    /// Whether the connection receives its own messages.
     pub echo: bool,
-    /// HPUB allowed, HMSG wanted.
+    /// Whether HPUB is allowed and HMSG wanted.
     pub headers: bool,
-    /// 503 status wanted; needs headers.
+    /// Whether the 503 status is wanted; needs headers.
     pub no_responders: bool,
-    /// 0 or 1; the caller refuses other numbers.
+    /// The protocol level, 0 or 1; the caller refuses other numbers.
     pub protocol: i64,
     /// Credentials: the user's name.
-    pub user: String,
+    pub user: Box<str>,
     /// Credentials: the user's password.
-    pub pass: String,
+    pub pass: Box<str>,
     /// Credentials: a token.
-    pub auth_token: String,
+    pub auth_token: Box<str>,
     /// Credentials: a signed claim.
-    pub jwt: String,
+    pub jwt: Box<str>,
     /// Credentials: a public key.
-    pub nkey: String,
+    pub nkey: Box<str>,
     /// Credentials: the nonce's signature, base64.
-    pub sig: String,
-    /// Shown in log and monitoring: the client's name.
-    pub name: String,
-    /// Shown in log and monitoring: the language of its library.
-    pub lang: String,
-    /// Shown in log and monitoring: the version of its library.
-    pub version: String,
-    /// Without meaning.
+    pub sig: Box<str>,
+    /// The client's name, for log and monitoring.
+    pub name: Box<str>,
+    /// The language of the client's library, for log and monitoring.
+    pub lang: Box<str>,
+    /// The version of the client's library, for log and monitoring.
+    pub version: Box<str>,
+    /// A field without meaning for the server.
     pub tls_required: bool,
-    /// The account asked for; the caller refuses any.
-    pub account: String,
-    /// Whether a new account is asked for; the caller refuses it.
+    /// The account that the client asks for; the caller refuses any.
+    pub account: Box<str>,
+    /// Whether the client asks for a new account; the caller refuses it.
     pub new_account: bool,
 }
 
@@ -56,17 +57,17 @@ impl Default for Connect {
             headers: false,
             no_responders: false,
             protocol: 0,
-            user: String::new(),
-            pass: String::new(),
-            auth_token: String::new(),
-            jwt: String::new(),
-            nkey: String::new(),
-            sig: String::new(),
-            name: String::new(),
-            lang: String::new(),
-            version: String::new(),
+            user: Box::default(),
+            pass: Box::default(),
+            auth_token: Box::default(),
+            jwt: Box::default(),
+            nkey: Box::default(),
+            sig: Box::default(),
+            name: Box::default(),
+            lang: Box::default(),
+            version: Box::default(),
             tls_required: false,
-            account: String::new(),
+            account: Box::default(),
             new_account: false,
         }
     }
@@ -79,8 +80,8 @@ impl Connect {
     ///
     /// # Errors
     ///
-    /// If `json` is not one JSON object, or a field has the wrong type. The connection then
-    /// closes silently; some fields may have been taken over.
+    /// Returns an error if `json` is not one JSON object, or if a field has the wrong type. The
+    /// connection then closes silently; some fields may have been taken over.
     pub fn apply(&mut self, json: &[u8]) -> Result<(), ConnectError> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         deserializer
@@ -90,24 +91,24 @@ impl Connect {
     }
 }
 
-/// A CONNECT that is no JSON object, or has a field of the wrong type.
+/// A CONNECT that is not a JSON object, or has a field of the wrong type.
 ///
-/// It does not repeat what was sent: that may be a password.
+/// It does not repeat the JSON text, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
-    /// How many bytes of the JSON text were read when it was noticed.
+    /// Bytes of the JSON text that were read before the error.
     pub column: usize,
 }
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CONNECT is not a JSON object of the known types, see byte {}", self.column)
+        write!(f, "CONNECT is not a valid JSON object, error at byte {}", self.column)
     }
 }
 
 impl std::error::Error for ConnectError {}
 
-/// Writes each field to where it belongs.
+/// A visitor that writes each field into a [`Connect`].
 struct Fields<'a>(&'a mut Connect);
 
 impl<'de> Visitor<'de> for Fields<'_> {
@@ -160,21 +161,21 @@ where
     Ok(())
 }
 
-fn set_text<'de, A: MapAccess<'de>>(map: &mut A, field: &mut String) -> Result<(), A::Error> {
+fn set_text<'de, A: MapAccess<'de>>(map: &mut A, field: &mut Box<str>) -> Result<(), A::Error> {
     if let Some(text) = map.next_value_seed(MaybeText)? {
-        *field = text;
+        *field = text.into();
     }
     Ok(())
 }
 
-/// A text; bytes that are no UTF-8, and halves of surrogates, are replaced rather than refused.
+/// A text; bytes that are not UTF-8, and halves of surrogates, are replaced rather than refused.
 struct Text;
 
 impl<'de> DeserializeSeed<'de> for Text {
     type Value = String;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<String, D::Error> {
-        // As bytes, because a JSON text asked for as such must be UTF-8.
+        // As bytes, because a JSON text read as text must be UTF-8.
         from.deserialize_bytes(self)
     }
 }
@@ -286,7 +287,7 @@ mod tests {
     fn names_have_no_case_and_the_last_of_equal_ones_counts() {
         let connect = applied(br#"{"VERBOSE":false,"Auth_Token":"a","auth_token":"b"}"#);
         assert!(!connect.verbose);
-        assert_eq!(connect.auth_token, "b");
+        assert_eq!(&*connect.auth_token, "b");
         assert!(applied(br#"{"verbose":false,"Verbose":true}"#).verbose);
     }
 
@@ -342,9 +343,9 @@ mod tests {
     #[test]
     fn a_text_that_is_no_unicode_is_mended_rather_than_refused() {
         let connect = applied(b"{\"name\":\"caf\xe9\",\"lang\":\"a\\ud800b\",\"x\xff\":\"\xff\"}");
-        assert_eq!(connect.name, "caf\u{fffd}");
+        assert_eq!(&*connect.name, "caf\u{fffd}");
         assert!(connect.lang.starts_with('a') && connect.lang.ends_with('b'));
-        assert_eq!(applied(br#"{"name":"\u00e9\n\ud83d\ude00"}"#).name, "é\n😀");
+        assert_eq!(&*applied(br#"{"name":"\u00e9\n\ud83d\ude00"}"#).name, "é\n😀");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the server writes to clients, appended to a buffer.
+//! Operations of the server to clients, appended to a buffer.
 
 use std::fmt::Write;
 
@@ -31,7 +31,8 @@ pub fn info(out: &mut Vec<u8>, json: &[u8]) {
     append(out, &[b"INFO ", json, b" \r\n"]);
 }
 
-/// Appends what comes before [`Publish::tail`]: `HMSG <subject> <sid> `, or MSG without `headers`.
+/// Appends the part of a message before [`Publish::tail`]: `HMSG <subject> <sid> `, or MSG without
+/// `headers`.
 pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, subject: &[u8], sid: &[u8]) {
     let name: &[u8] = if headers { b"HMSG " } else { b"MSG " };
     append(out, &[name, subject, b" ", sid, b" "]);
@@ -50,7 +51,7 @@ pub fn publish_again(out: &mut Vec<u8>, message: &Publish<'_>) {
     append(out, &[message.size_text, b"\r\n", message.payload, b"\r\n"]);
 }
 
-/// How many bytes that appends.
+/// Returns the bytes that [`publish_again`] appends.
 pub fn publish_again_bytes(message: &Publish<'_>) -> usize {
     let Publish { subject, reply, header, size_text, payload, .. } = message;
     let name_len = if header.is_some() { b"HPUB ".len() } else { b"PUB ".len() };
@@ -60,8 +61,8 @@ pub fn publish_again_bytes(message: &Publish<'_>) -> usize {
     head_len + b"\r\n".len() + payload.len() + b"\r\n".len()
 }
 
-/// Appends a whole MSG or HMSG: `message` for the subscription `sid` of a receiver that has
-/// headers, or has not.
+/// Appends a whole MSG or HMSG: `message` for the subscription `sid` of a receiver with or without
+/// `headers`.
 pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) {
     let header = message.header.filter(|_| headers);
     msg_prefix(out, header.is_some(), message.subject, sid);
@@ -87,8 +88,8 @@ pub fn msg(out: &mut Vec<u8>, message: &Publish<'_>, sid: &[u8], headers: bool) 
     }
 }
 
-/// Appends the status a publisher gets at its `reply` when nobody received what it sent to
-/// `subject`.
+/// Appends the 503 status that a publisher gets at its `reply` when its message to `subject` had no
+/// receiver.
 pub fn no_responders(out: &mut Vec<u8>, reply: &[u8], sid: &[u8], subject: &[u8]) {
     const BEFORE: &[u8] = b"NATS/1.0 503\r\nNats-Subject: ";
     const BEHIND: &[u8] = b"\r\n\r\n";
@@ -105,17 +106,17 @@ pub(super) fn append(out: &mut Vec<u8>, parts: &[&[u8]]) {
     }
 }
 
-/// The -ERR text for publishing to `subject` without permission.
+/// Returns the -ERR text for publishing to `subject` without permission.
 pub fn publish_violation(subject: &[u8]) -> String {
     format!("Permissions Violation for Publish to {}", go_quoted(subject))
 }
 
-/// The -ERR text for publishing with a `reply` that is not allowed.
+/// Returns the -ERR text for publishing with a `reply` that is not allowed.
 pub fn reply_violation(reply: &[u8]) -> String {
     format!("Permissions Violation for Publish with Reply of {}", go_quoted(reply))
 }
 
-/// The -ERR text for subscribing to `subject` without permission.
+/// Returns the -ERR text for subscribing to `subject` without permission.
 pub fn subscription_violation(subject: &[u8], queue: Option<&[u8]>) -> String {
     let mut text = format!("Permissions Violation for Subscription to {}", go_quoted(subject));
     if let Some(queue) = queue {
@@ -125,17 +126,18 @@ pub fn subscription_violation(subject: &[u8], queue: Option<&[u8]>) -> String {
     text
 }
 
-/// The -ERR text for a subscription that a reload of the configuration took away.
+/// Returns the -ERR text for a subscription that a reload of the configuration removed.
 pub fn removed_subscription(subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> String {
     format!("{} (sid {})", subscription_violation(subject, queue), go_quoted(sid))
 }
 
-/// The -ERR text for subscribing to a subject of more tokens than `max_subscription_tokens`.
+/// Returns the -ERR text for subscribing to a subject of more tokens than
+/// `max_subscription_tokens`.
 pub fn too_many_tokens(subject: &[u8]) -> String {
     format!("{}, too many tokens", subscription_violation(subject, None))
 }
 
-/// Quotes text the way Go's `%q` does, quotation marks included: clients compare these texts.
+/// Quotes text as Go's `%q` does, quotation marks included: clients compare these texts.
 pub fn go_quoted(text: &[u8]) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -184,26 +186,26 @@ fn is_printable(char: char) -> bool {
 
 /// The server's description of itself: the JSON object of an INFO line.
 ///
-/// Fields with nothing to say are left out: false, empty texts and lists, `None`.
+/// Empty fields are left out: false, empty texts and lists, `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Info {
     /// The server's identity: a public key, 56 characters beginning with `N`.
     pub server_id: String,
     /// The configured name, else the id.
     pub server_name: String,
-    /// Semantic version; clients decide by it which features there are.
+    /// Semantic version; clients derive the available features from it.
     pub version: String,
     /// The protocol level: 1.
     pub proto: u32,
     /// The commit that the server was built from.
     pub git_commit: String,
-    /// The Go that it was built with: none, and clients look for it.
+    /// The version of Go that the server was built with: none, but clients look for the field.
     pub go: String,
     /// The configured listen address.
     pub host: String,
     /// The listening port.
     pub port: u16,
-    /// Whether HPUB and HMSG are there.
+    /// Whether HPUB and HMSG are supported.
     pub headers: bool,
     /// Whether CONNECT must bring credentials.
     #[serde(skip_serializing_if = "is_false")]
@@ -223,41 +225,47 @@ pub struct Info {
     pub client_id: u64,
     /// The client's address.
     pub client_ip: String,
-    /// What clients with nkeys have to sign.
+    /// The nonce that clients with nkeys have to sign.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<String>,
     /// The cluster's name, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// Whether that name was made up.
+    /// Whether the cluster's name was made up.
     #[serde(skip_serializing_if = "is_false")]
     pub cluster_dynamic: bool,
     /// `host:port` of the cluster's client ports.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub connect_urls: Vec<String>,
-    /// The same for websocket.
+    /// `host:port` of the cluster's client ports for WebSocket.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ws_connect_urls: Vec<String>,
-    /// Set in the INFO that announces lame duck mode.
+    /// Whether this INFO announces lame duck mode.
     #[serde(skip_serializing_if = "is_false")]
     pub ldm: bool,
-    /// Set in the INFO that follows CONNECT.
+    /// Whether this INFO follows CONNECT.
     #[serde(skip_serializing_if = "is_false")]
     pub connect_info: bool,
-    /// There: the client's account.
+    /// The client's account; empty before it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remote_account: Option<String>,
-    /// There: whether that is the system account.
+    /// Whether the client's account is the system account.
     #[serde(skip_serializing_if = "is_false")]
     pub acc_is_sys: bool,
-    /// Which of JetStream's requests there would be.
+    /// Whether JetStream runs.
+    #[serde(skip_serializing_if = "is_false")]
+    pub jetstream: bool,
+    /// Name of JetStream's domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The level of JetStream's API.
     pub api_lvl: u32,
-    /// The server's public key, to seal something for it: 56 characters beginning with `X`.
+    /// The server's public key for sealing messages to it: 56 characters beginning with `X`.
     pub xkey: String,
 }
 
 impl Info {
-    /// The JSON text, one line.
+    /// Returns the JSON text, one line.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("texts, numbers and lists always have a JSON form")
     }

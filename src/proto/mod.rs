@@ -7,6 +7,10 @@
 
 pub mod connect;
 pub mod encode;
+pub mod gateway;
+pub mod headers;
+pub mod leaf;
+pub mod mqtt;
 pub mod parse;
 pub mod proxy;
 pub mod route;
@@ -17,9 +21,9 @@ pub use connect::{Connect, ConnectError};
 pub use encode::Info;
 pub use parse::parse;
 
-/// What a client may do; the same for all operations of one call of [`parse()`].
+/// Limits of a client; the same for all operations of one call of [`parse()`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct ParseLimits {
     /// Longest argument part of a control line, in bytes: from the first argument byte to the
     /// last one before the line end, blanks included (`max_control_line`).
     pub control_line_bytes_max: usize,
@@ -29,18 +33,18 @@ pub struct Limits {
     pub headers: bool,
 }
 
-/// One operation of a client, borrowed from the bytes it arrived in.
+/// An operation of a client, borrowed from the bytes it arrived in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op<'a> {
     /// CONNECT with its JSON text, without the blanks around it; see [`Connect::apply`].
     Connect(&'a [u8]),
     /// PING: to be answered with PONG.
     Ping,
-    /// PONG: answers a PING of the server.
+    /// PONG: the answer to a PING of the server.
     Pong,
     /// PUB or HPUB.
     Pub(Publish<'a>),
-    /// SUB. Whether the subject is valid is for the receiver to decide.
+    /// SUB. The receiver decides whether the subject is valid.
     Sub {
         /// The filter, perhaps with wildcards, perhaps invalid.
         subject: &'a [u8],
@@ -51,13 +55,13 @@ pub enum Op<'a> {
     },
     /// UNSUB.
     Unsub {
-        /// The subscription that ends.
+        /// The client's name for the subscription that ends.
         sid: &'a [u8],
         /// Messages since SUB after which it ends; never 0. `None`: now, as also for a limit
         /// that is 0 or not a number of 1 to 9 digits.
         max: Option<u64>,
     },
-    /// Allowed and without effect: `+OK`, `INFO {…}`.
+    /// An operation without effect: `+OK`, `INFO {…}`.
     Nothing,
 }
 
@@ -68,8 +72,8 @@ pub struct Publish<'a> {
     pub subject: &'a [u8],
     /// Reply subject; unchecked, at least one byte, no blanks.
     pub reply: Option<&'a [u8]>,
-    /// The header block that begins the payload. `None` for PUB, and for an HPUB whose header
-    /// size is 0: everybody gets such a message as MSG.
+    /// The header block that begins the payload. `None` for PUB, and for an HPUB whose header size
+    /// is 0: all receivers get such a message as MSG.
     pub header: Option<Header<'a>>,
     /// The payload's size as the client wrote it, 1 to 9 digits; it is passed on unchanged.
     pub size_text: &'a [u8],
@@ -83,12 +87,12 @@ pub struct Publish<'a> {
 }
 
 impl<'a> Publish<'a> {
-    /// The payload without its header block: what receivers without headers get.
+    /// Returns the payload without its header block, for receivers without headers.
     pub fn body(&self) -> &'a [u8] {
         &self.payload[self.header.map_or(0, |header| header.len)..]
     }
 
-    /// The header block; empty if there is none.
+    /// Returns the header block; empty if there is none.
     pub fn header_block(&self) -> &'a [u8] {
         &self.payload[..self.header.map_or(0, |header| header.len)]
     }
@@ -103,65 +107,67 @@ pub struct Header<'a> {
     pub text: &'a [u8],
 }
 
-/// What [`parse()`] could make of the bytes it was shown.
+/// The result of [`parse()`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed<'a> {
     /// A whole operation.
     Op {
         /// The operation.
         op: Op<'a>,
-        /// Its length in bytes; they may be released once it is handled.
+        /// Bytes of the operation; they may be released once it is handled.
         used: usize,
     },
     /// The beginning of an operation.
     Incomplete {
-        /// Show the same bytes again once at least this many are there. More than were shown;
-        /// in a payload it counts up to the CR behind it, so that a payload with a wrong end is
-        /// noticed at once. A buffer for the whole operation needs one byte more.
+        /// The bytes to be shown to the next call. More than were shown; in a payload up to the CR
+        /// behind it, so that a payload with a wrong end is noticed at once. A buffer for the whole
+        /// operation needs one byte more.
         need: usize,
     },
 }
 
-/// A client broke the protocol. Its connection is to be closed, after [`ProtoError::wire`].
+/// A violation of the protocol by a client. Its connection is to be closed, after
+/// [`ProtoError::wire`].
 ///
 /// `Display` gives the text for the log, the one of nats-server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProtoError {
     /// A byte that no operation has there, or a payload that does not end with CRLF.
     UnknownOperation {
-        /// Where the byte is, counted from the start of the operation.
+        /// Offset of the byte from the start of the operation.
         at: usize,
-        /// Whether it is behind a payload.
+        /// Whether the byte is behind a payload.
         behind_payload: bool,
-        /// Some bytes from there on, quoted.
+        /// Some bytes from the wrong one on, quoted.
         snippet: String,
     },
-    /// The arguments are longer than [`Limits::control_line_bytes_max`].
+    /// Arguments longer than [`ParseLimits::control_line_bytes_max`].
     ControlLineTooLong,
-    /// The payload announced is larger than [`Limits::payload_bytes_max`].
+    /// A payload larger than [`ParseLimits::payload_bytes_max`].
     PayloadTooLarge {
-        /// Its size in bytes.
+        /// The announced size, in bytes.
         size: usize,
-        /// The largest one allowed, in bytes.
+        /// The largest size allowed, in bytes.
         limit: usize,
     },
-    /// A wrong number of arguments, or a size that is none.
+    /// A wrong number of arguments, or a size that is not a number.
     BadArguments {
-        /// What was found wrong, in nats-server's words.
+        /// The problem, in nats-server's words.
         problem: &'static str,
         /// The arguments, quoted.
         args: String,
     },
-    /// HPUB without [`Limits::headers`].
+    /// An HPUB without [`ParseLimits::headers`].
     HeadersNotSupported,
     /// An INFO that is not a JSON object.
     BadInfo,
-    /// The client sent `-ERR` with this text.
+    /// An `-ERR` of the client, with its text.
     ErrorFromClient(String),
 }
 
 impl ProtoError {
-    /// The text of the `-ERR` that precedes the close; `None`: the connection closes silently.
+    /// Returns the text of the `-ERR` that precedes the close; `None`: the connection closes
+    /// silently.
     pub fn wire(&self) -> Option<&'static str> {
         match self {
             Self::UnknownOperation { .. } => Some("Unknown Protocol Operation"),
@@ -174,7 +180,7 @@ impl ProtoError {
         }
     }
 
-    /// Why the connection closes, as monitoring and the log say it.
+    /// Returns the reason of the close, for monitoring and the log.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::ControlLineTooLong => "Maximum Control Line Exceeded",

@@ -1,23 +1,23 @@
-//! Bytes of a client become operations.
+//! The parser of a client's operations.
 //!
-//! [`parse()`] keeps no state: it is shown the same bytes again when more have arrived. What it
-//! returns depends on the bytes alone, so the places where TCP cuts the stream never matter.
+//! [`parse()`] keeps no state: it is shown the same bytes again when more have arrived. Its result
+//! depends on the bytes alone, so the places where TCP cuts the stream never matter.
 
 use memchr::{memchr, memchr2};
 use serde::de::IgnoredAny;
 
 use super::encode::go_quoted;
-use super::{Header, Limits, Op, Parsed, ProtoError, Publish};
+use super::{Header, Op, ParseLimits, Parsed, ProtoError, Publish};
 
 /// Longest text between an operation's name and its line end that counts towards no limit of the
 /// configuration, in bytes: the blanks before the first argument, and anything behind PING, PONG
 /// and +OK.
 ///
-/// nats-server knows no limit there because it forgets such bytes as they come. Here the caller
-/// has to keep them, so there must be one.
+/// nats-server has no limit there because it drops such bytes as they come. Here the caller has to
+/// keep them, so there must be one.
 pub const IGNORED_BYTES_MAX: usize = 64 * 1024;
 
-/// How much of an unknown operation the log shows, in bytes.
+/// Bytes of an unknown operation that the log shows.
 const SNIPPET_BYTES_MAX: usize = 32;
 
 /// Reads the first operation of `input`.
@@ -27,9 +27,9 @@ const SNIPPET_BYTES_MAX: usize = 32;
 ///
 /// # Errors
 ///
-/// Whenever a client breaks the rules of the protocol or a limit. Operations before it, which
-/// earlier calls returned, stand.
-pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtoError> {
+/// Returns an error whenever a client breaks the rules of the protocol or a limit. Operations
+/// before it, which earlier calls returned, stand.
+pub fn parse<'a>(input: &'a [u8], limits: &ParseLimits) -> Result<Parsed<'a>, ProtoError> {
     if let Some((publish, used)) = parse_usual_publish(input, limits) {
         return Ok(Parsed::Op { op: Op::Pub(publish), used });
     }
@@ -37,20 +37,20 @@ pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtoEr
         return Ok(Parsed::Incomplete { need: input.len() + 1 });
     };
     let kind = match name {
-        Name::Bare(op) => return parse_bare(input, name_len, op),
-        Name::WithArguments(kind) => kind,
+        OpName::Bare(op) => return parse_bare(input, name_len, op),
+        OpName::WithArguments(kind) => kind,
     };
     let Some(line) = find_line(input, kind, name_len, limits)? else {
         return Ok(Parsed::Incomplete { need: input.len() + 1 });
     };
     let op = match kind {
-        Kind::Pub => return parse_pub(input, &line, limits),
-        Kind::Hpub => return parse_hpub(input, &line, limits),
-        Kind::Sub => parse_sub(line.args)?,
-        Kind::Unsub => parse_unsub(line.args)?,
-        Kind::Connect => Op::Connect(trim(line.args)),
-        Kind::Info => parse_info(line.args)?,
-        Kind::Err => {
+        OpKind::Pub => return parse_pub(&line, limits),
+        OpKind::Hpub => return parse_hpub(&line, limits),
+        OpKind::Sub => parse_sub(line.args)?,
+        OpKind::Unsub => parse_unsub(line.args)?,
+        OpKind::Connect => Op::Connect(trim(line.args)),
+        OpKind::Info => parse_info(line.args)?,
+        OpKind::Err => {
             let text = String::from_utf8_lossy(trim(line.args)).into_owned();
             return Err(ProtoError::ErrorFromClient(text));
         }
@@ -58,26 +58,25 @@ pub fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, ProtoEr
     Ok(Parsed::Op { op, used: line.used })
 }
 
-/// The operations almost every client sends almost always: a whole `PUB <subject> [reply] <size>`
-/// or `HPUB <subject> [reply] <header size> <size>`, written with single blanks and CRLF, within
-/// the limits.
+/// Reads the operations that clients send most: a whole `PUB <subject> [reply] <size>` or `HPUB
+/// <subject> [reply] <header size> <size>`, written with single blanks and CRLF, within the limits.
 ///
-/// Returns how many bytes it took, too. `None` means only that it is something else; [`parse()`]
-/// then looks at it without haste.
+/// Returns the bytes that it took, too. `None` means only that the input is something else, which
+/// [`parse()`] then reads in the general way.
 #[inline(always)]
-fn parse_usual_publish<'a>(input: &'a [u8], limits: &Limits) -> Option<(Publish<'a>, usize)> {
+fn parse_usual_publish<'a>(input: &'a [u8], limits: &ParseLimits) -> Option<(Publish<'a>, usize)> {
     match usual_name(input, limits)? {
-        Kind::Pub => parse_usual::<false>(input, b"PUB ".len(), limits),
+        OpKind::Pub => parse_usual::<false>(input, b"PUB ".len(), limits),
         _ => parse_usual::<true>(input, b"HPUB ".len(), limits),
     }
 }
 
-/// The same behind the name, which ends at `start`.
+/// Reads the arguments and the payload of a publish in its usual form; its name ends at `start`.
 #[inline(always)]
 fn parse_usual<'a, const HAS_HEADER: bool>(
     input: &'a [u8],
     start: usize,
-    limits: &Limits,
+    limits: &ParseLimits,
 ) -> Option<(Publish<'a>, usize)> {
     let (subject, subject_end) = usual_word(input, start)?;
     if input[subject_end] != b' ' {
@@ -117,35 +116,36 @@ fn parse_usual<'a, const HAS_HEADER: bool>(
     Some((Publish { subject, reply, header, size_text, payload, tail }, used))
 }
 
-/// Whether it is `PUB ` or `HPUB `.
+/// Returns the kind of a publish if `input` begins with `PUB ` or `HPUB `.
 #[inline(always)]
-fn usual_name(input: &[u8], limits: &Limits) -> Option<Kind> {
+fn usual_name(input: &[u8], limits: &ParseLimits) -> Option<OpKind> {
     const PUB: u32 = u32::from_le_bytes(*b"pub ");
     const HPUB: u32 = u32::from_le_bytes(*b"hpub");
     // As a bit of each letter has it, upper or lower case.
     const LETTERS: u32 = 0x2020_2020;
     let name = u32::from_le_bytes(*input.first_chunk()?);
     if name | (LETTERS >> 8) == PUB {
-        return Some(Kind::Pub);
+        return Some(OpKind::Pub);
     }
     let is_hpub = limits.headers && name | LETTERS == HPUB && input.get(4) == Some(&b' ');
-    is_hpub.then_some(Kind::Hpub)
+    is_hpub.then_some(OpKind::Hpub)
 }
 
-/// The word at `at`, and where it ends.
+/// Returns the word at `at`, and the place where it ends.
 #[inline(always)]
 fn usual_word(input: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let end = word_end(input, at)?;
     (end > at).then(|| (&input[at..end], end))
 }
 
-/// A header of some of a payload's `size` bytes.
+/// Returns a header of some of a payload's `size` bytes.
 fn usual_header(text: &[u8], size: usize) -> Option<Header<'_>> {
     let len = parse_number(text)?;
     (1..=size).contains(&len).then_some(Header { len, text })
 }
 
-/// The first place from `at` on of a byte that is a blank or less; `None` if all are greater.
+/// Returns the first place from `at` on of a byte that is a blank or less; `None` if all are
+/// greater.
 #[inline(always)]
 fn word_end(input: &[u8], mut at: usize) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
@@ -162,14 +162,14 @@ fn word_end(input: &[u8], mut at: usize) -> Option<usize> {
 }
 
 #[derive(Clone, Copy)]
-enum Name {
-    /// The name is all there is to it.
+enum OpName {
+    /// An operation without arguments.
     Bare(Op<'static>),
-    WithArguments(Kind),
+    WithArguments(OpKind),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum OpKind {
     Pub,
     Hpub,
     Sub,
@@ -179,22 +179,23 @@ pub(super) enum Kind {
     Err,
 }
 
-/// Likely ones first.
-const NAMES: [(&[u8], Name); 10] = [
-    (b"PUB", Name::WithArguments(Kind::Pub)),
-    (b"HPUB", Name::WithArguments(Kind::Hpub)),
-    (b"SUB", Name::WithArguments(Kind::Sub)),
-    (b"UNSUB", Name::WithArguments(Kind::Unsub)),
-    (b"PING", Name::Bare(Op::Ping)),
-    (b"PONG", Name::Bare(Op::Pong)),
-    (b"CONNECT", Name::WithArguments(Kind::Connect)),
-    (b"INFO", Name::WithArguments(Kind::Info)),
-    (b"+OK", Name::Bare(Op::Nothing)),
-    (b"-ERR", Name::WithArguments(Kind::Err)),
+/// Names of operations, likely ones first.
+const NAMES: [(&[u8], OpName); 10] = [
+    (b"PUB", OpName::WithArguments(OpKind::Pub)),
+    (b"HPUB", OpName::WithArguments(OpKind::Hpub)),
+    (b"SUB", OpName::WithArguments(OpKind::Sub)),
+    (b"UNSUB", OpName::WithArguments(OpKind::Unsub)),
+    (b"PING", OpName::Bare(Op::Ping)),
+    (b"PONG", OpName::Bare(Op::Pong)),
+    (b"CONNECT", OpName::WithArguments(OpKind::Connect)),
+    (b"INFO", OpName::WithArguments(OpKind::Info)),
+    (b"+OK", OpName::Bare(Op::Nothing)),
+    (b"-ERR", OpName::WithArguments(OpKind::Err)),
 ];
 
-/// The operation that `input` begins with and the length of its name. `None`: too short to tell.
-fn find_name(input: &[u8]) -> Result<Option<(Name, usize)>, ProtoError> {
+/// Returns the operation with which `input` begins, and the length of its name. `None`: too short
+/// to tell.
+fn find_name(input: &[u8]) -> Result<Option<(OpName, usize)>, ProtoError> {
     let mut common_max = 0;
     for (text, name) in NAMES {
         let equal = |(a, b): &(&u8, &u8)| a.eq_ignore_ascii_case(b);
@@ -207,7 +208,7 @@ fn find_name(input: &[u8]) -> Result<Option<(Name, usize)>, ProtoError> {
     if common_max == input.len() { Ok(None) } else { Err(unknown(input, common_max, false)) }
 }
 
-/// An operation without arguments: whatever is on its line is ignored.
+/// Reads an operation without arguments: the rest of its line is ignored.
 fn parse_bare<'a>(input: &'a [u8], name_len: usize, op: Op<'a>) -> Result<Parsed<'a>, ProtoError> {
     let rest = &input[name_len..];
     match memchr(b'\n', &rest[..rest.len().min(IGNORED_BYTES_MAX)]) {
@@ -219,26 +220,67 @@ fn parse_bare<'a>(input: &'a [u8], name_len: usize, op: Op<'a>) -> Result<Parsed
 
 /// A whole control line with arguments.
 pub(super) struct Line<'a> {
-    /// From the first byte that is no blank to the last before the line end.
+    /// All bytes that were shown, from the beginning of the line.
+    input: &'a [u8],
+    /// Arguments, from the first byte that is not a blank to the last before the line end.
     pub(super) args: &'a [u8],
-    /// Where they begin.
+    /// The place where the arguments begin.
     start: usize,
-    /// Where the next line begins.
+    /// The place where the next line begins.
     pub(super) used: usize,
 }
 
-/// Finds the arguments behind the operation's name. `None`: their end is not there yet.
+impl<'a> Line<'a> {
+    /// Whether the line is `words` with one blank between them, and CRLF.
+    pub(super) fn is_canonical(&self, words: &[&[u8]]) -> bool {
+        let len: usize = words.iter().map(|word| word.len()).sum::<usize>() + words.len() - 1;
+        len == self.args.len()
+            && self.used == self.start + len + 2
+            && memchr2(b'\t', b'\r', self.args).is_none()
+    }
+
+    /// Adds to `publish` its payload, the `size` bytes that follow the line. `tail_start` is the
+    /// place in the arguments from which on everything may be passed on as it is.
+    pub(super) fn parse_payload(
+        &self,
+        publish: Publish<'a>,
+        size: usize,
+        tail_start: Option<usize>,
+        limits: &ParseLimits,
+    ) -> Result<Parsed<'a>, ProtoError> {
+        if size > limits.payload_bytes_max {
+            return Err(ProtoError::PayloadTooLarge { size, limit: limits.payload_bytes_max });
+        }
+        let end = self.used + size;
+        for (at, expected) in [(end, b'\r'), (end + 1, b'\n')] {
+            match self.input.get(at) {
+                Some(byte) if *byte == expected => {}
+                Some(_) => return Err(unknown(self.input, at, true)),
+                None => return Ok(Parsed::Incomplete { need: at + 1 }),
+            }
+        }
+        let used = end + 2;
+        let publish = Publish {
+            payload: &self.input[self.used..end],
+            tail: tail_start.map(|tail_start| &self.input[self.start + tail_start..used]),
+            ..publish
+        };
+        Ok(Parsed::Op { op: Op::Pub(publish), used })
+    }
+}
+
+/// Finds the arguments behind the operation's name. `None`: their end has not arrived.
 pub(super) fn find_line<'a>(
     input: &'a [u8],
-    kind: Kind,
+    kind: OpKind,
     name_len: usize,
-    limits: &Limits,
+    limits: &ParseLimits,
 ) -> Result<Option<Line<'a>>, ProtoError> {
     let behind_name = &input[name_len..];
     let Some(first) = behind_name.first() else {
         return Ok(None);
     };
-    if !matches!(first, b' ' | b'\t') && !matches!(kind, Kind::Connect | Kind::Info) {
+    if !matches!(first, b' ' | b'\t') && !matches!(kind, OpKind::Connect | OpKind::Info) {
         return Err(unknown(input, name_len, false));
     }
     let is_argument = |byte: &u8| !matches!(byte, b' ' | b'\t');
@@ -248,7 +290,7 @@ pub(super) fn find_line<'a>(
     }
     let start = name_len + blanks;
     let rest = &input[start..];
-    // Not one byte further than a line with CRLF may reach: what is behind may be long.
+    // Not one byte further than a line with CRLF may reach: the bytes behind it may be many.
     let window = &rest[..rest.len().min(limits.control_line_bytes_max.saturating_add(2))];
     let end = memchr(b'\n', window);
     let args = &window[..end.unwrap_or(window.len())];
@@ -256,14 +298,10 @@ pub(super) fn find_line<'a>(
     if args.len() > limits.control_line_bytes_max {
         return Err(ProtoError::ControlLineTooLong);
     }
-    Ok(end.map(|end| Line { args, start, used: start + end + 1 }))
+    Ok(end.map(|end| Line { input, args, start, used: start + end + 1 }))
 }
 
-fn parse_pub<'a>(
-    input: &'a [u8],
-    line: &Line<'a>,
-    limits: &Limits,
-) -> Result<Parsed<'a>, ProtoError> {
+fn parse_pub<'a>(line: &Line<'a>, limits: &ParseLimits) -> Result<Parsed<'a>, ProtoError> {
     let words = Words::of(line.args);
     let (subject, reply, size_text) = match *words.as_slice() {
         [subject, size] => (subject, None, size),
@@ -273,15 +311,11 @@ fn parse_pub<'a>(
     let size = parse_number(size_text)
         .ok_or_else(|| bad_arguments("processPub Bad or Missing Size", line.args))?;
     let publish = Publish { subject, reply, header: None, size_text, payload: b"", tail: None };
-    let tail_start = is_canonical(line, words.as_slice()).then(|| subject.len() + 1);
-    parse_payload(input, line, publish, tail_start, size, limits)
+    let tail_start = line.is_canonical(words.as_slice()).then(|| subject.len() + 1);
+    line.parse_payload(publish, size, tail_start, limits)
 }
 
-fn parse_hpub<'a>(
-    input: &'a [u8],
-    line: &Line<'a>,
-    limits: &Limits,
-) -> Result<Parsed<'a>, ProtoError> {
+fn parse_hpub<'a>(line: &Line<'a>, limits: &ParseLimits) -> Result<Parsed<'a>, ProtoError> {
     if !limits.headers {
         return Err(ProtoError::HeadersNotSupported);
     }
@@ -302,51 +336,13 @@ fn parse_hpub<'a>(
     let header = (header_len > 0).then_some(Header { len: header_len, text: header_text });
     let publish = Publish { subject, reply, header, size_text, payload: b"", tail: None };
     let tail_start = match (header, reply) {
-        _ if !is_canonical(line, words.as_slice()) => None,
+        _ if !line.is_canonical(words.as_slice()) => None,
         (Some(_), _) => Some(subject.len() + 1),
         // It goes out as MSG, without the header size in the middle.
         (None, None) => Some(subject.len() + 1 + header_text.len() + 1),
         (None, Some(_)) => None,
     };
-    parse_payload(input, line, publish, tail_start, size, limits)
-}
-
-/// Whether the line is its words with one blank between them, and CRLF.
-pub(super) fn is_canonical(line: &Line<'_>, words: &[&[u8]]) -> bool {
-    let len: usize = words.iter().map(|word| word.len()).sum::<usize>() + words.len() - 1;
-    len == line.args.len()
-        && line.used == line.start + len + 2
-        && memchr2(b'\t', b'\r', line.args).is_none()
-}
-
-/// Adds the payload of `size` bytes that follows `line`. `tail_start` is the place in the
-/// arguments from which on everything may be passed on as it is.
-pub(super) fn parse_payload<'a>(
-    input: &'a [u8],
-    line: &Line<'a>,
-    publish: Publish<'a>,
-    tail_start: Option<usize>,
-    size: usize,
-    limits: &Limits,
-) -> Result<Parsed<'a>, ProtoError> {
-    if size > limits.payload_bytes_max {
-        return Err(ProtoError::PayloadTooLarge { size, limit: limits.payload_bytes_max });
-    }
-    let end = line.used + size;
-    for (at, expected) in [(end, b'\r'), (end + 1, b'\n')] {
-        match input.get(at) {
-            Some(byte) if *byte == expected => {}
-            Some(_) => return Err(unknown(input, at, true)),
-            None => return Ok(Parsed::Incomplete { need: at + 1 }),
-        }
-    }
-    let used = end + 2;
-    let publish = Publish {
-        payload: &input[line.used..end],
-        tail: tail_start.map(|tail_start| &input[line.start + tail_start..used]),
-        ..publish
-    };
-    Ok(Parsed::Op { op: Op::Pub(publish), used })
+    line.parse_payload(publish, size, tail_start, limits)
 }
 
 fn parse_sub(args: &[u8]) -> Result<Op<'_>, ProtoError> {
@@ -376,7 +372,7 @@ fn parse_info(args: &[u8]) -> Result<Op<'_>, ProtoError> {
 
 /// The arguments of a line.
 struct Words<'a> {
-    /// One more than any operation takes, so that too many can be told.
+    /// Words in order: one more than any operation takes, so that too many are noticed.
     list: [&'a [u8]; 5],
     count: usize,
 }
@@ -397,7 +393,8 @@ impl<'a> Words<'a> {
     }
 }
 
-/// A CR inside a line counts as a blank: nobody sends one, and so none gets into a subject.
+/// Whether a byte is a blank. A CR inside a line is one: clients send none, and so none gets into a
+/// subject.
 pub(super) fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r')
 }
@@ -416,7 +413,7 @@ pub(super) fn trim(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// A size: 1 to 9 digits and nothing else.
+/// Reads a size: 1 to 9 digits and nothing else.
 pub(super) fn parse_number(text: &[u8]) -> Option<usize> {
     if text.is_empty() || text.len() > 9 {
         return None;
@@ -445,8 +442,8 @@ mod tests {
     use super::super::encode;
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { control_line_bytes_max: 64, payload_bytes_max: 100, headers: true };
+    const LIMITS: ParseLimits =
+        ParseLimits { control_line_bytes_max: 64, payload_bytes_max: 100, headers: true };
 
     /// Every kind of operation, in usual and in unusual writing.
     const SAMPLE: &[u8] = b"CONNECT {\"verbose\":false}\r\nping\r\nPONG ignored\n\
@@ -455,7 +452,7 @@ mod tests {
         SUB j 1\r\nsub\tk.*  q   2 \nUNSUB 1\r\nUNSUB 2 7\r\nUnsub 2 0\n\
         +ok\r\nINFO{}\r\nINFO  {\"a\":[1]} \r\nCONNECT{} \nPING\r\n";
 
-    /// All operations that `wire` holds, when only `ends` are the places where bytes arrived.
+    /// Returns all operations of `wire`, of which the bytes up to each of `ends` arrive together.
     fn ops(wire: &[u8], ends: impl IntoIterator<Item = usize>) -> Result<Vec<String>, Vec<String>> {
         let mut ops = Vec::new();
         let mut start = 0;
@@ -501,7 +498,7 @@ mod tests {
     }
 
     /// Asserts that the last byte of `wire` is the first that proves it wrong.
-    fn earliest_error(wire: &[u8], limits: &Limits) -> ProtoError {
+    fn earliest_error(wire: &[u8], limits: &ParseLimits) -> ProtoError {
         let shown = wire.escape_ascii();
         for end in 0..wire.len() {
             match parse(&wire[..end], limits) {
@@ -535,17 +532,17 @@ mod tests {
         ] {
             let usual = parse_usual_publish(wire, &LIMITS).unwrap();
             let (_, name_len) = find_name(wire).unwrap().unwrap();
-            let kind = if name_len == 3 { Kind::Pub } else { Kind::Hpub };
+            let kind = if name_len == 3 { OpKind::Pub } else { OpKind::Hpub };
             let line = find_line(wire, kind, name_len, &LIMITS).unwrap().unwrap();
-            let parse = if kind == Kind::Pub { parse_pub } else { parse_hpub };
+            let parse = if kind == OpKind::Pub { parse_pub } else { parse_hpub };
             let (publish, used) = usual;
-            assert_eq!(parse(wire, &line, &LIMITS), Ok(Parsed::Op { op: Op::Pub(publish), used }));
+            assert_eq!(parse(&line, &LIMITS), Ok(Parsed::Op { op: Op::Pub(publish), used }));
         }
     }
 
     #[test]
     fn what_is_not_usual_is_left_to_the_general_way() {
-        let limits = Limits { payload_bytes_max: 5, ..LIMITS };
+        let limits = ParseLimits { payload_bytes_max: 5, ..LIMITS };
         for wire in [
             &b"PUB a.b\t5\r\nhello\r\n"[..],
             b"PUB a 5\nhello\r\n",
@@ -561,7 +558,7 @@ mod tests {
         ] {
             assert_eq!(parse_usual_publish(wire, &limits), None, "{}", wire.escape_ascii());
         }
-        let no_headers = Limits { headers: false, ..LIMITS };
+        let no_headers = ParseLimits { headers: false, ..LIMITS };
         assert_eq!(parse_usual_publish(b"HPUB a 5 5\r\nhello\r\n", &no_headers), None);
     }
 
@@ -728,7 +725,7 @@ mod tests {
 
     #[test]
     fn hpub_without_headers_closes_silently_as_soon_as_its_line_was_read() {
-        let limits = Limits { headers: false, ..LIMITS };
+        let limits = ParseLimits { headers: false, ..LIMITS };
         for wire in ["HPUB a 12 14\r\n", "HPUB a 12 1000\n", "HPUB \n"] {
             let error = earliest_error(wire.as_bytes(), &limits);
             assert_eq!(error, ProtoError::HeadersNotSupported);
@@ -739,7 +736,7 @@ mod tests {
 
     #[test]
     fn a_control_line_too_long_is_noticed_without_its_end() {
-        let limits = Limits { control_line_bytes_max: 9, ..LIMITS };
+        let limits = ParseLimits { control_line_bytes_max: 9, ..LIMITS };
         for wire in [
             "SUB 12345678 1",
             "SUB  \t 12345678 1",
@@ -808,7 +805,7 @@ mod tests {
         encode::pong(&mut wire);
         encode::info(&mut wire, encode::Info::default().to_json().as_bytes());
         let nothing = format!("{:?}", Op::Nothing);
-        let limits = Limits { control_line_bytes_max: 4096, ..LIMITS };
+        let limits = ParseLimits { control_line_bytes_max: 4096, ..LIMITS };
         let mut rest = &wire[..];
         let mut ops = Vec::new();
         while !rest.is_empty() {
@@ -828,7 +825,7 @@ mod tests {
         prop::collection::vec(byte, 1..20)
     }
 
-    /// Pieces of which some put together make operations.
+    /// Pieces of which some together make operations.
     fn piece() -> impl Strategy<Value = &'static [u8]> {
         prop::sample::select(vec![
             &b"PUB "[..],
@@ -885,7 +882,7 @@ mod tests {
             wire.extend_from_slice(b"\r\n");
             let len = wire.len();
             wire.extend_from_slice(&behind);
-            let limits = Limits { control_line_bytes_max: 4096, ..LIMITS };
+            let limits = ParseLimits { control_line_bytes_max: 4096, ..LIMITS };
             let Ok(Parsed::Op { op: Op::Pub(message), used }) = parse(&wire, &limits) else {
                 panic!("{}", wire.escape_ascii());
             };

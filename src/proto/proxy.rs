@@ -1,41 +1,41 @@
-//! The header by which a proxy says whom it speaks for: the PROXY protocol, versions 1 and 2.
+//! The header by which a proxy names its client: the PROXY protocol, versions 1 and 2.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The longest line of version 1, its end included.
 const LINE_BYTES_MAX: usize = 107;
-/// The most that may follow the fixed part of version 2; the kinds that exist need far less.
+/// The most bytes behind the fixed part of version 2; the kinds that exist need far less.
 const REST_BYTES_MAX: usize = 4096;
-/// What a header of version 1 begins with.
+/// The first bytes of a header of version 1.
 const PREFIX: &[u8] = b"PROXY ";
-/// What one of version 2 begins with.
+/// The first bytes of a header of version 2.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The fixed part of version 2.
+/// Bytes of the fixed part of version 2.
 const FIXED_BYTES: usize = SIGNATURE.len() + 4;
 
-/// What the beginning of a connection is.
+/// The first bytes of a connection: a header, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
-    /// A header; its first `used` bytes are no part of what is carried.
+    /// A header; its first `used` bytes are not part of the stream it announces.
     Header {
-        /// The client's address and port; `None`: the proxy speaks for itself, or does not know.
+        /// The client's address and port; `None`: the proxy connects for itself, or does not know.
         source: Option<(IpAddr, u16)>,
         /// Bytes of the header.
         used: usize,
     },
-    /// No header.
+    /// Bytes that are not a header.
     Other,
-    /// Not to be told yet: show the same bytes with more behind them, at most 4 KiB in all.
+    /// The beginning of a header: show the same bytes with more behind them, at most 4 KiB in all.
     Incomplete,
 }
 
-/// A header that says nothing usable.
+/// A header that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProxyError {
-    /// Not of the form it begins like.
+    /// A header that breaks the format of its version.
     Invalid(&'static str),
-    /// For what is no stream of TCP.
+    /// A header for a connection other than TCP.
     Unsupported(&'static str),
 }
 
@@ -50,11 +50,12 @@ impl fmt::Display for ProxyError {
 
 impl std::error::Error for ProxyError {}
 
-/// Looks at the first bytes of a connection.
+/// Reads the first bytes of a connection.
 ///
 /// # Errors
 ///
-/// If they begin like a header and are none, or one for what is no stream of TCP.
+/// Returns an error if the bytes begin like a header and are none, or if the header is for a
+/// connection other than TCP.
 pub fn parse(bytes: &[u8]) -> Result<Beginning, ProxyError> {
     if begins(bytes, PREFIX) {
         return parse_line(bytes);
@@ -166,7 +167,7 @@ mod tests {
         Some((ip.parse().unwrap(), port))
     }
 
-    /// Headers that nats-server 2.15 takes, and whom they name.
+    /// Headers that nats-server 2.15 accepts, with the addresses they name.
     fn good() -> Vec<(Vec<u8>, Source)> {
         let v6 = [&[0x20, 1, 13, 0xb8][..], &[0; 11], &[1], &[0; 16], &[0x04, 0x57, 0, 1]].concat();
         vec![

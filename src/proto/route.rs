@@ -1,18 +1,18 @@
-//! The wire between servers: what a route reads becomes operations, what it writes is rendered.
+//! The wire between servers: parsing and rendering of a route's operations.
 //!
-//! Pure like the client's side, and framed like it.
+//! Stateless like the client's side, and framed like it.
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::encode::append;
 use super::parse::{self, Line, bad_arguments, parse_number, trim};
-use super::{Header, Limits, Parsed, ProtoError, Publish};
+use super::{Header, ParseLimits, Parsed, ProtoError, Publish, gateway};
 
 /// Bytes in the arguments of one operation.
 pub const CONTROL_LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// One operation of a peer, borrowed from the bytes it arrived in.
+/// An operation of a peer, borrowed from the bytes it arrived in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteOp<'a> {
     /// CONNECT with its JSON text; see [`RouteConnect`].
@@ -21,37 +21,38 @@ pub enum RouteOp<'a> {
     Info(&'a [u8]),
     /// PING: to be answered with PONG.
     Ping,
-    /// PONG: answers a PING of ours.
+    /// PONG: the answer to a PING of this server.
     Pong,
-    /// RS+ or LS+: the peer's clients, or leaf nodes behind it, want messages.
-    Interest(Wish<'a>, Option<u32>),
-    /// RS- or LS-: they want them no more.
-    NoInterest(Wish<'a>),
-    /// RMSG, HMSG or LMSG.
+    /// RS+ or LS+: interest of the peer's clients, or of leaf nodes behind it; in a queue group
+    /// with the number of its members.
+    Interest(InterestEntry<'a>, Option<u32>),
+    /// RS- or LS-: the end of interest of the peer's clients, or of leaf nodes behind it.
+    NoInterest(InterestEntry<'a>),
+    /// RMSG, HMSG or LMSG: a message.
     Message {
-        /// The cluster of leaf nodes that it comes from, if it comes from one.
+        /// The cluster of the leaf nodes that have sent the message, if they have.
         origin: Option<&'a [u8]>,
-        /// The account's name; empty where it goes without saying.
+        /// The account's name; empty where the connection is for one account.
         account: &'a [u8],
-        /// The names of the queue groups that are to be served, with blanks between them.
+        /// The names of the queue groups to serve, with blanks between them.
         queues: &'a [u8],
         /// The message.
         publish: Publish<'a>,
     },
-    /// Allowed and without effect: `+OK`.
+    /// An operation without effect: `+OK`.
     Nothing,
 }
 
-/// What RS+ and RS-, LS+ and LS- speak of.
+/// An entry of a peer's remote interest, which RS+ and LS+ begin and RS- and LS- end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wish<'a> {
-    /// `[<origin>] [<account>] <subject> [<queue>]` as it was written: of wishes with an origin,
-    /// and of those without, equal texts are equal wishes.
+pub struct InterestEntry<'a> {
+    /// `[<origin>] [<account>] <subject> [<queue>]` as written: among entries with an origin, and
+    /// among those without, equal keys are equal entries.
     pub key: &'a [u8],
-    /// The cluster of the leaf nodes whose wish it is, if it is theirs: [`NO_CLUSTER`] for those
-    /// without one, and empty where the peer does not name it.
+    /// The cluster of the leaf nodes whose interest it is, if it is theirs: [`NO_CLUSTER`] for leaf
+    /// nodes without one, and empty where the peer does not name it.
     pub origin: Option<&'a [u8]>,
-    /// The account's name; empty where it goes without saying.
+    /// The account's name; empty where the connection is for one account.
     pub account: &'a [u8],
     /// The filter, unchecked.
     pub subject: &'a [u8],
@@ -59,72 +60,72 @@ pub struct Wish<'a> {
     pub queue: Option<&'a [u8]>,
 }
 
-/// What [`parse()`] could make of the bytes it was shown; as [`Parsed`].
+/// The result of [`parse()`]; as [`Parsed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteParsed<'a> {
     /// A whole operation of `used` bytes.
     Op {
         /// The operation.
         op: RouteOp<'a>,
-        /// Its length in bytes.
+        /// Bytes of the operation.
         used: usize,
     },
     /// The beginning of an operation.
     Incomplete {
-        /// Show the same bytes again once at least this many are there.
+        /// The bytes to be shown to the next call, at least.
         need: usize,
     },
 }
 
-/// What stands for the cluster of leaf nodes that are in none; no cluster may be called so.
+/// The name that stands for the cluster of leaf nodes without one; no cluster may have it.
 pub const NO_CLUSTER: &str = "_";
 
-/// Operations that are read otherwise than from clients.
+/// Operations that differ from those of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Name {
-    Message(Kind),
+pub(super) enum RouteOpName {
+    Message(MessageForm),
     Interest { of_leaves: bool },
     NoInterest { of_leaves: bool },
     Info,
 }
 
-/// How a message says where it comes from, and whether it has a header.
+/// The form of a message: with or without an origin, with or without a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum MessageForm {
     Plain,
     WithHeader,
-    /// With an origin, and always the size of a header, which may be 0.
+    /// A message with an origin and always the size of a header, which may be 0.
     OfLeaf,
 }
 
-/// Likely ones first.
-const NAMES: [(&[u8], Name); 8] = [
-    (b"RMSG", Name::Message(Kind::Plain)),
-    (b"HMSG", Name::Message(Kind::WithHeader)),
-    (b"RS+", Name::Interest { of_leaves: false }),
-    (b"RS-", Name::NoInterest { of_leaves: false }),
-    (b"LMSG", Name::Message(Kind::OfLeaf)),
-    (b"LS+", Name::Interest { of_leaves: true }),
-    (b"LS-", Name::NoInterest { of_leaves: true }),
-    (b"INFO", Name::Info),
+/// Names of operations, likely ones first.
+const NAMES: [(&[u8], RouteOpName); 8] = [
+    (b"RMSG", RouteOpName::Message(MessageForm::Plain)),
+    (b"HMSG", RouteOpName::Message(MessageForm::WithHeader)),
+    (b"RS+", RouteOpName::Interest { of_leaves: false }),
+    (b"RS-", RouteOpName::NoInterest { of_leaves: false }),
+    (b"LMSG", RouteOpName::Message(MessageForm::OfLeaf)),
+    (b"LS+", RouteOpName::Interest { of_leaves: true }),
+    (b"LS-", RouteOpName::NoInterest { of_leaves: true }),
+    (b"INFO", RouteOpName::Info),
 ];
 
-/// Whether the operations of a connection name the account that they are about.
+/// Whether the operations of a connection name their account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accounts {
-    /// Each does.
+pub enum AccountNaming {
+    /// Operations that name their account.
     Named,
-    /// The connection is for one account only.
+    /// Operations of a connection that is for one account only.
     Unnamed,
 }
 
-/// How a peer writes its lines.
+/// The form of a peer's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
-    /// Whether they name accounts.
-    pub accounts: Accounts,
-    /// Whether LS- names the cluster that LS+ has named. Where it does not, that is no part of what
-    /// a wish is known by.
+    /// Whether the lines name accounts.
+    pub accounts: AccountNaming,
+    /// Whether LS- names the cluster that LS+ has named. Where it does not, the cluster is not part
+    /// of an entry's key.
     pub origins: bool,
 }
 
@@ -132,43 +133,59 @@ pub struct Form {
 ///
 /// # Errors
 ///
-/// Whenever a peer breaks the rules of the protocol; nothing can be read behind it.
+/// Returns an error whenever a peer breaks the rules of the protocol; nothing can be read behind
+/// it.
 pub fn parse(
     input: &[u8],
     payload_bytes_max: usize,
     form: Form,
 ) -> Result<RouteParsed<'_>, ProtoError> {
-    // What is read again, without a limit, may be longer than it came by the name of its account.
+    // Interest that is read again, without a limit, may be longer than it came by the name of its
+    // account.
     let control_line_bytes_max =
         if payload_bytes_max == usize::MAX { usize::MAX } else { CONTROL_LINE_BYTES_MAX };
-    let limits = Limits { control_line_bytes_max, payload_bytes_max, headers: true };
+    let limits = ParseLimits { control_line_bytes_max, payload_bytes_max, headers: true };
+    parse_named(input, &NAMES, form, &limits)
+}
+
+/// Reads the first operation of `input`, of those of all connections or with one of these names.
+pub(super) fn parse_named<'a>(
+    input: &'a [u8],
+    names: &[(&'static [u8], RouteOpName)],
+    form: Form,
+    limits: &ParseLimits,
+) -> Result<RouteParsed<'a>, ProtoError> {
     let starts_with =
         |name: &[u8]| input.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
-    let Some((text, name)) = NAMES.into_iter().find(|(text, _)| starts_with(text)) else {
-        return parse_common(input, &limits);
+    let Some((text, name)) = names.iter().find(|(text, _)| starts_with(text)).copied() else {
+        return parse_common(input, names, limits);
     };
-    let kind = if name == Name::Info { parse::Kind::Info } else { parse::Kind::Pub };
-    let Some(line) = parse::find_line(input, kind, text.len(), &limits)? else {
+    let kind = if name == RouteOpName::Info { parse::OpKind::Info } else { parse::OpKind::Pub };
+    let Some(line) = parse::find_line(input, kind, text.len(), limits)? else {
         return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
     };
     let op = match name {
-        Name::Message(kind) => return parse_message(input, &line, (kind, form), &limits),
-        Name::Interest { of_leaves } => parse_interest(line.args, of_leaves, form)?,
-        Name::NoInterest { of_leaves } => {
-            let wish = parse_wish(line.args, of_leaves, form);
+        RouteOpName::Message(kind) => return parse_message(&line, kind, form, limits),
+        RouteOpName::Interest { of_leaves } => parse_interest(line.args, of_leaves, form)?,
+        RouteOpName::NoInterest { of_leaves } => {
+            let entry = parse_entry(line.args, of_leaves, form);
             let bad = || bad_arguments("processRemoteUnsub Parse Error", line.args);
-            RouteOp::NoInterest(wish.ok_or_else(bad)?)
+            RouteOp::NoInterest(entry.ok_or_else(bad)?)
         }
-        Name::Info => RouteOp::Info(trim(line.args)),
+        RouteOpName::Info => RouteOp::Info(trim(line.args)),
     };
     Ok(RouteParsed::Op { op, used: line.used })
 }
 
-/// What clients send, too; not all of it makes sense here.
-fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>, ProtoError> {
+/// Reads an operation that clients send, too; some of them are errors here.
+fn parse_common<'a>(
+    input: &'a [u8],
+    names: &[(&'static [u8], RouteOpName)],
+    limits: &ParseLimits,
+) -> Result<RouteParsed<'a>, ProtoError> {
     let is_start =
         |name: &[u8]| input.len() < name.len() && name[..input.len()].eq_ignore_ascii_case(input);
-    if NAMES.iter().any(|(text, _)| is_start(text)) {
+    if names.iter().any(|(text, _)| is_start(text)) {
         return Ok(RouteParsed::Incomplete { need: input.len() + 1 });
     }
     match parse::parse(input, limits)? {
@@ -189,21 +206,24 @@ fn parse_common<'a>(input: &'a [u8], limits: &Limits) -> Result<RouteParsed<'a>,
 }
 
 /// The arguments of a line one by one.
-type Words<'a> = SmallVec<[&'a [u8]; 8]>;
+type LineWords<'a> = SmallVec<[&'a [u8]; 8]>;
 
-fn words(args: &[u8]) -> Words<'_> {
+fn words(args: &[u8]) -> LineWords<'_> {
     args.split(parse::is_blank).filter(|word| !word.is_empty()).collect()
 }
 
-/// Where a word of a line begins.
+/// Returns the place where a word of a line begins.
 fn place(args: &[u8], word: &[u8]) -> usize {
     word.as_ptr() as usize - args.as_ptr() as usize
 }
 
-/// Takes the account's name off, which is empty where the lines have none.
-fn take_account<'a, 'w>(words: &'w [&'a [u8]], accounts: Accounts) -> (&'a [u8], &'w [&'a [u8]]) {
+/// Splits off the account's name, which is empty where the lines have none.
+fn take_account<'a, 'w>(
+    words: &'w [&'a [u8]],
+    accounts: AccountNaming,
+) -> (&'a [u8], &'w [&'a [u8]]) {
     match (accounts, words) {
-        (Accounts::Named, [account, rest @ ..]) => (account, rest),
+        (AccountNaming::Named, [account, rest @ ..]) => (account, rest),
         _ => (b"", words),
     }
 }
@@ -219,21 +239,21 @@ fn parse_interest(args: &[u8], of_leaves: bool, form: Form) -> Result<RouteOp<'_
         _ => (0, args),
     };
     let named = origin + usize::from(of_leaves && form.origins);
-    let fixed = named + usize::from(form.accounts == Accounts::Named) + 1;
+    let fixed = named + usize::from(form.accounts == AccountNaming::Named) + 1;
     let weight = match words.len().checked_sub(fixed) {
         Some(0) => None,
         Some(2) => words.last(),
         _ => return Err(bad()),
     };
     let key = weight.map_or(key, |weight| trim(&key[..key.len() - weight.len()]));
-    let wish = parse_wish(key, of_leaves, form).ok_or_else(bad)?;
-    // What is no number of members is none, as for nats-server.
+    let entry = parse_entry(key, of_leaves, form).ok_or_else(bad)?;
+    // A word that is not a number counts as no members, as in nats-server.
     let members = weight.map(|weight| parse_number(weight).unwrap_or(0));
-    Ok(RouteOp::Interest(wish, members.map(|all| u32::try_from(all).unwrap_or(u32::MAX))))
+    Ok(RouteOp::Interest(entry, members.map(|all| u32::try_from(all).unwrap_or(u32::MAX))))
 }
 
-/// Takes [`Wish::key`] apart, of the peer's clients or of leaf nodes.
-pub fn parse_wish(key: &[u8], of_leaves: bool, form: Form) -> Option<Wish<'_>> {
+/// Splits [`InterestEntry::key`], of the peer's clients or of leaf nodes, into its parts.
+pub fn parse_entry(key: &[u8], of_leaves: bool, form: Form) -> Option<InterestEntry<'_>> {
     let all = words(key);
     let (origin, rest) = match (of_leaves, form.origins) {
         (false, _) => (None, &all[..]),
@@ -249,22 +269,22 @@ pub fn parse_wish(key: &[u8], of_leaves: bool, form: Form) -> Option<Wish<'_>> {
         [subject, queue] => (subject, Some(queue)),
         _ => return None,
     };
-    Some(Wish { key, origin, account, subject, queue })
+    Some(InterestEntry { key, origin, account, subject, queue })
 }
 
 fn parse_message<'a>(
-    input: &'a [u8],
     line: &Line<'a>,
-    (kind, form): (Kind, Form),
-    limits: &Limits,
+    kind: MessageForm,
+    form: Form,
+    limits: &ParseLimits,
 ) -> Result<RouteParsed<'a>, ProtoError> {
     let bad = |problem| bad_arguments(problem, line.args);
     let all = words(line.args);
-    let sizes = if kind == Kind::Plain { 1 } else { 2 };
+    let sizes = if kind == MessageForm::Plain { 1 } else { 2 };
     let head = all.len().checked_sub(sizes).and_then(|len| all.split_at_checked(len));
     let (head, sizes) = head.ok_or_else(|| bad("processRoutedMsgArgs Parse Error"))?;
     let (origin, head) = match head {
-        [origin, rest @ ..] if kind == Kind::OfLeaf => (Some(*origin), rest),
+        [origin, rest @ ..] if kind == MessageForm::OfLeaf => (Some(*origin), rest),
         _ => (None, head),
     };
     let (account, head) = take_account(head, form.accounts);
@@ -282,7 +302,7 @@ fn parse_message<'a>(
     let size =
         parse_number(size_text).ok_or_else(|| bad("processRoutedMsgArgs Bad or Missing Size"))?;
     let mut header = None;
-    if kind != Kind::Plain {
+    if kind != MessageForm::Plain {
         let len = parse_number(sizes[0])
             .ok_or_else(|| bad("processRoutedHeaderMsgArgs Bad or Missing Header Size"))?;
         if len > size {
@@ -292,14 +312,14 @@ fn parse_message<'a>(
     }
     let publish = Publish { subject, reply, header, size_text, payload: b"", tail: None };
     // A receiver is told of neither a mark before the reply, nor queue groups, nor a size of 0.
-    let is_plain = rest.len() <= 1 && header.is_some() == (kind != Kind::Plain);
-    let is_passed_on = is_plain && parse::is_canonical(line, &all);
+    let is_plain = rest.len() <= 1 && header.is_some() == (kind != MessageForm::Plain);
+    let is_passed_on = is_plain && line.is_canonical(&all);
     let tail_start = is_passed_on.then(|| place(line.args, subject) + subject.len() + 1);
     let queues = match groups {
         [] => &[][..],
         [first, ..] => trim(&line.args[place(line.args, first)..place(line.args, sizes[0])]),
     };
-    let parsed = parse::parse_payload(input, line, publish, tail_start, size, limits)?;
+    let parsed = line.parse_payload(publish, size, tail_start, limits)?;
     Ok(match parsed {
         Parsed::Op { op: super::Op::Pub(publish), used } => {
             RouteParsed::Op { op: RouteOp::Message { origin, account, queues, publish }, used }
@@ -309,9 +329,9 @@ fn parse_message<'a>(
     })
 }
 
-/// Where the subject begins that a message of JetStream has besides the one it was sent to: its
+/// Returns the place in `reply` of the subject that a message of JetStream was published to: the
 /// reply is `$JS.ACK.<at least seven tokens>@<that subject>`.
-fn stored_subject(reply: &[u8]) -> Option<usize> {
+pub fn stored_subject(reply: &[u8]) -> Option<usize> {
     const PREFIX: &[u8] = b"$JS.ACK.";
     const DOTS: usize = 8;
     reply.starts_with(PREFIX).then_some(())?;
@@ -320,56 +340,109 @@ fn stored_subject(reply: &[u8]) -> Option<usize> {
     (at + 1 < reply.len()).then_some(at + 1)
 }
 
-/// Whether a message was stored, and is sent to another subject than it was published to.
+/// Whether receivers see a message in another form than it has between servers: it was stored, and
+/// is sent to another subject than it was published to, or its reply names its cluster.
 pub fn is_stored(message: &Publish<'_>) -> bool {
-    message.reply.is_some_and(|reply| stored_subject(reply).is_some())
+    let is_stored = |reply| gateway::is_mapped(reply) || stored_subject(reply).is_some();
+    message.reply.is_some_and(is_stored)
 }
 
-/// Such a message as its receivers see it: with the subject that it was published to.
+/// Returns a stored message as its receivers see it: with the subject that it was published to, and
+/// a reply that names no cluster.
 pub fn delivered<'a>(message: &Publish<'a>) -> Publish<'a> {
-    let stored = message.reply.and_then(|reply| Some((reply, stored_subject(reply)?)));
-    match stored {
-        Some((reply, at)) => {
-            Publish { subject: &reply[at..], reply: Some(&reply[..at - 1]), tail: None, ..*message }
+    let Some(reply) = message.reply else { return *message };
+    let plain = gateway::plain_subject(reply);
+    match stored_subject(plain) {
+        Some(at) => {
+            Publish { subject: &plain[at..], reply: Some(&plain[..at - 1]), tail: None, ..*message }
         }
+        None if plain.len() < reply.len() => Publish { reply: Some(plain), tail: None, ..*message },
         None => *message,
     }
 }
 
-/// The names in [`RouteOp::Message::queues`].
+/// Returns the names in [`RouteOp::Message::queues`].
 pub fn queue_names(queues: &[u8]) -> impl Iterator<Item = &[u8]> {
     queues.split(parse::is_blank).filter(|name| !name.is_empty())
 }
 
-/// Has the names of queue groups say that everybody but them has had the message: the first is
-/// there twice, which means nothing else to whoever does not know that.
-pub fn pass_on(queues: &mut SmallVec<[&[u8]; 4]>) {
+/// A message for queue groups alone: all other receivers have had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassedOn {
+    /// By its first server, which had no member left: one more server may pass it on.
+    ByFirst,
+    /// By another one: it goes no further.
+    ByOther,
+}
+
+/// Marks the names of queue groups by repeating the first one, which other servers than shardcast
+/// ignore.
+pub fn pass_on(queues: &mut SmallVec<[&[u8]; 4]>, how: PassedOn) {
     if let Some(first) = queues.first().copied() {
-        queues.insert(0, first);
+        let times = match how {
+            PassedOn::ByFirst => 2,
+            PassedOn::ByOther => 1,
+        };
+        queues.insert_many(0, std::iter::repeat_n(first, times));
     }
 }
 
-/// Whether they say so; see [`pass_on`].
-pub fn is_passed_on(queues: &[u8]) -> bool {
+/// Returns the mark of [`pass_on`] on the names; `None` without one.
+pub fn passed_on(queues: &[u8]) -> Option<PassedOn> {
     let mut names = queue_names(queues);
-    names.next().is_some_and(|first| names.next() == Some(first))
+    let first = names.next()?;
+    match names.take(2).take_while(|name| *name == first).count() {
+        0 => None,
+        1 => Some(PassedOn::ByOther),
+        _ => Some(PassedOn::ByFirst),
+    }
 }
 
-/// Reads the JSON text of INFO or CONNECT; none if it is not an object with such fields.
+/// Reads the JSON text of INFO or CONNECT; `None` if it is not an object of the type.
 pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     // A list would be taken for the fields in their order.
     json.starts_with(b"{").then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
-/// What separates an account from what follows it: nothing where it is not named.
+/// Returns the blank behind an account: nothing where it is not named.
 fn blank(account: &[u8]) -> &'static [u8] {
     if account.is_empty() { b"" } else { b" " }
 }
 
-/// Appends RS+; with a queue group also how many members it has here. An account without a name is
-/// not written, here and in the following.
+/// Appends RS+; with a queue group also the number of its members on this server. An account
+/// without a name is not written, here and in the following functions.
 pub fn interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option<(&[u8], u32)>) {
-    append(out, &[b"RS+ ", account, blank(account), subject]);
+    append(out, &[b"RS+ ", account, blank(account)]);
+    wanted(out, subject, queue);
+}
+
+/// Appends LS+ for leaf nodes of a cluster.
+pub fn interest_of_leaves(
+    out: &mut Vec<u8>,
+    origin: &[u8],
+    account: &[u8],
+    subject: &[u8],
+    queue: Option<(&[u8], u32)>,
+) {
+    append(out, &[b"LS+ ", origin, b" ", account, blank(account)]);
+    wanted(out, subject, queue);
+}
+
+/// Appends LS- for leaf nodes of a cluster, which is empty for a peer that does not take it.
+pub fn no_interest_of_leaves(
+    out: &mut Vec<u8>,
+    origin: &[u8],
+    account: &[u8],
+    subject: &[u8],
+    queue: Option<&[u8]>,
+) {
+    append(out, &[b"LS- ", origin, blank(origin), account, blank(account)]);
+    unwanted(out, subject, queue);
+}
+
+/// Appends the end of a line that begins interest.
+pub(super) fn wanted(out: &mut Vec<u8>, subject: &[u8], queue: Option<(&[u8], u32)>) {
+    out.extend_from_slice(subject);
     if let Some((queue, members)) = queue {
         let mut number = itoa::Buffer::new();
         append(out, &[b" ", queue, b" ", number.format(members).as_bytes()]);
@@ -379,7 +452,13 @@ pub fn interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option
 
 /// Appends RS-.
 pub fn no_interest(out: &mut Vec<u8>, account: &[u8], subject: &[u8], queue: Option<&[u8]>) {
-    append(out, &[b"RS- ", account, blank(account), subject]);
+    append(out, &[b"RS- ", account, blank(account)]);
+    unwanted(out, subject, queue);
+}
+
+/// Appends the end of a line that ends interest.
+pub(super) fn unwanted(out: &mut Vec<u8>, subject: &[u8], queue: Option<&[u8]>) {
+    out.extend_from_slice(subject);
     if let Some(queue) = queue {
         append(out, &[b" ", queue]);
     }
@@ -396,31 +475,61 @@ pub fn info(out: &mut Vec<u8>, info: &RouteInfo) {
     super::encode::info(out, json(info).as_bytes());
 }
 
-fn json(value: &impl Serialize) -> String {
+pub(super) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("texts, numbers and lists always have a JSON form")
 }
 
-/// Appends what comes before [`Publish::tail`] of a message for no queue group.
-pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, account: &[u8], subject: &[u8]) {
-    let name: &[u8] = if headers { b"HMSG " } else { b"RMSG " };
-    append(out, &[name, account, blank(account), subject, b" "]);
+/// The words of a message before its subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MsgHead<'a> {
+    /// The head on a route, in this account; it is empty where the route is for it alone.
+    Route(&'a [u8]),
+    /// The head on a route for a message of leaf nodes of a cluster.
+    OfLeaves {
+        /// The cluster's name.
+        origin: &'a [u8],
+        /// The account.
+        account: &'a [u8],
+    },
+    /// The head on a leaf connection.
+    Leaf,
 }
 
-/// Appends a whole RMSG or HMSG for a peer that has headers, or has not; `queues` are the groups
+/// Appends the part of a message for no queue group before [`Publish::tail`].
+pub fn msg_prefix(out: &mut Vec<u8>, headers: bool, head: MsgHead<'_>, subject: &[u8]) {
+    match head {
+        MsgHead::Route(account) => {
+            let name: &[u8] = if headers { b"HMSG " } else { b"RMSG " };
+            append(out, &[name, account, blank(account), subject, b" "]);
+        }
+        MsgHead::OfLeaves { origin, account } => {
+            append(out, &[b"LMSG ", origin, b" ", account, blank(account), subject, b" "]);
+        }
+        MsgHead::Leaf => {
+            let name: &[u8] = if headers { b"HMSG " } else { b"LMSG " };
+            append(out, &[name, subject, b" "]);
+        }
+    }
+}
+
+/// Appends a whole RMSG, LMSG or HMSG for a peer with or without `headers`; `queues` are the groups
 /// of which a member there gets it.
 pub fn msg(
     out: &mut Vec<u8>,
-    account: &[u8],
+    head: MsgHead<'_>,
     message: &Publish<'_>,
     queues: &[&[u8]],
     headers: bool,
 ) {
     let header = message.header.filter(|_| headers);
-    msg_prefix(out, header.is_some(), account, message.subject);
+    msg_prefix(out, header.is_some(), head, message.subject);
     let stripped = message.header.is_some() && !headers;
+    // The size of a header is written there even if it has none.
+    let is_of_leaves = matches!(head, MsgHead::OfLeaves { .. });
     if let Some(tail) = message.tail
         && !stripped
         && queues.is_empty()
+        && (!is_of_leaves || header.is_some())
     {
         out.extend_from_slice(tail);
         return;
@@ -432,8 +541,10 @@ pub fn msg(
         (_, None) => out.extend_from_slice(b"| "),
     }
     queues.iter().for_each(|queue| append(out, &[queue, b" "]));
-    if let Some(header) = header {
-        append(out, &[header.text, b" "]);
+    match header {
+        Some(header) => append(out, &[header.text, b" "]),
+        None if is_of_leaves => out.extend_from_slice(b"0 "),
+        None => {}
     }
     if stripped {
         let body = message.body();
@@ -444,152 +555,167 @@ pub fn msg(
     }
 }
 
-/// What a server says of itself to another one.
+/// The INFO of a server to another one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteInfo {
-    /// Names the running server.
+    /// The id of the running server.
     pub server_id: String,
-    /// Its configured name, else its id.
+    /// The server's configured name, else its id.
     pub server_name: String,
-    /// Its version.
+    /// The server's version.
     pub version: String,
-    /// What of the protocol it knows.
+    /// The level of the protocol that the server knows.
     pub proto: i32,
-    /// The Go that it was built with; empty if it was not.
+    /// The version of Go that the server was built with; empty if it was not.
     pub go: String,
-    /// Where it listens for routes.
+    /// The address at which the server listens for routes.
     pub host: String,
-    /// Where it listens for routes.
+    /// The port at which the server listens for routes.
     pub port: i32,
-    /// It takes HMSG.
+    /// Whether the server accepts HMSG.
     pub headers: bool,
-    /// Who dials it needs a user.
+    /// Whether a server that dials it needs a user.
     #[serde(skip_serializing_if = "is_default")]
     pub auth_required: bool,
-    /// Who dials it needs TLS.
+    /// Whether a server that dials it needs TLS.
     #[serde(skip_serializing_if = "is_default")]
     pub tls_required: bool,
-    /// Who dials it needs a certificate.
+    /// Whether a server that dials it needs a certificate.
     #[serde(skip_serializing_if = "is_default")]
     pub tls_verify: bool,
-    /// Its largest payload in bytes.
+    /// The server's largest payload, in bytes.
     pub max_payload: i64,
-    /// It runs JetStream.
+    /// Whether the server runs JetStream.
     #[serde(skip_serializing_if = "is_default")]
     pub jetstream: bool,
-    /// What who dials could sign; nobody does.
+    /// A nonce that the dialling server could sign; none does.
     #[serde(skip_serializing_if = "is_default")]
     pub nonce: String,
-    /// `nats-route://host:port/`, where others may dial it.
+    /// `nats-route://host:port/`, where other servers may dial this one.
     #[serde(skip_serializing_if = "is_default")]
     pub ip: String,
-    /// Its cluster's name.
+    /// The name of the server's cluster.
     #[serde(skip_serializing_if = "is_default")]
     pub cluster: String,
-    /// That name was made up.
+    /// Whether the cluster's name was made up.
     #[serde(skip_serializing_if = "is_default")]
     pub cluster_dynamic: bool,
-    /// `host:port` where its clients may connect.
+    /// `host:port` of the server's client ports.
     #[serde(skip_serializing_if = "is_default")]
     pub connect_urls: Vec<String>,
-    /// The same for websocket.
+    /// `host:port` of the server's client ports for WebSocket.
     #[serde(skip_serializing_if = "is_default")]
     pub ws_connect_urls: Vec<String>,
-    /// It is about to end.
+    /// `host:port` of the server's port for leaf nodes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub leafnode_urls: Vec<String>,
+    /// Whether the server is about to end.
     #[serde(skip_serializing_if = "is_default")]
     pub ldm: bool,
-    /// Whether who reads this may pass it on.
+    /// Whether the receiver may pass this INFO on.
     #[serde(skip_serializing_if = "is_default")]
     pub gossip_mode: u8,
-    /// The route is for this account only.
+    /// The account of a route that is for one account only.
     #[serde(skip_serializing_if = "is_default")]
     pub route_account: String,
-    /// Routes between two servers; absent without pooling.
+    /// Routes between the two servers; absent without pooling.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_size: i32,
-    /// Which of them this is; only who dials says so.
+    /// The index of this route in the pool; only the dialling server sends it.
     #[serde(skip_serializing_if = "is_default")]
     pub route_pool_idx: i64,
-    /// Whether and how it compresses.
+    /// The server's mode of compression.
     #[serde(skip_serializing_if = "is_default")]
     pub compression: String,
-    /// It takes LS+ and LMSG, each with an origin, …
+    /// Whether the server accepts LS+ and LMSG, each with an origin.
     #[serde(skip_serializing_if = "is_default")]
     pub lnoc: bool,
-    /// … LS- with one, …
+    /// Whether the server accepts LS- with an origin.
     #[serde(skip_serializing_if = "is_default")]
     pub lnocu: bool,
-    /// … and both of leaf nodes without a cluster.
+    /// Whether the server accepts LS+, LS- and LMSG of leaf nodes without a cluster.
     #[serde(skip_serializing_if = "is_default")]
     pub ln: bool,
-    /// What it lets its clients' interest be told of.
+    /// The interest of its clients that the server announces.
     #[serde(skip_serializing_if = "is_default")]
     pub import: Option<Permitted>,
-    /// Which interest of others it takes.
+    /// The interest of others that the server accepts.
     #[serde(skip_serializing_if = "is_default")]
     pub export: Option<Permitted>,
-    /// There only if a client's or a leafnode's port was dialled.
+    /// `host:port` where other clusters reach the server.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gateway_url: String,
+    /// The name of another cluster, which the INFO announces.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gateway: String,
+    /// The addresses of that cluster's servers.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gateway_urls: Vec<String>,
+    /// The command about that cluster; 0 for an INFO about the sender.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gateway_cmd: u8,
+    /// The number of the connection; only if a port for clients or leaf nodes was dialled.
     #[serde(skip_serializing_if = "is_default")]
     pub client_id: u64,
-    /// It is a shardcast: of two routes between two of these one is given up, and it knows what
-    /// [`pass_on`] writes.
+    /// Whether the server is a shardcast: of two routes between two of these one is given up, and
+    /// it knows the mark of [`pass_on`].
     #[serde(skip_serializing_if = "is_default")]
     pub shardcast: bool,
 }
 
-/// One of a server's route permissions.
+/// Permissions of a server's routes, in one direction.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Permitted {
-    /// Filters of what is allowed; none: everything.
+    /// Filters of allowed subjects; empty allows all.
     #[serde(skip_serializing_if = "is_default")]
     pub allow: Vec<String>,
-    /// Filters of what is not.
+    /// Filters of denied subjects.
     #[serde(skip_serializing_if = "is_default")]
     pub deny: Vec<String>,
 }
 
-/// What who dials says first.
+/// The CONNECT of a server that dials.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteConnect {
-    /// The queue messages of a route may come back over it.
+    /// Whether queue messages of a route may come back over it.
     pub echo: bool,
-    /// Every operation is answered.
+    /// Whether every operation is answered.
     pub verbose: bool,
-    /// Without meaning here.
+    /// A field without meaning for the server.
     pub pedantic: bool,
-    /// Credentials.
+    /// Credentials: the user's name.
     #[serde(skip_serializing_if = "is_default")]
     pub user: String,
-    /// Credentials.
+    /// Credentials: the user's password.
     #[serde(skip_serializing_if = "is_default")]
     pub pass: String,
-    /// TLS is in use.
+    /// Whether TLS is in use.
     pub tls_required: bool,
-    /// It takes HMSG.
+    /// Whether the dialling server accepts HMSG.
     pub headers: bool,
-    /// The server's id.
+    /// The id of the dialling server.
     pub name: String,
-    /// Its cluster's name.
+    /// The name of its cluster.
     pub cluster: String,
-    /// That name was made up.
+    /// Whether the cluster's name was made up.
     #[serde(rename = "cluster_dynamic", skip_serializing_if = "is_default")]
     pub dynamic: bool,
-    /// There only if a client has dialled.
+    /// The language of a client that has dialled the port; absent from servers.
     #[serde(skip_serializing_if = "is_default")]
     pub lang: String,
-    /// There only if a gateway has dialled.
+    /// The name of a gateway that has dialled the port; absent from other servers.
     #[serde(skip_serializing_if = "is_default")]
     pub gateway: String,
-    /// As in [`RouteInfo`], which decides.
+    /// The field of this name in [`RouteInfo`] decides.
     pub lnoc: bool,
-    /// As in [`RouteInfo`], which decides.
+    /// The field of this name in [`RouteInfo`] decides.
     pub ln: bool,
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -600,7 +726,7 @@ mod tests {
     use super::super::encode;
     use super::*;
 
-    /// Every operation in its usual writing, and some in an unusual one.
+    /// All operations in their usual writing, and some in an unusual one.
     const SAMPLE: &[u8] =
         b"CONNECT {\"name\":\"X\",\"cluster\":\"C\"}\r\nINFO {\"server_id\":\"X\"}\r\n\
         PING\r\nRS+ $G t.a\r\nRS+ $G t.q  g1 3\r\nrs- $G\tt.a\r\nRS- $G t.q g1\r\nRMSG $G t.a 5\r\n\
@@ -611,8 +737,8 @@ mod tests {
         LMSG leaves $G t.a 0 5\r\nhello\r\nlmsg leaves $G t.q + rep.4 g1 12 14\r\nNATS/1.0\r\n\
         \r\nhi\r\n";
 
-    const NAMED: Form = Form { accounts: Accounts::Named, origins: true };
-    const UNNAMED: Form = Form { accounts: Accounts::Unnamed, origins: true };
+    const NAMED: Form = Form { accounts: AccountNaming::Named, origins: true };
+    const UNNAMED: Form = Form { accounts: AccountNaming::Unnamed, origins: true };
 
     /// The operations of `wire`, when only its first `cut` bytes are there at first.
     fn ops(wire: &[u8], cut: usize) -> Vec<String> {
@@ -643,7 +769,7 @@ mod tests {
             panic!("{read:?}")
         };
         let mut again = Vec::new();
-        msg(&mut again, b"-", &publish, &[], true);
+        msg(&mut again, MsgHead::Route(b"-"), &publish, &[], true);
         let read = parse(&again, usize::MAX, NAMED);
         let Ok(RouteParsed::Op { used, .. }) = read else { panic!("{read:?}") };
         assert_eq!(used, again.len());
@@ -675,7 +801,7 @@ mod tests {
             assert_eq!(used, wire.len());
             let queues: Vec<_> = queue_names(queues).collect();
             let mut out = Vec::new();
-            msg(&mut out, account, &publish, &queues, true);
+            msg(&mut out, MsgHead::Route(account), &publish, &queues, true);
             assert_eq!(out, wire);
         }
     }
@@ -706,22 +832,23 @@ mod tests {
             assert_eq!((used, account, publish.subject), (wire.len(), &b""[..], &b"a"[..]));
             let queues: Vec<_> = queue_names(queues).collect();
             let mut out = Vec::new();
-            msg(&mut out, account, &publish, &queues, true);
+            msg(&mut out, MsgHead::Route(account), &publish, &queues, true);
             assert_eq!(out, wire);
         }
-        let (mut out, wish) = (Vec::new(), &b"RS+ a q 3\r\n"[..]);
-        let parsed = parse(wish, 1000, UNNAMED);
+        let (mut out, entry) = (Vec::new(), &b"RS+ a q 3\r\n"[..]);
+        let parsed = parse(entry, 1000, UNNAMED);
         let Ok(RouteParsed::Op { op, .. }) = parsed else { panic!("{parsed:?}") };
-        let RouteOp::Interest(Wish { account, subject, queue, key, .. }, members) = op else {
+        let RouteOp::Interest(InterestEntry { account, subject, queue, key, .. }, members) = op
+        else {
             panic!("{op:?}")
         };
         assert_eq!((key, members), (&b"a q"[..], Some(3)));
         interest(&mut out, account, subject, queue.zip(members));
-        assert_eq!(out, wish);
+        assert_eq!(out, entry);
         assert!(parse(b"RS+ A a q 3\r\n", 1000, UNNAMED).is_err());
     }
 
-    /// A line of these words, and what follows it.
+    /// A line of these words, and the payload behind it.
     fn written(name: &str, words: &[&str], size: usize) -> Vec<u8> {
         let mut wire = format!("{name} {}\r\n", words.join(" ")).into_bytes();
         wire.extend(std::iter::repeat_n(b'x', size));
@@ -775,10 +902,10 @@ mod tests {
     fn interest_of_leaf_nodes_is_known_by_whose_it_is_where_the_peer_names_that() {
         let of_old = Form { origins: false, ..NAMED };
         let key = |wire: &'static [u8], form| match parse(wire, 0, form) {
-            Ok(RouteParsed::Op { op: RouteOp::Interest(wish, _), .. })
-            | Ok(RouteParsed::Op { op: RouteOp::NoInterest(wish), .. }) => {
-                assert_eq!((wish.account, wish.subject), (&b"A"[..], &b"s"[..]));
-                (wish.key, wish.origin, wish.queue)
+            Ok(RouteParsed::Op { op: RouteOp::Interest(entry, _), .. })
+            | Ok(RouteParsed::Op { op: RouteOp::NoInterest(entry), .. }) => {
+                assert_eq!((entry.account, entry.subject), (&b"A"[..], &b"s"[..]));
+                (entry.key, entry.origin, entry.queue)
             }
             other => panic!("{other:?}"),
         };
@@ -787,7 +914,7 @@ mod tests {
         assert_eq!(key(b"RS+ A s\r\n", NAMED), own);
         assert_eq!(key(b"LS+ o A s\r\n", NAMED), theirs);
         assert_eq!(key(b"LS- o A s\r\n", NAMED), theirs);
-        assert_eq!(parse_wish(b"o A s", true, NAMED).unwrap().origin, Some(&b"o"[..]));
+        assert_eq!(parse_entry(b"o A s", true, NAMED).unwrap().origin, Some(&b"o"[..]));
         let unnamed = (&b"A s q"[..], Some(&b""[..]), Some(&b"q"[..]));
         assert_eq!(key(b"LS+ o A s q 3\r\n", of_old), unnamed);
         assert_eq!(key(b"LS- A s q\r\n", of_old), unnamed);
@@ -831,7 +958,7 @@ mod tests {
             panic!("it is a message")
         };
         let mut out = Vec::new();
-        msg(&mut out, b"A", &publish, &[], false);
+        msg(&mut out, MsgHead::Route(b"A"), &publish, &[], false);
         assert_eq!(out, b"RMSG A a 2\r\nhi\r\n");
     }
 
@@ -859,13 +986,13 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_is_no_part_of_what_a_wish_is_known_by() {
-        let wish = |wire: &'static [u8]| match parse(wire, 0, NAMED) {
-            Ok(RouteParsed::Op { op: RouteOp::Interest(wish, weight), .. }) => (wish.key, weight),
+    fn a_weight_is_no_part_of_the_key_of_an_entry() {
+        let entry = |wire: &'static [u8]| match parse(wire, 0, NAMED) {
+            Ok(RouteParsed::Op { op: RouteOp::Interest(entry, weight), .. }) => (entry.key, weight),
             other => panic!("{other:?}"),
         };
-        assert_eq!(wish(b"RS+ $G a q 12\r\n"), (&b"$G a q"[..], Some(12)));
-        assert_eq!(wish(b"RS+ $G a\r\n"), (&b"$G a"[..], None));
-        assert_eq!(wish(b"RS+ $G a q -1\r\n"), (&b"$G a q"[..], Some(0)));
+        assert_eq!(entry(b"RS+ $G a q 12\r\n"), (&b"$G a q"[..], Some(12)));
+        assert_eq!(entry(b"RS+ $G a\r\n"), (&b"$G a"[..], None));
+        assert_eq!(entry(b"RS+ $G a q -1\r\n"), (&b"$G a q"[..], Some(0)));
     }
 }

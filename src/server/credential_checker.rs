@@ -1,4 +1,4 @@
-//! Checks credentials on a thread of its own: a hash may take seconds, and no shard has those.
+//! Checks of credentials on a thread of their own, because a hash may take seconds.
 
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -6,27 +6,31 @@ use std::time::Instant;
 use crossbeam_channel::Receiver;
 
 use crate::config::StartError;
-use crate::shard::{Address, Check, Control};
+use crate::engine::LoginNews;
+use crate::shard::{Address, CheckRequest, Control};
 
-/// How far the thread steps back behind shards on the same core (1 to 19).
+/// The niceness by which the thread yields to shards on the same core (1 to 19).
 const NICENESS: i32 = 10;
 
-/// Answers `checks` one by one until all shards have ended.
+/// Starts the thread, which answers `checks` one by one until all shards have ended.
 pub(super) fn start(
-    checks: Receiver<Check>,
+    checks: Receiver<CheckRequest>,
     shards: Vec<Address>,
 ) -> Result<JoinHandle<()>, StartError> {
     let check_all = move || {
-        // Without, logins would only take more of the shards' time than they should.
+        // A thread that is not nice would let logins take more of the shards' time than they
+        // should.
         let _ = rustix::process::nice(NICENESS);
-        for Check { shard, conn, proof, by } in checks {
-            // Of a connection that is cut by now: else a crowd of them would keep out all others.
+        for CheckRequest { shard, conn, check, by } in checks {
+            // A late check belongs to a closed connection. A crowd of these must not delay all
+            // others.
             if by >= now() {
-                shards[shard.index()].send(Control::Proven { conn, holds: proof.holds() });
+                shards[shard.index()]
+                    .send(Control::Login { conn, news: LoginNews::Checked(check.holds()) });
             }
         }
     };
-    std::thread::Builder::new().name("proofs".to_owned()).spawn(check_all).map_err(|error| {
+    std::thread::Builder::new().name("credentials".to_owned()).spawn(check_all).map_err(|error| {
         StartError::new(format!("cannot start a thread for logins: {error}; raise `ulimit -u`"))
     })
 }

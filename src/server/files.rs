@@ -1,4 +1,4 @@
-//! Files that tell others about this process: its id, and its ports.
+//! Files about this process for other programs: its id, and its ports.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::Identity;
+use super::ServerIdentity;
 use super::listen::host_port;
 use crate::config::StartError;
 
-/// Writes this process's id, without a newline. The file stays, as nats-server's does; a new one
-/// is for its owner.
+/// Writes this process's id, without a newline. The file stays after the end, as nats-server's
+/// does; a new file may be read by its owner only.
 pub fn write_pid(path: &Path) -> Result<(), StartError> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
@@ -22,13 +22,13 @@ pub fn write_pid(path: &Path) -> Result<(), StartError> {
     })
 }
 
-/// `<program>_<pid>.ports`, removed when dropped.
+/// The file `<program>_<pid>.ports`, removed when dropped.
 #[derive(Debug)]
 pub struct PortsFile(PathBuf);
 
 impl PortsFile {
     /// Writes the file into `directory`: a JSON object with the URLs of each kind.
-    pub fn write(directory: &Path, identity: &Identity) -> Result<Self, StartError> {
+    pub fn write(directory: &Path, identity: &ServerIdentity) -> Result<Self, StartError> {
         let name = format!("{}_{}.ports", identity.program, std::process::id());
         let path = directory.join(name);
         let mut content = json!({ "nats": [url("nats", &identity.host, identity.port)] });
@@ -40,11 +40,14 @@ impl PortsFile {
             let scheme = if http.is_tls { "https" } else { "http" };
             content["monitoring"] = json!([url(scheme, &http.host, http.port)]);
         }
+        if let Some(leaf) = &identity.leaf {
+            content["leafnodes"] = json!([url("nats", &leaf.host, leaf.port)]);
+        }
         if let Some(cluster) = &identity.cluster {
             content["cluster"] = json!([url("nats", &cluster.host, cluster.port)]);
         }
         let content = content.to_string();
-        // Under another name first: whoever waits for the file must not see half of it.
+        // Written under another name first, so that no reader of the file sees half of it.
         let unfinished = path.with_extension("ports.tmp");
         fs::write(&unfinished, content).and_then(|()| fs::rename(&unfinished, &path)).map_err(
             |error| StartError::new(format!("Could not write {}: {error}", path.display())),
@@ -53,8 +56,8 @@ impl PortsFile {
     }
 }
 
-fn url(scheme: &str, host: &str, port: u16) -> String {
-    // "Every address" is no address to connect to.
+/// Returns a URL of an address; one that is unspecified is reached by loopback.
+pub(crate) fn url(scheme: &str, host: &str, port: u16) -> String {
     let host = match host {
         "0.0.0.0" | "::" => "127.0.0.1",
         host => host,
@@ -64,7 +67,7 @@ fn url(scheme: &str, host: &str, port: u16) -> String {
 
 impl Drop for PortsFile {
     fn drop(&mut self) {
-        // Somebody else may have tidied up before.
+        // The file may have been removed before.
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -1,79 +1,57 @@
-//! The cluster on the control side: the port for routes, dialling, and who is a member.
+//! Membership in the cluster on the control side: the port for routes, dialling, and members.
 //!
-//! A thread of its own decides, with [`crate::cluster`], and hands connected sockets to shards;
-//! one more accepts, and one for each server that is being dialled, which may take a second.
+//! A thread of its own decides, with [`crate::cluster`], and hands connected sockets to shards; one
+//! more accepts, and there is one for each server that is being dialled, which may take a second.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use tracing::{debug, error, info};
 
+use super::deciders::{DecidingInputs, DecidingThreads};
 use super::listen::host_port;
 use super::shards::Shards;
-use super::{ClusterIdentity, Identity, listen};
-use crate::cluster::{ClientUrls, Members, Plan, Pooling, Step};
+use super::strangers::Strangers;
+use super::{ClusterMembership, ServerIdentity, listen};
+use crate::cluster::{ClientUrls, Members, Plan, Pooling, RouteStep};
 use crate::config::{Options, RouteUrl, StartError, advertised};
 use crate::engine::{NewRoute, Peer, RouteNotice};
 use crate::host::Tree;
-use crate::measure::{Crowd, network};
-use crate::shard::{ACCEPT_REST, Address, Control, RouteOrder};
+use crate::shard::{Address, Control, RouteOrder};
 
-/// How long a server may take to accept a connection.
+/// The time that a server has to accept a connection.
 const DIAL_MAX: Duration = Duration::from_secs(1);
-/// Connections of servers that have said who they are, at one time; others are refused.
-const LINKS_MAX: usize = 1024;
-/// Of these one address that dials has at most so many: it leaves others their places, whether or
-/// not a peer has to say a password.
-const LINKS_PER_ADDRESS_MAX: usize = LINKS_MAX / 2;
-/// Places for those who have dialled and not said who they are; beyond that one goes for each that
-/// comes. A member says it at once, however many others wait for something.
-const STRANGERS_MAX: usize = 256;
-/// Servers that are dialled at one time; others are tried later.
-const DIALS_MAX: usize = 32;
-/// Options that wait to be taken over; who has others waits, too.
-const RELOADS_MAX: usize = 1;
-/// Accepted connections that wait to be looked at.
-const ACCEPTED_MAX: usize = 16;
-/// Of the attempts to reach a server the first is an error in the log, and then every so many.
+/// Servers dialled at one time; the others are dialled later.
+pub(super) const DIALS_MAX: usize = 32;
+/// Attempts to reach a server per error in the log; the first attempt is always logged.
 const ATTEMPTS_PER_REPORT: u32 = 3600;
 
-/// What came of dialling a target.
+/// The outcome of dialling: target, attempt, URL, and the socket or the error.
 type Dialed = (u64, u32, RouteUrl, io::Result<TcpStream>);
 
-/// The running cluster side. It ends when dropped.
-pub(super) struct Cluster {
-    listener: TcpListener,
-    reload_to: Sender<Arc<Options>>,
-    stop: Option<Sender<()>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-/// Listens for routes, if there are to be any.
+/// Listens for routes, if a port for them is configured.
 pub(super) fn bind(options: &Options) -> Result<Option<TcpListener>, StartError> {
     let cluster = &options.cluster;
     cluster.port.map(|port| listen::bind_cluster(&cluster.host, port)).transpose()
 }
 
-/// What this server, which is `identity` otherwise, is as a member.
+/// Returns this server's membership in the cluster; `None` without a `listener`.
 pub(super) fn identify(
     options: &Options,
     listener: Option<&TcpListener>,
-    identity: &Identity,
-) -> Result<Option<ClusterIdentity>, StartError> {
+    identity: &ServerIdentity,
+) -> Result<Option<ClusterMembership>, StartError> {
     let Some(listener) = listener else { return Ok(None) };
     let address = listener.local_addr();
     let address =
         address.map_err(|error| StartError::new(format!("cannot tell the port: {error}")))?;
     let made_up = || std::iter::repeat_with(fastrand::alphanumeric).take(22).collect();
-    Ok(Some(ClusterIdentity {
-        name: options.cluster.name.clone().unwrap_or_else(made_up),
-        is_dynamic: options.cluster.name.is_none(),
+    Ok(Some(ClusterMembership {
+        name: options.cluster_name().cloned().unwrap_or_else(made_up),
+        is_dynamic: options.cluster_name().is_none(),
         host: options.cluster.host.clone(),
         port: address.port(),
         urls: client_urls(options, identity),
@@ -81,17 +59,23 @@ pub(super) fn identify(
     }))
 }
 
-fn client_urls(options: &Options, identity: &Identity) -> ClientUrls {
+fn client_urls(options: &Options, identity: &ServerIdentity) -> ClientUrls {
     let websocket = identity.websocket.as_ref();
-    let advertise = options.websocket.as_ref().and_then(|options| options.advertise.as_deref());
+    let advertise =
+        options.network.websocket.as_ref().and_then(|options| options.advertise.as_deref());
     ClientUrls {
-        tcp: Some(urls(options.client_advertise.as_deref(), &options.host, identity.port)),
+        tcp: Some(urls(
+            options.network.client_advertise.as_deref(),
+            &options.network.host,
+            identity.port,
+        )),
         websocket: websocket.map(|endpoint| urls(advertise, &endpoint.host, endpoint.port)),
+        leaf: None,
     }
 }
 
-/// Where clients may connect: what is said, else where the server listens, on all addresses of
-/// this machine if it listens on all.
+/// Returns the addresses for clients: `advertise`, else that of the listener, or all addresses of
+/// this host if it listens on all.
 fn urls(advertise: Option<&str>, host: &str, port: u16) -> Vec<String> {
     if advertise.is_some() {
         let (host, port) = advertised(advertise, host, port);
@@ -104,58 +88,43 @@ fn urls(advertise: Option<&str>, host: &str, port: u16) -> Vec<String> {
     vec![host_port(host, port)]
 }
 
-impl Cluster {
-    /// Takes part in the cluster from now on, if there is a `listener`.
-    pub(super) fn start(
-        listener: Option<TcpListener>,
-        identity: &Identity,
-        options: &Arc<Options>,
-        shards: &Shards,
-    ) -> Result<Option<Self>, StartError> {
-        let (Some(listener), Some(own)) = (listener, &identity.cluster) else { return Ok(None) };
-        let failed =
-            |error: io::Error| StartError::new(format!("cannot listen for routes: {error}"));
-        info!("Cluster name is {}", own.name);
-        if own.is_dynamic {
-            tracing::warn!("Cluster name was dynamically generated, consider setting one");
-        }
-        warn_if_insecure(options);
-        let at = host_port(&options.cluster.host, own.port);
-        info!("Listening for route connections on {at}");
-        let (addresses, notices, started) = shards.for_cluster();
-        let (stop, stopped) = bounded(0);
-        let (accepted_to, accepted) = bounded(ACCEPTED_MAX);
-        let (dialed_to, dialed) = bounded(DIALS_MAX);
-        let side = Side {
-            members: Members::new(plan(&identity.id, &own.pooling, options), fastrand::u64(..)),
-            addresses,
-            started,
-            id: identity.id.clone(),
-            pooling: own.pooling.clone(),
-            cluster: own.name.clone(),
-            name: first_name(&options.cluster.routes),
-            last_rid: 0,
-            strangers: Crowd::new(STRANGERS_MAX),
-            turned_away: BTreeSet::new(),
-            accepted: BTreeMap::new(),
-            dialing: 0,
-            dialed_to,
-        };
-        let ends = listener.try_clone().map_err(failed)?;
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(failed)
-        };
-        let (reload_to, reloads) = bounded(RELOADS_MAX);
-        let decide = move || side.run(&notices, &accepted, &dialed, &reloads, &stopped);
-        let threads = vec![
-            spawn("cluster", Box::new(decide))?,
-            spawn("cluster-accept", Box::new(move || accept(&listener, &accepted_to)))?,
-        ];
-        Ok(Some(Self { listener: ends, reload_to, stop: Some(stop), threads }))
+/// Starts the threads that decide about routes, if there is a `listener`.
+pub(super) fn start(
+    listener: Option<TcpListener>,
+    identity: &ServerIdentity,
+    options: &Arc<Options>,
+    shards: &Shards,
+) -> Result<Option<DecidingThreads>, StartError> {
+    let (Some(listener), Some(own)) = (listener, &identity.cluster) else { return Ok(None) };
+    let failed = |error: io::Error| StartError::new(format!("cannot listen for routes: {error}"));
+    info!("Cluster name is {}", own.name);
+    if own.is_dynamic {
+        tracing::warn!("Cluster name was dynamically generated, consider setting one");
     }
+    warn_if_insecure(options);
+    let at = host_port(&options.cluster.host, own.port);
+    info!("Listening for route connections on {at}");
+    let (addresses, notices, started) = shards.for_cluster();
+    let (dialed_to, dialed) = bounded(DIALS_MAX);
+    let side = RouteDecider {
+        members: Members::new(plan(&identity.id, &own.pooling, options), fastrand::u64(..)),
+        addresses,
+        started,
+        id: identity.id.clone(),
+        pooling: own.pooling.clone(),
+        cluster: own.name.clone(),
+        name: first_name(&options.cluster.routes),
+        last_rid: 0,
+        strangers: Strangers::new("Route"),
+        dialing: 0,
+        dialed_to,
+    };
+    let decide = move |inputs: &DecidingInputs| side.run(&notices, &dialed, inputs);
+    let threads = DecidingThreads::start("cluster", Some((listener, "route")), decide);
+    threads.map(Some).map_err(failed)
 }
 
-/// Says what `insecure` means, wherever it is in force.
+/// Warns about `insecure`, if it is in force.
 fn warn_if_insecure(options: &Options) {
     if options.cluster.tls.as_ref().is_some_and(|tls| tls.is_insecure) {
         tracing::warn!(
@@ -165,7 +134,7 @@ fn warn_if_insecure(options: &Options) {
     }
 }
 
-/// What its members have to know.
+/// Returns the plan for the members from the options.
 fn plan(id: &str, pooling: &Pooling, options: &Options) -> Plan {
     let cluster = &options.cluster;
     Plan {
@@ -179,52 +148,8 @@ fn plan(id: &str, pooling: &Pooling, options: &Options) -> Plan {
     }
 }
 
-impl Cluster {
-    /// Other options count, of which the shards know already.
-    pub(super) fn reload(&self, options: &Arc<Options>) {
-        // If nobody takes it the server is about to end.
-        let _ = self.reload_to.send(Arc::clone(options));
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        // Wakes whoever accepts; if it fails there is nobody.
-        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
-        for thread in self.threads.drain(..) {
-            // If it panicked, it has said so.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Accepts until the listener is shut down or nobody wants more.
-fn accept(listener: &TcpListener, to: &Sender<(TcpStream, SocketAddr)>) {
-    loop {
-        match listener.accept() {
-            Ok(accepted) => {
-                if to.send(accepted).is_err() {
-                    return;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                error!("Error accepting route connection: {error}");
-                rest();
-            }
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this thread has nothing else to do")]
-fn rest() {
-    std::thread::sleep(ACCEPT_REST);
-}
-
-/// What the deciding thread has.
-struct Side {
+/// State of the deciding thread.
+struct RouteDecider {
     members: Members,
     addresses: Vec<Address>,
     started: Instant,
@@ -232,28 +157,23 @@ struct Side {
     pooling: Pooling,
     /// The cluster's name.
     cluster: String,
-    /// The first host of the configured routes that is a name.
+    /// The first host among the configured routes that is a name instead of an address.
     name: Option<String>,
     last_rid: u64,
-    /// Who has dialled, and not said who it is.
-    strangers: Crowd,
-    /// Those of them who had to go, as long as they are not gone.
-    turned_away: BTreeSet<u64>,
-    /// The routes that others have dialled, each with where it came from.
-    accepted: BTreeMap<u64, IpAddr>,
+    /// Routes that other servers have dialled.
+    strangers: Strangers,
     dialing: usize,
     dialed_to: Sender<Dialed>,
 }
 
-impl Side {
+impl RouteDecider {
     fn run(
         mut self,
         notices: &Receiver<RouteNotice>,
-        accepted: &Receiver<(TcpStream, SocketAddr)>,
         dialed: &Receiver<Dialed>,
-        reloads: &Receiver<Arc<Options>>,
-        stopped: &Receiver<()>,
+        inputs: &DecidingInputs,
     ) {
+        let DecidingInputs { accepted, reloads, stopped } = inputs;
         loop {
             self.members.set_now(self.now());
             while let Some(step) = self.members.next_step() {
@@ -286,7 +206,7 @@ impl Side {
         self.name = first_name(&options.cluster.routes);
         warn_if_insecure(options);
         self.members.reload(plan(&self.id, &self.pooling, options));
-        if let Some(name) = options.cluster.name.clone().filter(|name| *name != self.cluster) {
+        if let Some(name) = options.cluster_name().filter(|name| **name != self.cluster).cloned() {
             info!("Cluster name updated to {name}");
             self.cluster.clone_from(&name);
             self.tell_all(&RouteOrder::Name { name, is_dynamic: false });
@@ -301,15 +221,13 @@ impl Side {
     fn on_notice(&mut self, notice: RouteNotice) {
         match notice {
             RouteNotice::Greeted { rid, info, ip } => {
-                self.strangers.leave(rid);
+                self.strangers.on_known(rid);
                 self.members.on_greeted(rid, *info, &ip);
             }
             RouteNotice::Confirmed { rid } => self.members.on_confirmed(rid),
             RouteNotice::Heard { rid, info } => self.members.on_heard(rid, *info),
             RouteNotice::Ended { rid, is_self } => {
-                self.strangers.leave(rid);
-                self.turned_away.remove(&rid);
-                self.accepted.remove(&rid);
+                self.strangers.on_ended(rid);
                 self.members.on_ended(rid, is_self);
             }
             RouteNotice::Named { rid, name, is_dynamic } => {
@@ -321,29 +239,12 @@ impl Side {
     }
 
     fn on_accepted(&mut self, socket: TcpStream, from: IpAddr) {
-        let unknown = self.strangers.len() + self.turned_away.len();
-        if self.members.links().saturating_sub(unknown) >= LINKS_MAX {
-            error!("Route connection refused: there are {LINKS_MAX} already");
-            return;
-        }
-        // Who comes from elsewhere has another chance, for nobody may keep the others out.
-        let leaving = self.turned_away.len();
-        let leaving_max = if self.strangers.knows(from) { 1 } else { 2 } * STRANGERS_MAX;
-        if leaving >= leaving_max {
-            debug!("Route connection refused: {leaving} that had to go are not gone yet");
-            return;
-        }
-        let network = network(from);
-        let same = self.accepted.values().filter(|other| **other == network).count();
-        if same >= LINKS_PER_ADDRESS_MAX {
-            error!("Route connection refused: there are {same} from {from} already");
+        if !self.strangers.admits(from, self.members.links()) {
             return;
         }
         let Some(rid) = self.hand_over(socket, None) else { return };
         self.members.on_accepted(rid);
-        self.accepted.insert(rid, network);
         if let Some(longest) = self.strangers.enter(rid, from) {
-            self.turned_away.insert(longest);
             self.shard_of(longest).send(Control::Route(RouteOrder::TurnAway(longest)));
         }
     }
@@ -363,26 +264,18 @@ impl Side {
                 let line = format!(
                     "Error trying to connect to route (attempt {number}): dial tcp {at}: {error}"
                 );
-                if attempt.is_multiple_of(ATTEMPTS_PER_REPORT) {
-                    error!("{line}")
-                } else {
-                    debug!("{line}")
-                }
+                report_attempt(attempt, &line);
                 None
             }
         };
         self.members.on_dialed(target, rid);
     }
 
-    /// Gives a socket to a shard. Returns the route's number; none if the peer is gone.
+    /// Hands a socket to a shard. Returns the route's number; `None` if the peer has gone.
     fn hand_over(&mut self, socket: TcpStream, dialed: Option<&RouteUrl>) -> Option<u64> {
-        let address = socket.peer_addr().ok()?;
-        // Messages leave when they are there; without this only latency would suffer.
-        let _ = socket.set_nodelay(true);
-        self.last_rid += 1;
-        let rid = self.last_rid;
-        let ip = address.ip().to_canonical().to_string();
-        let peer = Peer { cid: rid, ip: ip.into(), port: address.port() };
+        let rid = self.last_rid + 1;
+        let peer = greeted(&socket, rid)?;
+        self.last_rid = rid;
         let host = dialed.map_or(String::new(), |url| self.certified(&url.host));
         let dialed = dialed.map(|url| url.login.clone());
         let route = NewRoute { rid, dialed, host };
@@ -390,32 +283,32 @@ impl Side {
         Some(rid)
     }
 
-    /// Whom the certificate of the server at `host` has to be for. Certificates are seldom for
-    /// addresses, which is how others speak of servers: with one, the first name that a route is
-    /// configured with.
+    /// Returns the name that the certificate of the server at `host` must have. Certificates seldom
+    /// have addresses, which other members announce; for an address it is the first name among the
+    /// configured routes.
     fn certified(&self, host: &str) -> String {
         let name = self.name.as_ref().filter(|_| host.parse::<IpAddr>().is_ok());
         name.map_or(host, String::as_str).to_owned()
     }
 
-    /// Routes go round the shards.
+    /// Returns the shard for a route: one after the other.
     fn shard_of(&self, rid: u64) -> &Address {
         let shards = self.addresses.len() as u64;
         let at = usize::try_from(rid % shards.max(1)).unwrap_or(0);
         &self.addresses[at]
     }
 
-    fn carry_out(&mut self, step: Step) {
+    fn carry_out(&mut self, step: RouteStep) {
         let order = |rid, order| self.shard_of(rid).send(Control::Route(order));
         match step {
-            Step::Register(rid, part) => order(rid, RouteOrder::Register(rid, part)),
-            Step::Close(rid) => order(rid, RouteOrder::Close(rid)),
-            Step::Ask(rid) => order(rid, RouteOrder::Ask(rid)),
-            Step::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
-            Step::HearOn(rid) => order(rid, RouteOrder::HearOn(rid)),
-            Step::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
-            Step::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),
-            Step::Dial { target, url, attempt } => self.dial(target, url, attempt),
+            RouteStep::Register(rid, part) => order(rid, RouteOrder::Register(rid, part)),
+            RouteStep::Close(rid) => order(rid, RouteOrder::Close(rid)),
+            RouteStep::Ask(rid) => order(rid, RouteOrder::Ask(rid)),
+            RouteStep::Remove(rid) => order(rid, RouteOrder::Remove(rid)),
+            RouteStep::HearOn(rid) => order(rid, RouteOrder::HearOn(rid)),
+            RouteStep::Gossip(rid, info) => order(rid, RouteOrder::Gossip(rid, info)),
+            RouteStep::Urls(urls) => self.tell_all(&RouteOrder::Urls(urls)),
+            RouteStep::Dial { target, url, attempt } => self.dial(target, url, attempt),
         }
     }
 
@@ -430,7 +323,7 @@ impl Side {
         let to = self.dialed_to.clone();
         let dial = move || {
             let outcome = connect(&url);
-            // If nobody waits for it the server is about to end.
+            // If the receiver has gone, the server is about to end.
             let _ = to.send((target, attempt, url, outcome));
         };
         let thread = std::thread::Builder::new().name("cluster-dial".to_owned());
@@ -448,11 +341,16 @@ fn first_name(routes: &[RouteUrl]) -> Option<String> {
 }
 
 /// Connects to the first address of the server that answers in time.
-fn connect(url: &RouteUrl) -> io::Result<TcpStream> {
+pub(super) fn connect(url: &RouteUrl) -> io::Result<TcpStream> {
+    dial(&url.host, url.port, DIAL_MAX)
+}
+
+/// Connects to the first address of a server that answers in time.
+pub(super) fn dial(host: &str, port: u16, patience: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in (url.host.as_str(), url.port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, DIAL_MAX) {
-            // A free port of this machine may answer itself.
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, patience) {
+            // A free port of this host may connect to itself.
             Ok(socket) if socket.local_addr().ok() == Some(address) => {
                 let _ = socket.shutdown(Shutdown::Both);
                 last = io::ErrorKind::ConnectionRefused.into();
@@ -465,6 +363,25 @@ fn connect(url: &RouteUrl) -> io::Result<TcpStream> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the control side may look at the clock")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
+}
+
+/// Logs a failed attempt to reach another server: the first one, and then one of many.
+pub(super) fn report_attempt(attempt: u32, line: &str) {
+    if attempt.is_multiple_of(ATTEMPTS_PER_REPORT) {
+        error!("{line}");
+    } else {
+        debug!("{line}");
+    }
+}
+
+/// Prepares a connection to another server, and returns the peer with this number; `None` if it has
+/// gone.
+pub(super) fn greeted(socket: &TcpStream, number: u64) -> Option<Peer> {
+    let address = socket.peer_addr().ok()?;
+    // Messages are sent without delay; a failure costs only latency.
+    let _ = socket.set_nodelay(true);
+    let ip = address.ip().to_canonical().to_string();
+    Some(Peer { cid: number, ip: ip.into(), port: address.port() })
 }

@@ -1,4 +1,4 @@
-//! The socket that clients connect to.
+//! Listening sockets for clients, routes and monitoring.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -9,53 +9,76 @@ use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::config::StartError;
 
-/// Connections the kernel may hold for us; it takes no more than `net.core.somaxconn`.
+/// Connections in the kernel's accept queue; the kernel allows at most `net.core.somaxconn`.
 pub(super) const BACKLOG: i32 = 4096;
-/// How often a port in use is tried again, and how long after: half a second in all. The kernel
-/// frees the port of a killed server only when it has taken down that server's rings, a little
-/// after the process is gone.
+/// Attempts to bind a port in use, one per `BUSY_PAUSE`: half a second in all. The kernel frees the
+/// port of a killed server only when it has taken down that server's rings, a little after the end
+/// of the process.
 const BUSY_TRIES_MAX: usize = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// What is said of a port for clients that cannot be had.
+/// The beginning of errors about the port for clients.
 pub const CLIENTS: &str = "Error listening on port";
-/// The same of one for WebSocket clients.
+/// The beginning of errors about the port for WebSocket clients.
 pub const WEBSOCKET: &str = "Unable to listen for websocket connections";
 
-/// Takes the port for clients; [`open`] lets them in. An unspecified address includes IPv4 and,
-/// where there is any, IPv6.
+/// The beginning of errors about the port for leaf nodes.
+pub const LEAF: &str = "Error listening on leafnode port";
+
+/// Binds the port for leaf nodes as [`bind`] does.
+pub fn bind_leaf(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    take(host, port, LEAF)
+}
+
+/// The beginning of errors about the port for clients of MQTT.
+pub const MQTT: &str = "Unable to listen for MQTT connections";
+
+/// Binds the port for clients of MQTT as [`bind`] does.
+pub fn bind_mqtt(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    take(host, port, MQTT)
+}
+
+/// Binds the port for clients; [`open`] starts to accept. An unspecified address includes IPv4 and,
+/// where available, IPv6.
 ///
 /// # Errors
 ///
-/// When the host is not this machine's or the port is taken.
+/// Fails if the host is not an address of this host or the port is taken.
 pub fn bind(host: &str, port: u16) -> Result<TcpListener, StartError> {
     take(host, port, CLIENTS)
 }
 
-/// The same for WebSocket clients.
+/// Binds the port for WebSocket clients as [`bind`] does.
 pub fn bind_websocket(host: &str, port: u16) -> Result<TcpListener, StartError> {
     take(host, port, WEBSOCKET)
 }
 
-/// The same for other servers, who are let in at once.
+/// Binds the port for routes and starts to accept.
 pub fn bind_cluster(host: &str, port: u16) -> Result<TcpListener, StartError> {
     const COMPLAINT: &str = "Error listening on router port";
     let listener = take(host, port, COMPLAINT)?;
     open(&listener, COMPLAINT).map(|()| listener)
 }
 
-/// The same for the monitoring.
+/// Binds the port for other clusters and starts to accept.
+pub fn bind_gateway(host: &str, port: u16) -> Result<TcpListener, StartError> {
+    const COMPLAINT: &str = "Error listening on gateway port";
+    let listener = take(host, port, COMPLAINT)?;
+    open(&listener, COMPLAINT).map(|()| listener)
+}
+
+/// Binds the port for monitoring and starts to accept.
 pub fn bind_monitor(host: &str, port: u16) -> Result<TcpListener, StartError> {
     const COMPLAINT: &str = "Can't start monitoring: can't listen to the monitor port";
     let listener = take(host, port, COMPLAINT)?;
     open(&listener, COMPLAINT).map(|()| listener)
 }
 
-/// From now on connections come in.
+/// Starts to accept connections.
 ///
 /// # Errors
 ///
-/// When another process was faster on the same port.
+/// Fails if another process has begun to listen on the port.
 pub fn open(listener: &TcpListener, complaint: &str) -> Result<(), StartError> {
     net::listen(listener, BACKLOG).map_err(|error| {
         let address = listener.local_addr().map(|address| address.to_string());
@@ -65,7 +88,7 @@ pub fn open(listener: &TcpListener, complaint: &str) -> Result<(), StartError> {
 
 fn failed(address: &str, complaint: &str, error: &io::Error) -> StartError {
     let remedy = match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop what listens there or choose another port",
+        io::ErrorKind::AddrInUse => "; stop the process on that port or choose another port",
         io::ErrorKind::AddrNotAvailable => "; choose an address of this machine",
         io::ErrorKind::PermissionDenied => "; choose a port above 1023",
         _ if lacks_files(error) => "; raise the limit of open files with `ulimit -n`",
@@ -74,7 +97,7 @@ fn failed(address: &str, complaint: &str, error: &io::Error) -> StartError {
     StartError::new(format!("{complaint}: {address}, \"{error}\"{remedy}"))
 }
 
-/// Whether no more files may be open.
+/// Whether the error is that no more files may be open.
 pub(super) fn lacks_files(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| [Errno::MFILE, Errno::NFILE].contains(&errno))
 }
@@ -96,12 +119,13 @@ fn pause() {
     std::thread::sleep(BUSY_PAUSE);
 }
 
-/// `host:port`, with brackets around an IPv6 address.
+/// Formats `host:port`, with brackets around an IPv6 address.
 pub fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// What to try, in order. Of a name only the first address counts, IPv4 before IPv6.
+/// Returns the addresses to try, in order. For a name only its first address counts, IPv4 before
+/// IPv6.
 fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let everywhere_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     if let Ok(ip) = host.parse::<IpAddr>() {
@@ -121,7 +145,7 @@ fn first_listener(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
     for address in addresses {
         match listener(*address) {
             Ok(listener) => return Ok(listener),
-            // Without IPv6 its address does not even exist: the next one may.
+            // On a host without IPv6, its address fails; the next address may succeed.
             Err(error) => last = error,
         }
     }
@@ -131,8 +155,8 @@ fn first_listener(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
 fn listener(address: SocketAddr) -> io::Result<TcpListener> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // A restarted server can have its port back at once. Of free ports, one that is taken and not
-    // listened on yet is none.
+    // A restarted server can have its port back at once. A port that is bound but not listened on
+    // yet must not count as free.
     sockopt::set_socket_reuseaddr(&socket, address.port() != 0)?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;

@@ -1,8 +1,8 @@
 //! The log, in nats-server's line format or as JSON.
 //!
-//! Whoever logs never waits for a disk or a terminal: what is said goes through a queue, bounded
-//! in lines and bytes, to a thread of its own that writes it; what does not fit is dropped and
-//! counted, and the log says so once there is room again.
+//! A thread that logs never waits for a disk or a terminal: entries go through a queue, bounded in
+//! lines and bytes, to a thread that writes them. Entries that do not fit are dropped and counted,
+//! and the log reports the number once there is room again.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
@@ -23,57 +23,57 @@ use super::log_file::LogFile;
 use super::syslog::SyslogWriter;
 use crate::config::{LogFormat, LogOptions, StartError};
 
-/// Lines that may wait for the disk or terminal.
+/// Lines that may wait for the disk or terminal, at most.
 const WAITING_LINES_MAX: usize = 64 * 1024;
-/// Bytes of text that may: traces can show whole payloads.
+/// Bytes of waiting text, at most: traces can show whole payloads.
 const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long the end of the process waits for a disk or terminal to take what still waits.
+/// The time that the end of the process waits for the disk or terminal to take waiting lines.
 const END_MAX: Duration = Duration::from_secs(2);
 /// The target of errors that end the process; tracing has no level for them.
 pub const FATAL: &str = "fatal";
 
-/// The running log. Dropping it writes what still waits.
+/// The running log. Writes waiting lines when dropped.
 #[derive(Debug)]
 pub struct Log {
-    shared: Arc<Shared>,
+    shared: Arc<LogState>,
     queue: Sender<Item>,
-    orders: Sender<Order>,
-    /// Disconnected when the writing thread has ended.
+    orders: Sender<LogOrder>,
+    /// A channel that is disconnected when the writing thread has ended.
     ended: Receiver<()>,
     options: LogOptions,
 }
 
-/// What those who log and the thread that writes both look at.
+/// State shared by the threads that log and the thread that writes.
 #[derive(Debug, Default)]
-struct Shared {
+struct LogState {
     debug: AtomicBool,
     trace: AtomicBool,
     waiting_bytes: AtomicUsize,
     dropped_lines: AtomicU64,
 }
 
-/// What the queue holds.
+/// An item of the queue.
 #[derive(Debug)]
 enum Item {
-    Entry(Entry),
-    /// Nothing follows.
+    Entry(LogEntry),
+    /// The end of the queue.
     End,
 }
 
-/// Something to be logged.
+/// An entry of the log.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct LogEntry {
     pub(super) at: DateTime<Utc>,
     pub(super) severity: Severity,
     pub(super) text: String,
 }
 
-/// What the thread that writes does before the next line.
+/// An order to the writing thread, carried out before the next line.
 #[derive(Debug)]
-enum Order {
-    /// Open the file again by its name.
+enum LogOrder {
+    /// An order to open the file again by its name.
     Reopen,
-    /// Write like this, and there, if it is somewhere else than before.
+    /// An order to change the form of lines, and the destination if it is another.
     Change(Box<LogOptions>, Option<Sink>),
 }
 
@@ -92,9 +92,10 @@ impl Log {
     /// Starts logging for the whole process; works once.
     pub fn start(options: &LogOptions) -> Result<Self, StartError> {
         let sink = Sink::open(options)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LogState::default());
         let (queue, waiting) = bounded(WAITING_LINES_MAX);
-        // Whoever reloads bounds it: each order is followed by a line, before which it is obeyed.
+        // The number of orders is bounded by reloads: a line follows each order, and the order is
+        // carried out before it.
         let (orders, ordered) = unbounded();
         let (alive, ended) = bounded(0);
         let writer = Writer {
@@ -117,35 +118,35 @@ impl Log {
         Ok(Self { shared, queue, orders, ended, options: options.clone() })
     }
 
-    /// Closes the log file and opens it again by its name before the next line.
+    /// Orders that the log file is closed, and opened again by its name, before the next line.
     pub fn reopen(&self) {
-        self.order(Order::Reopen);
+        self.order(LogOrder::Reopen);
     }
 
-    /// Logs from the next line on as `options` say.
+    /// Puts new options in force from the next line on.
     ///
     /// # Errors
     ///
-    /// If there is somewhere new to log to and it cannot be opened; then nothing has changed.
+    /// Fails if a new destination cannot be opened; then nothing has changed.
     pub fn reload(&mut self, options: &LogOptions) -> Result<(), StartError> {
         if *options == self.options {
             return Ok(());
         }
         let moved = (&options.file, &options.syslog) != (&self.options.file, &self.options.syslog);
         let sink = moved.then(|| Sink::open(options)).transpose()?;
-        self.order(Order::Change(Box::new(options.clone()), sink));
+        self.order(LogOrder::Change(Box::new(options.clone()), sink));
         self.shared.set_levels(options);
         self.options = options.clone();
         Ok(())
     }
 
-    /// Lines that were dropped so far because too many waited.
+    /// Returns the number of lines dropped so far because too many waited.
     pub fn dropped_lines(&self) -> u64 {
         self.shared.dropped_lines.load(Ordering::Relaxed)
     }
 
-    fn order(&self, order: Order) {
-        // Without the thread nothing is logged any more, and nobody could be told.
+    fn order(&self, order: LogOrder) {
+        // Without the thread nothing can be logged, not even this failure.
         let _ = self.orders.send(order);
     }
 }
@@ -153,29 +154,29 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         if self.queue.send_timeout(Item::End, END_MAX).is_ok() {
-            // Nothing is ever sent: the wait ends with the thread, or with our patience.
+            // No value is ever sent: the wait ends with the thread, or after `END_MAX`.
             let _ = self.ended.recv_timeout(END_MAX);
         }
     }
 }
 
-impl Shared {
+impl LogState {
     fn set_levels(&self, options: &LogOptions) {
         self.debug.store(options.debug, Ordering::Relaxed);
         self.trace.store(options.trace, Ordering::Relaxed);
-        // Whether a line is wanted at all is remembered where it is written.
+        // Each place that logs caches whether its line is wanted.
         tracing::callsite::rebuild_interest_cache();
     }
 }
 
-/// Turns events into entries of the queue.
+/// A layer that turns events into entries of the queue.
 struct Lines {
-    shared: Arc<Shared>,
+    shared: Arc<LogState>,
     queue: Sender<Item>,
 }
 
 impl Lines {
-    fn push(&self, entry: Entry) {
+    fn push(&self, entry: LogEntry) {
         let (shared, bytes) = (&self.shared, entry.text.len());
         let fits = shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) < WAITING_BYTES_MAX;
         if !fits || self.queue.try_send(Item::Entry(entry)).is_err() {
@@ -204,10 +205,10 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut text = Text(String::new());
+        let mut text = EventText(String::new());
         event.record(&mut text);
         let severity = Severity::of(event.metadata());
-        self.push(Entry { at: Utc::now(), severity, text: text.0 });
+        self.push(LogEntry { at: Utc::now(), severity, text: text.0 });
     }
 }
 
@@ -235,10 +236,10 @@ impl Severity {
     }
 }
 
-/// An event's message and fields, as one line whatever clients put into them.
-struct Text(String);
+/// An event's message and fields, as one line whatever control characters clients put into them.
+struct EventText(String);
 
-impl Visit for Text {
+impl Visit for EventText {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let start = self.0.len();
         // Writing to a String cannot fail.
@@ -259,14 +260,14 @@ impl Visit for Text {
     }
 }
 
-/// The thread that writes.
+/// State of the writing thread.
 struct Writer {
     waiting: Receiver<Item>,
-    orders: Receiver<Order>,
-    shared: Arc<Shared>,
+    orders: Receiver<LogOrder>,
+    shared: Arc<LogState>,
     sink: Sink,
     options: LogOptions,
-    /// Dropped lines that the log has told of.
+    /// Dropped lines that the log has reported.
     told_lines: u64,
     _alive: Sender<()>,
 }
@@ -288,14 +289,14 @@ impl Writer {
         }
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: LogOrder) {
         match order {
-            Order::Reopen => {
+            LogOrder::Reopen => {
                 if let Sink::File(file) = &mut self.sink {
                     file.open_again();
                 }
             }
-            Order::Change(options, sink) => {
+            LogOrder::Change(options, sink) => {
                 self.options = *options;
                 if let Some(sink) = sink {
                     self.sink = sink;
@@ -308,16 +309,16 @@ impl Writer {
         let dropped = self.shared.dropped_lines.load(Ordering::Relaxed);
         if dropped > self.told_lines {
             let count = dropped - std::mem::replace(&mut self.told_lines, dropped);
-            let text = format!("{count} log lines were dropped because too many waited");
-            self.write(&Entry { at: Utc::now(), severity: Severity::Warning, text });
+            let text = format!("{count} log lines dropped: the queue of the log was full");
+            self.write(&LogEntry { at: Utc::now(), severity: Severity::Warning, text });
         }
     }
 
-    /// Writes an entry; where that fails, there is nobody left to tell.
-    fn write(&mut self, entry: &Entry) {
+    /// Writes an entry. A failure is ignored, because it could not be reported.
+    fn write(&mut self, entry: &LogEntry) {
         if let Sink::File(file) = &mut self.sink {
             for text in file.put_aside_if_grown(&self.options) {
-                let entry = Entry { at: Utc::now(), severity: Severity::Info, text };
+                let entry = LogEntry { at: Utc::now(), severity: Severity::Info, text };
                 let _ = file.write(&line(&entry, &self.options));
             }
         }
@@ -330,7 +331,7 @@ impl Writer {
     }
 }
 
-/// Where lines go.
+/// The destination of lines.
 #[derive(Debug)]
 enum Sink {
     Stderr,
@@ -339,7 +340,7 @@ enum Sink {
 }
 
 impl Sink {
-    /// As in nats-server, a file wins over the system's log.
+    /// Opens the destination; as in nats-server, a file takes precedence over the system log.
     fn open(options: &LogOptions) -> Result<Self, StartError> {
         match (&options.file, &options.syslog) {
             (Some(path), _) => LogFile::open(path).map(Self::File),
@@ -349,7 +350,7 @@ impl Sink {
     }
 }
 
-fn line(entry: &Entry, options: &LogOptions) -> String {
+fn line(entry: &LogEntry, options: &LogOptions) -> String {
     const TIME: &str = "%Y/%m/%d %H:%M:%S%.6f";
     let (pid, severity, text) = (std::process::id(), entry.severity.label(), &entry.text);
     if options.format == LogFormat::Json {
@@ -369,12 +370,12 @@ fn line(entry: &Entry, options: &LogOptions) -> String {
 mod tests {
     use super::*;
 
-    fn entry(text: &str) -> Entry {
+    fn entry(text: &str) -> LogEntry {
         let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
-        Entry { at, severity: Severity::Warning, text: text.to_owned() }
+        LogEntry { at, severity: Severity::Warning, text: text.to_owned() }
     }
 
-    fn lines(shared: &Arc<Shared>, lines_max: usize) -> (Lines, Receiver<Item>) {
+    fn lines(shared: &Arc<LogState>, lines_max: usize) -> (Lines, Receiver<Item>) {
         let (queue, waiting) = bounded(lines_max);
         (Lines { shared: Arc::clone(shared), queue }, waiting)
     }
@@ -397,7 +398,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_the_queue_is_dropped_and_counted() {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LogState::default());
         let (lines, waiting) = lines(&shared, 2);
         (0..5).for_each(|_| lines.push(entry("a")));
         assert_eq!(waiting.len(), 2);
@@ -407,7 +408,7 @@ mod tests {
 
     #[test]
     fn lines_that_are_too_long_together_are_dropped_however_few() {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LogState::default());
         let (lines, waiting) = lines(&shared, 100);
         let long = "x".repeat(WAITING_BYTES_MAX);
         lines.push(entry(&long));
@@ -420,12 +421,12 @@ mod tests {
     fn the_log_tells_of_a_gap_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LogState::default());
         let (lines, waiting) = lines(&shared, 2);
         (0..5).for_each(|_| lines.push(entry("a")));
         waiting.try_recv().unwrap();
         lines.queue.send(Item::End).unwrap();
-        // Nothing is put into it.
+        // The test sends no orders.
         let (_orders, ordered) = unbounded();
         let options = LogOptions { file: Some(path.clone()), ..LogOptions::default() };
         Writer {
@@ -439,6 +440,6 @@ mod tests {
         }
         .run();
         let text = std::fs::read_to_string(path).unwrap();
-        assert_eq!(text.matches(" 3 log lines were dropped").count(), 1, "{text}");
+        assert_eq!(text.matches(" 3 log lines dropped").count(), 1, "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! A log file that can be opened again, and put aside when it has grown.
+//! A log file that can be opened again, and renamed when it has grown.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use chrono::Local;
 
 use crate::config::{LogOptions, StartError};
 
-/// The open file.
+/// The open log file.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
@@ -26,7 +26,7 @@ impl LogFile {
         Ok(Self { path: path.to_owned(), file, length })
     }
 
-    /// Opens the file by its name. If that fails the old one stays: some log beats none.
+    /// Opens the file again by its name. If that fails, the old file stays in use.
     pub(super) fn open_again(&mut self) {
         match append_to(&self.path) {
             Ok((file, length)) => (self.file, self.length) = (file, length),
@@ -42,17 +42,18 @@ impl LogFile {
         self.file.write_all(line.as_bytes())
     }
 
-    /// Begins the file anew if it has grown beyond its limit; returns what to log about it.
+    /// Renames the file and begins a new one if it has grown beyond its limit; returns lines to log
+    /// about it.
     pub(super) fn put_aside_if_grown(&mut self, options: &LogOptions) -> Vec<String> {
         if options.file_bytes_max == 0 || self.length < options.file_bytes_max {
             return Vec::new();
         }
-        // A file that cannot be moved grows by as much again before that is tried again.
+        // A file that cannot be renamed grows by as much again before the next attempt.
         self.length = 0;
         let mut aside = self.path.clone().into_os_string();
         aside.push(Local::now().format(".%Y.%m.%d.%H.%M.%S.%f").to_string());
         if let Err(error) = fs::rename(&self.path, &aside) {
-            return vec![format!("Unable to put the log file aside: {error}")];
+            return vec![format!("Unable to rename the log file: {error}")];
         }
         self.open_again();
         let mut told = vec![format!("Rotated log, backup saved as {aside:?}")];
@@ -78,7 +79,7 @@ impl LogFile {
         let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
         let mut aside: Vec<PathBuf> = paths.filter(is_aside).collect();
         aside.sort();
-        // What cannot be removed now is tried again the next time.
+        // A file that cannot be removed now is tried again the next time.
         let oldest = aside.iter().rev().skip(files_max - 1);
         oldest.filter(|path| fs::remove_file(path).is_ok()).map(|path| name_of(path)).collect()
     }

@@ -1,4 +1,4 @@
-//! Signals: what the process does about those it gets, and sending them to another server.
+//! Signals: their effect on this process, and sending them to another server.
 
 use std::fs;
 use std::path::Path;
@@ -11,26 +11,26 @@ use signal_hook::iterator::Signals;
 use super::listen::lacks_files;
 use crate::config::StartError;
 
-/// Signals that wait to be acted upon; more of them come together.
+/// Signals that wait for the control thread, at most; further ones are merged.
 const REQUESTS_MAX: usize = 16;
 
-/// What a signal asks for.
+/// A request made by a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
+pub enum SignalRequest {
     /// Read the configuration again.
     Reload,
     /// Open the log file again.
     ReopenLog,
     /// Stop accepting, and stop once the clients have gone.
     LameDuck,
-    /// Stop now, whatever else is going on.
+    /// Stop now, in any state.
     Quit,
-    /// Stop now, unless lame duck mode is going to do so anyway.
+    /// Stop now, unless lame duck mode will do so anyway.
     Terminate,
 }
 
-impl Request {
-    /// The signal's name, as logged.
+impl SignalRequest {
+    /// Returns the signal's name, for the log.
     pub fn signal_name(self) -> &'static str {
         match self {
             Self::Reload => "hangup",
@@ -42,8 +42,8 @@ impl Request {
     }
 }
 
-/// From here on signals arrive at the receiver instead of ending the process.
-pub fn listen() -> Result<Receiver<Request>, StartError> {
+/// Redirects signals to the receiver, so that they do not end the process.
+pub fn listen() -> Result<Receiver<SignalRequest>, StartError> {
     let failed = |error| {
         let remedy = match lacks_files(&error) {
             true => "; raise the limit of open files with `ulimit -n`",
@@ -57,11 +57,11 @@ pub fn listen() -> Result<Receiver<Request>, StartError> {
     let forward = move || {
         for signal in signals.forever() {
             let request = match signal {
-                SIGHUP => Request::Reload,
-                SIGUSR1 => Request::ReopenLog,
-                SIGUSR2 => Request::LameDuck,
-                SIGINT => Request::Quit,
-                _ => Request::Terminate,
+                SIGHUP => SignalRequest::Reload,
+                SIGUSR1 => SignalRequest::ReopenLog,
+                SIGUSR2 => SignalRequest::LameDuck,
+                SIGINT => SignalRequest::Quit,
+                _ => SignalRequest::Terminate,
             };
             if sender.send(request).is_err() {
                 return;
@@ -72,8 +72,8 @@ pub fn listen() -> Result<Receiver<Request>, StartError> {
     Ok(receiver)
 }
 
-/// Does what `--signal` asks for: `command`, `command=pid`, `command=pidfile`, or `command=12*` for
-/// all servers whose ids begin so.
+/// Sends the signal that `--signal` asks for: `command`, `command=pid`, `command=pidfile`, or
+/// `command=12*` for all servers whose process ids begin so.
 pub fn send(request: &str) -> Result<(), StartError> {
     let (command, to) = match request.split_once('=') {
         Some((command, to)) => (command, Some(to)),
@@ -107,7 +107,7 @@ pub fn send(request: &str) -> Result<(), StartError> {
 
 fn pid_of(text: &str) -> Result<Pid, StartError> {
     let content = fs::read_to_string(text).unwrap_or_else(|_| text.to_owned());
-    // Neither 0 nor anything negative, which would mean whole groups of processes.
+    // Not 0 or a negative number, which would mean whole groups of processes.
     let pid = content.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw);
     pid.ok_or_else(|| {
         let reason = format!("invalid pid \"{text}\"; give a process id or the path of a pid file");
@@ -115,7 +115,7 @@ fn pid_of(text: &str) -> Result<Pid, StartError> {
     })
 }
 
-/// The one other process of this program's name.
+/// Returns the only other process of this program's name.
 fn only_server() -> Result<Pid, StartError> {
     let (name, pids) = servers();
     match pids.as_slice() {
@@ -132,7 +132,7 @@ fn only_server() -> Result<Pid, StartError> {
     }
 }
 
-/// Those of them whose ids begin with `prefix`.
+/// Returns the other processes of this program's name whose ids begin with `prefix`.
 fn all_servers(prefix: &str) -> Result<Vec<Pid>, StartError> {
     let (name, mut pids) = servers();
     pids.retain(|pid| pid.to_string().starts_with(prefix));
@@ -142,7 +142,7 @@ fn all_servers(prefix: &str) -> Result<Vec<Pid>, StartError> {
     Ok(pids)
 }
 
-/// This program's name, and the other processes that have it.
+/// Returns this program's name, and the other processes with that name.
 fn servers() -> (String, Vec<Pid>) {
     let name_of = |process: &Path| fs::read_to_string(process.join("comm")).ok();
     let own_name = name_of(Path::new("/proc/self")).unwrap_or_default();

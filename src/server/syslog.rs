@@ -1,7 +1,7 @@
-//! The log in the system's log, on this machine or another.
+//! The log in a system log, on this host or another.
 //!
-//! A message is `<priority>time host program[pid]: text` as nats-server sends it; on this machine
-//! the old form without the host, whose time has no year.
+//! A message is `<priority>time host program[pid]: text` as nats-server sends it; on this host the
+//! old form without the host, whose time has no year.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
@@ -10,26 +10,26 @@ use std::time::Duration;
 
 use chrono::{Local, SecondsFormat};
 
-use super::log::{Entry, Severity};
+use super::log::{LogEntry, Severity};
 use crate::config::{StartError, Syslog};
 
-/// Where the system's log listens on this machine.
+/// The socket of the system log on this host.
 const LOCAL_SOCKET: &str = "/dev/log";
-/// The part of a priority that says where a message comes from: system daemons.
+/// The part of a priority that names the source of a message: system daemons.
 const FACILITY: u8 = 3 << 3;
-/// How long the other end may take to accept a connection, or a message.
+/// The time that the other end has to accept a connection, or a message.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A way to the system's log; found anew after an error.
+/// A connection to the system log; connected anew after an error.
 #[derive(Debug)]
 pub(super) struct SyslogWriter {
     to: Syslog,
-    way: Option<Way>,
+    way: Option<SyslogSocket>,
     host: String,
 }
 
 #[derive(Debug)]
-enum Way {
+enum SyslogSocket {
     Local(UnixDatagram),
     Udp(UdpSocket),
     Tcp(TcpStream),
@@ -46,18 +46,18 @@ impl SyslogWriter {
             let remedy = "start a system log there, or log to a file with -l";
             StartError::new(format!("error connecting to syslog at {place}: {error}; {remedy}"))
         };
-        let way = Some(Way::find(to).map_err(failed)?);
+        let way = Some(SyslogSocket::find(to).map_err(failed)?);
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Ok(Self { to: to.clone(), way, host })
     }
 
-    pub(super) fn write(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(super) fn write(&mut self, entry: &LogEntry) -> io::Result<()> {
         let message = self.message(entry);
         for _ in 0..2 {
             if self.way.is_none() {
-                self.way = Some(Way::find(&self.to)?);
+                self.way = Some(SyslogSocket::find(&self.to)?);
             }
-            // A system log that was restarted has a new socket.
+            // A restarted system log has a new socket.
             match self.way.as_mut().map(|way| way.send(message.as_bytes())) {
                 Some(Ok(())) => return Ok(()),
                 _ => self.way = None,
@@ -66,7 +66,7 @@ impl SyslogWriter {
         Err(io::ErrorKind::NotConnected.into())
     }
 
-    fn message(&self, entry: &Entry) -> String {
+    fn message(&self, entry: &LogEntry) -> String {
         let priority = FACILITY | severity_code(entry.severity);
         let (pid, time, text) = (std::process::id(), entry.at.with_timezone(&Local), &entry.text);
         let program = env!("CARGO_PKG_NAME");
@@ -78,7 +78,7 @@ impl SyslogWriter {
     }
 }
 
-/// The severities of syslog that nats-server uses.
+/// Returns the number of a severity that nats-server uses.
 fn severity_code(severity: Severity) -> u8 {
     match severity {
         Severity::Fatal => 2,
@@ -89,7 +89,7 @@ fn severity_code(severity: Severity) -> u8 {
     }
 }
 
-impl Way {
+impl SyslogSocket {
     fn find(to: &Syslog) -> io::Result<Self> {
         match to {
             Syslog::Local => {
@@ -120,7 +120,8 @@ impl Way {
         match self {
             Self::Local(socket) => socket.send(message).map(drop),
             Self::Udp(socket) => match socket.send(message) {
-                // The answer to an earlier message: nobody listens now, but may later.
+                // The answer to an earlier message: there is no listener now, but there may be one
+                // later.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
                 sent => sent.map(drop),
             },
@@ -143,8 +144,8 @@ mod tests {
 
     use super::*;
 
-    fn entry(severity: Severity, text: &str) -> Entry {
-        Entry { at: Utc::now(), severity, text: text.to_owned() }
+    fn entry(severity: Severity, text: &str) -> LogEntry {
+        LogEntry { at: Utc::now(), severity, text: text.to_owned() }
     }
 
     fn end(pid_and_text: &str) -> String {

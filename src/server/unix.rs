@@ -1,4 +1,4 @@
-//! The Unix socket: made so that nobody sees it half done, and gone when the server is.
+//! The Unix socket: visible only when it is complete, and removed when the server ends.
 
 use std::fs;
 use std::io;
@@ -17,16 +17,16 @@ use crate::config::{StartError, UnixOptions};
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and number: the file may be another server's by then.
+    /// Device and inode: the path may belong to another server's socket by the time it is removed.
     identity: (u64, u64),
 }
 
-/// Listens as `options` say. The file is there until it is dropped; an abstract name has none.
+/// Listens as `options` say. The file exists until it is dropped; an abstract name has none.
 pub(super) fn bind(options: &UnixOptions) -> Result<(OwnedFd, Option<SocketFile>), StartError> {
     let path = &options.path;
     let failed = |error: io::Error| {
         let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => "; stop what listens there or choose another path",
+            io::ErrorKind::AddrInUse => "; stop the process on that path or choose another path",
             io::ErrorKind::PermissionDenied => "; choose a directory that this user may write",
             io::ErrorKind::NotFound => "; make its directory first",
             _ => "",
@@ -51,13 +51,13 @@ fn listener(address: &SocketAddrUnix) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Whether a socket may take this place: that of one that nobody listens on any more, at most.
+/// Checks that the path is free, or has a socket without a listener.
 fn check_place(path: &Path) -> Result<(), StartError> {
     let Ok(there) = fs::symlink_metadata(path) else { return Ok(()) };
     let shown = path.display();
     if !there.file_type().is_socket() {
         return Err(StartError::new(format!(
-            "{shown} is there and is no socket; choose another path, or remove it"
+            "{shown} exists and is not a socket; remove it or choose another path"
         )));
     }
     match UnixStream::connect(path) {
@@ -73,8 +73,8 @@ fn check_place(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// Makes the socket beside its path and moves it there when it has its owner and its mode: before,
-/// nobody finds it, and what a dead server has left is replaced in one step.
+/// Creates the socket beside its path and moves it there when it has its owner and mode. Before, no
+/// client finds it; a socket that a dead server has left is replaced in one step.
 fn place(options: &UnixOptions) -> io::Result<(OwnedFd, SocketFile)> {
     let path = PathBuf::from(&options.path);
     let directory = match path.parent() {
@@ -148,7 +148,7 @@ mod tests {
         let path = dir.path().join("s");
         fs::write(&path, "precious").unwrap();
         let error = bind(&at(&path)).unwrap_err().to_string();
-        assert!(error.contains("is no socket"), "{error}");
+        assert!(error.contains("is not a socket"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         let error = bind(&at(&dir.path().join("no/s"))).unwrap_err().to_string();
         assert!(error.contains("make its directory first"), "{error}");
@@ -160,7 +160,7 @@ mod tests {
         let (socket, file) = bind(&options).unwrap();
         assert!(file.is_none());
         let error = bind(&options).unwrap_err().to_string();
-        assert!(error.contains("stop what listens there"), "{error}");
+        assert!(error.contains("stop the process on that path"), "{error}");
         drop(socket);
         bind(&options).unwrap();
     }

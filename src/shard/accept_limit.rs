@@ -1,4 +1,4 @@
-//! How often connections may come, all together and from one address.
+//! The rate limits for new connections: one for all, one for TLS, one for each address.
 //!
 //! Pure: times are nanoseconds since the start of the process.
 
@@ -12,22 +12,22 @@ use crate::measure::{BURST_NS, Meter, Rates, network};
 /// Addresses that are remembered; IPv6 ones count by their first 64 bits.
 const ADDRESSES_MAX: usize = 64 * 1024;
 
-/// Lets new connections in at the configured rates.
+/// Rate limits for new connections, with a count of those that were rejected.
 #[derive(Debug, Default)]
 pub(super) struct AcceptLimit {
     all: Meter,
     tls: Meter,
     addresses: HashMap<IpAddr, Meter, RandomState>,
     rejected: u64,
-    /// Of these, those the log knows of.
+    /// Rejected connections that the log knows of.
     reported: u64,
-    /// When the log is told again.
+    /// The earliest time of the next report to the log, in nanoseconds since the start.
     report_due: u64,
 }
 
 impl AcceptLimit {
-    /// Whether a connection from `ip` may come in; of TLS `tls` may in a second, and 0 is without
-    /// limit.
+    /// Whether a connection from `ip` is within the limits; `tls` is the limit for TLS, in
+    /// connections per second, and 0 is no limit.
     pub(super) fn admits(&mut self, rates: &Rates, tls: u64, ip: IpAddr, now: u64) -> bool {
         let admitted = self.admits_address(rates.connections_per_ip, ip, now)
             && (tls == 0 || self.tls.take_one(tls, now))
@@ -43,19 +43,19 @@ impl AcceptLimit {
         if self.addresses.len() >= ADDRESSES_MAX {
             self.addresses.retain(|_, meter| !meter.is_unused(now));
             if self.addresses.len() >= ADDRESSES_MAX {
-                // Whoever has so many addresses is held by the rate of all.
+                // A peer with so many addresses is held by the rate of all.
                 self.addresses.clear();
             }
         }
         self.addresses.entry(network(ip)).or_default().take_one(per_second, now)
     }
 
-    /// Connections that were not let in.
+    /// Connections that were rejected.
     pub(super) fn rejected(&self) -> u64 {
         self.rejected
     }
 
-    /// How many were not let in since this was last asked, at most once a second.
+    /// Returns the connections rejected since the last report, at most once a second.
     pub(super) fn take_report(&mut self, now: u64) -> Option<u64> {
         let count = self.rejected - self.reported;
         if count == 0 || now < self.report_due {

@@ -1,25 +1,25 @@
-//! What has arrived and waits to be handled, in an order in which nobody can be kept waiting.
+//! Input that waits to be handled, in an order in which no connection starves another.
 
 use std::collections::VecDeque;
 
 use crate::uring::SocketId;
 
-/// Pieces of input, of each connection in the order in which they came.
+/// A queue of pieces of input; those of one connection stay in their order of arrival.
 ///
-/// Connections take turns: in a round each has one piece handled, so that whoever has filled all
-/// receive chunks there are is not heard before somebody who has sent a line.
+/// Connections take turns: in a round each has one piece handled, so that a connection that has
+/// filled all receive chunks is not heard before one that has sent a line.
 ///
 /// Ends are in no hurry, and a thousand can come at once: they have a queue of their own.
 #[derive(Debug)]
 pub(super) struct Inbox<T> {
-    /// What the round has not come to, each with its connection.
+    /// Pieces of the current round, each with its connection.
     pieces: VecDeque<(SocketId, T)>,
-    /// What waits for the next round, because its connection has had its turn in this one.
+    /// Pieces of the next round: their connections have had their turn in the current one.
     next: VecDeque<(SocketId, T)>,
     round: u64,
     /// Ends of connections.
     ends: VecDeque<(SocketId, T)>,
-    /// By slot, the round in which the connection there was last heard.
+    /// The round in which each connection was last heard, by slot.
     heard: Vec<u64>,
 }
 
@@ -38,13 +38,14 @@ impl<T> Inbox<T> {
         self.pieces.is_empty() && self.next.is_empty() && self.ends.is_empty()
     }
 
-    /// Forgets who was heard, and gives memory back. At worst somebody is heard twice in a round.
+    /// Forgets which connections were heard, and frees memory. At worst one is heard twice in a
+    /// round.
     pub(super) fn shrink(&mut self) {
         self.heard = Vec::new();
         self.ends.shrink_to_fit();
     }
 
-    /// Adds what a connection has sent.
+    /// Adds a piece of a connection's input.
     pub(super) fn push(&mut self, socket: SocketId, piece: T) {
         self.pieces.push_back((socket, piece));
     }
@@ -54,7 +55,7 @@ impl<T> Inbox<T> {
         self.ends.push_back((socket, end));
     }
 
-    /// Takes out the next end, unless there is something that its connection has sent before.
+    /// Takes out the next end, unless earlier input of its connection waits.
     pub(super) fn pop_end(&mut self) -> Option<T> {
         let (socket, _) = self.ends.front()?;
         // There are no more of these than receive chunks.
@@ -62,7 +63,7 @@ impl<T> Inbox<T> {
         if has_more { None } else { self.ends.pop_front().map(|(_, end)| end) }
     }
 
-    /// Takes out what is to be handled now.
+    /// Takes out the next piece in turn.
     pub(super) fn pop(&mut self) -> Option<T> {
         loop {
             let Some((socket, piece)) = self.pieces.pop_front() else {
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
     use crate::engine::{ConnId, Engine, Peer, Settings, ShardId};
 
-    /// As many and as long as a shard's receive chunks.
+    /// Receive chunks of a shard: the most pieces that wait, and the longest wait.
     const CHUNKS: usize = 16;
     const CHUNK_BYTES: usize = 64 * 1024;
 
@@ -121,7 +122,7 @@ mod tests {
         let mut handle = |inbox: &mut Inbox<(ConnId, Vec<u8>)>| {
             let (id, bytes) = inbox.pop().expect("there is more");
             engine.on_bytes(id, &bytes);
-            (id, engine.stats().in_msgs)
+            (id, engine.view().stats().in_msgs)
         };
         // All chunks but one are the flood's, and it has just been heard.
         (0..CHUNKS).for_each(|_| inbox.push(socket(flood.slot), (flood, chunk.clone())));
@@ -148,7 +149,7 @@ mod tests {
         assert!(!inbox.is_empty());
         inbox.push_end(socket(2), "the other end");
         assert_eq!((inbox.pop(), inbox.pop_end()), (Some("b"), Some("the other end")));
-        // What the next connection in that slot sends is another's.
+        // Input of the next connection in that slot is another connection's.
         inbox.push_end(socket(1), "late");
         inbox.push(SocketId { generation: 1, ..socket(1) }, "new");
         assert_eq!((inbox.pop_end(), inbox.pop()), (Some("late"), Some("new")));
@@ -162,7 +163,7 @@ mod tests {
         ) {
             let mut inbox = Inbox::new();
             let (mut pushed, mut popped) = (HashMap::new(), HashMap::<u32, u32>::new());
-            // For each piece that waits, whom it has waited for since it was its connection's next.
+            // For each waiting piece, the connections heard since it became its connection's next.
             let mut waiting: HashMap<u32, HashMap<u32, u32>> = HashMap::new();
             for step in steps.into_iter().chain(std::iter::repeat_n(None, 200)) {
                 if let Some(slot) = step {

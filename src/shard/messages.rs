@@ -1,267 +1,369 @@
-//! What shards and the other threads say to one another.
+//! Messages between shards and the other threads.
 
+use crate::shard::{GatewayOrder, RouteOrder};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::cluster::{ClientUrls, Part};
+use crate::cluster::ClientUrls;
 use crate::config::{self, Seating};
 use crate::engine::{
-    AccountFigures, AccountId, ClosedConn, ConnEvent, ConnId, ConnSnapshot, InterestStats,
-    LaneFigures, MessageTrace, NewRoute, Page, Peer, Proof, RouteSnapshot, ServerRequest, ShardId,
-    Stats, SubSnapshot, Transport,
+    AccountFigures, AccountId, CalloutAnswer, ClientOrder, ClosedConn, ConnEvent, ConnId,
+    ConnSnapshot, CredentialCheck, Excess, FarHalf, GatewaySnapshot, InterestStats, LaneFigures,
+    LeafSnapshot, LoginNews, MessageTrace, NewGateway, NewLeaf, NewRoute, Page, Peer, Question,
+    RouteSnapshot, ServerRequest, ShardId, Stats, StreamFigures, SubSnapshot, Transport,
+    UsageFigures,
 };
 use crate::host::Tier;
 use crate::measure::Histogram;
-use crate::proto::route::RouteInfo;
+use crate::ocsp::PeerQuestion;
 use crate::uring::{self, Waker};
 
-/// What the control thread, and the shard that accepts, tell a shard; `S` is a socket that no
-/// reactor has adopted.
+/// Messages to a shard from the control thread and from the shard that accepts; `S` is a socket
+/// that no reactor has adopted.
 pub enum Control<S = OwnedFd> {
-    /// Serve this connection.
+    /// A new connection to serve.
     Adopt {
         /// The connected socket.
         socket: S,
-        /// Who is at its other end.
+        /// The number, address and port of the client.
         peer: Peer,
-        /// What carries it.
+        /// The transport of the connection.
         transport: Transport,
-        /// False: tell it that there are too many, and close it.
+        /// Whether the client may stay; if not, it is told of too many connections and closed.
         admitted: bool,
     },
-    /// Take this connection to another server.
+    /// A new connection to another server.
     AdoptRoute {
         /// The connected socket.
         socket: S,
-        /// Who is at its other end.
+        /// The number, address and port of the other server.
         peer: Peer,
-        /// What is known of it.
+        /// Properties of the new route.
         route: NewRoute,
     },
-    /// Do this about routes.
+    /// A new connection to another cluster.
+    AdoptGateway {
+        /// The connected socket.
+        socket: S,
+        /// The number, address and port of the other server.
+        peer: Peer,
+        /// Properties of the new gateway.
+        gateway: NewGateway,
+    },
+    /// An order about gateways.
+    Gateway(GatewayOrder),
+    /// A new leaf connection, accepted or dialled.
+    AdoptLeaf {
+        /// The connected socket.
+        socket: S,
+        /// The number, address and port of the other server.
+        peer: Peer,
+        /// Properties of the new connection.
+        leaf: NewLeaf,
+    },
+    /// An order to close the leaf connection of this number, which the server has dialled.
+    CloseLeaf(u64),
+    /// An order about routes.
     Route(RouteOrder),
-    /// The options have changed.
+    /// Options that have changed.
     Reload(Arc<config::Options>),
-    /// Do this to a client; say whether there is one with this number.
+    /// An order about a client; the answer is whether the shard has a client with this number.
     Client {
-        /// Its number.
+        /// The client's number.
         cid: u64,
-        /// What to do.
+        /// The order to carry out.
         order: ClientOrder,
-        /// Where the answer goes.
+        /// The sender of the answer.
         to: Sender<bool>,
     },
-    /// There are too many connections: close those with numbers up to this.
+    /// An order to close connections, because there are too many.
     Shed {
-        /// The highest number that is closed.
-        cid_max: u64,
-        /// Only those of this account.
-        account: Option<AccountId>,
+        /// The numbers of connections to close.
+        cids: RangeInclusive<u64>,
+        /// The connections of which there are too many.
+        excess: Excess,
     },
-    /// Accept connections there, for all shards.
+    /// Listeners on which to accept connections, for all shards.
     Open(Vec<Listener<S>>),
-    /// Accept no more; send clients away, the first after `grace`, all within `spread` after it.
+    /// Lame duck mode: no new connections, and clients closed one after the other.
     LameDuck {
-        /// Until the first is closed.
+        /// The time until the first client is closed.
         grace: Duration,
-        /// From the first to the last.
+        /// The time from the first client closed to the last.
         spread: Duration,
     },
-    /// Flush, close and end.
+    /// An order to flush, close all connections and end.
     Stop,
-    /// Publish a message of the server itself.
+    /// A message of the server itself to publish.
     Publish {
-        /// In this account.
+        /// The account of the message.
         account: AccountId,
-        /// On this subject.
+        /// The subject of the message.
         subject: Box<[u8]>,
-        /// Answered there; empty: nowhere.
+        /// The reply subject; empty if there is none.
         reply: Box<[u8]>,
-        /// Saying this.
+        /// The header block; empty if there is none.
+        header: Box<[u8]>,
+        /// The payload of the message.
         payload: Box<[u8]>,
     },
-    /// What a client has shown of itself was checked.
-    Proven {
-        /// Whose.
-        conn: ConnId,
-        /// It is true.
-        holds: bool,
+    /// A measurement of another server, of a request of this shard.
+    FarHalf {
+        /// The number of the request's answer.
+        id: u64,
+        /// The measurement.
+        half: Box<FarHalf>,
     },
-    /// Say how things are.
-    Report(Sender<Report>),
-    /// Say how it works.
+    /// News about a login that waits.
+    Login {
+        /// The connection of the client.
+        conn: ConnId,
+        /// The news.
+        news: LoginNews,
+    },
+    /// A request for the shard's report.
+    Report(Sender<ShardReport>),
+    /// A request for the shard's figures.
     Figures(Sender<Figures>),
-    /// Say how the accounts are.
+    /// A request for the figures of the accounts.
     Accounts(Sender<Vec<AccountFigures>>),
-    /// Show a page of the open connections.
+    /// A request for a page of the open connections.
     Conns {
-        /// The slot it begins at.
+        /// The slot at which the page begins.
         from: u64,
-        /// Where it goes.
+        /// The sender of the answer.
         to: Sender<Page<ConnSnapshot>>,
     },
-    /// Show a page of the subscriptions.
+    /// A request for a page of the subscriptions.
     Subs {
-        /// The slot it begins at.
+        /// The slot at which the page begins.
         from: u64,
-        /// Where it goes.
+        /// The sender of the answer.
         to: Sender<Page<SubSnapshot>>,
     },
-    /// Show the registered routes.
+    /// A request for a page of the shard's streams.
+    Streams {
+        /// The number of the stream at which the page begins.
+        from: u64,
+        /// Whether the consumers of each stream are included.
+        with_consumers: bool,
+        /// The sender of the answer.
+        to: Sender<Page<StreamFigures>>,
+    },
+    /// A request for the use of JetStream by accounts.
+    StreamUsage(Sender<Vec<UsageFigures>>),
+    /// A request for the registered routes.
     Routes {
-        /// Also what each peer wants.
-        wishes: bool,
-        /// Where they go.
+        /// Whether the interest of each peer is included.
+        with_interest: bool,
+        /// The sender of the answer.
         to: Sender<Vec<RouteSnapshot>>,
     },
-    /// Show a page of the connections that have ended.
+    /// A request for the registered gateways.
+    Gateways {
+        /// Whether the interest of each peer is included.
+        with_interest: bool,
+        /// The sender of the answer.
+        to: Sender<Vec<GatewaySnapshot>>,
+    },
+    /// A request for the leaf connections.
+    Leaves {
+        /// Whether the interest of each other end is included.
+        with_interest: bool,
+        /// The sender of the answer.
+        to: Sender<Vec<LeafSnapshot>>,
+    },
+    /// A request for a page of the connections that have ended.
     Closed {
-        /// How many ended before it begins.
+        /// Connections that ended before the page begins.
         from: u64,
-        /// Where it goes.
+        /// The sender of the answer.
         to: Sender<Page<ClosedConn>>,
     },
 }
 
-/// What the system account may have done to one client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientOrder {
-    /// Close it.
-    Kick,
-    /// Tell it that the server would rather have it elsewhere.
-    LameDuck,
-}
-
-/// What a shard does about routes, its own or not.
-#[derive(Debug, Clone)]
-pub enum RouteOrder {
-    /// The peer of this route may stay, for what goes over this one of its connections.
-    Register(u64, Part),
-    /// This route is not needed.
-    Close(u64),
-    /// The peer of this route has to answer now.
-    Ask(u64),
-    /// Others need this route's place, and its peer has not said who it is.
-    TurnAway(u64),
-    /// This route is configured no more.
-    Remove(u64),
-    /// What the peer of this route has said is heard; it may say more.
-    HearOn(u64),
-    /// Tell the peer of this route of another server.
-    Gossip(u64, Box<RouteInfo>),
-    /// Clients may also connect there.
-    Urls(ClientUrls),
-    /// The cluster is called that.
-    Name {
-        /// The name.
-        name: String,
-        /// It was made up.
-        is_dynamic: bool,
-    },
-}
-
-/// What shards tell whoever speaks for the server in the system account.
+/// Messages from shards to the thread of the system account.
 #[derive(Debug)]
 pub enum News {
-    /// Something happened to a connection.
+    /// An event of a connection.
     Event(ConnEvent),
-    /// Somebody asks.
+    /// A request to the server from a client of the system account.
     Request(ServerRequest),
-    /// This became of a traced message.
+    /// The report on a traced message.
     Trace(Box<MessageTrace>),
-    /// Options or state of the server have changed.
+    /// An account that a login needs and that is not known.
+    Wanted {
+        /// The shard that waits.
+        shard: ShardId,
+        /// The connection of the client.
+        conn: ConnId,
+        /// The public key of the account.
+        account: Box<str>,
+    },
+    /// A question about the certificate of a peer.
+    PeerQuestion {
+        /// The shard that waits.
+        shard: ShardId,
+        /// The connection of the peer.
+        conn: ConnId,
+        /// The question.
+        question: Box<PeerQuestion>,
+    },
+    /// The answer about a peer, with the events about it.
+    PeerStatus {
+        /// The shard that waits.
+        shard: ShardId,
+        /// The connection of the peer.
+        conn: ConnId,
+        /// Whether the status is good enough.
+        is_good: bool,
+        /// Events for the system account.
+        events: Vec<PeerEvent>,
+    },
+    /// The token of an account, or the reason why there is none.
+    Fetched {
+        /// The public key of the account.
+        account: Box<str>,
+        /// The token, not yet checked.
+        token: Result<String, String>,
+    },
+    /// A change of the server's options or state.
     Change,
-    /// The server ends.
+    /// The end of the server.
     Stop,
 }
 
-/// How much of it may wait; what does not fit is dropped.
-pub const NEWS_MAX: usize = 4096;
-/// What bounds the requests among it: each may be so long, divided by how many things wait.
+/// An event about the certificate of a peer.
+#[derive(Debug)]
+pub struct PeerEvent {
+    /// The end of the subject, behind the server's id.
+    pub subject: &'static str,
+    /// The type of the event, in words of its schema.
+    pub kind: &'static str,
+    /// The members of the event.
+    pub members: serde_json::Map<String, serde_json::Value>,
+}
+
+/// News that may wait; more is dropped.
+const NEWS_MAX: usize = 4096;
+/// Bytes that limit the requests among the news: a request may have this many, divided by the news
+/// that wait and itself.
 pub(super) const REQUESTS_BYTES: usize = 64 * 1024 * 1024;
-/// What bounds the traces among it: all together take at most nine times as many bytes.
+/// Bytes that limit the traces among the news, by the same rule: all together take at most nine
+/// times as many.
 pub(super) const TRACES_BYTES: usize = 16 * 1024 * 1024;
 
-/// What the control thread has to know of a shard's fate.
+/// The queue of [`News`]: at most 4096 wait.
+#[derive(Debug, Clone)]
+pub struct NewsQueue {
+    /// The end of the shards and other senders.
+    pub to: Sender<News>,
+    /// The end of the system account's thread.
+    pub from: Receiver<News>,
+}
+
+impl NewsQueue {
+    /// An empty queue.
+    pub fn new() -> Self {
+        let (to, from) = bounded(NEWS_MAX);
+        Self { to, from }
+    }
+}
+
+impl Default for NewsQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Events of a shard that the control thread has to know of.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The last client is gone after the announcement that the server ends.
+    /// The end of the last client after lame duck mode began.
     Drained,
-    /// The shard cannot go on.
+    /// A shard that cannot go on, with the error.
     Failed(String),
 }
 
-/// How things are on a shard.
+/// A shard's state and counters.
 #[derive(Debug, Clone, Copy)]
-pub struct Report {
-    /// Which.
+pub struct ShardReport {
+    /// The shard that reports.
     pub shard: ShardId,
-    /// Its counters.
+    /// The shard's counters.
     pub stats: Stats,
-    /// Connections it has accepted, for itself and others.
+    /// Connections that the shard has accepted, for itself and others.
     pub accepted: u64,
-    /// Of these, those turned away because they came too soon after others.
+    /// Accepted connections that were rejected because they were over the configured rate.
     pub throttled: u64,
-    /// Open connections.
+    /// Open connections of the shard.
     pub conns: usize,
-    /// Subscriptions of its connections.
+    /// Subscriptions of the shard's connections.
     pub subscriptions: usize,
-    /// Subjects whose receivers it remembers.
+    /// Subjects in the shard's cache of receivers.
     pub cached_subjects: usize,
-    /// How they came, went and were looked up.
+    /// Counters of changes and lookups of the shard's subscriptions.
     pub interest: InterestStats,
 }
 
-/// How a shard works: what is counted for the whole of it, never for a connection.
+/// Figures of a whole shard, none of them counted per connection.
 #[derive(Debug, Clone)]
 pub struct Figures {
-    /// How things are.
-    pub report: Report,
-    /// When this was so, in nanoseconds since the start.
+    /// The shard's state and counters.
+    pub report: ShardReport,
+    /// The time of the figures, in nanoseconds since the start.
     pub at_ns: u64,
-    /// What of io_uring it uses.
+    /// The tier of io_uring that the shard uses.
     pub tier: Tier,
-    /// Processor time that its thread has used.
+    /// Processor time that the shard's thread has used.
     pub cpu: Duration,
-    /// What its reactor has done.
+    /// The reactor's counters.
     pub reactor: uring::Counters,
-    /// Nanoseconds of each turn with something to do, without the time in the kernel.
+    /// Nanoseconds of each turn that had work, without the time in the kernel.
     pub turn_ns: Histogram,
-    /// Nanoseconds from the arrival of the oldest input that a send answers to, on whatever
-    /// shard, to the end of the turn that sends it.
+    /// Nanoseconds from the arrival of the oldest input that a send answers to, on any shard, to
+    /// the end of the turn that sends it.
     pub delay_ns: Histogram,
-    /// Bytes of output that are queued or with the kernel; what connections share counts once.
+    /// Bytes of output that are queued or with the kernel; bytes that connections share count once.
     pub output_bytes: usize,
     /// Connections that are not read from because of back-pressure.
     pub braked_conns: usize,
-    /// How often it had to wake another shard for records or for room.
+    /// Wake-ups of other shards, for records or for room.
     pub rings: u64,
-    /// The accounts on it.
+    /// The accounts on the shard.
     pub accounts: Vec<AccountFigures>,
-    /// Where clients may connect, as INFO tells them.
+    /// Addresses at which clients may connect, as INFO shows them.
     pub client_urls: ClientUrls,
-    /// Its lanes, each with the shard it goes to.
+    /// Lanes of the shard, each with its destination.
     pub lanes: Vec<(ShardId, LaneFigures)>,
 }
 
-/// How many connections each shard has: where the next one goes.
+/// Connections of each shard, from which the shard of the next one is chosen.
 #[derive(Debug)]
-pub struct Seats {
+pub struct ShardSeats {
     taken: Vec<AtomicUsize>,
     seating: Seating,
-    /// Where the last one went.
+    /// The shard of the last connection.
     last: AtomicUsize,
+    /// The number of the last connection.
+    number: AtomicU64,
 }
 
-impl Seats {
-    /// No connection anywhere.
+impl ShardSeats {
+    /// Seats of `shards` shards without connections.
     pub fn new(shards: usize, seating: Seating) -> Self {
         let taken = (0..shards).map(|_| AtomicUsize::new(0)).collect();
-        Self { taken, seating, last: AtomicUsize::new(shards - 1) }
+        Self { taken, seating, last: AtomicUsize::new(shards - 1), number: AtomicU64::new(0) }
+    }
+
+    /// Returns a number for a new connection, from 1.
+    pub fn number(&self) -> u64 {
+        self.number.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// Connections on all shards.
@@ -269,7 +371,7 @@ impl Seats {
         self.taken.iter().map(|taken| taken.load(Ordering::SeqCst)).sum()
     }
 
-    /// Takes a seat on the shard whose turn it is. One thread does.
+    /// Takes a seat on the shard whose turn it is. Only one thread does.
     pub(super) fn take(&self) -> usize {
         let at = match self.seating {
             Seating::Fewest => {
@@ -289,11 +391,11 @@ impl Seats {
     }
 }
 
-/// How others reach a shard.
+/// The sender and the waker by which other threads reach a shard.
 pub struct Address<S = OwnedFd, W = Waker> {
-    /// What it is told.
+    /// The sender of messages to the shard.
     pub control: Sender<Control<S>>,
-    /// What wakes it.
+    /// The waker of the shard.
     pub waker: W,
 }
 
@@ -304,7 +406,7 @@ impl<S, W: Clone> Clone for Address<S, W> {
 }
 
 impl Address {
-    /// Tells the shard something, unless it has ended.
+    /// Sends a message to the shard, unless it has ended.
     pub fn send(&self, control: Control) {
         if self.control.send(control).is_ok() {
             self.waker.wake();
@@ -312,15 +414,37 @@ impl Address {
     }
 }
 
-/// Credentials that are to be checked elsewhere.
-pub struct Check {
+/// Questions and answers for the thread that asks services about clients.
+#[derive(Debug)]
+pub enum CalloutNews {
+    /// A question to be asked.
+    Question {
+        /// The shard that waits for the decision.
+        shard: ShardId,
+        /// The connection of the client.
+        conn: ConnId,
+        /// The question.
+        question: Box<Question>,
+        /// The deadline; the client is sent away if the decision takes longer.
+        by: Instant,
+    },
+    /// An answer to be judged.
+    Answer(CalloutAnswer),
+}
+
+/// Bytes that limit questions and answers that wait: one may have this many, divided by those that
+/// wait and itself.
+pub(super) const CALLOUTS_BYTES: usize = 64 * 1024 * 1024;
+
+/// A credential check for another thread.
+pub struct CheckRequest {
     /// The shard that waits for the outcome.
     pub shard: ShardId,
-    /// Whose they are.
+    /// The connection that has sent the credentials.
     pub conn: ConnId,
-    /// What is to hold.
-    pub proof: Proof,
-    /// The connection is cut if it takes longer.
+    /// The check.
+    pub check: CredentialCheck,
+    /// The deadline; the connection is closed if the check takes longer.
     pub by: Instant,
 }
 
@@ -329,17 +453,21 @@ pub struct Check {
 pub struct Listener<S = OwnedFd> {
     /// The listening socket.
     pub socket: S,
-    /// What comes in there.
+    /// The kind of the listener.
     pub door: Door,
 }
 
-/// What comes in at a listener.
+/// The kind of a listener, by its clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Door {
     /// Clients over TCP.
     Tcp,
-    /// Clients of this machine, at this path.
+    /// Clients of the same machine, at the path of a Unix socket.
     Unix(Box<str>),
     /// Clients over WebSocket.
     WebSocket,
+    /// Leaf nodes.
+    Leaf,
+    /// Clients of MQTT.
+    Mqtt,
 }

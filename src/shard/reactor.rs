@@ -1,4 +1,4 @@
-//! What a shard's loop needs of the kernel and of time.
+//! Kernel and clock as a shard's loop sees them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,67 +12,67 @@ use crate::disk::DiskOp;
 use crate::engine::{Credentials, Transport};
 use crate::host::Tier;
 use crate::uring::{
-    self, Batch, Chunk, Closing, Counters, Event, ListenerId, SocketId, Wait, Waker, ZeroCopy,
+    self, Batch, Chunk, Closing, Counters, Event, ListenerId, SocketId, TurnWait, Waker, ZeroCopy,
 };
 
-/// Input and output of one shard: [`uring::Reactor`], which says what each of these does, or one
-/// that is simulated.
+/// Input and output of one shard: [`uring::Reactor`], where each function is described, or a
+/// simulated one.
 pub trait Io {
-    /// A socket that was not adopted.
+    /// A socket that no reactor has adopted.
     type Socket;
     /// Received bytes, lent until they are recycled.
     type Chunk;
-    /// What wakes a shard.
+    /// A handle by which other threads wake a shard.
     type Waker: Clone;
 
-    /// Does what was asked for, waits, and appends what happened to `events`.
+    /// Submits all requests, waits, and appends events to `events`.
     fn turn(
         &mut self,
-        wait: Wait,
+        wait: TurnWait,
         events: &mut Vec<Event<Self::Socket, Self::Chunk>>,
     ) -> io::Result<()>;
-    /// Accepts connections there from now on.
+    /// Begins to accept connections at a listening socket.
     fn listen(&mut self, listener: Self::Socket) -> ListenerId;
     /// Goes on accepting after it failed.
     fn accept(&mut self, listener: ListenerId);
-    /// Accepts nothing more.
+    /// Stops accepting connections.
     fn stop_listening(&mut self, listener: ListenerId);
     /// Takes over a connected socket.
     fn adopt(&mut self, socket: Self::Socket, zero_copy: ZeroCopy) -> SocketId;
-    /// Wants to hear what comes in.
+    /// Begins to receive from a socket.
     fn read(&mut self, socket: SocketId);
-    /// Wants to hear nothing for now, but what has already arrived may still come.
+    /// Stops receiving for now, but bytes that have already arrived may still come.
     fn pause(&mut self, socket: SocketId);
     /// Sends a batch; the one before must have come home.
     fn send(&mut self, socket: SocketId, batch: Batch);
     /// Closes a socket.
     fn close(&mut self, socket: SocketId, how: Closing);
-    /// Does something to a file; an event says what became of it.
+    /// Begins a disk operation; an event has its result.
     fn disk(&mut self, op: DiskOp);
-    /// Waits for nobody any more to whom all was said.
+    /// Stops waiting at closes for peers that have been sent all output.
     fn hurry(&mut self);
-    /// What was received.
+    /// Returns the bytes of a chunk.
     fn bytes<'a>(&'a self, chunk: &'a Self::Chunk) -> &'a [u8];
     /// Gives a chunk back.
     fn recycle(&mut self, chunk: Self::Chunk);
     /// Wakes another shard.
     fn wake(&mut self, other: &Self::Waker);
-    /// Lets go of memory that only a burst has needed.
+    /// Frees memory that only a burst has needed.
     fn give_back_memory(&mut self);
-    /// What of io_uring it uses.
+    /// Returns the tier of io_uring that the reactor uses.
     fn tier(&self) -> Tier;
-    /// What it has done so far.
+    /// Returns the counters of the reactor.
     fn counters(&self) -> Counters;
-    /// The address and port at the other end, and what carries the connection; nothing if it is
-    /// gone already.
+    /// Returns address and port of the peer, and the transport; `None` if the connection is gone
+    /// already.
     fn examine(socket: &Self::Socket, door: &Door) -> Option<(Box<str>, u16, Transport)>;
-    /// Sends as much as there is room for at once.
+    /// Sends as many bytes as fit into the socket's buffer, without waiting.
     fn send_at_once(socket: &Self::Socket, bytes: &[u8]);
 }
 
-/// What time it is.
+/// A source of monotonic time.
 pub trait Clock {
-    /// Never less than before.
+    /// Returns the time, never less than before.
     fn now(&mut self) -> Instant;
 }
 
@@ -95,7 +95,7 @@ impl Io for Uring {
     type Chunk = Chunk;
     type Waker = Waker;
 
-    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+    fn turn(&mut self, wait: TurnWait, events: &mut Vec<Event>) -> io::Result<()> {
         self.0.turn(wait, events)
     }
 
@@ -168,6 +168,8 @@ impl Io for Uring {
         let transport = match door {
             Door::Tcp => Transport::Tcp,
             Door::WebSocket => Transport::WebSocket,
+            Door::Leaf => Transport::Leaf,
+            Door::Mqtt => Transport::Mqtt,
             Door::Unix(path) => {
                 let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
                 let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
@@ -178,7 +180,7 @@ impl Io for Uring {
         };
         let peer = rustix::net::getpeername(socket).ok().flatten()?;
         let peer = SocketAddr::try_from(peer).ok()?;
-        // Messages leave when they are there; without this only latency would suffer.
+        // Messages leave when they are there; a failure here would cost latency only.
         let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
         Some((peer.ip().to_canonical().to_string().into(), peer.port(), transport))
     }

@@ -1,23 +1,22 @@
-//! How the shards are, asked from any thread.
+//! Requests for state and figures of all shards, from any thread.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Sender, bounded};
 
-use super::messages::{Address, ClientOrder, Control, Figures, Report};
+use super::messages::{Address, Control, Figures, ShardReport};
+use crate::engine::ClientOrder;
 use crate::engine::{
-    AccountFigures, ClosedConn, ConnSnapshot, Page, RouteSnapshot, ShardId, SubSnapshot,
+    AccountFigures, ClosedConn, ConnSnapshot, GatewaySnapshot, LeafSnapshot, Page, RouteSnapshot,
+    ShardId, StreamFigures, SubSnapshot, UsageFigures,
 };
 use crate::host::Tier;
 
-/// How long a shard may take to answer; one that hangs is left out.
+/// The longest time a shard may take to answer; one that takes longer is left out.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
-/// Asks the shards how they are, from any thread.
+/// A requester of state and figures of all shards, for any thread.
 #[derive(Clone)]
 pub struct Reporter {
     addresses: Vec<Address>,
@@ -26,63 +25,57 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Asks the shards at `addresses`, which count time from `started_at` and use `tier`.
+    /// A reporter of the shards at `addresses`, which count time from `started_at` and use `tier`.
     pub(crate) fn new(addresses: Vec<Address>, started_at: DateTime<Utc>, tier: Tier) -> Self {
         Self { addresses, started_at, tier }
     }
 
-    /// How many shards there are.
+    /// Returns the number of shards.
     pub fn shards(&self) -> usize {
         self.addresses.len()
     }
 
-    /// What of io_uring they use.
+    /// Returns the tier of io_uring that all shards use.
     pub fn tier(&self) -> Tier {
         self.tier
     }
 
-    /// The zero of the times that shards tell.
+    /// Returns the zero of the times in answers of shards.
     pub fn started_at(&self) -> DateTime<Utc> {
         self.started_at
     }
 
-    /// Tells one shard something.
+    /// Sends a message to one shard.
     pub fn tell(&self, shard: ShardId, control: Control) {
         if let Some(address) = self.addresses.get(shard.index()) {
             address.send(control);
         }
     }
 
-    /// Has something done to a client; `false` if no shard has one with this number.
+    /// Has an order about a client carried out; `false` if no shard has a client with this number.
     pub fn order(&self, cid: u64, order: ClientOrder) -> bool {
         self.ask_all(|to| Control::Client { cid, order, to }).contains(&true)
     }
 
-    /// How things are on each shard, as far as they answer in time.
-    pub fn report(&self) -> Vec<Report> {
+    /// Returns the reports of all shards that answer in time, in no order.
+    pub fn report(&self) -> Vec<ShardReport> {
         self.ask_all(Control::Report)
     }
 
-    /// How each shard works, by shard, as far as they answer in time.
+    /// Returns the figures of all shards that answer in time, by shard.
     pub fn figures(&self) -> Vec<Figures> {
         let mut figures = self.ask_all(Control::Figures);
         figures.sort_by_key(|figures| figures.report.shard);
         figures
     }
 
-    /// How each account is, over the shards that answer in time, in the order of their names.
+    /// Returns the figures of each account, summed over the shards that answer in time, in the
+    /// order of the accounts' names.
     pub fn accounts(&self) -> Vec<AccountFigures> {
-        let mut all: BTreeMap<Arc<str>, AccountFigures> = BTreeMap::new();
-        for account in self.ask_all(Control::Accounts).into_iter().flatten() {
-            match all.entry(Arc::clone(&account.name)) {
-                Entry::Vacant(slot) => drop(slot.insert(account)),
-                Entry::Occupied(mut slot) => slot.get_mut().add(&account),
-            }
-        }
-        all.into_values().collect()
+        AccountFigures::summed(self.ask_all(Control::Accounts).into_iter().flatten())
     }
 
-    /// One answer of each shard, in no order.
+    /// Returns one answer of each shard, in no order.
     fn ask_all<T>(&self, ask: impl Fn(Sender<T>) -> Control) -> Vec<T> {
         let (to, answers) = bounded(self.addresses.len());
         for address in &self.addresses {
@@ -93,28 +86,55 @@ impl Reporter {
         std::iter::from_fn(|| answers.recv_deadline(by).ok()).collect()
     }
 
-    /// The open connections, in no order.
+    /// Returns the open connections, in no order.
     pub fn conns(&self) -> Vec<ConnSnapshot> {
         let mut conns = Vec::new();
         self.pages(|from, to| Control::Conns { from, to }, |conn| conns.push(conn));
         conns
     }
 
-    /// The connections that have ended and are remembered, in no order.
+    /// Returns the connections that have ended and are remembered, in no order.
     pub fn closed(&self) -> Vec<ClosedConn> {
         let mut all = Vec::new();
         self.pages(|from, to| Control::Closed { from, to }, |closed| all.push(closed));
         all
     }
 
-    /// The registered routes, in the order of their numbers.
-    pub fn routes(&self, wishes: bool) -> Vec<RouteSnapshot> {
-        let mut routes = self.ask_all(|to| Control::Routes { wishes, to }).concat();
+    /// Returns the streams of all shards, in no order.
+    pub fn streams(&self, with_consumers: bool) -> Vec<StreamFigures> {
+        let mut streams = Vec::new();
+        let ask = |from, to| Control::Streams { from, with_consumers, to };
+        self.pages(ask, |stream| streams.push(stream));
+        streams
+    }
+
+    /// Returns the use of JetStream by each account.
+    pub fn stream_usage(&self) -> Vec<UsageFigures> {
+        let (to, answer) = bounded(1);
+        self.tell(ShardId(0), Control::StreamUsage(to));
+        answer.recv_timeout(ANSWER_MAX).unwrap_or_default()
+    }
+
+    /// Returns the registered routes, in the order of their numbers.
+    pub fn routes(&self, with_interest: bool) -> Vec<RouteSnapshot> {
+        let mut routes = self.ask_all(|to| Control::Routes { with_interest, to }).concat();
         routes.sort_by_key(|route| route.rid);
         routes
     }
 
-    /// Shows each subscription.
+    /// Returns the registered gateways, in the order of their numbers.
+    pub fn gateways(&self, with_interest: bool) -> Vec<GatewaySnapshot> {
+        let mut all = self.ask_all(|to| Control::Gateways { with_interest, to }).concat();
+        all.sort_by_key(|gateway| gateway.rid);
+        all
+    }
+
+    /// Returns the leaf connections.
+    pub fn leaves(&self, with_interest: bool) -> Vec<LeafSnapshot> {
+        self.ask_all(|to| Control::Leaves { with_interest, to }).concat()
+    }
+
+    /// Calls `show` for each subscription.
     pub fn subs(&self, show: impl FnMut(SubSnapshot)) {
         self.pages(|from, to| Control::Subs { from, to }, show);
     }

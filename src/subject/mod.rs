@@ -11,14 +11,14 @@ pub mod parted;
 pub mod table;
 pub mod transform;
 
-use memchr::{memchr, memchr_iter};
+use memchr::{memchr, memchr_iter, memchr2_iter};
 
 pub use parted::Parted;
 pub use table::{Scan, Table};
 pub use transform::{Transform, TransformError};
 
-/// What ends an argument of a control line, and a form feed, as in nats-server: no subject and no
-/// filter has any of them.
+/// Blanks that end an argument of a control line, and a form feed, as in nats-server: no subject
+/// and no filter has any of them.
 const BLANKS: &[u8] = b" \t\r\n\x0c";
 
 /// Whether the text is one word of a control line. Other texts are never written to a client.
@@ -50,18 +50,16 @@ pub fn is_valid_publish(subject: &[u8]) -> bool {
 
 /// Whether the filter has no wildcards, so that it matches at most the subject equal to it.
 pub fn is_literal(filter: &[u8]) -> bool {
-    let mut rest = Some(filter);
-    while let Some(text) = rest {
-        let (token, behind) = split_first(text);
-        if token == b"*" || (token == b">" && behind.is_none()) {
-            return false;
-        }
-        rest = behind;
-    }
-    true
+    // One pass over the filter instead of one for each token: most have none of these bytes.
+    memchr2_iter(b'*', b'>', filter).all(|at| {
+        let is_first = at == 0 || filter[at - 1] == b'.';
+        let behind = filter.get(at + 1);
+        let is_last = behind.is_none() || (filter[at] == b'*' && behind == Some(&b'.'));
+        !(is_first && is_last)
+    })
 }
 
-/// The number of tokens, empty ones included; at least 1.
+/// Returns the number of tokens, empty ones included; at least 1.
 pub fn token_count(subject: &[u8]) -> usize {
     memchr_iter(b'.', subject).count() + 1
 }
@@ -78,7 +76,7 @@ pub fn has_empty_token(subject: &[u8]) -> bool {
     token_start == subject.len()
 }
 
-/// Whether the filter matches the subject. [`Table`] answers that for many filters at once.
+/// Whether the filter matches the subject. A [`Table`] finds all matching filters at once.
 pub fn matches(filter: &[u8], subject: &[u8]) -> bool {
     if has_empty_token(subject) {
         return false;
@@ -138,7 +136,7 @@ pub fn covers(filter: &[u8], narrower: &[u8]) -> bool {
     filter.is_none() && narrower.is_none()
 }
 
-/// The filter for exactly the subjects that both filters match; `None` if there are none.
+/// Returns the filter for exactly the subjects that both filters match; `None` if there are none.
 pub fn intersection(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
     let mut both = Vec::with_capacity(one.len().max(other.len()));
     let (mut one, mut other) = (Some(one), Some(other));
@@ -165,17 +163,17 @@ pub fn intersection(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
     (one.is_none() && other.is_none()).then_some(both)
 }
 
-/// The tokens, at least one.
+/// Returns the tokens, at least one.
 pub fn tokens(subject: &[u8]) -> impl Iterator<Item = &[u8]> {
     subject.split(|byte| *byte == b'.')
 }
 
-/// The first token, which may be empty.
+/// Returns the first token, which may be empty.
 pub fn first_token(subject: &[u8]) -> &[u8] {
     split_first(subject).0
 }
 
-/// The first token, and what follows the dot behind it, if there is one.
+/// Returns the first token, and the text behind its dot, if there is one.
 fn split_first(subject: &[u8]) -> (&[u8], Option<&[u8]>) {
     match memchr(b'.', subject) {
         Some(dot) => (&subject[..dot], Some(&subject[dot + 1..])),
@@ -250,6 +248,23 @@ mod tests {
         for (subject, count) in [("", 1), ("a", 1), ("a.b", 2), ("..", 3), ("a.*.>", 3)] {
             assert_eq!(token_count(subject.as_bytes()), count, "{subject}");
             assert_eq!(tokens(subject.as_bytes()).count(), count, "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_filter_is_literal_unless_a_whole_token_is_a_wildcard() {
+        // All texts of up to six of these bytes.
+        let mut texts = vec![Vec::new()];
+        for _ in 0..6 {
+            let longer = texts
+                .iter()
+                .flat_map(|text| b".*>a".iter().map(move |byte| [text, &[*byte][..]].concat()));
+            texts = longer.chain([Vec::new()]).collect();
+        }
+        for text in texts {
+            let all: Vec<&[u8]> = tokens(&text).collect();
+            let is_wild = all.contains(&&b"*"[..]) || all.last() == Some(&&b">"[..]);
+            assert_eq!(is_literal(&text), !is_wild, "{}", text.escape_ascii());
         }
     }
 

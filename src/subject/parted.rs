@@ -1,47 +1,47 @@
-//! A hash table that never takes long to grow.
+//! A hash table in parts, so that growing never takes long.
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// A table of this many entries is divided, …
+/// Entries at which a table is divided into parts.
 const DIVIDED_AT: usize = if cfg!(test) { 128 } else { 16 * 1024 };
-/// … into this many parts.
+/// Parts of a divided table.
 const PARTS: usize = 256;
 
 /// Entries by hash: a [`HashTable`], as long as there are few.
 ///
-/// A table that doubles moves all its entries, and everybody waits for that: 20 ms at 100,000. So a
-/// large one is divided into parts by some bits of the hash, which grow each for itself.
+/// A table that doubles moves all its entries: 20 ms at 100,000, for which every connection waits.
+/// So a large one is divided into parts by some bits of the hash, which grow each for itself.
 #[derive(Debug, Clone)]
 pub struct Parted<T> {
-    /// All entries, unless it is divided.
-    whole: Part<T>,
+    /// All entries of a table that is not divided.
+    whole: TablePart<T>,
     divided: Option<Box<Divided<T>>>,
 }
 
 #[derive(Debug, Clone)]
 struct Divided<T> {
-    parts: Vec<Part<T>>,
+    parts: Vec<TablePart<T>>,
     /// Entries in all parts.
     len: usize,
 }
 
 #[derive(Debug, Clone)]
-struct Part<T> {
+struct TablePart<T> {
     table: HashTable<T>,
-    /// How often its entries may have changed places.
+    /// A count that changes when entries may have moved.
     layout: u64,
 }
 
-/// How far [`Parted::scan`] has come.
+/// The progress of [`Parted::scan`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Place {
-    /// How many parts there were.
+    /// Parts of the table at the last call.
     parts: usize,
     part: usize,
     bucket: usize,
     layout: u64,
-    /// How often it has begun again.
+    /// Times that a part was begun again; a step looks at two to this power of places.
     pub(super) factor: u32,
 }
 
@@ -55,7 +55,7 @@ impl Place {
     }
 }
 
-impl<T> Default for Part<T> {
+impl<T> Default for TablePart<T> {
     fn default() -> Self {
         Self { table: HashTable::new(), layout: 0 }
     }
@@ -63,23 +63,23 @@ impl<T> Default for Part<T> {
 
 impl<T> Default for Parted<T> {
     fn default() -> Self {
-        Self { whole: Part::default(), divided: None }
+        Self { whole: TablePart::default(), divided: None }
     }
 }
 
-/// The part of a hash. hashbrown uses its lowest and its highest bits.
+/// Returns the part of a hash. hashbrown uses its lowest and its highest bits.
 fn part_of(hash: u64) -> usize {
     usize::from((hash >> 40).to_le_bytes()[0])
 }
 
-/// Whether memory is to be given back because little of it is in use.
+/// Whether to give memory back because little of it is in use.
 fn is_sparse(len: usize, capacity: usize) -> bool {
     const KEPT: usize = 64;
     capacity > KEPT && len < capacity / 8
 }
 
 impl<T> Parted<T> {
-    /// The number of entries.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.divided.as_ref().map_or(self.whole.table.len(), |divided| divided.len)
     }
@@ -89,19 +89,19 @@ impl<T> Parted<T> {
         self.len() == 0
     }
 
-    fn part(&self, hash: u64) -> &Part<T> {
+    fn part(&self, hash: u64) -> &TablePart<T> {
         match &self.divided {
             None => &self.whole,
             Some(divided) => &divided.parts[part_of(hash)],
         }
     }
 
-    /// The entry with this hash that is `equal`.
+    /// Returns the entry with this hash that is `equal`.
     pub fn find(&self, hash: u64, equal: impl FnMut(&T) -> bool) -> Option<&T> {
         self.part(hash).table.find(hash, equal)
     }
 
-    /// The entry with this hash that is `equal`.
+    /// Returns the entry with this hash that is `equal`.
     pub fn find_mut(&mut self, hash: u64, equal: impl FnMut(&T) -> bool) -> Option<&mut T> {
         let part = match &mut self.divided {
             None => &mut self.whole,
@@ -110,8 +110,8 @@ impl<T> Parted<T> {
         part.table.find_mut(hash, equal)
     }
 
-    /// The entry with this hash that is `equal`, made if there is none. `hasher` gives the hash
-    /// of any entry.
+    /// Returns the entry with this hash that is `equal`, made if there is none. `hasher` gives the
+    /// hash of any entry.
     pub fn find_or_insert(
         &mut self,
         hash: u64,
@@ -143,8 +143,8 @@ impl<T> Parted<T> {
     fn divide(&mut self, hasher: &impl Fn(&T) -> u64) {
         let whole = std::mem::take(&mut self.whole).table;
         let len = whole.len();
-        let room = || Part { table: HashTable::with_capacity(2 * len / PARTS), layout: 0 };
-        let mut parts: Vec<Part<T>> = std::iter::repeat_with(room).take(PARTS).collect();
+        let room = || TablePart { table: HashTable::with_capacity(2 * len / PARTS), layout: 0 };
+        let mut parts: Vec<TablePart<T>> = std::iter::repeat_with(room).take(PARTS).collect();
         for value in whole {
             let hash = hasher(&value);
             parts[part_of(hash)].table.insert_unique(hash, value, hasher);
@@ -172,7 +172,7 @@ impl<T> Parted<T> {
         Some(value)
     }
 
-    /// Takes out up to `count` entries, whichever.
+    /// Takes out up to `count` entries, in no order.
     pub fn take(&mut self, count: usize) -> Vec<T> {
         let mut taken = Vec::with_capacity(count.min(self.len()));
         let parts = match &mut self.divided {
@@ -190,7 +190,7 @@ impl<T> Parted<T> {
         taken
     }
 
-    /// Counts entries that are gone. With the last one goes all memory.
+    /// Counts removed entries. With the last one all memory is freed.
     fn forget(&mut self, count: usize) {
         if let Some(divided) = &mut self.divided {
             divided.len -= count;
@@ -200,32 +200,32 @@ impl<T> Parted<T> {
         }
     }
 
-    fn parts(&self) -> &[Part<T>] {
+    fn parts(&self) -> &[TablePart<T>] {
         match &self.divided {
             None => std::slice::from_ref(&self.whole),
             Some(divided) => &divided.parts,
         }
     }
 
-    /// All entries, in no promised order.
+    /// Returns all entries, in no promised order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.parts().iter().flat_map(|part| &part.table)
     }
 
-    /// Visits entries from where an earlier call has come to, looking at no more than `steps`
-    /// places, which are used up. Returns whether it has come to the end.
+    /// Visits entries from the place of an earlier call on, at no more than `steps` places, which
+    /// are used up. Returns whether all have been visited.
     ///
-    /// Entries may come and go between two calls: what is there all the time is visited, perhaps
-    /// more than once; what comes or goes meanwhile may be or not. Whenever a change has moved
-    /// what was visited, it begins again with the part where that was so, and from then on looks at
-    /// twice as many places for one: so it comes to an end however often that happens.
+    /// Entries may come and go between two calls. An entry that is there all the time is visited,
+    /// perhaps more than once; one that comes or goes may be visited or not. When a change has
+    /// moved visited entries, their part is begun again, and from then on each step looks at twice
+    /// as many places: so the scan ends however often that happens.
     pub fn scan(&self, at: &mut Place, steps: &mut usize, mut visit: impl FnMut(&T)) -> bool {
         let parts = self.parts();
         if at.parts != parts.len() {
             at.begin_again(0, parts[0].layout);
             at.parts = parts.len();
         }
-        while let Some(Part { table, layout }) = parts.get(at.part) {
+        while let Some(TablePart { table, layout }) = parts.get(at.part) {
             if at.layout != *layout {
                 at.begin_again(at.part, *layout);
             }
@@ -246,7 +246,14 @@ impl<T> Parted<T> {
         true
     }
 
-    /// Entries that there is memory for.
+    /// Returns the bytes of memory, without memory that entries point to.
+    pub fn memory_bytes(&self) -> usize {
+        let of_parts = self.divided.as_ref().map_or(0, |divided| divided.parts.capacity());
+        let tables = self.parts().iter().map(|part| part.table.allocation_size());
+        of_parts * size_of::<TablePart<T>>() + tables.sum::<usize>()
+    }
+
+    /// Returns the number of entries that there is memory for.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         self.parts().iter().map(|part| part.table.capacity()).sum()

@@ -1,4 +1,4 @@
-//! Which filters match a subject: asked once for every message.
+//! A table of filters, to find those that match the subject of a message.
 
 use std::collections::HashMap;
 
@@ -10,22 +10,22 @@ use super::{has_empty_token, is_literal, split_first};
 
 /// Values by filter, and for a subject all values whose filters match it.
 ///
-/// Filters without wildcards are found by one hash of the whole subject. The others form a tree
-/// by tokens, which is walked only if there are any: no step allocates or recurses, and none
-/// leads to a node twice, so a subject costs at most as many steps as there are tokens in
-/// wildcard filters, whatever its own length.
+/// Filters without wildcards are found by one hash of the whole subject. The others form a tree by
+/// tokens, which is walked only if there are any: no step allocates or recurses, and none leads to
+/// a node twice, so a subject costs at most as many steps as there are tokens in wildcard filters,
+/// whatever its own length.
 ///
 /// Invalid filters are kept like valid ones and match as [`super::matches`] says. All hashing is
-/// keyed, since it is clients who choose the subjects.
+/// keyed, since clients choose the subjects.
 #[derive(Debug, Clone)]
 pub struct Table<V> {
     /// Filters without wildcards and empty tokens. Boxed, since half of the places may be empty.
     literals: Parted<Box<Stored<V>>>,
-    /// The other ones.
-    wild: Tree<V>,
+    /// Filters with wildcards or empty tokens.
+    wild: FilterTree<V>,
 }
 
-/// How far [`Table::scan`] has come.
+/// The progress of [`Table::scan`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scan {
     literal: Place,
@@ -39,7 +39,7 @@ impl<V> Default for Table<V> {
 }
 
 impl<V> Table<V> {
-    /// An empty table, hashing with keys of its own.
+    /// An empty table, hashing with random keys.
     pub fn new() -> Self {
         Self::with_hasher(RandomState::new())
     }
@@ -57,11 +57,11 @@ impl<V> Table<V> {
     }
 
     fn with_hasher(hasher: RandomState) -> Self {
-        let wild = Tree { nodes: Vec::new(), free: Vec::new(), len: 0, hasher };
+        let wild = FilterTree { nodes: Vec::new(), free: Vec::new(), len: 0, hasher };
         Self { literals: Parted::default(), wild }
     }
 
-    /// The number of filters.
+    /// Returns the number of filters.
     pub fn len(&self) -> usize {
         self.literals.len() + self.wild.len
     }
@@ -71,7 +71,7 @@ impl<V> Table<V> {
         self.len() == 0
     }
 
-    /// The value of this filter, made if there is none yet.
+    /// Returns the value of this filter, made if there is none yet.
     pub fn entry(&mut self, filter: &[u8]) -> &mut V
     where
         V: Default,
@@ -90,12 +90,12 @@ impl<V> Table<V> {
         &mut stored.value
     }
 
-    /// The value of exactly this filter.
+    /// Returns the value of exactly this filter.
     pub fn get(&self, filter: &[u8]) -> Option<&V> {
         if is_keyed(filter) { self.literal(filter) } else { self.wild.get(filter) }
     }
 
-    /// The value of exactly this filter.
+    /// Returns the value of exactly this filter.
     pub fn get_mut(&mut self, filter: &[u8]) -> Option<&mut V> {
         if !is_keyed(filter) {
             return self.wild.get_mut(filter);
@@ -105,7 +105,7 @@ impl<V> Table<V> {
         found.map(|stored| &mut stored.value)
     }
 
-    /// Forgets this filter and gives its value back.
+    /// Removes this filter and returns its value.
     pub fn remove(&mut self, filter: &[u8]) -> Option<V> {
         if !is_keyed(filter) {
             return self.wild.remove(filter);
@@ -127,7 +127,7 @@ impl<V> Table<V> {
     }
 
     /// Visits the value of each filter that matches `subject`, each once, in no promised order.
-    /// Returns at how many places of the table it has looked.
+    /// Returns the number of places of the table at which it has looked.
     pub fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) -> usize {
         // One with an empty token is not found: no such filter is among them.
         if !self.literals.is_empty()
@@ -141,14 +141,14 @@ impl<V> Table<V> {
         1
     }
 
-    /// All filters with their values, in no promised order.
+    /// Returns all filters with their values, in no promised order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &V)> {
         let literals = self.literals.iter().map(|stored| (&*stored.filter, &stored.value));
         literals.chain(self.wild.iter())
     }
 
-    /// Visits filters from where an earlier call has come to, looking at no more than `places`
-    /// places, which are used up. Returns whether it has come to the end.
+    /// Visits filters from the place of an earlier call on, at no more than `places` places, which
+    /// are used up. Returns whether all have been visited.
     ///
     /// The table may change between two calls, as [`Parted::scan`] says.
     pub fn scan(
@@ -177,7 +177,7 @@ fn is_keyed(filter: &[u8]) -> bool {
     is_literal(filter) && !has_empty_token(filter)
 }
 
-/// Whether memory is to be given back because little of it is in use.
+/// Whether to give memory back because little of it is in use.
 fn is_sparse(len: usize, capacity: usize) -> bool {
     const KEPT: usize = 64;
     capacity > KEPT && len < capacity / 8
@@ -188,8 +188,8 @@ fn is_sparse(len: usize, capacity: usize) -> bool {
 /// Nodes are numbered rather than boxed so that filters of any number of tokens can be walked
 /// and dropped without recursion.
 #[derive(Debug, Clone)]
-struct Tree<V> {
-    /// The root is the first one. None at all when there are no filters.
+struct FilterTree<V> {
+    /// The nodes, the root first; empty without filters.
     nodes: Vec<Node<V>>,
     /// Numbers of nodes not in use.
     free: Vec<u32>,
@@ -198,7 +198,7 @@ struct Tree<V> {
     hasher: RandomState,
 }
 
-/// The tokens on the way from the root to a node are a beginning of all filters below it.
+/// A node, which stands for the tokens from the root to it: the beginning of all filters below it.
 #[derive(Debug, Clone)]
 struct Node<V> {
     parent: u32,
@@ -220,7 +220,7 @@ struct Stored<V> {
     value: V,
 }
 
-/// The root's number. It is nobody's child, so it also stands for no child.
+/// The root's number. The root is no child, so the number also stands for no child.
 const ROOT: u32 = 0;
 
 impl<V> Node<V> {
@@ -237,7 +237,7 @@ impl<V> Node<V> {
     }
 }
 
-impl<V> Tree<V> {
+impl<V> FilterTree<V> {
     fn entry(&mut self, filter: &[u8]) -> &mut V
     where
         V: Default,
@@ -291,7 +291,7 @@ impl<V> Tree<V> {
         number
     }
 
-    /// The node where the filter's value is, if its path is there.
+    /// Returns the node where the filter's value is, if its path is there.
     fn find(&self, filter: &[u8]) -> Option<u32> {
         let mut at = ROOT;
         let mut left = split_rest(filter).0;
@@ -335,7 +335,7 @@ impl<V> Tree<V> {
         Some(stored.value)
     }
 
-    /// Removes the node `path` leads to, and those before it, as far as nothing uses them.
+    /// Removes the node at the end of `path`, and those before it, as far as they are not in use.
     fn prune(&mut self, mut number: u32, mut path: &[u8]) {
         while number != ROOT && self.nodes[number as usize].is_unused() {
             let parent = self.nodes[number as usize].parent;
@@ -359,10 +359,10 @@ impl<V> Tree<V> {
         }
     }
 
-    /// `subject` must have no empty token.
+    /// Visits the values of matching filters; `subject` must have no empty token.
     ///
-    /// The way back from a dead end is found by the nodes' parents and the subject's dots, so
-    /// that nothing has to be remembered on the way there.
+    /// The way back from a dead end is found by the nodes' parents and the subject's dots, so that
+    /// no way has to be remembered.
     fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) -> usize {
         let mut number = ROOT;
         let mut places = 0;
@@ -411,7 +411,7 @@ impl<V> Tree<V> {
     }
 }
 
-/// The tokens before a final `>`, `None` if it is the only one, and whether there is one.
+/// Returns the tokens before a final `>`, `None` if it is the only one, and whether there is one.
 fn split_rest(filter: &[u8]) -> (Option<&[u8]>, bool) {
     if filter == b">" {
         return (None, true);

@@ -1,8 +1,8 @@
 //! Subjects made from other subjects: `orders.*.*` → `eu.$2.{{partition(8,1)}}`.
 //!
-//! A destination is written as tokens. One that is `$N` or `{{wildcard(N)}}` stands for what the
-//! source's N-th `*` matched, a last `>` for what the source's `>` did, other functions for what
-//! they make of such tokens, and everything else for itself. Forms, results and errors are
+//! A destination is written as tokens. `$N` or `{{wildcard(N)}}` stands for the token that the
+//! source's N-th `*` matched, a last `>` for the tokens that the source's `>` matched, another
+//! function for its result, and every other token for itself. Forms, results and errors are
 //! nats-server's, odd ones included.
 
 use std::fmt::{self, Write as _};
@@ -14,26 +14,27 @@ use super::{covers, intersection, is_valid_filter, tokens};
 
 /// A compiled rule that makes one subject of another.
 ///
-/// A subject costs a step for each of its tokens and each part of the destination, and what comes
-/// out is at most the destination's length times the subject's.
+/// A subject costs a step for each of its tokens and each part of the destination, and the result
+/// is at most the destination's length times the subject's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transform {
     source: Box<[u8]>,
     destination: Box<[u8]>,
-    parts: Box<[Part]>,
+    parts: Box<[DestinationPart]>,
 }
 
-/// What becomes one or several tokens of the destination. Tokens are numbers in the source, from 0.
+/// A part of the destination, which becomes one or several tokens. Tokens are numbers in the
+/// source, from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+enum DestinationPart {
     Literal(Box<[u8]>),
-    /// What the source's `>` matched, which begins at this token.
+    /// The tokens from this one on, which the source's `>` matched.
     Rest(usize),
     /// A function of one token.
     Of(usize, Function),
     /// The hash of these tokens, or of the whole subject if there are none, modulo a number.
     Partition(u32, Box<[usize]>),
-    /// A number below this one.
+    /// A random number below this one.
     Random(u32),
 }
 
@@ -49,16 +50,17 @@ enum Function {
     Right(usize),
 }
 
-/// Why there is no such transform.
+/// An error in the text of a transform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TransformError {
-    /// Source or destination is not a filter, the destination has a `*`, or only one ends in `>`.
+    /// A source or destination that is not a filter, a destination with a `*`, or a `>` at the end
+    /// of only one.
     BadSubject,
-    /// The destination has an empty token or blanks.
+    /// A destination with an empty token or blanks.
     BadDestination,
-    /// A token of the destination, and what is wrong with it.
+    /// A token of the destination that is wrong, with the reason.
     BadToken(&'static str, String),
-    /// Not every wildcard of the source is in the destination, where that is asked for.
+    /// A wildcard of the source that is missing in the destination, where all are needed.
     UnusedWildcards,
 }
 
@@ -87,8 +89,8 @@ impl Transform {
     ///
     /// # Errors
     ///
-    /// When source and destination do not fit, or the destination has functions that do not exist
-    /// or whose arguments are wrong.
+    /// Returns an error when source and destination do not fit, or when the destination has unknown
+    /// functions or wrong arguments.
     pub fn new(source: &[u8], destination: &[u8]) -> Result<Self, TransformError> {
         let compiler = Compiler::new(source);
         let mut parts = Vec::new();
@@ -108,21 +110,28 @@ impl Transform {
     }
 
     /// Compiles a mapping that can be followed backwards, as imports need it: it only moves whole
-    /// tokens, and all that the wildcards match is still there.
+    /// tokens, and keeps all tokens that the wildcards match.
     ///
     /// # Errors
     ///
-    /// Those of [`Self::new`], and when the destination does more, or does not use a wildcard.
+    /// Returns the errors of [`Self::new`], and an error when the destination does more, or does
+    /// not use a wildcard.
     pub fn strict(source: &[u8], destination: &[u8]) -> Result<Self, TransformError> {
         let transform = Self::new(source, destination)?;
         for (part, token) in transform.parts.iter().zip(tokens(destination)) {
-            if !matches!(part, Part::Literal(_) | Part::Rest(_) | Part::Of(_, Function::Same)) {
+            if !matches!(
+                part,
+                DestinationPart::Literal(_)
+                    | DestinationPart::Rest(_)
+                    | DestinationPart::Of(_, Function::Same)
+            ) {
                 let what =
                     "the only mapping function allowed for import transforms is {{Wildcard()}}";
                 return Err(bad(what, token));
             }
         }
-        let is_used = |at: usize| transform.parts.contains(&Part::Of(at, Function::Same));
+        let is_used =
+            |at: usize| transform.parts.contains(&DestinationPart::Of(at, Function::Same));
         let mut stars = tokens(source).enumerate().filter(|(_, token)| *token == b"*");
         if stars.any(|(at, _)| !is_used(at)) {
             return Err(TransformError::UnusedWildcards);
@@ -130,22 +139,23 @@ impl Transform {
         Ok(transform)
     }
 
-    /// The filter of the subjects that it applies to.
+    /// Returns the filter of the subjects that the transform applies to.
     pub fn source(&self) -> &[u8] {
         &self.source
     }
 
-    /// The destination as it was written.
+    /// Returns the destination as it was written.
     pub fn destination(&self) -> &[u8] {
         &self.destination
     }
 
     /// Whether equal subjects always become equal ones.
     pub fn is_certain(&self) -> bool {
-        !self.parts.iter().any(|part| matches!(part, Part::Random(_)))
+        !self.parts.iter().any(|part| matches!(part, DestinationPart::Random(_)))
     }
 
-    /// Appends to `out` what the subject becomes. False, and nothing, if it is not of the source.
+    /// Appends the transformed subject to `out`. Returns `false`, and appends nothing, if the
+    /// source does not match it.
     pub fn apply(&self, subject: &[u8], rng: &mut fastrand::Rng, out: &mut Vec<u8>) -> bool {
         if !covers(&self.source, subject) {
             return false;
@@ -156,17 +166,17 @@ impl Transform {
                 out.push(b'.');
             }
             match part {
-                Part::Literal(token) => out.extend_from_slice(token),
-                Part::Rest(from) => join(&given[*from..], out),
-                Part::Of(at, function) => function.apply(given[*at], out),
-                Part::Partition(count, of) => {
+                DestinationPart::Literal(token) => out.extend_from_slice(token),
+                DestinationPart::Rest(from) => join(&given[*from..], out),
+                DestinationPart::Of(at, function) => function.apply(given[*at], out),
+                DestinationPart::Partition(count, of) => {
                     let hash = match &**of {
                         [] => hash([subject]),
                         of => hash(of.iter().map(|at| given[*at])),
                     };
                     write_number(hash.checked_rem(*count).unwrap_or(0), out);
                 }
-                Part::Random(below) => {
+                DestinationPart::Random(below) => {
                     write_number(if *below > 0 { rng.u32(..below) } else { 0 }, out);
                 }
             }
@@ -174,9 +184,9 @@ impl Transform {
         true
     }
 
-    /// The filter of everything that subjects matching `filter` become: exactly that if whole
-    /// tokens are moved and each only once, else somewhat more. None if there is nothing, or no
-    /// filter says how many tokens there are.
+    /// Returns the filter of all results for subjects that match `filter`: an exact one if whole
+    /// tokens are moved and each only once, else a somewhat wider one. `None` if there are no
+    /// results, or if no filter has their number of tokens.
     pub fn apply_filter(&self, filter: &[u8]) -> Option<Vec<u8>> {
         let both = intersection(&self.source, filter)?;
         let given: SmallVec<[&[u8]; 16]> = tokens(&both).collect();
@@ -186,22 +196,22 @@ impl Transform {
                 out.push(b'.');
             }
             match part {
-                Part::Literal(token) => out.extend_from_slice(token),
-                Part::Rest(from) => join(&given[*from..], &mut out),
-                Part::Of(at, function) if !matches!(given[*at], b"*" | b">") => {
+                DestinationPart::Literal(token) => out.extend_from_slice(token),
+                DestinationPart::Rest(from) => join(&given[*from..], &mut out),
+                DestinationPart::Of(at, function) if !matches!(given[*at], b"*" | b">") => {
                     function.apply(given[*at], &mut out);
                 }
-                Part::Of(_, Function::Same | Function::Left(_) | Function::Right(_))
-                | Part::Partition(..)
-                | Part::Random(_) => out.push(b'*'),
-                Part::Of(..) => return None,
+                DestinationPart::Of(_, Function::Same | Function::Left(_) | Function::Right(_))
+                | DestinationPart::Partition(..)
+                | DestinationPart::Random(_) => out.push(b'*'),
+                DestinationPart::Of(..) => return None,
             }
         }
         Some(out)
     }
 
-    /// The way back: what this makes of a subject becomes that subject again. None if it does more
-    /// than move whole tokens, or uses one twice or not at all.
+    /// Returns the reverse transform, which makes the original subject of a result. `None` if this
+    /// one does more than move whole tokens, or uses one twice or not at all.
     pub fn reversed(&self) -> Option<Self> {
         let mut places: SmallVec<[usize; 8]> = SmallVec::new();
         let mut source = Vec::new();
@@ -210,9 +220,9 @@ impl Transform {
                 source.push(b'.');
             }
             match part {
-                Part::Literal(token) => source.extend_from_slice(token),
-                Part::Rest(_) => source.push(b'>'),
-                Part::Of(at, Function::Same) if !places.contains(at) => {
+                DestinationPart::Literal(token) => source.extend_from_slice(token),
+                DestinationPart::Rest(_) => source.push(b'>'),
+                DestinationPart::Of(at, Function::Same) if !places.contains(at) => {
                     places.push(*at);
                     source.push(b'*');
                 }
@@ -269,9 +279,9 @@ impl Function {
     }
 }
 
-/// The pieces between delimiters as tokens. Where two delimiters follow one another it is as in
-/// nats-server: an empty piece is left out, but behind two in the beginning its dot stays, and
-/// such a subject has an empty token.
+/// Appends the pieces between delimiters as tokens. Where two delimiters follow one another it is
+/// as in nats-server: an empty piece is left out, but behind two in the beginning its dot stays,
+/// and the subject has an empty token.
 fn split(token: &[u8], delimiter: &[u8], out: &mut Vec<u8>) {
     if delimiter.is_empty() {
         for chunk in token.utf8_chunks() {
@@ -316,7 +326,7 @@ fn write_number(number: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// FNV-1a with 32 bits.
+/// Returns FNV-1a with 32 bits.
 fn hash<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     let bytes = texts.into_iter().flatten();
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
@@ -330,11 +340,11 @@ fn bad(what: &'static str, token: &[u8]) -> TransformError {
     TransformError::BadToken(what, String::from_utf8_lossy(token).into_owned())
 }
 
-/// Tokens of a destination become parts, with regard to this source.
+/// A compiler of a destination's tokens into parts, for one source.
 struct Compiler {
-    /// Where the source's `*` are.
+    /// Places of the source's `*`.
     stars: SmallVec<[usize; 8]>,
-    /// Where its `>` is.
+    /// The place of the source's `>`.
     rest: Option<usize>,
 }
 
@@ -345,15 +355,15 @@ impl Compiler {
         Self { stars: stars.map(|(at, _)| at).collect(), rest }
     }
 
-    fn part(&self, token: &[u8]) -> Result<Part, TransformError> {
+    fn part(&self, token: &[u8]) -> Result<DestinationPart, TransformError> {
         if token == b">" {
             // Without one in the source it is refused as a whole.
-            return Ok(Part::Rest(self.rest.unwrap_or(0)));
+            return Ok(DestinationPart::Rest(self.rest.unwrap_or(0)));
         }
         if let [b'$', number @ ..] = token
             && let Some(number) = integer(number)
         {
-            return Ok(Part::Of(self.wildcard(number, token)?, Function::Same));
+            return Ok(DestinationPart::Of(self.wildcard(number, token)?, Function::Same));
         }
         if token.len() > 4 && token.starts_with(b"{{") && token.ends_with(b"}}") {
             let call = Call::parse(token).ok_or_else(|| bad(UNKNOWN_FUNCTION, token))?;
@@ -362,19 +372,19 @@ impl Compiler {
         if token.is_empty() || token.iter().any(u8::is_ascii_whitespace) {
             return Err(TransformError::BadDestination);
         }
-        Ok(Part::Literal(token.into()))
+        Ok(DestinationPart::Literal(token.into()))
     }
 
-    fn call(&self, call: &Call<'_>) -> Result<Part, TransformError> {
+    fn call(&self, call: &Call<'_>) -> Result<DestinationPart, TransformError> {
         let function: fn(usize) -> Function = match call.name {
             "wildcard" => {
                 let [number] = call.arguments()?;
-                return Ok(Part::Of(self.of(number, call)?, Function::Same));
+                return Ok(DestinationPart::Of(self.of(number, call)?, Function::Same));
             }
             "partition" => return self.partition(call),
             "random" => {
                 let [below] = &call.arguments[..] else { return Err(bad(TOO_FEW, call.token)) };
-                return Ok(Part::Random(call.modulus(below)?));
+                return Ok(DestinationPart::Random(call.modulus(below)?));
             }
             "split" => {
                 let [number, delimiter] = call.arguments()?;
@@ -382,7 +392,7 @@ impl Compiler {
                     return Err(bad(BAD_ARGUMENT, call.token));
                 }
                 let at = self.of(number, call)?;
-                return Ok(Part::Of(at, Function::Split(delimiter.into())));
+                return Ok(DestinationPart::Of(at, Function::Split(delimiter.into())));
             }
             "splitFromLeft" => Function::SplitFromLeft,
             "splitFromRight" => Function::SplitFromRight,
@@ -398,10 +408,10 @@ impl Compiler {
             size if size > i64::from(i32::MAX) => return Err(bad(BAD_ARGUMENT, call.token)),
             size => usize::try_from(size).unwrap_or(0),
         };
-        Ok(Part::Of(self.wildcard(number_of, call.token)?, function(size)))
+        Ok(DestinationPart::Of(self.wildcard(number_of, call.token)?, function(size)))
     }
 
-    fn partition(&self, call: &Call<'_>) -> Result<Part, TransformError> {
+    fn partition(&self, call: &Call<'_>) -> Result<DestinationPart, TransformError> {
         let (count, of) = call.arguments.split_first().ok_or_else(|| bad(TOO_FEW, call.token))?;
         let count = call.modulus(count)?;
         let numbers: Result<Vec<i64>, _> = of.iter().map(|text| call.integer(text)).collect();
@@ -409,18 +419,18 @@ impl Compiler {
         if self.stars.is_empty() && self.rest.is_none() {
             // Of a source without wildcards it hashes nothing.
             let number = hash([]).checked_rem(count).unwrap_or(0);
-            return Ok(Part::Literal(number.to_string().into_bytes().into()));
+            return Ok(DestinationPart::Literal(number.to_string().into_bytes().into()));
         }
         let of = numbers.into_iter().map(|number| self.wildcard(number, call.token));
-        Ok(Part::Partition(count, of.collect::<Result<_, _>>()?))
+        Ok(DestinationPart::Partition(count, of.collect::<Result<_, _>>()?))
     }
 
-    /// The token that an argument names by the number of a wildcard.
+    /// Returns the token that an argument names by the number of a wildcard.
     fn of(&self, argument: &[u8], call: &Call<'_>) -> Result<usize, TransformError> {
         self.wildcard(call.integer(argument)?, call.token)
     }
 
-    /// The token that the N-th wildcard matches, from 1; below, it is the first one.
+    /// Returns the token that the N-th wildcard matches, from 1; below 1 it is the first one.
     fn wildcard(&self, number: i64, token: &[u8]) -> Result<usize, TransformError> {
         if self.stars.is_empty() && self.rest.is_none() {
             return Err(bad(OUT_OF_RANGE, token));
@@ -436,14 +446,15 @@ impl Compiler {
     }
 }
 
-/// `{{name(argument, …)}}`
+/// A call of a function in a destination, `{{name(argument, …)}}`.
 struct Call<'a> {
     token: &'a [u8],
     name: &'static str,
     arguments: SmallVec<[&'a [u8]; 4]>,
 }
 
-/// Letters that may be small or large are large here, but for the first, which always may.
+/// Names of functions. Letters whose case is free are large here, but for the first one, whose case
+/// is always free.
 const FUNCTIONS: [&str; 10] = [
     "wildcard",
     "partition",
@@ -470,7 +481,7 @@ impl<'a> Call<'a> {
         Some(Self { token, name, arguments: arguments.collect() })
     }
 
-    /// Exactly `N` arguments.
+    /// Returns the arguments, if there are exactly `N`.
     fn arguments<const N: usize>(&self) -> Result<[&'a [u8]; N], TransformError> {
         let count = match &self.arguments[..] {
             [b""] => 0,
@@ -486,7 +497,7 @@ impl<'a> Call<'a> {
         integer(argument.trim_ascii()).ok_or_else(|| bad(BAD_ARGUMENT, self.token))
     }
 
-    /// What something is counted up to; below zero it wraps as nats-server's does.
+    /// Returns the limit of a count; below zero it wraps as nats-server's does.
     fn modulus(&self, argument: &[u8]) -> Result<u32, TransformError> {
         match i32::try_from(self.integer(argument)?) {
             Ok(number) => Ok(number.cast_unsigned()),

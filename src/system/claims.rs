@@ -6,8 +6,8 @@
 //! unchanged claims cost nothing (`Trusted::says_the_same_of`). Seats of an account are counted
 //! over all shards (`config::Seats`), once per login.
 //!
-//! With a directory, servers of a cluster compare what they have: each asks from time to time with
-//! a 32 byte digest of its own tokens, and a server with another digest sends all of its tokens.
+//! With a directory, servers of a cluster compare their tokens: each asks from time to time with a
+//! 32-byte digest of its own tokens, and a server with another digest sends all of its tokens.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use crossbeam_channel::bounded;
 use serde_json::{Value, json};
 
 use super::store::Store;
-use super::{Order, Worker};
+use super::{SystemOrder, Worker};
 use crate::auth::jwt::{self, Claims};
-use crate::config::trust::Trust;
+use crate::config::trust::TrustOptions;
 use crate::engine::{AccountId, ServerRequest};
 
-/// Where servers ask one another for what they have.
+/// The subject on which servers ask one another for tokens.
 const PACK: &str = "$SYS.REQ.CLAIMS.PACK";
 
-/// Why a token is not taken.
+/// The reason why a token is refused.
 struct Objection {
-    /// The account, as far as it is known.
+    /// The account, if it is known.
     account: String,
     reason: String,
 }
@@ -37,7 +37,7 @@ impl Objection {
 }
 
 impl Worker {
-    /// Answers a request about tokens of accounts. `false` if it is none.
+    /// Answers a request about tokens of accounts. Returns `false` if it is none.
     pub(super) fn on_claims(&mut self, request: &ServerRequest, subject: &str) -> bool {
         let words: Vec<&str> = subject.split('.').collect();
         match *words {
@@ -57,21 +57,23 @@ impl Worker {
             }
             ["$SYS", "REQ", "CLAIMS", "DELETE"] => self.on_deletion(request),
             ["$SYS", "REQ", "CLAIMS", "PACK"] => self.on_pack_request(request),
+            ["$SYS", "_INBOX", _, "LOOKUP", key] => self.on_lookup_answer(key, &request.payload),
             ["$SYS", "_INBOX", _, "CLAIMS"] => self.on_pack(&request.payload),
             _ => return false,
         }
         true
     }
 
-    /// A token is to be taken; it has to be about `key`, if that is said.
+    /// Handles a pushed token; it has to be about `key`, if one is given.
     fn on_update(&mut self, request: &ServerRequest, key: Option<&str>) {
         let answer = match self.take(&request.payload, key) {
             Ok((account, message)) => {
                 json!({"data": {"account": account, "code": 200, "message": message}})
             }
             Err(Objection { account, reason }) => {
-                let description = format!("jwt update resulted in error - {reason}");
-                tracing::error!("jwt update resulted in error - {account} - {reason}");
+                let cache = if self.is_cache() { "cache " } else { "" };
+                let description = format!("jwt update {cache}resulted in error - {reason}");
+                tracing::error!("jwt update {cache}resulted in error - {account} - {reason}");
                 json!({"error": {"account": account, "code": 500, "description": description}})
             }
         };
@@ -92,30 +94,38 @@ impl Worker {
         key: Option<&str>,
     ) -> Result<(String, &'static str), Objection> {
         let unknown = || key.filter(|_| self.store.is_none()).unwrap_or("n/a");
-        let (text, claims) =
-            self.read(payload, Trust::admit).map_err(|reason| Objection::new(unknown(), reason))?;
+        let (text, claims) = self
+            .read(payload, TrustOptions::admit)
+            .map_err(|reason| Objection::new(unknown(), reason))?;
         let account = claims.subject.clone();
         if let Some(key) = key.filter(|key| *key != account) {
             return Err(Objection::new(key, "subject does not match jwt content"));
         }
         let is_known = self.trusted(&account).is_some();
+        let is_cache = self.is_cache();
         match &mut self.store {
+            // A cache has what logins here have needed.
+            Some(_) if is_cache && !is_known => return Ok((account, "jwt update cache skipped")),
             Some(store) => {
                 store.save(&account, &text).map_err(|reason| Objection::new(&account, reason))?;
             }
-            // In memory are those that the file has.
+            // Without a directory, only accounts of the file are known.
             None if !is_known => return Ok((account, "jwt update skipped")),
             None => {}
         }
         self.put_in_force(vec![(account.clone(), Some(Arc::new(claims)))]);
-        Ok((account, "jwt updated"))
+        Ok((account, if is_cache { "jwt updated cache" } else { "jwt updated" }))
+    }
+
+    fn is_cache(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.directory().is_cache)
     }
 
     fn read(
         &self,
         payload: &[u8],
-        check: fn(&Trust, &str) -> Result<Claims<jwt::Account>, String>,
-    ) -> Result<(String, Claims<jwt::Account>), String> {
+        check: fn(&TrustOptions, &str) -> Result<Claims<jwt::AccountClaims>, String>,
+    ) -> Result<(String, Claims<jwt::AccountClaims>), String> {
         let text = std::str::from_utf8(payload).map_err(|_| "it is no text".to_owned())?.trim();
         if text.is_empty() {
             return Err("request body is empty".to_owned());
@@ -124,15 +134,18 @@ impl Worker {
         check(trust, text).map(|claims| (text.to_owned(), claims))
     }
 
-    fn trusted(&self, key: &str) -> Option<&Arc<Claims<jwt::Account>>> {
+    pub(super) fn trusted(&self, key: &str) -> Option<&Arc<Claims<jwt::AccountClaims>>> {
         self.options.trust.as_ref().and_then(|trust| trust.accounts.get(key))
     }
 
-    /// Waits until all shards go by other tokens; without a token, an account is gone.
-    fn put_in_force(&mut self, changes: Vec<(String, Option<Arc<Claims<jwt::Account>>>)>) {
+    /// Puts tokens in force and waits for all shards; an account whose token is `None` is removed.
+    pub(super) fn put_in_force(
+        &mut self,
+        changes: Vec<(String, Option<Arc<Claims<jwt::AccountClaims>>>)>,
+    ) {
         let (done, is_done) = bounded(1);
-        if self.orders.send(Order::Accounts(changes, done)).is_ok() {
-            // If the server ends meanwhile, nobody is left for whom it matters.
+        if self.orders.send(SystemOrder::Accounts(changes, done)).is_ok() {
+            // If the server ends meanwhile, the answer does not matter.
             let _ = is_done.recv();
         }
         self.take_changes();
@@ -162,7 +175,7 @@ impl Worker {
         let trust = self.options.trust.as_ref();
         let is_list = claims.body.accounts.is_some();
         let keys = claims.body.accounts.unwrap_or_default();
-        if !store.directory().allow_delete {
+        if !store.directory().allow_delete && !store.directory().is_cache {
             return Err("delete must be enabled in server config".to_owned());
         }
         if claims.subject != claims.issuer {
@@ -186,7 +199,7 @@ impl Worker {
         Ok(count)
     }
 
-    /// Asks the other servers for what they have and this one does not.
+    /// Asks the other servers for tokens, if they have others than this one.
     pub(super) fn ask_for_packs(&mut self) {
         if let (Some(store), Some(account)) = (&self.store, self.account()) {
             let inbox = self.pack_inbox();
@@ -198,8 +211,8 @@ impl Worker {
         format!("$SYS._INBOX.{}.CLAIMS", self.identity.id)
     }
 
-    /// Sends everything, one message for each token and an empty one at the end, unless the other
-    /// one has the same.
+    /// Answers a server that asks for tokens: one message for each, unless it has the same ones,
+    /// and an empty message at the end.
     fn on_pack_request(&mut self, request: &ServerRequest) {
         let Some(store) = &self.store else { return };
         if *request.reply == *self.pack_inbox().as_bytes() {
@@ -215,13 +228,13 @@ impl Worker {
         self.reply(request, String::new());
     }
 
-    /// Takes what another server has, as far as it is newer.
+    /// Saves the tokens of another server that are newer, and puts them in force.
     fn on_pack(&mut self, payload: &[u8]) {
         let mut changes = Vec::new();
         for line in payload.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let bar = line.iter().position(|byte| *byte == b'|').unwrap_or(line.len());
             let (key, text) = (&line[..bar], line.get(bar + 1..).unwrap_or_default());
-            let Ok((text, claims)) = self.read(text, Trust::read) else { continue };
+            let Ok((text, claims)) = self.read(text, TrustOptions::read) else { continue };
             let before = self.trusted(&claims.subject).map(|claims| claims.issued_at);
             let is_newer = before.is_none_or(|before| before < claims.issued_at);
             let Some(store) = self.store.as_mut().filter(|_| is_newer) else { continue };
@@ -245,11 +258,12 @@ impl Worker {
     }
 
     /// Publishes a request of the server itself.
-    fn send(&self, account: AccountId, subject: &str, reply: &[u8], payload: Vec<u8>) {
+    pub(super) fn send(&self, account: AccountId, subject: &str, reply: &[u8], payload: Vec<u8>) {
         let control = crate::shard::Control::Publish {
             account,
             subject: subject.as_bytes().into(),
             reply: reply.into(),
+            header: Box::default(),
             payload: payload.into(),
         };
         self.reporter.tell(super::ANY_SHARD, control);

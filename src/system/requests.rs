@@ -1,35 +1,38 @@
-//! What is asked in the system account: how the server is, by the monitoring's documents, and that
-//! it do something.
+//! Requests in the system account: for the monitoring's documents, and for actions of the server.
 
 use crossbeam_channel::bounded;
 use hyper::body::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Order, Worker};
+use super::far_half::{self, Addressed};
+use super::{SystemOrder, Worker, others};
 use crate::config;
-use crate::engine::ServerRequest;
-use crate::identity::Identity;
-use crate::shard::ClientOrder;
+use crate::engine::{ServerRequest, halves_subject};
+use crate::identity::ServerIdentity;
+use crate::shard::{ClientOrder, Control};
 use crate::subject;
 
 const NS_PER_S: i64 = 1_000_000_000;
 
-/// What a request asks for, or why there is no answer to it.
-pub(super) enum Reply {
+/// The outcome of a request.
+pub(super) enum RequestOutcome {
     Data(Value),
     Error(u16, String),
-    /// There is no such page, and why.
+    /// A missing page, with the reason.
     NoPage(String),
-    /// It is done.
+    /// An action that was carried out.
     Done,
-    /// Not of this server.
+    /// No answer: the request is not for this server.
     None,
 }
 
 impl Worker {
     pub(super) fn on_request(&mut self, request: &ServerRequest) {
         let subject = String::from_utf8_lossy(&request.subject).into_owned();
-        if self.on_claims(request, &subject) {
+        if self.on_claims(request, &subject) || on_half(self, request, &subject) {
+            return;
+        }
+        if others::on_message(self, request, &subject) {
             return;
         }
         let tokens: Vec<&str> = subject.split('.').skip(2).collect();
@@ -43,14 +46,14 @@ impl Worker {
         }
         let filter = match parameters(&request.payload) {
             Ok(filter) => filter,
-            Err(error) => return self.answer(request, Reply::Error(400, error)),
+            Err(error) => return self.answer(request, RequestOutcome::Error(400, error)),
         };
         let reply = match *tokens {
-            ["USER", "INFO"] => Reply::Data(self.user_info(request)),
+            ["USER", "INFO"] => RequestOutcome::Data(self.user_info(request)),
             _ if !is_system => return,
             ["SERVER", _, "IDZ"] => {
-                let Identity { name, id, port, .. } = &*self.identity;
-                let (host, _) = self.options.shown_address(*port);
+                let ServerIdentity { name, id, port, .. } = &*self.identity;
+                let (host, _) = self.options.network.shown_address(*port);
                 let idz = json!({"name": name, "host": host, "id": id});
                 return self.reply(request, idz.to_string());
             }
@@ -77,30 +80,30 @@ impl Worker {
                 return self.reply(request, conns.to_string());
             }
             ["ACCOUNT", account, kind] => self.account_page(account, kind, &filter),
-            _ => Reply::None,
+            _ => RequestOutcome::None,
         };
         self.answer(request, reply);
     }
 
-    fn answer(&mut self, request: &ServerRequest, reply: Reply) {
+    fn answer(&mut self, request: &ServerRequest, reply: RequestOutcome) {
         let server = self.server();
         let document = match reply {
-            Reply::Data(data) => json!({"server": server, "data": data}),
-            Reply::Error(code, description) => {
+            RequestOutcome::Data(data) => json!({"server": server, "data": data}),
+            RequestOutcome::Error(code, description) => {
                 let error = json!({"code": code, "description": description});
                 json!({"server": server, "error": error})
             }
-            Reply::NoPage(description) => {
+            RequestOutcome::NoPage(description) => {
                 let error = json!({"code": 500, "description": description});
                 json!({"server": server, "data": null, "error": error})
             }
-            Reply::Done => json!({"server": server}),
-            Reply::None => return,
+            RequestOutcome::Done => json!({"server": server}),
+            RequestOutcome::None => return,
         };
         self.reply(request, document.to_string());
     }
 
-    /// Whether a request is for this server, by what it says of those it is for.
+    /// Whether a request's filter selects this server.
     fn is_meant(&self, filter: &Value) -> bool {
         let is_exact = filter["exact_match"].as_bool().unwrap_or(false);
         let fits = |wanted: &Value, given: &str| match wanted.as_str() {
@@ -111,43 +114,43 @@ impl Worker {
         let tags = filter["tags"].as_array().map_or(&[][..], Vec::as_slice);
         let has = |tag: &Value| {
             let tag = tag.as_str().unwrap_or_default();
-            self.options.server_tags.iter().any(|own| own.eq_ignore_ascii_case(tag))
+            self.options.server.tags.iter().any(|own| own.eq_ignore_ascii_case(tag))
         };
         let cluster = self.identity.cluster.as_ref().map_or("", |cluster| &cluster.name);
         fits(&filter["server_name"], &self.identity.name)
-            && fits(&filter["host"], self.options.shown_address(self.identity.port).0)
+            && fits(&filter["host"], self.options.network.shown_address(self.identity.port).0)
             && fits(&filter["cluster"], cluster)
-            && fits(&filter["domain"], "")
+            && fits(&filter["domain"], self.options.jetstream.domain.as_deref().unwrap_or(""))
             && tags.iter().all(has)
     }
 
-    /// Does something about one client.
-    fn order(&self, order: &str, parameters: &Value) -> Reply {
+    /// Carries out an order about one client.
+    fn order(&self, order: &str, parameters: &Value) -> RequestOutcome {
         let (order, unknown) = match order {
             "KICK" => (ClientOrder::Kick, "no such client or leafnode id"),
             _ => (ClientOrder::LameDuck, "no such client id"),
         };
         let cid = parameters["cid"].as_u64().unwrap_or(0);
         match self.reporter.order(cid, order) {
-            true => Reply::Done,
-            false => Reply::Error(500, unknown.to_owned()),
+            true => RequestOutcome::Done,
+            false => RequestOutcome::Error(500, unknown.to_owned()),
         }
     }
 
-    /// Has the configuration read again, as by SIGHUP.
-    fn reload(&mut self) -> Reply {
+    /// Reloads the configuration, as SIGHUP does.
+    fn reload(&mut self) -> RequestOutcome {
         let (to, outcome) = bounded(1);
-        let sent = self.orders.send(Order::Reload(to));
+        let sent = self.orders.send(SystemOrder::Reload(to));
         let outcome = sent.ok().and_then(|()| outcome.recv().ok());
         self.take_changes();
         match outcome {
-            Some(Ok(())) => Reply::Done,
-            Some(Err(error)) => Reply::Error(500, error.to_string()),
-            None => Reply::None,
+            Some(Ok(())) => RequestOutcome::Done,
+            Some(Err(error)) => RequestOutcome::Error(500, error.to_string()),
+            None => RequestOutcome::None,
         }
     }
 
-    /// How many subscriptions of clients here get messages on a subject.
+    /// Returns the number of subscriptions of clients here that match a subject.
     fn count_subs(&self, parameters: &Value) -> usize {
         use base64::Engine as _;
         let text = |key: &str| parameters[key].as_str();
@@ -174,13 +177,15 @@ impl Worker {
         count
     }
 
-    fn server_page(&mut self, kind: &str, filter: &Value) -> Reply {
+    fn server_page(&mut self, kind: &str, filter: &Value) -> RequestOutcome {
         match kind {
-            "RAFTZ" => Reply::Data(json!({})),
-            "PROFILEZ" => Reply::Data(json!({"profile": null, "error": profile_error(filter)})),
+            "RAFTZ" => RequestOutcome::Data(json!({})),
+            "PROFILEZ" => {
+                RequestOutcome::Data(json!({"profile": null, "error": profile_error(filter)}))
+            }
             "EXPVARZ" => match self.page("/varz", &[]) {
-                // Of what Go's runtime shows, what means something here.
-                Reply::Data(varz) => Reply::Data(json!({
+                // Those variables of Go's runtime that have a meaning here.
+                RequestOutcome::Data(varz) => RequestOutcome::Data(json!({
                     "cmdline": [self.identity.program],
                     "memstats": {"Sys": varz["mem"]},
                 })),
@@ -188,12 +193,19 @@ impl Worker {
             },
             "HEALTHZ" => {
                 let (status, body) = self.document("/healthz", &query_of(filter));
-                let mut health: Value = serde_json::from_slice(&body).unwrap_or_default();
-                health["status_code"] = status.into();
-                Reply::Data(health)
+                let health: Map<String, Value> = serde_json::from_slice(&body).unwrap_or_default();
+                // The code follows the status.
+                let mut all = health.into_iter();
+                let mut shown: Map<String, Value> = all.next().into_iter().collect();
+                shown.insert("status_code".to_owned(), status.into());
+                shown.extend(all);
+                RequestOutcome::Data(shown.into())
             }
-            // JetStream has no leader here, and who asks for one waits for it alone.
-            "JSZ" if filter["leader_only"] == true => Reply::None,
+            // Without JetStream there is no leader of it, and only a requester that asks for one
+            // waits for it.
+            "JSZ" if filter["leader_only"] == true && self.identity.streams.is_none() => {
+                RequestOutcome::None
+            }
             "STATZ" => {
                 let unused = filter["include_unused"].as_bool().unwrap_or(false);
                 self.page("/accstatz", &[("unused", unused.to_string())])
@@ -202,14 +214,17 @@ impl Worker {
             | "IPQUEUESZ" => {
                 self.page(&format!("/{}", kind.to_ascii_lowercase()), &query_of(filter))
             }
-            _ => Reply::None,
+            _ => RequestOutcome::None,
         }
     }
 
-    /// A page about one account.
-    fn account_page(&mut self, account: &str, kind: &str, filter: &Value) -> Reply {
+    /// Returns a page about one account.
+    fn account_page(&mut self, account: &str, kind: &str, filter: &Value) -> RequestOutcome {
         if self.options.accounts.get(account).is_none() {
-            return Reply::NoPage(format!("Account {account} does not exist"));
+            return RequestOutcome::NoPage(match kind {
+                "JSZ" => format!("account {account:?} not found"),
+                _ => format!("Account {account} does not exist"),
+            });
         }
         let mut query = query_of(filter);
         query.retain(|(key, _)| *key != "acc");
@@ -222,21 +237,31 @@ impl Worker {
                 self.page("/subsz", &query)
             }
             "LEAFZ" => self.page("/leafz", &query),
-            "JSZ" => Reply::NoPage("jetstream not enabled".to_owned()),
-            "INFO" => match self.page("/accountz", &query) {
-                Reply::Data(mut found) => Reply::Data(found["account_detail"].take()),
-                other => other,
+            "JSZ" => match self.page("/jsz", &query) {
+                RequestOutcome::Data(mut found) if found["account_details"].is_array() => {
+                    RequestOutcome::Data(found["account_details"][0].take())
+                }
+                _ => RequestOutcome::NoPage(match self.identity.streams {
+                    Some(_) => format!("account {account:?} not jetstream enabled"),
+                    None => "jetstream not enabled".to_owned(),
+                }),
             },
-            "STATZ" => match self.page("/accstatz", &[("unused", "true".to_owned())]) {
-                Reply::Data(mut statz) => {
-                    if let Some(all) = statz["account_statz"].as_array_mut() {
-                        all.retain(|one| one["acc"] == account);
-                    }
-                    Reply::Data(statz)
+            "INFO" => match self.page("/accountz", &query) {
+                RequestOutcome::Data(mut found) => {
+                    RequestOutcome::Data(found["account_detail"].take())
                 }
                 other => other,
             },
-            _ => Reply::None,
+            "STATZ" => match self.page("/accstatz", &[("unused", "true".to_owned())]) {
+                RequestOutcome::Data(mut statz) => {
+                    if let Some(all) = statz["account_statz"].as_array_mut() {
+                        all.retain(|one| one["acc"] == account);
+                    }
+                    RequestOutcome::Data(statz)
+                }
+                other => other,
+            },
+            _ => RequestOutcome::None,
         }
     }
 
@@ -245,15 +270,15 @@ impl Worker {
         self.documents.page(path, &query)
     }
 
-    pub(super) fn page(&mut self, path: &str, query: &[(&str, String)]) -> Reply {
+    pub(super) fn page(&mut self, path: &str, query: &[(&str, String)]) -> RequestOutcome {
         let (status, body) = self.document(path, query);
         if status != 200 {
-            return Reply::NoPage(String::from_utf8_lossy(&body).into_owned());
+            return RequestOutcome::NoPage(String::from_utf8_lossy(&body).into_owned());
         }
-        serde_json::from_slice(&body).map_or(Reply::None, Reply::Data)
+        serde_json::from_slice(&body).map_or(RequestOutcome::None, RequestOutcome::Data)
     }
 
-    /// Who asks, and what that user may do.
+    /// Returns the requester's user and permissions.
     fn user_info(&self, request: &ServerRequest) -> Value {
         let account = &*request.account_name;
         let label = self.options.account_label(account);
@@ -283,7 +308,7 @@ impl Worker {
     }
 }
 
-/// Profiles are Go's; why there is none.
+/// Returns the reason why there is no profile: profiles are a feature of Go.
 fn profile_error(parameters: &Value) -> String {
     match parameters["name"].as_str() {
         None | Some("") => "Profile name not specified".to_owned(),
@@ -295,7 +320,7 @@ fn profile_error(parameters: &Value) -> String {
 
 fn permissions_of(permissions: &config::Permissions) -> Value {
     let list = |list: &config::SubjectList| {
-        let mut shown = serde_json::Map::new();
+        let mut shown = Map::new();
         for (key, entries) in [("allow", &list.allow), ("deny", &list.deny)] {
             let entry = |entry: &config::SubjectEntry| match &entry.queue {
                 Some(queue) => format!("{} {queue}", entry.subject),
@@ -308,7 +333,7 @@ fn permissions_of(permissions: &config::Permissions) -> Value {
         }
         shown
     };
-    let mut shown = serde_json::Map::new();
+    let mut shown = Map::new();
     for (key, subjects) in
         [("publish", &permissions.publish), ("subscribe", &permissions.subscribe)]
     {
@@ -321,7 +346,19 @@ fn permissions_of(permissions: &config::Permissions) -> Value {
     Value::Object(shown)
 }
 
-/// What a request says about the answer that it wants.
+/// Hands what another server has measured to the shard of the request. Returns whether the message
+/// was of that kind.
+fn on_half(worker: &Worker, request: &ServerRequest, subject: &str) -> bool {
+    let Some(node) = subject.strip_prefix(&*halves_subject("")) else { return false };
+    let is_system = worker.options.accounts.system.as_deref() == Some(&*request.account_name);
+    if is_system && let Some(addressed) = far_half::read(&request.payload, node) {
+        let Addressed { shard, id, half } = addressed;
+        worker.reporter.tell(shard, Control::FarHalf { id, half });
+    }
+    true
+}
+
+/// Parses the parameters of a request, which select and shape the answer.
 fn parameters(payload: &[u8]) -> Result<Value, String> {
     if payload.is_empty() {
         return Ok(json!({}));
@@ -333,9 +370,9 @@ fn parameters(payload: &[u8]) -> Result<Value, String> {
     }
 }
 
-/// The same as the monitoring's pages take it.
+/// Converts a request's parameters into those of the monitoring's pages.
 fn query_of(parameters: &Value) -> Vec<(&'static str, String)> {
-    /// A request's key, and the page's.
+    /// Pairs of a request's key and the page's.
     const KEYS: [(&str, &str); 28] = [
         ("sort", "sort"),
         ("auth", "auth"),

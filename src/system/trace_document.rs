@@ -1,4 +1,4 @@
-//! What became of a traced message, as a document.
+//! The way of a traced message, as a document.
 
 use std::collections::BTreeMap;
 
@@ -6,34 +6,37 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::engine::{MessageTrace, Party, Step, StepEvent, header_values};
+use crate::engine::{Kind, MessageTrace, Party, Step, StepEvent};
 use crate::monitor::time_after;
+use crate::proto::headers::header_values;
 
 /// Kinds of connections, as nats-server numbers them.
 const CLIENT: u8 = 0;
 const ROUTER: u8 = 1;
+const GATEWAY: u8 = 2;
+const LEAF: u8 = 4;
 
 #[derive(Serialize)]
 struct Document<'a> {
     server: &'a Value,
-    request: Request,
+    request: MsgTraceRequest,
     #[serde(skip_serializing_if = "is_zero")]
     hops: u32,
-    events: Vec<Event<'a>>,
+    events: Vec<MsgTraceEvent<'a>>,
     #[serde(skip_serializing_if = "is_zero")]
     events_left_out: u64,
 }
 
 #[derive(Serialize)]
-struct Request {
+struct MsgTraceRequest {
     header: BTreeMap<String, Vec<String>>,
     #[serde(rename = "msgsize")]
     message_bytes: usize,
 }
 
-/// An event of any type, with the fields in nats-server's order; `shard` is ours.
+/// An event of a trace, of any type, its fields in nats-server's order; `shard` is ours.
 #[derive(Serialize, Default)]
-struct Event<'a> {
+struct MsgTraceEvent<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     ts: String,
@@ -62,13 +65,13 @@ struct Event<'a> {
     shard: u8,
 }
 
-/// The document about `trace`, told by `server`, of a process that began at `started_at`.
+/// Returns the document about `trace`, sent by `server`, of a process that began at `started_at`.
 pub(super) fn document(server: &Value, trace: &MessageTrace, started_at: DateTime<Utc>) -> String {
     let values = header_values(&trace.header).into_iter();
     let all = |values: Vec<&[u8]>| values.into_iter().map(text).collect();
     let document = Document {
         server,
-        request: Request {
+        request: MsgTraceRequest {
             header: values.map(|(name, values)| (text(name), all(values))).collect(),
             message_bytes: trace.message_bytes,
         },
@@ -79,28 +82,31 @@ pub(super) fn document(server: &Value, trace: &MessageTrace, started_at: DateTim
     serde_json::to_string(&document).unwrap_or_default()
 }
 
-fn event(step: &Step, started_at: DateTime<Utc>) -> Event<'_> {
-    let base = |kind| Event {
+fn event(step: &Step, started_at: DateTime<Utc>) -> MsgTraceEvent<'_> {
+    let base = |kind| MsgTraceEvent {
         kind,
         ts: time_after(started_at, step.at_ns),
         shard: step.shard.0,
-        ..Event::default()
+        ..MsgTraceEvent::default()
     };
     match &step.event {
-        StepEvent::Ingress { from, account, subject, error } => Event {
+        StepEvent::Ingress { from, account, subject, error } => MsgTraceEvent {
             acc: Some(account),
             subj: Some(text(subject)),
             error: error.as_deref(),
             ..with(base("in"), from)
         },
-        StepEvent::Mapped { to } => Event { to: Some(text(to)), ..base("sm") },
-        StepEvent::Service { account, from, to } => {
-            Event { acc: Some(account), from: Some(text(from)), to: Some(text(to)), ..base("si") }
-        }
+        StepEvent::Mapped { to } => MsgTraceEvent { to: Some(text(to)), ..base("sm") },
+        StepEvent::Service { account, from, to } => MsgTraceEvent {
+            acc: Some(account),
+            from: Some(text(from)),
+            to: Some(text(to)),
+            ..base("si")
+        },
         StepEvent::Stream { account, to } => {
-            Event { acc: Some(account), to: Some(text(to)), ..base("se") }
+            MsgTraceEvent { acc: Some(account), to: Some(text(to)), ..base("se") }
         }
-        StepEvent::Egress { to, account, filter, queue, hop, error } => Event {
+        StepEvent::Egress { to, account, filter, queue, hop, error } => MsgTraceEvent {
             hop: hop.map(|hop| hop.to_string()),
             acc: account.as_deref(),
             sub: filter.as_deref().map(text),
@@ -111,9 +117,14 @@ fn event(step: &Step, started_at: DateTime<Utc>) -> Event<'_> {
     }
 }
 
-fn with<'a>(event: Event<'a>, party: &'a Party) -> Event<'a> {
-    let kind = if party.is_server { ROUTER } else { CLIENT };
-    Event { party: Some(kind), cid: Some(party.cid), name: &party.name, ..event }
+fn with<'a>(event: MsgTraceEvent<'a>, party: &'a Party) -> MsgTraceEvent<'a> {
+    let kind = match party.kind {
+        Kind::Client => CLIENT,
+        Kind::Route => ROUTER,
+        Kind::Gateway => GATEWAY,
+        Kind::Leaf | Kind::Hub => LEAF,
+    };
+    MsgTraceEvent { party: Some(kind), cid: Some(party.cid), name: &party.name, ..event }
 }
 
 fn text(bytes: &[u8]) -> String {

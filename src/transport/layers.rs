@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 
 use super::proxy_header::ProxyHeader;
@@ -9,31 +10,31 @@ use super::s2::S2Layer;
 use super::tls::{TlsInfo, TlsLayer};
 use super::websocket::WebSocketLayer;
 use super::{
-    Allowance, BATCH_BYTES_MAX, Bench, Compression, Failure, LayerScratch, Step, Taking,
-    WebSocketSettings, Wrapping,
+    Allowance, BATCH_BYTES_MAX, Bench, Compression, Failure, LayerScratch, LayerStep, Taking,
+    Upgraded, WebSocketDial, WebSocketSettings, Wrapping,
 };
 use crate::output::{InFlight, Outbox, Piece, Spares};
 use crate::proto::Connect;
 
-/// The longest frame of a WebSocket that has no TLS, in bytes: a batch ends with the piece that
-/// makes it so long.
+/// The longest frame of a WebSocket without TLS, in bytes: a batch ends with the piece that reaches
+/// it.
 const FRAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// What is between the wire and the protocol of one connection; most have nothing.
+/// The layers between the wire and the protocol of one connection; most connections have none.
 #[derive(Debug, Default)]
 pub(crate) struct Layers(Option<Box<Stack>>);
 
-/// The layers of a connection that has any, the outermost first.
+/// The layers of a connection that has at least one, the outermost first.
 #[derive(Debug, Default)]
 struct Stack {
     header: Option<ProxyHeader>,
     tls: Option<Box<TlsLayer>>,
     inner: Inner,
-    /// Bytes of the outbox behind what is in flight that are not counted as sent yet.
+    /// Bytes of the outbox in the batch in flight that are not yet counted as sent.
     in_flight: InFlight,
 }
 
-/// What is within TLS.
+/// The layer within TLS.
 #[derive(Debug, Default)]
 enum Inner {
     #[default]
@@ -43,7 +44,7 @@ enum Inner {
 }
 
 impl Layers {
-    /// Whether bytes are the protocol's own: the one look that a plain connection pays.
+    /// Whether there is no layer: the only check that a plain connection pays for.
     #[inline]
     pub(crate) fn is_bare(&self) -> bool {
         self.0.is_none()
@@ -82,40 +83,44 @@ impl Layers {
         self.0.as_deref_mut().and_then(|stack| stack.tls.as_deref_mut())
     }
 
-    /// A proxy's header may come first.
+    /// Allows a proxy's header before everything else.
     pub(crate) fn expect_header(&mut self) {
         self.stack().header = Some(ProxyHeader::default());
     }
 
-    /// The other end begins a TLS handshake.
+    /// Makes a TLS handshake of the peer obligatory.
     pub(crate) fn expect_tls(&mut self) {
         self.stack().tls = Some(Box::new(TlsLayer::expected()));
     }
 
-    /// The other end begins a TLS handshake, or speaks without.
+    /// Allows a TLS handshake of the peer; without one the connection goes on in clear.
     pub(crate) fn allow_tls(&mut self) {
         self.stack().tls = Some(Box::new(TlsLayer::optional()));
     }
 
-    /// Begins a TLS handshake with a server whose certificate has to be for `host`.
+    /// Begins a TLS handshake with a server whose certificate must be for `host`.
     ///
     /// # Errors
     ///
-    /// `host` cannot be in a certificate.
+    /// Returns an error if `host` cannot be in a certificate.
     pub(crate) fn dial_tls(&mut self, config: Arc<ClientConfig>, host: &str) -> Result<(), String> {
         let tls = TlsLayer::dialing(config, host)?;
         self.stack().tls = Some(Box::new(tls));
         Ok(())
     }
 
-    /// The other end asks for a WebSocket.
+    /// Expects the peer's request for a WebSocket.
     pub(crate) fn expect_websocket(&mut self) {
         self.stack().inner = Inner::WebSocket(Box::default());
     }
 
-    /// From here on both directions are compressed. `head` is sent before that, as it is; what is
-    /// in flight of the outbox is not compressed yet. What comes waits for
-    /// [`Layers::grant_turn`].
+    /// Asks the server that was dialled for a WebSocket.
+    pub(crate) fn dial_websocket(&mut self, dial: WebSocketDial) {
+        self.stack().inner = Inner::WebSocket(Box::new(WebSocketLayer::dialing(dial)));
+    }
+
+    /// Compresses both directions from now on. `head` is sent first, uncompressed, like the output
+    /// in flight. Input waits for [`Layers::grant_turn`].
     pub(crate) fn begin_s2(&mut self, mode: Compression, head: Vec<u8>, outbox: &Outbox) {
         let was_bare = self.is_bare();
         let stack = self.stack();
@@ -125,28 +130,28 @@ impl Layers {
         stack.inner = Inner::S2(Box::new(S2Layer::new(mode, head)));
     }
 
-    /// Whether compression was agreed upon with the operation that was just handled: what follows
-    /// is for [`Layers::put_aside`].
+    /// Whether compression was agreed upon with the operation handled last: the input behind it is
+    /// for [`Layers::put_aside`].
     #[inline]
     pub(crate) fn begins_s2(&self) -> bool {
         self.s2().is_some_and(|s2| s2.begins)
     }
 
-    /// Compressed bytes that were taken for the protocol's wait behind those that do.
+    /// Adds compressed bytes that were taken for the protocol's behind those that wait.
     pub(crate) fn put_aside(&mut self, mut bytes: &[u8]) {
         if let Inner::S2(s2) = &mut self.stack().inner {
             s2.put_aside(&mut bytes);
         }
     }
 
-    /// Unwraps what came off the wire, one step; `wire` is what is left of it.
+    /// Unwraps bytes off the wire, one step; `wire` keeps the rest.
     pub(crate) fn next(
         &mut self,
         wire: &mut &[u8],
         allowance: Allowance,
         scratch: &mut LayerScratch,
-    ) -> Step {
-        let Some(stack) = self.0.as_deref_mut() else { return Step::Done };
+    ) -> LayerStep {
+        let Some(stack) = self.0.as_deref_mut() else { return LayerStep::Done };
         let step = stack.next(wire, allowance, scratch);
         if stack.is_over() {
             self.0 = None;
@@ -154,8 +159,8 @@ impl Layers {
         step
     }
 
-    /// It is its turn to take the next step of its handshake, with [`Layers::next`]. True if a
-    /// session is needed before: [`Layers::start_tls`].
+    /// Grants the next step of the handshake, to be taken with [`Layers::next`]. Returns whether a
+    /// session is needed first: [`Layers::start_tls`].
     pub(crate) fn grant_handshake(&mut self) -> bool {
         self.tls_mut().is_some_and(|tls| {
             tls.grant_step();
@@ -163,16 +168,16 @@ impl Layers {
         })
     }
 
-    /// Answers the handshake that the other end has begun. Returns whether it need not have.
+    /// Answers the TLS handshake that the peer has begun. Returns whether it was optional.
     ///
     /// # Errors
     ///
-    /// rustls has no session for the configuration.
+    /// Returns an error if rustls has no session for the configuration.
     pub(crate) fn start_tls(&mut self, config: Arc<ServerConfig>) -> Result<bool, String> {
         self.tls_mut().map_or(Ok(false), |tls| tls.start(config))
     }
 
-    /// It is its turn to have unwrapped what waits, with [`Layers::next`].
+    /// Grants waiting input its turn, to be unwrapped with [`Layers::next`].
     pub(crate) fn grant_turn(&mut self, scratch: &mut LayerScratch) {
         let (in_line, waiting) = match self.0.as_deref_mut().map(|stack| &mut stack.inner) {
             Some(Inner::WebSocket(websocket)) => (&mut websocket.in_line, &mut websocket.waiting),
@@ -186,27 +191,29 @@ impl Layers {
         (scratch.cleartext, scratch.taken_bytes) = (std::mem::take(waiting), 0);
     }
 
-    /// Makes a WebSocket of the connection whose request is whole, or refuses that. Returns what
-    /// the request says in `X-Forwarded-For`. Without `settings` it is refused.
+    /// Answers a whole request for a WebSocket: the connection becomes one, or the request is
+    /// refused. Without `settings` every request is
+    /// refused.
     ///
     /// # Errors
     ///
-    /// Why it is refused; the other end is told what it needs to know.
+    /// Returns the reason for a refusal; the response to the client is queued.
     pub(crate) fn upgrade(
         &mut self,
         settings: Option<&WebSocketSettings>,
-    ) -> Result<Option<String>, Failure> {
-        self.websocket_mut().map_or(Ok(None), |websocket| websocket.upgrade(settings))
+    ) -> Result<Upgraded, Failure> {
+        self.websocket_mut()
+            .map_or(Ok(Upgraded::default()), |websocket| websocket.upgrade(settings))
     }
 
     /// Whether input waits in any layer for [`Layers::grant_handshake`] or [`Layers::grant_turn`],
-    /// or its end for what came before it.
+    /// or the end of input for the input before it.
     pub(crate) fn waits(&self) -> bool {
         let is_shaking_hands = self.tls_layer().is_some_and(TlsLayer::waits);
         is_shaking_hands || self.wants_turn() || self.has_end()
     }
 
-    /// Whether it waits for [`Layers::grant_turn`].
+    /// Whether input waits for [`Layers::grant_turn`].
     pub(crate) fn wants_turn(&self) -> bool {
         match self.0.as_deref().map(|stack| &stack.inner) {
             Some(Inner::WebSocket(websocket)) => websocket.in_line && !websocket.has_end(),
@@ -215,12 +222,13 @@ impl Layers {
         }
     }
 
-    /// Whether the end of the input waits for what came before it.
+    /// Whether the end of the input waits for the input before it.
     pub(crate) fn has_end(&self) -> bool {
         self.websocket().is_some_and(WebSocketLayer::has_end)
     }
 
-    /// The next batch as it goes over the wire; none while one is in flight, or if nothing may go.
+    /// Takes the next batch as it goes over the wire; `None` while one is in flight, or if nothing
+    /// may be sent.
     #[inline]
     pub(crate) fn take(
         &mut self,
@@ -233,7 +241,7 @@ impl Layers {
         stack.take(Wrapping { outbox, spares, bench: &mut scratch.bench, taking })
     }
 
-    /// How many bytes of the outbox `bytes` on the wire stand for.
+    /// Returns the bytes of the outbox that `bytes` on the wire stand for.
     #[inline]
     pub(crate) fn on_sent(&mut self, bytes: usize, complete: bool) -> usize {
         match self.0.as_deref_mut() {
@@ -242,55 +250,61 @@ impl Layers {
         }
     }
 
-    /// Whether something is to be sent that is in no outbox.
+    /// Whether a layer has bytes to send that are in no outbox.
     #[inline]
     pub(crate) fn wants_write(&self) -> bool {
         self.0.as_deref().is_some_and(Stack::wants_write)
     }
 
-    /// The connection ends: a WebSocket's last frame says so, unless something else is decided.
+    /// Sets the contents of a WebSocket's close frame, unless they are set already.
     pub(crate) fn end(&mut self, code: u16, text: &str) {
         if let Some(websocket) = self.websocket_mut() {
             websocket.end(code, text);
         }
     }
 
-    /// Tells the other end that nothing follows, once all is said.
+    /// Announces the end of the output over TLS, once all output is sent, a WebSocket's close
+    /// frame included.
     pub(crate) fn say_goodbye(&mut self) {
         if let Some(stack) = self.0.as_deref_mut() {
             stack.say_goodbye();
         }
     }
 
-    /// Whether the other end understands the protocol by now.
+    /// Whether bytes of the protocol may be sent: a WebSocket must be open first.
     #[inline]
     pub(crate) fn is_understood(&self) -> bool {
         self.websocket().is_none_or(|websocket| websocket.is_open)
     }
 
-    /// Whether a TLS handshake is still to be made, and has to be.
+    /// Whether an obligatory TLS handshake is not complete.
     pub(crate) fn awaits_tls(&self) -> bool {
         self.tls_layer().is_some_and(TlsLayer::is_awaited)
     }
 
-    /// What a TLS handshake came to; none before its end.
+    /// Returns the properties of the TLS session; `None` before the end of the handshake.
     pub(crate) fn tls(&self) -> Option<&Arc<TlsInfo>> {
         self.tls_layer().and_then(TlsLayer::info)
     }
 
-    /// Lets what a WebSocket's request said stand for what CONNECT leaves out.
+    /// Returns the certificates of the peer, its own first.
+    pub(crate) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        self.tls_layer().map(TlsLayer::peer_certificates).unwrap_or_default()
+    }
+
+    /// Fills in fields that CONNECT leaves out from the cookies of a WebSocket's request.
     pub(crate) fn complete(&self, connect: &mut Connect) {
         if let Some(websocket) = self.websocket() {
             websocket.complete(connect);
         }
     }
 
-    /// How what is sent is compressed; none if it is not.
+    /// Returns the compression of output; `None` without compression.
     pub(crate) fn compression(&self) -> Option<&Compression> {
         self.s2().map(|s2| &s2.mode)
     }
 
-    /// From here on it is compressed so, if it is compressed.
+    /// Changes the compression of output from now on, if there is one.
     pub(crate) fn set_compression(&mut self, mode: Compression) {
         if let Some(Stack { inner: Inner::S2(s2), .. }) = self.0.as_deref_mut() {
             s2.mode = mode;
@@ -303,7 +317,7 @@ impl Layers {
         self.tls_layer().is_some_and(TlsLayer::has_session)
     }
 
-    /// How much is there of a compressed chunk that has not wholly arrived, in bytes.
+    /// Returns the bytes of a compressed chunk that has not wholly arrived.
     pub(crate) fn chunk_bytes(&self) -> usize {
         match self.0.as_deref().map(|stack| &stack.inner) {
             Some(Inner::S2(s2)) => s2.partial_bytes(),
@@ -311,7 +325,7 @@ impl Layers {
         }
     }
 
-    /// What waits in all layers: its bytes, and those of its memory.
+    /// Returns the input that waits in all layers: its bytes, and the bytes of its memory.
     #[cfg(test)]
     pub(crate) fn waiting_bytes(&self) -> (usize, usize) {
         let inner = match self.0.as_deref().map(|stack| &stack.inner) {
@@ -325,20 +339,25 @@ impl Layers {
 }
 
 impl Stack {
-    /// Whether there is no layer left.
+    /// Whether no layer is left.
     fn is_over(&self) -> bool {
         self.header.is_none() && !self.wraps()
     }
 
-    /// Whether what is on the wire is not what is in the outbox.
+    /// Whether bytes on the wire differ from those of the outbox.
     fn wraps(&self) -> bool {
         self.tls.is_some() || !matches!(self.inner, Inner::Protocol)
     }
 
-    fn next(&mut self, wire: &mut &[u8], allowance: Allowance, scratch: &mut LayerScratch) -> Step {
+    fn next(
+        &mut self,
+        wire: &mut &[u8],
+        allowance: Allowance,
+        scratch: &mut LayerScratch,
+    ) -> LayerStep {
         if let Some(header) = &mut self.header {
             let step = header.next(wire);
-            if !matches!(step, Step::Done | Step::HeaderBegins) {
+            if !matches!(step, LayerStep::Done | LayerStep::HeaderBegins) {
                 self.header = None;
             }
             return step;
@@ -346,35 +365,35 @@ impl Stack {
         if let Some(tls) = &mut self.tls {
             if !wire.is_empty() && tls.is_declined(wire) {
                 self.tls = None;
-                return Step::InClear;
+                return LayerStep::InClear;
             }
             let step = tls.receive(wire, &mut scratch.cleartext);
-            if !matches!(step, Step::Done) {
+            if !matches!(step, LayerStep::Done) {
                 return step;
             }
         }
         let step = self.next_within(wire, allowance, scratch);
-        let is_idle = matches!(step, Step::Done);
+        let is_idle = matches!(step, LayerStep::Done);
         let end = self.tls.as_deref_mut().filter(|_| is_idle).and_then(TlsLayer::take_end);
         end.unwrap_or(step)
     }
 
-    /// Unwraps what is within TLS.
+    /// Unwraps the layer within TLS, one step.
     fn next_within(
         &mut self,
         wire: &mut &[u8],
         allowance: Allowance,
         scratch: &mut LayerScratch,
-    ) -> Step {
+    ) -> LayerStep {
         let LayerScratch { cleartext, taken_bytes, bench } = scratch;
         if matches!(self.inner, Inner::Protocol) {
             // All at once: it is there anyway.
             std::mem::swap(cleartext, &mut bench.plain);
-            return if bench.plain.is_empty() { Step::Done } else { Step::Plain };
+            return if bench.plain.is_empty() { LayerStep::Done } else { LayerStep::Plain };
         }
         let mut rest = &cleartext[*taken_bytes..];
         if rest.is_empty() {
-            // Without TLS what is on the wire is behind what has waited.
+            // Without TLS the bytes on the wire are behind those that have waited.
             return self.inner.next(wire, allowance, bench);
         }
         let step = self.inner.next(&mut rest, allowance, bench);
@@ -391,7 +410,7 @@ impl Stack {
             }
     }
 
-    /// Within TLS, a WebSocket's goodbye comes first.
+    /// Ends the TLS session, after the WebSocket's close frame.
     fn say_goodbye(&mut self) {
         let is_next = match &self.inner {
             Inner::WebSocket(websocket) => !websocket.wants_goodbye(),
@@ -443,16 +462,16 @@ impl Stack {
 }
 
 impl Inner {
-    fn next(&mut self, bytes: &mut &[u8], allowance: Allowance, bench: &mut Bench) -> Step {
+    fn next(&mut self, bytes: &mut &[u8], allowance: Allowance, bench: &mut Bench) -> LayerStep {
         match self {
-            Self::Protocol => Step::Done,
+            Self::Protocol => LayerStep::Done,
             Self::WebSocket(websocket) => websocket.next(bytes, allowance, bench),
             Self::S2(s2) => s2.next(bytes, allowance, bench),
         }
     }
 
-    /// The next batch, which ends with the piece that makes it `bytes_max` long, and how many
-    /// bytes of the outbox that is.
+    /// Takes the next batch, which ends with the piece that reaches `bytes_max`, and the bytes of
+    /// the outbox in it.
     fn take(
         &mut self,
         bytes_max: usize,

@@ -1,6 +1,6 @@
-//! The header by which a proxy names its client: before everything else, or not there at all.
+//! The header by which a proxy names its client: before everything else, or absent.
 
-use super::{Failure, Step};
+use super::{Failure, LayerStep};
 use crate::proto::proxy::{self, Beginning};
 
 /// The first bytes of a connection that may begin with a proxy's header.
@@ -8,8 +8,9 @@ use crate::proto::proxy::{self, Beginning};
 pub(super) struct ProxyHeader(Vec<u8>);
 
 impl ProxyHeader {
-    /// Takes what belongs to the header. Only `Step::HeaderBegins` and `Step::Done` wait for more.
-    pub(super) fn next(&mut self, wire: &mut &[u8]) -> Step {
+    /// Takes the bytes of the header. Only `LayerStep::HeaderBegins` and `LayerStep::Done` wait for
+    /// more.
+    pub(super) fn next(&mut self, wire: &mut &[u8]) -> LayerStep {
         let Self(head) = self;
         let held_bytes = head.len();
         let input = if held_bytes > 0 {
@@ -19,24 +20,24 @@ impl ProxyHeader {
             *wire
         };
         match proxy::parse(input) {
-            Ok(Beginning::Incomplete) if wire.is_empty() => Step::Done,
+            Ok(Beginning::Incomplete) if wire.is_empty() => LayerStep::Done,
             Ok(Beginning::Incomplete) => {
                 if held_bytes == 0 {
                     head.extend_from_slice(wire);
                 }
                 *wire = &[];
-                if held_bytes == 0 { Step::HeaderBegins } else { Step::Done }
+                if held_bytes == 0 { LayerStep::HeaderBegins } else { LayerStep::Done }
             }
             Ok(Beginning::Header { source, used }) => {
-                // It was not whole before, so it ends in what came now.
+                // The header was not whole before, so it ends in the new bytes.
                 *wire = &wire[used.saturating_sub(held_bytes)..];
-                Step::Header(source)
+                LayerStep::Header(source)
             }
             Ok(Beginning::Other) => {
                 head.truncate(held_bytes);
-                Step::NoHeader(std::mem::take(head))
+                LayerStep::NoHeader(std::mem::take(head))
             }
-            Err(error) => Step::Failed(Failure::Header(error)),
+            Err(error) => LayerStep::Failed(Failure::Header(error)),
         }
     }
 }

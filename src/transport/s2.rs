@@ -3,46 +3,46 @@
 //! Blocks are `minlz`'s; the stream around them (Snappy's framing: an identifier, then chunks with
 //! checksums) is put together and taken apart here, because it arrives in pieces of any size.
 //!
-//! Compression begins in mid-stream. Both servers say in a plain INFO which mode they want, and
-//! say INFO again with the first compressed bytes; then the peer is greeted. Bytes behind the
-//! plain INFO in the same chunk of input are compressed already (`Layers::begins_s2`). Between
-//! wire and S2 there may be TLS.
+//! Compression begins in mid-stream. Both servers announce their mode in a plain INFO, and send
+//! INFO again as the first compressed bytes; then the peer is greeted. Bytes behind the plain INFO
+//! in the same chunk of input are compressed already (`Layers::begins_s2`). Between wire and S2
+//! there may be TLS.
 
 use minlz::crc::crc;
 use minlz::s2;
 
-use super::{Allowance, Bench, CLEAR_BYTES_MAX, Compression, Failure, Step, Wrapping};
+use super::{Allowance, Bench, CLEAR_BYTES_MAX, Compression, Failure, LayerStep, Wrapping};
 use crate::output::Piece;
 
-/// What is compressed at once, in bytes.
+/// Bytes that are compressed at once.
 const BLOCK_BYTES: usize = 64 * 1024;
-/// The longest block that is taken, in bytes: the format's own limit.
+/// The longest block that is accepted, in bytes: the format's own limit.
 const BLOCK_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The longest that is taken of a peer that may not stay yet: nats-server's, of which the first
-/// holds what it wants, too.
+/// The longest block that is accepted of a peer not yet registered, in bytes: that of nats-server,
+/// whose first block has its interest, too.
 const FIRST_BLOCK_BYTES_MAX: usize = 1024 * 1024;
-/// A chunk's type, and three bytes of length.
+/// Bytes of a chunk's head: its type, and three bytes of length.
 const HEAD_BYTES: usize = 4;
 const CRC_BYTES: usize = 4;
-/// What every stream begins with.
+/// The first bytes of every stream.
 const IDENTIFIER: [u8; HEAD_BYTES + 6] = *b"\xff\x06\0\0S2sTwO";
-/// The same of those who do without what S2 has besides Snappy.
+/// The identifier of a stream that uses only Snappy's part of S2.
 const SNAPPY: &[u8] = b"sNaPpY";
 
 const PACKED: u8 = 0;
 const STORED: u8 = 1;
 const IDENTIFIES: u8 = 0xff;
-/// Chunks from here on may be passed over by who does not know them.
+/// The first type of chunks that a reader may skip without knowing them.
 const SKIPPABLE: u8 = 0x80;
 
 impl Compression {
-    /// What it is called with such a round trip, in nanoseconds, where that decides.
+    /// Returns the name of the compression at this round-trip time, in nanoseconds.
     pub(crate) fn name_at(&self, rtt_ns: u64) -> &'static str {
         Level::of(self, rtt_ns).name()
     }
 }
 
-/// How hard is tried.
+/// The effort of compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     Stored,
@@ -52,7 +52,7 @@ enum Level {
 }
 
 impl Level {
-    /// The one for a round trip of so many nanoseconds.
+    /// Returns the level of a mode at a round-trip time of `rtt_ns` nanoseconds.
     fn of(mode: &Compression, rtt_ns: u64) -> Self {
         match mode {
             Compression::Fast => Self::Fast,
@@ -80,12 +80,12 @@ impl Level {
     }
 }
 
-/// What two servers agree on: ours is to be written so; none: neither compresses. `theirs` is what
-/// the other one says of itself.
+/// Returns the compression of this server's output that two servers agree on; `None`: neither
+/// compresses. `theirs` is the mode in the other server's INFO.
 ///
 /// # Errors
 ///
-/// There is no such mode.
+/// Returns an error if `theirs` is not a known mode.
 pub(crate) fn negotiate(own: &Compression, theirs: &str) -> Result<Option<Compression>, ()> {
     let by_theirs = match theirs {
         "" | "not supported" | "off" => return Ok(None),
@@ -103,7 +103,7 @@ pub(crate) fn negotiate(own: &Compression, theirs: &str) -> Result<Option<Compre
     })
 }
 
-/// What compresses, for all routes of a shard.
+/// The encoder of all routes of a shard.
 #[derive(Default)]
 pub(super) struct Encoder(s2::Encoder);
 
@@ -117,21 +117,21 @@ impl std::fmt::Debug for Encoder {
 #[derive(Debug)]
 pub(super) struct S2Layer {
     pub(super) mode: Compression,
-    /// What goes first, as it is.
+    /// Uncompressed bytes that are sent first.
     head: Vec<u8>,
     has_begun: bool,
     reader: Reader,
-    /// It was agreed upon with the operation before: what follows is the first.
+    /// Whether the operation handled last has agreed on compression, and the first chunk follows.
     pub(super) begins: bool,
-    /// What came and waits, because it is the first or others have their turn.
+    /// Input that waits, because it is the first or because other connections have their turn.
     pub(super) waiting: Vec<u8>,
     pub(super) in_line: bool,
-    /// What is wrong with the stream, behind what came before.
+    /// The error of the stream, behind the input before it.
     corrupt: Option<Corrupt>,
 }
 
 impl S2Layer {
-    /// From here on, behind `head`. What comes waits for its first turn.
+    /// A layer that begins behind `head`. Input waits for its first turn.
     pub(super) fn new(mode: Compression, head: Vec<u8>) -> Self {
         Self {
             mode,
@@ -145,44 +145,44 @@ impl S2Layer {
         }
     }
 
-    /// Whether there is something to be sent that is in no outbox.
+    /// Whether there are bytes to send that are in no outbox.
     pub(super) fn wants_write(&self) -> bool {
         !self.head.is_empty()
     }
 
-    /// Takes chunks apart as far as they may be.
+    /// Unwraps chunks as far as the allowance permits.
     pub(super) fn next(
         &mut self,
         bytes: &mut &[u8],
         allowance: Allowance,
         bench: &mut Bench,
-    ) -> Step {
+    ) -> LayerStep {
         if self.in_line {
             self.put_aside(bytes);
-            return Step::Done;
+            return LayerStep::Done;
         }
         loop {
             let has_plain = !bench.plain.is_empty();
             if self.corrupt.is_some() && !has_plain {
                 let Corrupt(what) = self.corrupt.take().unwrap_or(Corrupt(""));
-                return Step::Failed(Failure::S2(what));
+                return LayerStep::Failed(Failure::S2(what));
             }
             let is_much = bench.has_much() || bench.work >= allowance.work;
             let is_enough = bench.plain.len() >= CLEAR_BYTES_MAX || allowance.is_piecemeal;
             if has_plain && (is_enough || is_much || self.corrupt.is_some()) {
-                return Step::Plain;
+                return LayerStep::Plain;
             }
             if !bytes.is_empty() && (allowance.is_held || is_much) {
                 self.put_aside(bytes);
                 self.in_line = true;
-                return if is_much { Step::Turn } else { Step::Done };
+                return if is_much { LayerStep::Turn } else { LayerStep::Done };
             }
             let had_bytes = bench.plain.len();
             self.reader.is_trusted = !allowance.is_piecemeal;
             match self.reader.next(bytes, &mut bench.plain) {
                 Ok(true) => bench.count_unpacked(bench.plain.len() - had_bytes, 1),
-                Ok(false) if has_plain => return Step::Plain,
-                Ok(false) => return Step::Done,
+                Ok(false) if has_plain => return LayerStep::Plain,
+                Ok(false) => return LayerStep::Done,
                 Err(error) => {
                     bench.plain.truncate(had_bytes);
                     self.corrupt = Some(error);
@@ -191,18 +191,18 @@ impl S2Layer {
         }
     }
 
-    /// How much is there of a chunk that has not wholly arrived, in bytes.
+    /// Returns the bytes of a chunk that has not wholly arrived.
     pub(super) fn partial_bytes(&self) -> usize {
         self.reader.partial.len()
     }
 
-    /// What comes is behind what waits.
+    /// Adds input behind the input that waits.
     pub(super) fn put_aside(&mut self, bytes: &mut &[u8]) {
         self.waiting.extend_from_slice(bytes);
         *bytes = &[];
     }
 
-    /// The next batch in chunks, and how many bytes of the outbox that is.
+    /// Takes the next batch in chunks, and the bytes of the outbox in it.
     pub(super) fn take(&mut self, wrapping: &mut Wrapping<'_>) -> Option<(Vec<Piece>, usize)> {
         let Wrapping { outbox, spares, bench, taking } = wrapping;
         if outbox.is_in_flight() {
@@ -272,11 +272,86 @@ fn pack_block(encoder: &mut s2::Encoder, level: Level, block: &[u8], out: &mut V
     out.extend_from_slice(body);
 }
 
-/// What no stream may hold.
+/// A stream of compressed chunks that is no connection's.
+#[derive(Default)]
+pub(crate) struct S2Writer {
+    encoder: s2::Encoder,
+    has_begun: bool,
+    /// Bytes that wait for a whole block.
+    block: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl std::fmt::Debug for S2Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S2Writer").field("waiting_bytes", &self.waiting_bytes()).finish()
+    }
+}
+
+impl S2Writer {
+    /// Adds bytes.
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (head, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block.len()));
+            self.block.extend_from_slice(head);
+            bytes = rest;
+            if self.block.len() == BLOCK_BYTES {
+                self.flush();
+            }
+        }
+    }
+
+    /// Compresses what waits for a whole block.
+    pub(crate) fn flush(&mut self) {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            self.packed.extend_from_slice(&IDENTIFIER);
+        }
+        if !self.block.is_empty() {
+            pack_block(&mut self.encoder, Level::Fast, &self.block, &mut self.packed);
+            self.block.clear();
+        }
+    }
+
+    /// Compressed bytes that nobody has taken.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.packed.len()
+    }
+
+    /// Takes so many compressed bytes at most.
+    pub(crate) fn take(&mut self, bytes_max: usize) -> Vec<u8> {
+        self.packed.drain(..self.waiting_bytes().min(bytes_max)).collect()
+    }
+}
+
+/// A reader of such a stream.
+#[derive(Debug)]
+pub(crate) struct S2Reader(Reader);
+
+impl S2Reader {
+    /// A reader that takes blocks of any length that the format allows.
+    pub(crate) fn trusted() -> Self {
+        Self(Reader { is_trusted: true, ..Reader::default() })
+    }
+
+    /// Takes one chunk, or a part of it, and appends its contents; `false` if no bytes are left.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong, in words for the log.
+    pub(crate) fn next(
+        &mut self,
+        bytes: &mut &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<bool, &'static str> {
+        self.0.next(bytes, out).map_err(|Corrupt(what)| what)
+    }
+}
+
+/// An error in a stream, in words for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Corrupt(pub(super) &'static str);
 
-/// Takes chunks apart, wherever they are cut.
+/// A reader of chunks, wherever they are cut.
 #[derive(Debug, Default)]
 struct Reader {
     has_begun: bool,
@@ -284,12 +359,12 @@ struct Reader {
     partial: Vec<u8>,
     /// Bytes of a chunk to be passed over that are still to come.
     skip_bytes: usize,
-    /// Its peer may stay, and longer blocks are taken.
+    /// Whether the peer is registered, so that longer blocks are accepted.
     is_trusted: bool,
 }
 
 impl Reader {
-    /// Takes one chunk, or a part of it, and appends what it holds; false if nothing is left.
+    /// Takes one chunk, or a part of it, and appends its contents; `false` if no bytes are left.
     fn next(&mut self, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<bool, Corrupt> {
         let skipped = self.skip_bytes.min(bytes.len());
         self.skip_bytes -= skipped;
@@ -322,17 +397,18 @@ impl Reader {
         Ok(true)
     }
 
-    /// The longest block that is taken, in bytes.
+    /// Returns the longest block that is accepted, in bytes.
     fn block_bytes_max(&self) -> usize {
         if self.is_trusted { BLOCK_BYTES_MAX } else { FIRST_BLOCK_BYTES_MAX }
     }
 
-    /// The longest chunk of one, in bytes: no encoder makes more of what cannot be compressed.
+    /// Returns the longest chunk that is accepted, in bytes: no encoder makes a longer one of a
+    /// block that cannot be compressed.
     fn chunk_bytes_max(&self) -> usize {
         CRC_BYTES + self.block_bytes_max() + self.block_bytes_max() / 6 + 64
     }
 
-    /// Moves bytes over until so many of the chunk are there.
+    /// Moves bytes to the partial chunk until it has `len`.
     fn gather(&mut self, bytes: &mut &[u8], len: usize) {
         let missing = len.saturating_sub(self.partial.len()).min(bytes.len());
         let (head, rest) = bytes.split_at(missing);
@@ -340,7 +416,7 @@ impl Reader {
         *bytes = rest;
     }
 
-    /// How many bytes behind its head are to be gathered of a chunk.
+    /// Returns the bytes of a chunk to gather behind its head.
     fn chunk_len(&mut self, kind: u8, [a, b, c]: [u8; 3]) -> Result<usize, Corrupt> {
         let len = u32::from_le_bytes([a, b, c, 0]) as usize;
         match kind {
@@ -412,7 +488,7 @@ pub(super) mod tests {
         out
     }
 
-    /// A stream of these batches, stored as they are.
+    /// A stream of these batches, uncompressed.
     pub(in crate::transport) fn stored(batches: &[Vec<u8>]) -> Vec<u8> {
         packed(Level::Stored, batches)
     }
@@ -433,7 +509,7 @@ pub(super) mod tests {
         Ok(out)
     }
 
-    /// Bytes with as little in common, or as much, as those of messages.
+    /// Bytes with as few repetitions as those of messages, or as many.
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
         let repeated = (prop::collection::vec(any::<u8>(), 1..40), 1..5000usize)
             .prop_map(|(part, times)| part.repeat(times));

@@ -5,45 +5,86 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
+
+use super::staple::Staple;
+use crate::ocsp::PeerPolicy;
 
 /// TLS for accepted connections, its files read and checked.
 #[derive(Clone)]
 pub struct Tls {
-    /// What a handshake needs; shared by all connections, so that sessions can be resumed on any.
+    /// Settings of the handshake; shared by all connections, so that sessions can be resumed on
+    /// any.
     pub server: Arc<ServerConfig>,
-    /// The same for the monitoring, which asks nobody for a certificate.
+    /// Settings of the monitoring's handshake, which asks for no certificate.
     pub monitoring: Arc<ServerConfig>,
-    /// There is a certificate; without, every handshake fails.
+    /// Whether there is a certificate; without one every handshake fails.
     pub has_certificate: bool,
-    /// When the first certificate ends, in seconds since 1970; none without one.
+    /// The end of the first certificate, in seconds since 1970; `None` without one.
     pub ends_at: Option<i64>,
     /// Milliseconds a client has for its handshake (2000).
     pub timeout_ms: u64,
-    /// Clients must show a certificate that `ca_file` vouches for (false).
+    /// Whether clients must show a certificate that `ca_file` vouches for (false).
     pub verify: bool,
-    /// The certificate says which user a client is (false).
+    /// Certificates of the authorities that vouch for clients.
+    pub authorities: Arc<[CertificateDer<'static>]>,
+    /// Whether the certificate names the client's user (false).
     pub map: bool,
     /// Whether INFO comes before the handshake.
     pub first: HandshakeFirst,
-    /// SHA-256 of the public keys that clients may have, in hexadecimal; empty: any.
+    /// SHA-256 of the public keys that clients may have, in hexadecimal; empty allows any.
     pub pinned_certs: Vec<String>,
-    /// New connections in a second, those without TLS included where they are allowed; 0 is
-    /// without limit (0).
+    /// The certificates, each of which may have a staple.
+    pub(crate) staples: Vec<Arc<Staple>>,
+    /// Demands on the status of clients' certificates (none).
+    pub(crate) peers: Option<Arc<PeerPolicy>>,
+    /// New connections in a second, those without TLS included where they are allowed; 0 is no
+    /// limit (0).
     pub connections_per_second_max: u64,
-    /// Of all files and names, so that a reload sees what has changed.
+    /// The digest of all files and names, so that a reload sees a change.
     pub(crate) digest: [u8; 32],
 }
 
 /// TLS between servers: each has a certificate that the other's `ca_file` vouches for.
 #[derive(Debug, Clone)]
 pub struct MutualTls {
-    /// For those who dial.
+    /// TLS for accepted connections.
     pub tls: Tls,
-    /// For dialling.
+    /// TLS for dialled connections.
     pub client: Arc<ClientConfig>,
-    /// Whoever is dialled may be anybody (false).
+    /// Whether the certificate of a dialled server is not checked (false).
     pub is_insecure: bool,
+}
+
+/// TLS for connections that are dialled to one other server.
+#[derive(Clone)]
+pub struct DialedTls {
+    /// Settings of the handshake.
+    pub client: Arc<ClientConfig>,
+    /// Milliseconds that the handshake may take (2000).
+    pub timeout_ms: u64,
+    /// Whether the handshake comes before INFO (false).
+    pub is_first: bool,
+    /// Certificates of the authorities that vouch for the server.
+    pub(crate) authorities: Arc<[CertificateDer<'static>]>,
+    /// Demands on the status of the server's certificate (none).
+    pub(crate) peers: Option<Arc<PeerPolicy>>,
+    /// The digest of all files and names, so that a reload sees a change.
+    pub(crate) digest: [u8; 32],
+}
+
+impl PartialEq for DialedTls {
+    fn eq(&self, other: &Self) -> bool {
+        (self.digest, self.timeout_ms, self.is_first)
+            == (other.digest, other.timeout_ms, other.is_first)
+    }
+}
+
+impl fmt::Debug for DialedTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DialedTls {{ timeout_ms: {}, is_first: {} }}", self.timeout_ms, self.is_first)
+    }
 }
 
 impl PartialEq for MutualTls {
@@ -53,14 +94,14 @@ impl PartialEq for MutualTls {
     }
 }
 
-/// When the handshake begins.
+/// The order of INFO and TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeFirst {
-    /// After INFO.
+    /// INFO first.
     No,
-    /// Before INFO, which is then never sent in clear.
+    /// Handshake first; INFO is never sent in clear.
     Always,
-    /// Before INFO if the client begins it within so many milliseconds, else after.
+    /// Handshake first if the client begins it within this many milliseconds, else INFO first.
     Within(u64),
 }
 
@@ -80,65 +121,70 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// How WebSockets are made and what their clients need.
+/// Settings of WebSockets and of their clients.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct WebSocketSettings {
     /// TLS (none).
     pub tls: Option<Tls>,
-    /// A browser's page must come from the address it connects to.
+    /// Whether a browser's page must come from the address it connects to.
     pub same_origin: bool,
     /// The pages that browsers may connect from (empty: all).
     pub allowed_origins: Vec<String>,
-    /// Compress what is sent to clients that can take it.
+    /// Whether output is compressed for clients that support it.
     pub compression: bool,
     /// Milliseconds a client has for TLS and upgrade together.
     pub handshake_timeout_ms: u64,
     /// Milliseconds of silence before a PING (none: as for other clients).
     pub ping_interval_ms: Option<u64>,
-    /// Names of the cookies that stand for what CONNECT leaves out.
+    /// Names of the cookies with credentials that CONNECT leaves out.
     pub cookies: Cookies,
-    /// Fields that the answer to an upgrade has besides its own.
+    /// Header fields of the response to an upgrade, besides its own.
     pub headers: Vec<(String, String)>,
     /// Milliseconds a client has for its CONNECT (none: as for other clients).
     pub auth_timeout_ms: Option<u64>,
-    /// The user whom a client without credentials is (none: as for other clients).
+    /// The user of a client without credentials (none: as for other clients).
     pub no_auth_user: Option<String>,
+    /// Whether clients of MQTT may come, at the path `/mqtt`.
+    pub speaks_mqtt: bool,
+    /// Whether leaf nodes may come, at the path `/leafnode`.
+    pub speaks_leaf: bool,
 }
 
 /// The names of cookies.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cookies {
-    /// Whose value is a JWT.
+    /// The name of the cookie that holds a JWT.
     pub jwt: Option<String>,
-    /// Whose value is a user's name.
+    /// The name of the cookie that holds a user's name.
     pub user: Option<String>,
-    /// Whose value is a password.
+    /// The name of the cookie that holds a password.
     pub pass: Option<String>,
-    /// Whose value is a token.
+    /// The name of the cookie that holds a token.
     pub token: Option<String>,
 }
 
-/// Whether and how a server compresses what it sends to others.
+/// The compression of a server's output to other servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Never.
+    /// No compression.
     Off,
-    /// As the other server does.
+    /// The mode of the other server.
     #[default]
     Accept,
     /// S2 at its fastest.
     Fast,
-    /// S2, slower and shorter.
+    /// S2, slower and more compact.
     Better,
-    /// S2, slowest and shortest.
+    /// S2, slowest and most compact.
     Best,
-    /// The longer the round trip the harder: milliseconds up to which nothing is compressed, then
-    /// fast, then better. With fewer than three the last is for all that take longer.
+    /// More effort for longer round trips: thresholds in milliseconds up to which output is
+    /// uncompressed, then fast, then better. With fewer than three, the last level holds for all
+    /// longer round trips.
     Auto(Vec<u64>),
 }
 
 impl Compression {
-    /// What servers call it.
+    /// Returns the name of the mode in INFO.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -151,7 +197,7 @@ impl Compression {
     }
 }
 
-/// A network: an address and how many of its first bits count.
+/// A network: an address and the number of its first bits that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network {
     base: u128,
@@ -159,7 +205,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether the address is in it; IPv4 addresses may come mapped into IPv6.
+    /// Whether the network contains the address; IPv4 addresses may come mapped into IPv6.
     pub fn contains(&self, ip: IpAddr) -> bool {
         bits_of(ip) & self.mask == self.base
     }
@@ -169,7 +215,7 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || format!("\"{text}\" is no network; write one as 10.0.0.0/8 or ::1");
+        let expected = || format!("\"{text}\" is not a network; write one as 10.0.0.0/8 or ::1");
         let (ip, len) = match text.split_once('/') {
             Some((ip, len)) => (ip, Some(len.parse::<u32>().map_err(|_| expected())?)),
             None => (text, None),

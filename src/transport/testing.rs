@@ -1,4 +1,4 @@
-//! For tests: the other end of layers of which the server has one side only.
+//! Helpers of tests: the peer's side of layers of which the server has one side only.
 
 use super::s2::tests::{chunk, stored};
 use super::websocket::deflate::{self, Packer};
@@ -6,7 +6,7 @@ pub(crate) use super::websocket::frame::tests::frame;
 pub(crate) use super::websocket::upgrade::{REQUEST_BYTES_MAX, end_of_request};
 use crate::output::Piece;
 
-/// Bytes as a message of permessage-deflate.
+/// A message of permessage-deflate with these bytes.
 pub(crate) fn deflated(bytes: &[u8]) -> Vec<u8> {
     Packer::default().pack(&[Piece::Own(bytes.to_vec())]).to_vec()
 }
@@ -16,12 +16,12 @@ pub(crate) fn stream_of(batches: &[&[u8]]) -> Vec<u8> {
     stored(&batches.iter().map(|batch| batch.to_vec()).collect::<Vec<_>>())
 }
 
-/// One more chunk of such a stream, with all these bytes.
+/// One more chunk of an S2 stream, with all these bytes.
 pub(crate) fn chunk_of(bytes: &[u8]) -> Vec<u8> {
     chunk(bytes)
 }
 
-/// What a client makes of it: the protocol's bytes, and the control frames.
+/// The protocol's bytes and the control frames that a client finds in `wire`.
 pub(crate) fn understood(wire: &[u8]) -> (String, Vec<(u8, Vec<u8>)>) {
     let (mut text, mut others, mut rest) = (Vec::new(), Vec::new(), wire);
     let mut packer = Packer::default();

@@ -1,4 +1,4 @@
-//! Two ends of a connection back to back, without an engine: what one says the other hears,
+//! Two ends of a connection back to back, without an engine: one end's output is the other's input,
 //! wherever the wire is cut.
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const REQUEST: &[u8] =
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
-/// What both ends of a TLS handshake need.
+/// Settings of both ends of a TLS handshake.
 fn tls() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(vec!["here".to_owned()]).unwrap();
@@ -41,7 +41,7 @@ fn tls() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     (Arc::new(client), Arc::new(server))
 }
 
-/// One end of a connection, which does at once whatever has to be done.
+/// One end of a connection, which does every task at once.
 #[derive(Default)]
 struct End {
     layers: Layers,
@@ -51,7 +51,7 @@ struct End {
     server: Option<Arc<ServerConfig>>,
     settings: WebSocketSettings,
     heard: Vec<u8>,
-    /// What else came of the wire, in order.
+    /// Steps other than plain bytes, in order.
     steps: Vec<String>,
     is_last: bool,
 }
@@ -71,7 +71,7 @@ impl End {
         self.outbox.push(&mut self.spares, |out| out.extend_from_slice(bytes));
     }
 
-    /// All that it has for the wire now.
+    /// Returns all bytes that the end has for the wire.
     fn wire(&mut self) -> Vec<u8> {
         let mut wire = Vec::new();
         let taking = Taking { is_last: self.is_last, rtt_ns: 0 };
@@ -104,36 +104,36 @@ impl End {
                 return;
             }
             match self.layers.next(&mut wire, allowance, &mut self.scratch) {
-                Step::Done => return,
-                Step::Plain => {
+                LayerStep::Done => return,
+                LayerStep::Plain => {
                     let plain = self.scratch.take_plain();
                     assert!(!plain.is_empty());
                     self.heard.extend_from_slice(&plain);
                     self.scratch.keep_plain(plain);
                 }
-                Step::NoHeader(bytes) => self.unwrap(&bytes, allowance),
-                Step::Handshake { .. } => {
+                LayerStep::NoHeader(bytes) => self.unwrap(&bytes, allowance),
+                LayerStep::Handshake { .. } => {
                     if self.layers.grant_handshake() {
                         let config = self.server.clone().unwrap();
                         self.layers.start_tls(config).unwrap();
                     }
                 }
-                Step::Request => {
+                LayerStep::Request => {
                     if let Err(failure) = self.layers.upgrade(Some(&self.settings)) {
                         return self.steps.push(format!("{failure:?}"));
                     }
                 }
-                Step::Header(source) => self.steps.push(format!("{source:?}")),
-                Step::Failed(failure) => return self.steps.push(format!("{failure:?}")),
-                Step::Ended => self.steps.push("ended".to_owned()),
-                Step::Turn => self.steps.push("turn".to_owned()),
-                Step::HeaderBegins | Step::InClear | Step::Secured { .. } => {}
+                LayerStep::Header(source) => self.steps.push(format!("{source:?}")),
+                LayerStep::Failed(failure) => return self.steps.push(format!("{failure:?}")),
+                LayerStep::Ended => self.steps.push("ended".to_owned()),
+                LayerStep::Turn => self.steps.push("turn".to_owned()),
+                LayerStep::HeaderBegins | LayerStep::InClear | LayerStep::Secured { .. } => {}
             }
         }
     }
 }
 
-/// Carries over all that two ends have for one another; each flight arrives in two parts.
+/// Carries all bytes between two ends; each flight arrives in two parts.
 fn exchange(one: &mut End, other: &mut End, cut: usize) {
     loop {
         let mut is_quiet = true;
@@ -229,7 +229,7 @@ fn two_ends_of_s2_understand_one_another_wherever_their_bytes_are_cut() {
             };
             other.server = Some(Arc::clone(&server));
             exchange(&mut one, &mut other, cut);
-            // What is in flight when compression begins is not compressed, nor is the head.
+            // Output in flight when compression begins is not compressed, nor is the head.
             one.say(b"INFO {}\r\n");
             let taking = Taking { is_last: false, rtt_ns: 0 };
             let End { layers, outbox, spares, scratch, .. } = &mut one;
@@ -437,10 +437,13 @@ fn piece_by_piece_means_that_each_chunk_is_heard_before_the_next() {
     let mut rest = &wire[..];
     end.scratch.begin();
     for _ in 0..4 {
-        assert!(matches!(end.layers.next(&mut rest, allowance, &mut end.scratch), Step::Plain));
+        assert!(matches!(
+            end.layers.next(&mut rest, allowance, &mut end.scratch),
+            LayerStep::Plain
+        ));
         assert!(end.scratch.take_plain() == text());
     }
-    assert!(matches!(end.layers.next(&mut rest, allowance, &mut end.scratch), Step::Done));
+    assert!(matches!(end.layers.next(&mut rest, allowance, &mut end.scratch), LayerStep::Done));
 }
 
 #[test]
@@ -449,16 +452,16 @@ fn the_end_of_frames_is_told_when_what_came_before_it_is_handled() {
     let wire = [frame(0x82, b"PING\r\n"), frame(0x88, b"")].concat();
     let (mut rest, held) = (&wire[..], Allowance { is_held: true, ..ALL });
     end.scratch.begin();
-    assert!(matches!(end.layers.next(&mut rest, ALL, &mut end.scratch), Step::Plain));
+    assert!(matches!(end.layers.next(&mut rest, ALL, &mut end.scratch), LayerStep::Plain));
     end.scratch.take_plain();
-    assert!(matches!(end.layers.next(&mut rest, held, &mut end.scratch), Step::Done));
+    assert!(matches!(end.layers.next(&mut rest, held, &mut end.scratch), LayerStep::Done));
     assert!(end.layers.waits() && end.layers.has_end() && !end.layers.wants_turn());
     end.hear(&[]);
     assert_eq!(end.steps, ["ended"]);
 }
 
 /// Takes one step with these bytes.
-fn step(end: &mut End, mut wire: &[u8]) -> Step {
+fn step(end: &mut End, mut wire: &[u8]) -> LayerStep {
     end.layers.next(&mut wire, ALL, &mut end.scratch)
 }
 
@@ -467,20 +470,20 @@ fn what_waits_for_a_step_of_a_handshake_counts_even_if_nothing_follows() {
     let (client, server) = tls();
     let mut dialing = End::dialing(&client);
     let mut dialed = End::with(Layers::expect_tls);
-    assert!(matches!(step(&mut dialed, &dialing.wire()), Step::Handshake { .. }));
+    assert!(matches!(step(&mut dialed, &dialing.wire()), LayerStep::Handshake { .. }));
     assert!(!dialed.layers.waits(), "an answer to a first word reaches nobody any more");
     assert!(dialed.layers.grant_handshake());
     dialed.layers.start_tls(server).unwrap();
-    assert!(matches!(step(&mut dialed, &[]), Step::Done));
+    assert!(matches!(step(&mut dialed, &[]), LayerStep::Done));
     dialing.hear(&dialed.wire());
-    assert!(matches!(step(&mut dialed, &dialing.wire()), Step::Handshake { .. }));
+    assert!(matches!(step(&mut dialed, &dialing.wire()), LayerStep::Handshake { .. }));
     assert!(dialed.layers.waits() && !dialed.layers.wants_turn() && !dialed.layers.has_end());
     assert!(!dialed.layers.grant_handshake());
-    assert!(matches!(step(&mut dialed, &[]), Step::Secured { .. }));
+    assert!(matches!(step(&mut dialed, &[]), LayerStep::Secured { .. }));
     assert!(!dialed.layers.waits());
-    // Who does not speak TLS is to be told so.
+    // A peer that does not speak TLS must get a reason in clear.
     let mut dialed = End::with(Layers::expect_tls);
-    assert!(matches!(step(&mut dialed, b"PING\r\n"), Step::Handshake { .. }));
+    assert!(matches!(step(&mut dialed, b"PING\r\n"), LayerStep::Handshake { .. }));
     assert!(dialed.layers.waits());
 }
 
@@ -500,5 +503,60 @@ fn what_came_before_a_record_without_sense_is_heard_wherever_that_is_cut() {
         dialed.hear(tail);
         assert_eq!(dialed.heard, b"PING\r\n", "cut at {cut}");
         assert!(matches!(&dialed.steps[..], [end] if end.starts_with("Tls(")), "cut at {cut}");
+    }
+}
+
+#[test]
+fn who_asks_for_a_websocket_understands_who_grants_it_wherever_their_bytes_are_cut() {
+    let (client, server) = tls();
+    let dial = |compression, no_masking| WebSocketDial {
+        host: "here:80".to_owned(),
+        path: "/leafnode".to_owned(),
+        compression,
+        no_masking,
+        seed: 7,
+    };
+    for (has_tls, compression, no_masking) in
+        [(false, false, false), (false, true, true), (false, false, true), (true, true, false)]
+    {
+        for cut in 0..400 {
+            let mut one = if has_tls { End::dialing(&client) } else { End::default() };
+            one.layers.dial_websocket(dial(compression, no_masking));
+            let mut other = End::with(Layers::expect_websocket);
+            if has_tls {
+                other.layers.expect_tls();
+                other.server = Some(Arc::clone(&server));
+            }
+            (other.settings.compression, other.settings.speaks_leaf) = (true, true);
+            assert!(one.layers.wants_write() && !one.layers.is_understood());
+            // The one that grants it speaks first, with its answer.
+            one.say(b"CONNECT {}\r\n");
+            other.say(&text());
+            exchange(&mut one, &mut other, cut);
+            one.say(&text());
+            exchange(&mut one, &mut other, cut);
+            assert!(one.heard == text(), "cut at {cut}: {:?}", one.steps);
+            assert!(other.heard == [b"CONNECT {}\r\n", &text()[..]].concat(), "cut at {cut}");
+            one.is_last = true;
+            one.layers.end(1000, "the end");
+            exchange(&mut one, &mut other, cut);
+            assert_eq!(other.steps[0], "ended", "cut at {cut}");
+            assert_eq!(one.spares.held_bytes() + other.spares.held_bytes(), 0);
+        }
+    }
+}
+
+#[test]
+fn who_asks_for_a_websocket_and_gets_none_hears_nothing() {
+    for answer in [&b"HTTP/1.1 404 Not Found\r\n\r\n"[..], b"INFO {}\r\n\r\n\r\n", &[b'x'; 20_000]]
+    {
+        let mut end = End::default();
+        let (host, path) = ("h".to_owned(), "/".to_owned());
+        let (compression, no_masking) = (false, false);
+        end.layers.dial_websocket(WebSocketDial { host, path, compression, no_masking, seed: 1 });
+        end.wire();
+        end.hear(answer);
+        assert!(end.steps[0].starts_with("Upgrade("), "{:?}", end.steps);
+        assert!(end.heard.is_empty() && !end.layers.is_understood());
     }
 }

@@ -20,62 +20,63 @@ use rustls::{
     ClientConfig, ClientConnection, Connection, HandshakeKind, ServerConfig, ServerConnection,
 };
 
-use super::{Failure, Step};
+use super::{Failure, LayerStep};
 use crate::auth::certificate;
 use crate::output::Piece;
 
-/// A connection whose handshake waits for its step is read from up to so many bytes: no step
-/// needs more. What the reactor has in hand by then still comes.
+/// Bytes that may wait for a step of the handshake before the connection is paused: no step needs
+/// more. Bytes that the reactor already holds still come.
 const WAITING_BYTES_MAX: usize = 16 * 1024;
-/// … and who has sent more before the first step has no handshake in mind. Later the client's
-/// last words in it may be followed at once by what it has to say.
+/// Bytes that may wait for the first step: a client that sends more has no handshake in mind. In
+/// later steps the protocol's bytes may follow the handshake's at once.
 const HELLO_BYTES_MAX: usize = 64 * 1024;
 /// The first byte of every TLS handshake.
 const HANDSHAKE_RECORD: u8 = 0x16;
 
-/// The TLS of one connection.
+/// The TLS layer of one connection.
 #[derive(Debug)]
 pub(super) struct TlsLayer {
-    stage: Stage,
+    stage: TlsStage,
     /// Ciphertext that waits for the handshake's next step.
     pub(super) waiting: Vec<u8>,
-    /// It stands in line for that step.
+    /// Whether the handshake's next step waits for its turn.
     in_line: bool,
-    /// It may take that step.
+    /// Whether the handshake's next step is granted.
     is_granted: bool,
-    /// How its stream ends, which is still to be told.
-    end: Option<Step>,
-    /// Nothing is taken any more.
+    /// The end of the peer's stream, until it is reported.
+    end: Option<LayerStep>,
+    /// Whether no more input is taken.
     has_ended: bool,
-    /// Nothing follows any more.
+    /// Whether the end of the output was announced.
     said_goodbye: bool,
-    /// What the handshake came to, once it is done.
+    /// Properties of the session, once the handshake is complete.
     info: Option<Arc<TlsInfo>>,
 }
 
 #[derive(Debug)]
-enum Stage {
-    /// The client's first byte decides whether there is to be TLS at all.
+enum TlsStage {
+    /// A connection on which the client's first byte decides whether there is TLS.
     Optional,
-    /// INFO is on its way in clear, or not to be sent before the handshake.
+    /// A connection whose handshake must come: INFO is on its way in clear, or waits for the
+    /// handshake.
     Expected,
-    /// There is a session: on its way, or made.
+    /// A session, complete or in its handshake.
     Session(Box<Connection>),
 }
 
-/// What is known of a finished handshake.
+/// Properties of a session, known at the end of its handshake.
 #[derive(Debug, Clone)]
 pub struct TlsInfo {
-    /// `1.2` or `1.3`.
+    /// The version of TLS, `1.2` or `1.3`.
     pub version: &'static str,
-    /// Its name as Go writes it.
+    /// The name of the cipher suite, as Go writes it.
     pub cipher_suite: String,
-    /// The client's own certificate first.
+    /// The certificates of the peer, its own first.
     pub peer_certs: Vec<certificate::Shown>,
 }
 
 impl TlsLayer {
-    fn new(stage: Stage) -> Self {
+    fn new(stage: TlsStage) -> Self {
         Self {
             stage,
             waiting: Vec::new(),
@@ -88,102 +89,111 @@ impl TlsLayer {
         }
     }
 
-    /// The other end has to begin a handshake.
+    /// A layer whose peer must begin a handshake.
     pub(super) fn expected() -> Self {
-        Self::new(Stage::Expected)
+        Self::new(TlsStage::Expected)
     }
 
-    /// The other end may begin a handshake.
+    /// A layer whose peer may begin a handshake.
     pub(super) fn optional() -> Self {
-        Self::new(Stage::Optional)
+        Self::new(TlsStage::Optional)
     }
 
-    /// A handshake with a server whose certificate has to be for `host`.
+    /// A handshake with a server whose certificate must be for `host`.
     ///
     /// # Errors
     ///
-    /// There is no such host; rustls has no session.
+    /// Returns an error if `host` cannot be in a certificate, or if rustls has no session.
     pub(super) fn dialing(config: Arc<ClientConfig>, host: &str) -> Result<Self, String> {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
         let mut session = ClientConnection::new(config, name).map_err(|error| error.to_string())?;
         session.set_buffer_limit(None);
-        Ok(Self::new(Stage::Session(Box::new(session.into()))))
+        Ok(Self::new(TlsStage::Session(Box::new(session.into()))))
     }
 
-    /// Answers the handshake that the other end has begun. Returns whether it need not have.
+    /// Answers the handshake that the peer has begun. Returns whether it was optional.
     ///
     /// # Errors
     ///
-    /// rustls has no session.
+    /// Returns an error if rustls has no session.
     pub(super) fn start(&mut self, config: Arc<ServerConfig>) -> Result<bool, String> {
         let mut session = ServerConnection::new(config).map_err(|error| error.to_string())?;
         session.set_buffer_limit(None);
-        let stage = Stage::Session(Box::new(session.into()));
-        Ok(matches!(std::mem::replace(&mut self.stage, stage), Stage::Optional))
+        let stage = TlsStage::Session(Box::new(session.into()));
+        Ok(matches!(std::mem::replace(&mut self.stage, stage), TlsStage::Optional))
     }
 
-    /// Whether the handshake is still to be made, and has to be.
+    /// Whether an obligatory handshake is not complete.
     pub(super) fn is_awaited(&self) -> bool {
         match &self.stage {
-            Stage::Optional => false,
-            Stage::Expected => true,
-            Stage::Session(session) => session.is_handshaking(),
+            TlsStage::Optional => false,
+            TlsStage::Expected => true,
+            TlsStage::Session(session) => session.is_handshaking(),
         }
     }
 
-    /// Whether the other end may speak without a handshake, and does with these bytes.
+    /// Whether the handshake is optional, and these bytes do without it.
     pub(super) fn is_declined(&self, wire: &[u8]) -> bool {
-        matches!(self.stage, Stage::Optional) && wire.first() != Some(&HANDSHAKE_RECORD)
+        matches!(self.stage, TlsStage::Optional) && wire.first() != Some(&HANDSHAKE_RECORD)
     }
 
     pub(super) fn has_session(&self) -> bool {
-        matches!(self.stage, Stage::Session(_))
+        matches!(self.stage, TlsStage::Session(_))
     }
 
     /// Whether there is ciphertext to be sent.
     pub(super) fn wants_write(&self) -> bool {
-        matches!(&self.stage, Stage::Session(session) if session.wants_write())
+        matches!(&self.stage, TlsStage::Session(session) if session.wants_write())
     }
 
     /// Whether bytes of the protocol can be encrypted.
     pub(super) fn is_established(&self) -> bool {
-        matches!(&self.stage, Stage::Session(session) if !session.is_handshaking())
+        matches!(&self.stage, TlsStage::Session(session) if !session.is_handshaking())
     }
 
-    /// What the handshake came to; `None` before its end.
+    /// Returns the properties of the session; `None` before the end of the handshake.
     pub(super) fn info(&self) -> Option<&Arc<TlsInfo>> {
         self.info.as_ref()
     }
 
-    /// It is its turn to take the next step of its handshake.
+    /// Returns the certificates of the peer, its own first; none before the end of the handshake.
+    pub(super) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        match &self.stage {
+            TlsStage::Session(session) => session.peer_certificates().unwrap_or_default(),
+            TlsStage::Optional | TlsStage::Expected => &[],
+        }
+    }
+
+    /// Grants the next step of the handshake.
     pub(super) fn grant_step(&mut self) {
         (self.in_line, self.is_granted) = (false, true);
     }
 
-    /// Whether something waits for the handshake's next step that counts even if nothing follows.
+    /// Whether input waits for the handshake's next step that must be handled even if the peer has
+    /// ended.
     pub(super) fn waits(&self) -> bool {
-        // The answer to a first word would reach nobody any more, and costs most.
+        // The answer to a first ClientHello would reach no peer any more, and costs most.
         let is_hello = !self.has_session() && self.waiting.first() == Some(&HANDSHAKE_RECORD);
         self.in_line && !is_hello
     }
 
-    /// How its stream ends, if nothing follows; once.
-    pub(super) fn take_end(&mut self) -> Option<Step> {
+    /// Takes the end of the peer's stream, if it is not yet reported.
+    pub(super) fn take_end(&mut self) -> Option<LayerStep> {
         self.end.take()
     }
 
-    /// Takes ciphertext, and appends what it decrypts to `cleartext`.
-    pub(super) fn receive(&mut self, wire: &mut &[u8], cleartext: &mut Vec<u8>) -> Step {
+    /// Takes ciphertext, and appends the decrypted bytes to `cleartext`.
+    pub(super) fn receive(&mut self, wire: &mut &[u8], cleartext: &mut Vec<u8>) -> LayerStep {
         if std::mem::take(&mut self.is_granted) && self.has_session() {
             let waiting = std::mem::take(&mut self.waiting);
             return self.decrypt(&waiting, cleartext);
         }
         if wire.is_empty() {
-            return Step::Done;
+            return LayerStep::Done;
         }
         let bytes = std::mem::take(wire);
         if self.has_ended {
-            return Step::Done;
+            return LayerStep::Done;
         }
         if self.is_established() {
             return self.decrypt(bytes, cleartext);
@@ -191,20 +201,20 @@ impl TlsLayer {
         if !self.has_session() && self.waiting.len() + bytes.len() > HELLO_BYTES_MAX {
             self.waiting = Vec::new();
             let why = "more was sent than a handshake needs".to_owned();
-            return Step::Failed(Failure::Handshake(why));
+            return LayerStep::Failed(Failure::Handshake(why));
         }
         self.waiting.extend_from_slice(bytes);
         let is_new = !std::mem::replace(&mut self.in_line, true);
-        Step::Handshake { is_new, is_much: self.waiting.len() > WAITING_BYTES_MAX }
+        LayerStep::Handshake { is_new, is_much: self.waiting.len() > WAITING_BYTES_MAX }
     }
 
-    fn decrypt(&mut self, mut bytes: &[u8], cleartext: &mut Vec<u8>) -> Step {
-        let Stage::Session(session) = &mut self.stage else { return Step::Done };
+    fn decrypt(&mut self, mut bytes: &[u8], cleartext: &mut Vec<u8>) -> LayerStep {
+        let TlsStage::Session(session) = &mut self.stage else { return LayerStep::Done };
         let was_handshaking = session.is_handshaking();
         let (mut outcome, mut has_closed) = (Ok(()), false);
         while !bytes.is_empty() && outcome.is_ok() {
-            // Memory has no read errors, and what is taken is handled at once, so that there is
-            // always room. Nothing is taken once the client has said that nothing follows.
+            // Memory has no read errors, and decrypted bytes are taken out at once, so that there
+            // is always room. Input behind the client's announced end is not taken.
             if !matches!(session.read_tls(&mut bytes), Ok(1..)) {
                 break;
             }
@@ -225,23 +235,24 @@ impl TlsLayer {
         self.has_ended = outcome.is_err() || has_closed;
         match outcome {
             Err(error) if session.is_handshaking() => {
-                return Step::Failed(Failure::Handshake(error.to_string()));
+                return LayerStep::Failed(Failure::Handshake(error.to_string()));
             }
-            // What came before it counts.
-            Err(error) => self.end = Some(Step::Failed(Failure::Tls(error.to_string()))),
-            Ok(()) if has_closed => self.end = Some(Step::Ended),
+            // Bytes before the error count.
+            Err(error) => self.end = Some(LayerStep::Failed(Failure::Tls(error.to_string()))),
+            Ok(()) if has_closed => self.end = Some(LayerStep::Ended),
             Ok(()) => {}
         }
         if !is_complete {
-            return Step::Done;
+            return LayerStep::Done;
         }
         let own_cert = self.conclude();
-        Step::Secured { resumed, own_cert }
+        LayerStep::Secured { resumed, own_cert }
     }
 
-    /// Looks at a finished handshake. Returns the client's own certificate, if it has one.
+    /// Records the properties of a finished handshake. Returns the peer's own certificate, if it
+    /// has one.
     fn conclude(&mut self) -> Option<CertificateDer<'static>> {
-        let Stage::Session(session) = &self.stage else { return None };
+        let TlsStage::Session(session) = &self.stage else { return None };
         let version = match session.protocol_version()? {
             rustls::ProtocolVersion::TLSv1_3 => "1.3",
             _ => "1.2",
@@ -255,10 +266,10 @@ impl TlsLayer {
         own
     }
 
-    /// Tells the other end that nothing follows, once: it can tell that from a cut.
+    /// Announces the end of the output, once: the peer can tell it from a cut.
     pub(super) fn say_goodbye(&mut self) {
         if !self.said_goodbye
-            && let Stage::Session(session) = &mut self.stage
+            && let TlsStage::Session(session) = &mut self.stage
             && !session.is_handshaking()
         {
             self.said_goodbye = true;
@@ -268,19 +279,19 @@ impl TlsLayer {
 
     /// Encrypts a batch.
     pub(super) fn encrypt(&mut self, batch: &[Piece]) {
-        let Stage::Session(session) = &mut self.stage else { return };
+        let TlsStage::Session(session) = &mut self.stage else { return };
         let slices: Vec<IoSlice<'_>> =
             batch.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
-        // All slices at once, so that records are as long as they can be. There is no limit
-        // to what the session holds: it takes everything.
+        // All slices at once, so that records are as long as they can be. The session has no limit:
+        // it takes everything.
         let written = session.writer().write_vectored(&slices);
         debug_assert!(written.is_ok_and(|written| written == bytes));
     }
 
-    /// Appends all ciphertext there is.
+    /// Appends all ciphertext of the session.
     pub(super) fn write(&mut self, out: &mut Vec<u8>) {
-        let Stage::Session(session) = &mut self.stage else { return };
+        let TlsStage::Session(session) = &mut self.stage else { return };
         while session.wants_write() {
             // Writing to memory cannot fail.
             let _ = session.write_tls(out);

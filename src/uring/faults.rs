@@ -1,5 +1,5 @@
-//! What a kernel can do to a reactor but seldom does, for tests: operations fail without being
-//! carried out, notifications come late, system calls are refused, memory is not to be had.
+//! Faults of a kernel, for tests, that seldom happen otherwise: operations fail without being
+//! carried out, notifications come late, system calls are refused, memory is short.
 //!
 //! A test arms faults for its own thread, and with that for the reactors it makes. The ring asks
 //! here at the four places where it meets the kernel.
@@ -12,17 +12,17 @@ use std::io;
 
 use io_uring::{cqueue, squeue};
 
-use super::Wait;
+use super::TurnWait;
 use super::ring::Completion;
-use super::token::{Kind, Token};
+use super::token::{OpToken, TokenKind};
 
-/// What goes wrong. Every field is asked each time; the default is that nothing does.
+/// Faults to inject. Every field is called at each occasion; the default has no faults.
 pub(super) struct Faults {
     /// The error that this operation fails with, instead of being carried out.
-    pub(super) operation: Box<dyn FnMut(Kind) -> Option<i32>>,
+    pub(super) operation: Box<dyn FnMut(TokenKind) -> Option<i32>>,
     /// Whether no more than one byte of a send is taken.
     pub(super) short_send: Box<dyn FnMut() -> bool>,
-    /// How many reaps later the kernel lets go of what it sends without a copy.
+    /// Reaps by which the release of memory sent without a copy is late.
     pub(super) late_by: Box<dyn FnMut() -> u64>,
     /// The error that an entry into the kernel fails with.
     pub(super) enter: Box<dyn FnMut() -> Option<i32>>,
@@ -53,7 +53,7 @@ struct Armed {
     /// Completions held back, and the reap that brings them.
     late: Vec<(u64, Completion)>,
     reaps: u64,
-    /// The kernel had more completions than their queue has room for.
+    /// Whether the kernel had more completions than their queue has room for.
     overflowed: bool,
 }
 
@@ -61,7 +61,8 @@ thread_local! {
     static ARMED: RefCell<Option<Armed>> = const { RefCell::new(None) };
 }
 
-/// Faults happen on this thread until this is dropped; make it before the reactor.
+/// A guard of the faults of this thread, which end when it is dropped; it must be older than the
+/// reactor.
 pub(super) struct Guard(());
 
 pub(super) fn arm(faults: Faults) -> Guard {
@@ -70,7 +71,7 @@ pub(super) fn arm(faults: Faults) -> Guard {
 }
 
 impl Guard {
-    /// Whether the completion queue was ever too small since.
+    /// Whether the completion queue was ever too small.
     pub(super) fn overflowed(&self) -> bool {
         ARMED.with_borrow(|armed| armed.as_ref().is_some_and(|armed| armed.overflowed))
     }
@@ -102,10 +103,10 @@ fn refuse(errno: Option<i32>) -> io::Result<()> {
     errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
 }
 
-/// The operation for the kernel, or nothing when it has failed already.
+/// Returns the operation for the kernel, or `None` when it has failed already.
 pub(super) fn at_push(mut entry: squeue::Entry) -> Option<squeue::Entry> {
     let user_data = entry.get_user_data();
-    let Some(token) = Token::from_user_data(user_data) else { return Some(entry) };
+    let Some(token) = OpToken::from_user_data(user_data) else { return Some(entry) };
     let opcode = entry.get_opcode();
     let failed = armed(|armed| {
         let errno = (armed.faults.operation)(token.kind)?;
@@ -123,7 +124,8 @@ pub(super) fn at_push(mut entry: squeue::Entry) -> Option<squeue::Entry> {
     Some(entry)
 }
 
-/// The same for two that are linked: where the first has failed the second is not begun.
+/// Returns the entries of two linked operations: where the first has failed the second is not
+/// begun.
 pub(super) fn at_push_linked(
     first: squeue::Entry,
     second: squeue::Entry,
@@ -142,9 +144,9 @@ pub(super) fn at_push_linked(
     }
 }
 
-/// A send of at most one byte, as a kernel without room for more would carry it out.
+/// Shortens a send to at most one byte, as a kernel without room for more would carry it out.
 fn shorten(entry: &mut squeue::Entry) {
-    /// Where `struct io_uring_sqe` has its `len`.
+    /// Offset of `len` in `struct io_uring_sqe`, in bytes.
     const LEN_AT: usize = 24;
     let start = (&raw mut *entry).cast::<u8>();
     // SAFETY: an entry is a `struct io_uring_sqe` of 64 bytes in the kernel's layout, aligned to
@@ -155,13 +157,13 @@ fn shorten(entry: &mut squeue::Entry) {
     }
 }
 
-/// Nobody sleeps while an answer is there.
-pub(super) fn at_wait(wait: Wait) -> Wait {
+/// Returns `TurnWait::No` while a completion is there, so that no turn sleeps then.
+pub(super) fn at_wait(wait: TurnWait) -> TurnWait {
     let has_answers = armed(|armed| !armed.made.is_empty() || !armed.late.is_empty());
-    if has_answers == Some(true) { Wait::No } else { wait }
+    if has_answers == Some(true) { TurnWait::No } else { wait }
 }
 
-/// What the kernel answered, without what comes late, and with what was made here.
+/// Takes late completions out, and adds those that are due and those of failed operations.
 pub(super) fn at_reap(into: &mut Vec<Completion>, is_overflowing: bool) {
     armed(|armed| {
         armed.reaps += 1;

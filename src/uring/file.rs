@@ -16,46 +16,50 @@ use std::rc::Rc;
 use io_uring::squeue;
 use slab::Slab;
 
-use super::token::{Kind, Token};
+use super::ring::Ring;
+use super::token::{OpToken, TokenKind};
 use super::{Event, Reactor, is_interrupted, op};
 use crate::disk::{Block, DiskDone, DiskOp, DiskWork, FileId};
 
-/// Most bytes asked of one read or write: what is longer is done in parts.
+/// Bytes asked of one read or write at most: a longer one is done in parts.
 const PART_BYTES_MAX: usize = 1 << 30;
-/// How often an operation that was interrupted is asked for again.
+/// Interruptions of one operation after which it fails.
 const INTERRUPTIONS_MAX: u32 = 1000;
 
-/// The files of a reactor, and what is being done to them.
+/// The open files of a reactor, and the operations on them.
 #[derive(Default)]
 pub(super) struct Files {
     open: HashMap<FileId, Rc<OwnedFd>>,
     working: Slab<Box<Working>>,
+    /// Whether operations end where the kernel has left them.
+    is_ending: bool,
 }
 
 /// An operation in the kernel's hands. It lives in a box: the kernel reads paths and the block.
 struct Working {
     token: u64,
-    step: Step,
-    /// Keeps the descriptor open, whatever becomes of the file's number.
+    step: DiskStep,
+    /// The descriptor, which stays open even if the file's number is closed.
     fd: Option<Rc<OwnedFd>>,
     block: Option<Block>,
-    /// Bytes read or written so far, …
+    /// Bytes read or written so far.
     done: usize,
-    /// … and how many there are to be.
+    /// Bytes to read or write in all.
     bytes: usize,
     /// Completions to come.
     parts: u32,
     interruptions: u32,
-    /// The kernel has done what is not counted in bytes.
+    /// Whether the kernel has completed a step that is not counted in bytes.
     answered: bool,
-    /// The sync that belongs to a durable write has ended well, …
+    /// Whether the sync of a durable write has succeeded.
     synced: bool,
-    /// … and it was linked if this is what the ring says of cut links still.
+    /// The ring's count of cut links when the sync was queued: if it has changed since, the sync
+    /// may not have been linked.
     cuts: u64,
     error: Option<io::Error>,
 }
 
-enum Step {
+enum DiskStep {
     Open { file: FileId, path: CString, flags: i32 },
     Write { at: u64, durable: bool },
     Read { at: u64 },
@@ -66,7 +70,7 @@ enum Step {
 }
 
 impl Working {
-    fn new(token: u64, step: Step, fd: Option<Rc<OwnedFd>>) -> Self {
+    fn new(token: u64, step: DiskStep, fd: Option<Rc<OwnedFd>>) -> Self {
         Self {
             token,
             step,
@@ -84,10 +88,10 @@ impl Working {
     }
 
     fn is_durable(&self) -> bool {
-        matches!(self.step, Step::Write { durable: true, .. })
+        matches!(self.step, DiskStep::Write { durable: true, .. })
     }
 
-    /// Whether the kernel has done all of it, but for the sync of a durable write.
+    /// Whether the kernel has done the whole step, apart from the sync of a durable write.
     fn is_whole(&self) -> bool {
         self.answered && self.done == self.bytes
     }
@@ -96,8 +100,8 @@ impl Working {
         self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd())
     }
 
-    /// The operation for what is left to do.
-    fn entry(&mut self, token: Token) -> squeue::Entry {
+    /// Returns the operation for the rest of the step.
+    fn entry(&mut self, token: OpToken) -> squeue::Entry {
         let fd = self.raw_fd();
         let left = (self.bytes - self.done).min(PART_BYTES_MAX);
         let len = u32::try_from(left).unwrap_or(u32::MAX);
@@ -106,26 +110,26 @@ impl Working {
             None => std::ptr::null_mut(),
         };
         match &self.step {
-            Step::Open { path, flags, .. } => op::open(token, path, *flags),
-            Step::Write { at, .. } => op::write(token, fd, memory, len, at + self.done as u64),
-            Step::Read { at } => op::read(token, fd, memory, len, at + self.done as u64),
-            Step::Sync => op::sync(token, fd),
-            Step::Allocate { bytes } => op::allocate(token, fd, *bytes),
-            Step::Rename { from, to } => op::rename(token, from, to),
-            Step::Remove { path } => op::remove(token, path),
+            DiskStep::Open { path, flags, .. } => op::open(token, path, *flags),
+            DiskStep::Write { at, .. } => op::write(token, fd, memory, len, at + self.done as u64),
+            DiskStep::Read { at } => op::read(token, fd, memory, len, at + self.done as u64),
+            DiskStep::Sync => op::sync(token, fd),
+            DiskStep::Allocate { bytes } => op::allocate(token, fd, *bytes),
+            DiskStep::Rename { from, to } => op::rename(token, from, to),
+            DiskStep::Remove { path } => op::remove(token, path),
         }
     }
 
-    /// The kernel has carried out a part, or all, of the step itself.
+    /// Counts the part of a step, or the whole of it, that the kernel has carried out.
     fn advance(&mut self, result: usize) {
         self.answered = true;
         match self.step {
-            Step::Write { .. } if result == 0 && self.done < self.bytes => {
+            DiskStep::Write { .. } if result == 0 && self.done < self.bytes => {
                 self.error = Some(io::ErrorKind::WriteZero.into());
             }
             // The file's end.
-            Step::Read { .. } if result == 0 => self.bytes = self.done,
-            Step::Write { .. } | Step::Read { .. } => self.done += result,
+            DiskStep::Read { .. } if result == 0 => self.bytes = self.done,
+            DiskStep::Write { .. } | DiskStep::Read { .. } => self.done += result,
             _ => {}
         }
     }
@@ -139,30 +143,25 @@ impl Working {
 }
 
 impl Files {
-    /// Leaves the memory of all operations to the kernel, for good.
-    pub(super) fn forget(&mut self) {
-        self.working.drain().for_each(std::mem::forget);
-    }
-}
-
-impl Reactor {
-    /// Does something to a file; [`Event::Disk`] says what became of it.
-    pub fn disk(&mut self, op: DiskOp) {
+    /// Begins an operation. Returns its result, if that is known at once.
+    fn begin(&mut self, op: DiskOp, ring: &mut Ring) -> Option<DiskDone> {
         let DiskOp { token, what } = op;
         let mut block = None;
-        match self.prepare(token, what, &mut block) {
+        let outcome = match self.prepare(token, what, &mut block) {
             Ok(Some(mut working)) => {
                 working.block = block;
-                let slot = self.files.working.insert(Box::new(working));
-                self.start(slot);
+                let slot = self.working.insert(Box::new(working));
+                self.start(slot, ring);
+                return None;
             }
-            Ok(None) => self.tell_of_disk(token, Ok(0), block),
-            Err(error) => self.tell_of_disk(token, Err(error), block),
-        }
+            Ok(None) => Ok(0),
+            Err(error) => Err(error),
+        };
+        Some(DiskDone { token, outcome, block })
     }
 
-    /// What the kernel is to do, or nothing for what was done at once. The operation's memory is
-    /// in `kept`, whatever comes of it.
+    /// Returns the step for the kernel, or `None` if the operation was done at once. The
+    /// operation's memory is in `kept`, in either case.
     fn prepare(
         &mut self,
         token: u64,
@@ -172,117 +171,148 @@ impl Reactor {
         let (step, file, bytes) = match what {
             DiskWork::Open { file, path, how } => {
                 let (path, flags) = (c_path(&path)?, op::open_flags(how));
-                (Step::Open { file, path, flags }, None, 0)
+                (DiskStep::Open { file, path, flags }, None, 0)
             }
             DiskWork::Write { file, at, block, bytes, durable } => {
                 *kept = Some(block);
-                (Step::Write { at, durable }, Some(file), bytes)
+                (DiskStep::Write { at, durable }, Some(file), bytes)
             }
             DiskWork::Read { file, at, block, bytes } => {
                 *kept = Some(block);
-                (Step::Read { at }, Some(file), bytes)
+                (DiskStep::Read { at }, Some(file), bytes)
             }
-            DiskWork::Sync { file } => (Step::Sync, Some(file), 0),
-            DiskWork::Allocate { file, bytes } => (Step::Allocate { bytes }, Some(file), 0),
+            DiskWork::Sync { file } => (DiskStep::Sync, Some(file), 0),
+            DiskWork::Allocate { file, bytes } => (DiskStep::Allocate { bytes }, Some(file), 0),
             DiskWork::Rename { from, to } => {
-                (Step::Rename { from: c_path(&from)?, to: c_path(&to)? }, None, 0)
+                (DiskStep::Rename { from: c_path(&from)?, to: c_path(&to)? }, None, 0)
             }
-            DiskWork::Remove { path } => (Step::Remove { path: c_path(&path)? }, None, 0),
+            DiskWork::Remove { path } => (DiskStep::Remove { path: c_path(&path)? }, None, 0),
             DiskWork::Close { file } => {
-                self.files.open.remove(&file).ok_or_else(not_open)?;
+                self.open.remove(&file).ok_or_else(not_open)?;
                 return Ok(None);
             }
         };
         if bytes > kept.as_ref().map_or(0, Block::len) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let open = |file| self.files.open.get(&file).map(Rc::clone).ok_or_else(not_open);
+        let open = |file| self.open.get(&file).map(Rc::clone).ok_or_else(not_open);
         let fd = file.map(open).transpose()?;
         Ok(Some(Working { bytes, ..Working::new(token, step, fd) }))
     }
 
-    /// Asks the kernel for what is left of the operation.
-    fn start(&mut self, slot: usize) {
-        let working = &mut self.files.working[slot];
-        let entry = working.entry(name(Kind::Disk, slot));
+    /// Queues the rest of the operation.
+    fn start(&mut self, slot: usize, ring: &mut Ring) {
+        let working = &mut self.working[slot];
+        let entry = working.entry(name(TokenKind::Disk, slot));
         if !working.is_durable() {
             working.parts += 1;
             // SAFETY: paths and block are in the slot's box, which neither changes nor goes while
-            // `parts` counts completions to come: `on_disk` insists on it, and `Reactor::drop`
+            // `parts` counts completions to come: `on_answer` insists on it, and `Reactor::drop`
             // leaves the box to the kernel. The box keeps the descriptor open, too.
-            unsafe { self.ring.push(entry) };
+            unsafe { ring.push(entry) };
             return;
         }
-        let sync = op::sync(name(Kind::DiskSync, slot), working.raw_fd());
+        let sync = op::sync(name(TokenKind::DiskSync, slot), working.raw_fd());
         working.parts += 2;
         working.synced = false;
-        working.cuts = self.ring.cuts();
+        working.cuts = ring.cuts();
         // SAFETY: as above.
-        unsafe { self.ring.push_linked(entry.flags(squeue::Flags::IO_LINK), sync) };
+        unsafe { ring.push_linked(entry.flags(squeue::Flags::IO_LINK), sync) };
     }
 
-    /// Asks for the sync of what has been written without one.
-    fn sync_written(&mut self, slot: usize) {
-        let working = &mut self.files.working[slot];
+    /// Queues the sync of a write that was written without one.
+    fn sync_written(&mut self, slot: usize, ring: &mut Ring) {
+        let working = &mut self.working[slot];
         working.parts += 1;
-        working.cuts = self.ring.cuts();
-        let entry = op::sync(name(Kind::DiskSync, slot), working.raw_fd());
+        working.cuts = ring.cuts();
+        let entry = op::sync(name(TokenKind::DiskSync, slot), working.raw_fd());
         // SAFETY: the operation names no memory; the slot's box keeps the descriptor open.
-        unsafe { self.ring.push(entry) };
+        unsafe { ring.push(entry) };
     }
 
-    /// The kernel has answered for a part of an operation.
-    pub(super) fn on_disk(&mut self, token: Token, result: io::Result<u32>) {
+    /// Handles a completion of a part. Returns the result of the whole operation, if it is over.
+    fn on_answer(
+        &mut self,
+        token: OpToken,
+        result: io::Result<u32>,
+        ring: &mut Ring,
+    ) -> Option<DiskDone> {
         let slot = token.slot as usize;
-        let Some(working) = self.files.working.get_mut(slot) else {
+        let Some(working) = self.working.get_mut(slot) else {
             debug_assert!(false, "an operation was given up before its last completion");
-            return;
+            return None;
         };
         working.parts -= 1;
         match (token.kind, result) {
-            (Kind::DiskSync, Ok(_)) => working.synced = true,
+            (TokenKind::DiskSync, Ok(_)) => working.synced = true,
             // The write came out short or failed, and says so itself.
-            (Kind::DiskSync, Err(error)) if error.raw_os_error() == Some(libc::ECANCELED) => {}
+            (TokenKind::DiskSync, Err(error)) if error.raw_os_error() == Some(libc::ECANCELED) => {}
             (_, Err(error)) => working.fail(error),
             (_, Ok(result)) => {
-                if let Step::Open { file, .. } = working.step {
-                    // SAFETY: the kernel has just made this descriptor for us, and tells us once.
+                if let DiskStep::Open { file, .. } = working.step {
+                    // SAFETY: the kernel has just made this descriptor for the reactor, and reports
+                    // it once.
                     let fd = unsafe { OwnedFd::from_raw_fd(result.cast_signed()) };
-                    self.files.open.insert(file, Rc::new(fd));
+                    self.open.insert(file, Rc::new(fd));
                 }
                 working.advance(result as usize);
             }
         }
-        if working.parts == 0 {
-            self.go_on(slot);
-        }
+        if working.parts == 0 { self.go_on(slot, ring) } else { None }
     }
 
-    /// No part of the operation is with the kernel: it is over, or goes on.
-    fn go_on(&mut self, slot: usize) {
-        let working = &self.files.working[slot];
-        if working.error.is_none() && !self.is_dropping {
-            let is_synced = working.synced && working.cuts == self.ring.cuts();
-            match working.is_whole() {
-                false => return self.start(slot),
-                true if working.is_durable() && !is_synced => return self.sync_written(slot),
-                true => {}
+    /// Ends or continues an operation of which the kernel has no part.
+    fn go_on(&mut self, slot: usize, ring: &mut Ring) -> Option<DiskDone> {
+        let working = &self.working[slot];
+        if working.error.is_none() && !self.is_ending {
+            let is_synced = working.synced && working.cuts == ring.cuts();
+            if !working.is_whole() {
+                self.start(slot, ring);
+                return None;
+            }
+            if working.is_durable() && !is_synced {
+                self.sync_written(slot, ring);
+                return None;
             }
         }
-        let Working { token, error, done, block, .. } = *self.files.working.remove(slot);
-        self.tell_of_disk(token, error.map_or(Ok(done), Err), block);
+        let Working { token, error, done, block, .. } = *self.working.remove(slot);
+        Some(DiskDone { token, outcome: error.map_or(Ok(done), Err), block })
     }
 
-    fn tell_of_disk(&mut self, token: u64, outcome: io::Result<usize>, block: Option<Block>) {
-        self.early.push(Event::Disk(Box::new(DiskDone { token, outcome, block })));
+    /// Makes operations end where the kernel has left them, from now on.
+    pub(super) fn give_up(&mut self) {
+        self.is_ending = true;
+    }
+
+    /// Leaves the memory of all operations to the kernel, for good.
+    pub(super) fn forget(&mut self) {
+        self.working.drain().for_each(std::mem::forget);
     }
 }
 
-fn name(kind: Kind, slot: usize) -> Token {
+impl Reactor {
+    /// Begins a disk operation; [`Event::Disk`] has its result.
+    pub fn disk(&mut self, op: DiskOp) {
+        let done = self.files.begin(op, &mut self.ring);
+        self.tell_of_disk(done);
+    }
+
+    /// Handles a completion of a part of a disk operation.
+    pub(super) fn on_disk(&mut self, token: OpToken, result: io::Result<u32>) {
+        let done = self.files.on_answer(token, result, &mut self.ring);
+        self.tell_of_disk(done);
+    }
+
+    fn tell_of_disk(&mut self, done: Option<DiskDone>) {
+        self.early.extend(done.map(|done| Event::Disk(Box::new(done))));
+    }
+}
+
+fn name(kind: TokenKind, slot: usize) -> OpToken {
     let Ok(slot) = u32::try_from(slot) else {
         unreachable!("memory ends long before there are so many operations")
     };
-    Token::new(kind, slot, 0)
+    OpToken::new(kind, slot, 0)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

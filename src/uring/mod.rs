@@ -8,8 +8,10 @@
 //! - `ring`: the two queues; every operation goes through `Ring::push`
 //! - `op`: operations, and `token`: their names (kind, slot, 24 bits of generation in `user_data`)
 //! - `pool`: the memory that the kernel receives into
+//! - `listen`: listeners and their accepts
 //! - `socket`: the state of each socket; `receive`, `send` and `close` change it
 //! - `file`: operations on files
+//! - `waker`: waking this reactor, and others by way of its ring
 //! - `probe`: the tier of features that the host has
 //! - `memory`: memory that the allocator keeps after a burst
 //!
@@ -23,8 +25,8 @@
 //!
 //! **Memory** shown to the kernel belongs to the reactor until the operation's *last* completion
 //! (mind `MORE` and `NOTIF`). A slot, with its descriptor and its batch, is given up when its last
-//! operation has completed. A dropped reactor waits for all of them and leaks what the kernel does
-//! not give back.
+//! operation has completed. A dropped reactor waits for all of them and leaks memory that the
+//! kernel does not give back.
 //!
 //! **Bounds.** ENOBUFS is no error: sockets wait for chunks in line, and while chunks are short
 //! each receives once, in turn. Each listener has eight one-shot accepts in the kernel
@@ -38,6 +40,7 @@ mod close;
 #[cfg(test)]
 mod faults;
 mod file;
+mod listen;
 mod memory;
 mod op;
 mod pool;
@@ -53,7 +56,7 @@ mod waker;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use io_uring::cqueue;
@@ -72,37 +75,39 @@ pub use socket::SocketId;
 pub use waker::Waker;
 
 use file::Files;
+use listen::Listeners;
 use pool::Pool;
 use receive::Hungry;
 use ring::{Completion, Ring};
-use send::Sending;
+use send::Sends;
 use socket::Sockets;
-use token::{Kind, Token};
+use token::{OpToken, TokenKind};
+use waker::Wakes;
 
-/// How a reactor is set up.
+/// Settings of a reactor.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// Use this tier, or fail; otherwise the best that works.
+pub struct ReactorOptions {
+    /// The tier to use; `None` is the best that works.
     pub tier: Option<Tier>,
     /// Bytes of one receive chunk.
     pub chunk_bytes: u32,
-    /// Receive chunks, that is how much input can be waiting for the shard at once.
+    /// Receive chunks: the most input that can wait for the shard at once.
     pub chunks: u16,
-    /// Entries of the submission queue: as many operations go into one system call.
+    /// Entries of the submission queue: the most operations of one system call.
     pub entries: u32,
-    /// Most bytes asked of one send. After as many, at the latest, progress is reported.
+    /// Bytes asked of one send at most. Progress is reported after each.
     pub send_bytes_max: usize,
-    /// Sends of at least as many bytes are not copied, on sockets that allow it.
-    /// `usize::MAX`: all are copied.
+    /// Bytes from which a send is not copied, on sockets that allow it. `usize::MAX`: all are
+    /// copied.
     pub zero_copy_from: usize,
     /// Longest wait of a graceful close for the peer's own close.
     pub linger: Duration,
-    /// Microseconds for which the kernel polls the queues of network cards before a wait sleeps.
-    /// 0: it waits for their interrupts. It makes no difference on the loopback interface.
+    /// Microseconds for which the kernel polls the queues of network cards before a wait sleeps. 0:
+    /// interrupts only. It makes no difference on the loopback interface.
     pub napi_us: u32,
 }
 
-impl Default for Options {
+impl Default for ReactorOptions {
     fn default() -> Self {
         Self {
             tier: None,
@@ -117,112 +122,101 @@ impl Default for Options {
     }
 }
 
-/// Whether a turn may sleep.
+/// The longest sleep of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// Take what is there.
+pub enum TurnWait {
+    /// No sleep.
     No,
-    /// Until something happens, but not longer than this.
+    /// A sleep until an event, but no longer than this.
     For(Duration),
-    /// Until something happens.
+    /// A sleep until an event.
     Forever,
 }
 
-/// Whether a socket's big sends may be read by the network card from our memory.
+/// Whether the network card may read a socket's big sends from the reactor's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZeroCopy {
-    /// They are copied; right for peers on the same host, where not copying is slower.
+    /// Copied sends only; right for peers on the same host, where not copying is slower.
     Never,
-    /// They are not, from [`Options::zero_copy_from`] on.
+    /// Sends without a copy from [`ReactorOptions::zero_copy_from`] bytes on.
     Allowed,
 }
 
-/// Names a listener.
+/// The name of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ListenerId(pub u32);
 
-/// What happened. Turns after [`Reactor::close`] tell of a socket nothing but [`Event::Closed`].
+/// An event of a turn. After [`Reactor::close`] the only event of a socket is [`Event::Closed`].
 ///
-/// `S` is a connection that is not adopted yet, `C` received bytes on loan: another reactor than
-/// this one has others.
+/// `S` is a connection that is not adopted yet, `C` received bytes on loan: other reactors than
+/// this one have other types.
 #[derive(Debug)]
 pub enum Event<S = OwnedFd, C = Chunk> {
-    /// Somebody connected.
+    /// A new connection.
     Accepted {
-        /// Where.
+        /// The listener that accepted it.
         listener: ListenerId,
         /// The connection, blocking and close-on-exec; not yet adopted.
         socket: S,
     },
-    /// Accepting failed and has stopped; [`Reactor::accept`] takes it up again.
+    /// A failed accept, after which accepting rests until [`Reactor::accept`].
     AcceptFailed {
-        /// Where.
+        /// The listener that rests.
         listener: ListenerId,
-        /// For instance EMFILE.
+        /// The error, for instance EMFILE.
         error: io::Error,
     },
-    /// The listener is closed, its port is free.
+    /// The end of a listener: its port is free.
     StoppedListening {
-        /// Which one.
+        /// The listener that is closed.
         listener: ListenerId,
     },
-    /// Bytes came in. The chunk must be recycled.
+    /// Received bytes. The chunk must be recycled.
     Received {
-        /// Where.
+        /// The socket that received them.
         socket: SocketId,
-        /// [`Reactor::bytes`] shows them.
+        /// The chunk, whose bytes [`Reactor::bytes`] returns.
         chunk: C,
     },
-    /// The peer sends nothing more. The socket can still be sent to, and must be closed.
+    /// The end of the peer's bytes. The socket can still be sent to, and must be closed.
     Ended {
-        /// Which one.
+        /// The socket whose input has ended.
         socket: SocketId,
-        /// Why, unless the peer just closed its sending side.
+        /// The error, unless the peer has closed its sending side in order.
         error: Option<io::Error>,
     },
-    /// Some of the batch is sent.
+    /// Progress of a batch.
     Sent {
-        /// To whom.
+        /// The socket of the batch.
         socket: SocketId,
-        /// How many bytes since the last report; can be 0 when only the batch comes home.
+        /// Bytes sent since the last report; can be 0 when only the batch comes home.
         bytes: usize,
         /// The batch, when all of it is sent and the kernel is done with it.
         batch: Option<Batch>,
     },
-    /// The batch is not sent, or not all of it. The socket must be closed.
+    /// A failure of a batch, or of the rest of it. The socket must be closed.
     SendFailed {
-        /// To whom.
+        /// The socket of the batch.
         socket: SocketId,
-        /// Why.
+        /// The cause of the failure.
         error: io::Error,
         /// The batch, back from the kernel.
         batch: Batch,
     },
-    /// The descriptor is closed, the slot is free.
+    /// The end of a socket: its descriptor is closed, its slot is free.
     Closed {
-        /// The last use of this id.
+        /// The socket's id, for the last time.
         socket: SocketId,
-        /// What was being sent when the socket was closed, sent or not.
+        /// The batch in flight when the socket was closed, sent or not.
         batch: Option<Batch>,
     },
-    /// Something was done to a file, or could not be.
+    /// The result of a disk operation.
     Disk(Box<DiskDone>),
-    /// Somebody woke the reactor; once, however often.
+    /// A wake of the reactor by another thread; one event for any number of wakes.
     Woken,
 }
 
-struct Listener {
-    fd: Option<OwnedFd>,
-    /// Accepts in the kernel.
-    accepts: u32,
-    /// It failed, and nobody has said since that it should go on.
-    resting: bool,
-    stopping: bool,
-    /// Cancellations in the kernel.
-    cancels: u32,
-}
-
-/// What a reactor has done since its start.
+/// Counters of a reactor since its start.
 #[derive(Debug, Clone)]
 pub struct Counters {
     /// Turns taken.
@@ -237,58 +231,41 @@ pub struct Counters {
     pub sent_bytes: Histogram,
 }
 
-/// One thread's io_uring with its sockets.
+/// The io_uring of a thread, with its sockets.
 pub struct Reactor {
-    // Closed first: what follows is memory that the kernel knows.
+    // Closed first: the fields below have memory that the kernel knows.
     ring: Ring,
     pool: Pool,
     sockets: Sockets,
     files: Files,
     can: Probe,
-    send_bytes_max: usize,
-    zero_copy_from: usize,
+    sends: Sends,
     linger: Box<Timespec>,
-    listeners: Vec<Listener>,
-    /// Sockets to be closed of which not all was sent. The kernel frees what it holds of each,
-    /// megabytes perhaps, while it is closed: one in a turn, so that many of them hold nobody up.
+    listeners: Listeners,
+    /// Sockets to be closed that have unsent output. The kernel frees the output of each, megabytes
+    /// perhaps, while it is closed: one in a turn, so that many of them do not delay the others.
     discarded: VecDeque<SocketId>,
     /// Sockets that wait for chunks.
     hungry: Hungry,
-    /// A receive found no chunk since the hungry were last fed.
-    is_scarce: bool,
     /// Turns taken; moves the order in which receives are started.
     turns: usize,
-    waker: Waker,
-    woken: bool,
-    /// Turns in which it was.
-    woken_turns: u64,
-    sent_bytes: Histogram,
-    /// Wakers of those woken through the ring, by the slot of the token.
-    woken_rings: Vec<Waker>,
-    /// Events that leave room for what comes before them.
+    wakes: Wakes,
+    /// Events of sends and closes, which come before those of input.
     early: Vec<Event>,
     late: Vec<Event>,
     completions: Vec<Completion>,
-    /// Boxes for batches to come.
-    #[expect(clippy::vec_box, reason = "the boxes are moved as they are into the slots")]
-    spare: Vec<Box<Sending>>,
     is_dropping: bool,
-    /// Nobody is waited for any more to whom all was said.
+    /// Whether peers that have taken all output are no longer waited for.
     is_hurried: bool,
 }
 
-/// Connections that a turn accepts from one listener: a crowd that comes all at once must not
-/// hold up those who are there.
-const ACCEPTS_MAX: u32 = 8;
-/// Boxes kept for batches to come.
-const SPARE_MAX: usize = 1024;
-/// How often a dropped reactor asks the kernel whether it is done, and how long it waits.
+/// Rounds in which a dropped reactor waits for the kernel at most, and the wait of each.
 const DROP_ROUNDS_MAX: usize = 100;
 const DROP_WAIT: Duration = Duration::from_millis(50);
 
 impl Reactor {
     /// Sets up a reactor for the calling thread, which is the only one that may use it.
-    pub fn new(options: &Options) -> Result<Self, Unavailable> {
+    pub fn new(options: &ReactorOptions) -> Result<Self, Unavailable> {
         let tier = match options.tier {
             Some(tier) => tier,
             None => probe(None)?.tier,
@@ -316,125 +293,84 @@ impl Reactor {
             sockets: Sockets::default(),
             files: Files::default(),
             can,
-            send_bytes_max: options.send_bytes_max.max(1),
-            zero_copy_from: if can.zero_copy { options.zero_copy_from } else { usize::MAX },
+            sends: Sends::new(options, can.zero_copy),
             linger: Box::new(Timespec::from(options.linger)),
-            listeners: Vec::new(),
+            listeners: Listeners::default(),
             discarded: VecDeque::new(),
             hungry: Hungry::default(),
-            is_scarce: false,
             turns: 0,
-            waker: Waker::new(ring_fd).map_err(failed)?,
-            woken: false,
-            woken_turns: 0,
-            sent_bytes: Histogram::default(),
-            woken_rings: Vec::new(),
+            wakes: Wakes::new(Waker::new(ring_fd).map_err(failed)?),
             early: Vec::new(),
             late: Vec::new(),
             completions: Vec::new(),
-            spare: Vec::new(),
             is_dropping: false,
             is_hurried: false,
         };
-        reactor.read_waker();
+        reactor.wakes.read(&mut reactor.ring, &reactor.pool);
         Ok(reactor)
     }
 
-    /// The tier in use.
+    /// Returns the tier in use.
     pub fn tier(&self) -> Tier {
         self.can.tier
     }
 
-    /// Counters of the reactor since its start.
+    /// Returns the counters of the reactor since its start.
     pub fn counters(&self) -> Counters {
         Counters {
             turns: self.turns as u64,
             enters: self.ring.enters(),
             completions: self.ring.completions(),
-            woken: self.woken_turns,
-            sent_bytes: self.sent_bytes.clone(),
+            woken: self.wakes.turns(),
+            sent_bytes: self.sends.sent_bytes().clone(),
         }
     }
 
-    /// The tier in use, and what goes beyond it.
+    /// Returns the tier in use, and capabilities beyond it.
     pub fn capabilities(&self) -> Probe {
         self.can
     }
 
-    /// Lets go of what only more sockets than there are now would need.
+    /// Frees memory that only more sockets than there are now would need.
     pub fn shrink(&mut self) {
         self.sockets.shrink();
     }
 
-    /// Submits all that was asked for, waits, and appends what happened to `events`: first what
-    /// became of sends and closes, then what came in.
-    pub fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+    /// Submits all that was asked for, waits, and appends events to `events`: first those of sends
+    /// and closes, then those of input.
+    pub fn turn(&mut self, wait: TurnWait, events: &mut Vec<Event>) -> io::Result<()> {
         self.turns = self.turns.wrapping_add(1);
         let is_all_fed = self.feed_the_hungry();
         let has_news = !self.early.is_empty() || !self.late.is_empty();
         let has_work = has_news || !is_all_fed || !self.discarded.is_empty();
-        self.ring.enter(if has_work { Wait::No } else { wait })?;
+        self.ring.enter(if has_work { TurnWait::No } else { wait })?;
         self.close_discarded();
         self.reap();
         events.append(&mut self.early);
-        if std::mem::take(&mut self.woken) {
-            self.woken_turns += 1;
+        if self.wakes.take() {
             events.push(Event::Woken);
         }
         events.append(&mut self.late);
         Ok(())
     }
 
-    /// Accepts connections on `listener` from now on.
+    /// Begins to accept connections on `listener`.
     pub fn listen(&mut self, listener: OwnedFd) -> ListenerId {
-        // A non-blocking one would answer EAGAIN at once instead of waiting.
-        let _ = rustix::io::ioctl_fionbio(&listener, false);
-        let id = ListenerId(u32::try_from(self.listeners.len()).unwrap_or(u32::MAX));
-        self.listeners.push(Listener {
-            fd: Some(listener),
-            accepts: 0,
-            resting: false,
-            stopping: false,
-            cancels: 0,
-        });
-        self.accept(id);
+        let id = self.listeners.add(listener);
+        self.listeners.accept(id, &mut self.ring);
         id
     }
 
     /// Goes on accepting after [`Event::AcceptFailed`].
     pub fn accept(&mut self, listener: ListenerId) {
-        let entry = &mut self.listeners[listener.0 as usize];
-        entry.resting = false;
-        let Some(fd) = entry.fd.as_ref().filter(|_| !entry.stopping) else {
-            return;
-        };
-        for _ in entry.accepts..ACCEPTS_MAX {
-            let op = op::accept(Token::new(Kind::Accept, listener.0, 0), fd.as_raw_fd());
-            entry.accepts += 1;
-            // SAFETY: the operation names no memory.
-            unsafe { self.ring.push(op) };
-        }
+        self.listeners.resume(listener, &mut self.ring);
     }
 
-    /// Accepts nothing more. [`Event::StoppedListening`] says when the port is free; until then
+    /// Stops accepting. [`Event::StoppedListening`] follows when the port is free; until then
     /// connections that were already there may still be reported.
     pub fn stop_listening(&mut self, listener: ListenerId) {
-        let entry = &mut self.listeners[listener.0 as usize];
-        let Some(fd) = entry.fd.as_ref().filter(|_| !entry.stopping) else {
-            return;
-        };
-        entry.stopping = true;
-        // Refuses the next connection at once, and ends the accept if cancelling is too late.
-        // The descriptor stays: an accept that names it may still wait to be submitted.
-        let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
-        for _ in 0..entry.accepts {
-            entry.cancels += 1;
-            let target = Token::new(Kind::Accept, listener.0, 0);
-            let op = op::cancel(Token::new(Kind::CancelAccept, listener.0, 0), target);
-            // SAFETY: the operation names no memory.
-            unsafe { self.ring.push(op) };
-        }
-        self.settle_listener(listener.0);
+        self.listeners.stop(listener, &mut self.ring);
+        self.late.extend(self.listeners.settle(listener));
     }
 
     /// Takes over a connected socket; nothing is read from it before [`Reactor::read`].
@@ -446,7 +382,7 @@ impl Reactor {
         id
     }
 
-    /// What was received.
+    /// Returns the received bytes of a chunk.
     pub fn bytes(&self, chunk: &Chunk) -> &[u8] {
         self.pool.bytes(chunk)
     }
@@ -456,37 +392,15 @@ impl Reactor {
         self.pool.recycle(chunk);
     }
 
-    /// A handle by which other threads wake this reactor.
+    /// Returns a handle by which other threads wake this reactor.
     pub fn waker(&self) -> Waker {
-        self.waker.clone()
+        self.wakes.own().clone()
     }
 
     /// Wakes another reactor with this turn's submission, or by a system call where rings cannot
     /// reach each other.
     pub fn wake(&mut self, other: &Waker) {
-        let ring_fd = other.ring_fd().filter(|_| self.can.ring_to_ring && !other.is(&self.waker));
-        let Some(ring_fd) = ring_fd else {
-            other.wake();
-            return;
-        };
-        let known = self.woken_rings.iter().position(|waker| waker.is(other));
-        let index = known.unwrap_or_else(|| {
-            // Kept for good: there are as many wakers as shards.
-            self.woken_rings.push(other.clone());
-            self.woken_rings.len() - 1
-        });
-        let slot = u32::try_from(index).unwrap_or(u32::MAX);
-        let op = op::wake(Token::new(Kind::Wake, slot, 0), ring_fd);
-        // SAFETY: the operation names no memory; the clone keeps the descriptor open.
-        unsafe { self.ring.push(op) };
-    }
-
-    fn read_waker(&mut self) {
-        let token = Token::new(Kind::BellRead, 0, 0);
-        let op = op::read_waker(token, self.waker.event_fd(), self.pool.counter());
-        // SAFETY: the counter is memory of the pool that nothing else uses, and only one read of
-        // the waker is ever in flight. The pool outlives it, see `drop`.
-        unsafe { self.ring.push(op) };
+        self.wakes.wake(other, self.can.ring_to_ring, &mut self.ring);
     }
 
     fn reap(&mut self) {
@@ -499,39 +413,40 @@ impl Reactor {
     }
 
     fn on_completion(&mut self, completion: Completion) {
-        let Some(token) = Token::from_user_data(completion.user_data) else {
+        let Some(token) = OpToken::from_user_data(completion.user_data) else {
             return;
         };
         let is_last = !cqueue::more(completion.flags);
-        // Another ring's wish is the other ring's operation.
-        if is_last && token.kind != Kind::Woken {
+        // A message from another ring is an operation of that ring.
+        if is_last && token.kind != TokenKind::Woken {
             self.ring.retire();
         }
         let result = outcome(completion.result);
         match token.kind {
-            Kind::Accept => self.on_accept(token.slot, result),
-            Kind::BellRead => {
-                self.woken = true;
+            TokenKind::Accept => {
+                let listener = ListenerId(token.slot);
+                self.late.extend(self.listeners.on_accept(listener, result, &mut self.ring));
+                self.late.extend(self.listeners.settle(listener));
+            }
+            TokenKind::BellRead => {
+                self.wakes.note();
                 if !self.is_dropping {
-                    self.read_waker();
+                    self.wakes.read(&mut self.ring, &self.pool);
                 }
             }
-            Kind::Woken => self.woken = true,
-            Kind::Wake => {
-                if let (Err(_), Some(waker)) = (result, self.woken_rings.get(token.slot as usize)) {
-                    waker.wake();
-                }
+            TokenKind::Woken => self.wakes.note(),
+            TokenKind::Wake => self.wakes.on_wake(token.slot, &result),
+            TokenKind::CancelAccept => {
+                let listener = ListenerId(token.slot);
+                self.listeners.on_cancelled(listener);
+                self.late.extend(self.listeners.settle(listener));
             }
-            Kind::CancelAccept => {
-                self.listeners[token.slot as usize].cancels -= 1;
-                self.settle_listener(token.slot);
-            }
-            Kind::Disk | Kind::DiskSync => self.on_disk(token, result),
+            TokenKind::Disk | TokenKind::DiskSync => self.on_disk(token, result),
             _ => self.on_socket(token, result, completion.flags),
         }
     }
 
-    fn on_socket(&mut self, token: Token, result: io::Result<u32>, flags: u32) {
+    fn on_socket(&mut self, token: OpToken, result: io::Result<u32>, flags: u32) {
         let Some(socket) = self.sockets.of_token(token) else {
             debug_assert!(false, "a slot was given up before its last completion");
             return;
@@ -541,68 +456,20 @@ impl Reactor {
             self.sockets.at(socket.slot).ops -= 1;
         }
         match token.kind {
-            Kind::Receive => self.on_receive(socket, result, flags),
-            Kind::Poll => self.on_poll(socket, result),
-            Kind::CancelReceive => self.on_receive_cancelled(socket),
-            Kind::Send if cqueue::notif(flags) => self.on_send_released(socket),
-            Kind::Send => self.on_send(socket, result, !is_last),
-            Kind::Linger => self.on_linger(socket, result),
-            Kind::LingerTimer => self.on_linger_timer(socket),
+            TokenKind::Receive => self.on_receive(socket, result, flags),
+            TokenKind::Poll => self.on_poll(socket, result),
+            TokenKind::CancelReceive => self.on_receive_cancelled(socket),
+            TokenKind::Send if cqueue::notif(flags) => self.on_send_released(socket),
+            TokenKind::Send => self.on_send(socket, result, !is_last),
+            TokenKind::Linger => self.on_linger(socket, result),
+            TokenKind::LingerTimer => self.on_linger_timer(socket),
             _ => {}
         }
         self.advance_closing(socket);
     }
-
-    fn on_accept(&mut self, slot: u32, result: io::Result<u32>) {
-        let listener = ListenerId(slot);
-        let entry = &mut self.listeners[slot as usize];
-        entry.accepts -= 1;
-        match result {
-            Ok(fd) => {
-                // SAFETY: the kernel has just made this descriptor for us, and tells us once.
-                let socket = unsafe { OwnedFd::from_raw_fd(fd.cast_signed()) };
-                self.late.push(Event::Accepted { listener, socket });
-            }
-            Err(_) if entry.stopping => {}
-            Err(error) if is_of_the_connection(&error) => {}
-            Err(error) => {
-                if !std::mem::replace(&mut entry.resting, true) {
-                    self.late.push(Event::AcceptFailed { listener, error });
-                }
-            }
-        }
-        if !self.listeners[slot as usize].resting {
-            self.accept(listener);
-        }
-        self.settle_listener(slot);
-    }
-
-    /// Reports a stopped listener once the kernel has let go of it.
-    fn settle_listener(&mut self, slot: u32) {
-        let entry = &mut self.listeners[slot as usize];
-        if entry.stopping && entry.accepts == 0 && entry.cancels == 0 && entry.fd.is_some() {
-            entry.fd = None;
-            self.late.push(Event::StoppedListening { listener: ListenerId(slot) });
-        }
-    }
 }
 
-/// A failed accept that says nothing about the next one.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(
-            libc::ECONNABORTED
-                | libc::EINTR
-                | libc::EPROTO
-                | libc::ENETDOWN
-                | libc::EHOSTUNREACH
-                | libc::ENETUNREACH
-        )
-    )
-}
-
-/// Errors after which the same can be asked again at once.
+/// Whether the same operation can be asked for again at once after this error.
 fn is_interrupted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
@@ -616,6 +483,7 @@ impl Drop for Reactor {
     /// Takes everything back from the kernel before the memory goes.
     fn drop(&mut self) {
         self.is_dropping = true;
+        self.files.give_up();
         while !self.discarded.is_empty() {
             self.close_discarded();
         }
@@ -623,12 +491,12 @@ impl Drop for Reactor {
         for socket in self.sockets.occupied() {
             self.let_go(socket);
         }
-        for slot in 0..self.listeners.len() {
-            self.stop_listening(ListenerId(u32::try_from(slot).unwrap_or(u32::MAX)));
+        for listener in self.listeners.ids() {
+            self.stop_listening(listener);
         }
-        self.waker.wake();
+        self.wakes.own().wake();
         for _ in 0..DROP_ROUNDS_MAX {
-            if self.ring.in_flight() == 0 || self.ring.enter(Wait::For(DROP_WAIT)).is_err() {
+            if self.ring.in_flight() == 0 || self.ring.enter(TurnWait::For(DROP_WAIT)).is_err() {
                 break;
             }
             self.reap();

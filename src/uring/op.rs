@@ -1,6 +1,6 @@
-//! The operations that we ask of the kernel, one function each.
+//! The operations that the reactor asks of the kernel, one function each.
 //!
-//! Building one is harmless; pushing it hands the memory that it names to the kernel.
+//! Building an operation is harmless; pushing it hands the memory that it names to the kernel.
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
@@ -9,19 +9,19 @@ use std::ptr;
 use io_uring::types::{Fd, FsyncFlags, Timespec};
 use io_uring::{opcode, squeue};
 
-use super::token::{Kind, Token};
+use super::token::{OpToken, TokenKind};
 use crate::disk::OpenAs;
 
-/// The one group of receive buffers that a ring has.
+/// The group of receive buffers, one for each ring.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
-/// How much one `discard` throws away at most.
+/// Bytes that one `discard` throws away at most.
 const DISCARD_BYTES: u32 = 1 << 20;
 
-/// Never a signal, and one completion for all of it where the kernel can do that.
+/// Flags of all sends: no signal, and one completion for all of it where the kernel can do that.
 const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
 
-pub(super) fn accept(token: Token, listener: RawFd) -> squeue::Entry {
+pub(super) fn accept(token: OpToken, listener: RawFd) -> squeue::Entry {
     opcode::Accept::new(Fd(listener), ptr::null_mut(), ptr::null_mut())
         .flags(libc::SOCK_CLOEXEC)
         .build()
@@ -29,12 +29,12 @@ pub(super) fn accept(token: Token, listener: RawFd) -> squeue::Entry {
 }
 
 /// Receives into buffers that the kernel takes from the group, until something stops it.
-pub(super) fn receive_many(token: Token, fd: RawFd) -> squeue::Entry {
+pub(super) fn receive_many(token: OpToken, fd: RawFd) -> squeue::Entry {
     opcode::RecvMulti::new(Fd(fd), BUFFER_GROUP).build().user_data(token.to_user_data())
 }
 
 /// Receives once, into a buffer that the kernel takes from the group.
-pub(super) fn receive_once(token: Token, fd: RawFd) -> squeue::Entry {
+pub(super) fn receive_once(token: OpToken, fd: RawFd) -> squeue::Entry {
     opcode::Recv::new(Fd(fd), ptr::null_mut(), 0)
         .buf_group(BUFFER_GROUP)
         .build()
@@ -42,30 +42,30 @@ pub(super) fn receive_once(token: Token, fd: RawFd) -> squeue::Entry {
         .user_data(token.to_user_data())
 }
 
-/// Receives what is there now into `buffer`; never waits.
-pub(super) fn receive_now(token: Token, fd: RawFd, buffer: *mut u8, len: u32) -> squeue::Entry {
+/// Receives the bytes that are there into `buffer`; never waits.
+pub(super) fn receive_now(token: OpToken, fd: RawFd, buffer: *mut u8, len: u32) -> squeue::Entry {
     opcode::Recv::new(Fd(fd), buffer, len)
         .flags(libc::MSG_DONTWAIT)
         .build()
         .user_data(token.to_user_data())
 }
 
-/// Completes when there is something to receive.
-pub(super) fn poll_readable(token: Token, fd: RawFd) -> squeue::Entry {
+/// Completes when there is input.
+pub(super) fn poll_readable(token: OpToken, fd: RawFd) -> squeue::Entry {
     const READABLE: u32 = libc::POLLIN.unsigned_abs() as u32;
     opcode::PollAdd::new(Fd(fd), READABLE).build().user_data(token.to_user_data())
 }
 
-/// Throws away input without a buffer: TCP does not copy what is received with `MSG_TRUNC`.
-/// Other sockets answer EFAULT.
-pub(super) fn discard(token: Token, fd: RawFd) -> squeue::Entry {
+/// Throws away input without a buffer: TCP does not copy bytes received with `MSG_TRUNC`. Other
+/// sockets answer EFAULT.
+pub(super) fn discard(token: OpToken, fd: RawFd) -> squeue::Entry {
     opcode::Recv::new(Fd(fd), ptr::null_mut(), DISCARD_BYTES)
         .flags(libc::MSG_TRUNC)
         .build()
         .user_data(token.to_user_data())
 }
 
-pub(super) fn send(token: Token, fd: RawFd, part: libc::iovec, zero_copy: bool) -> squeue::Entry {
+pub(super) fn send(token: OpToken, fd: RawFd, part: libc::iovec, zero_copy: bool) -> squeue::Entry {
     let len = u32::try_from(part.iov_len).unwrap_or(u32::MAX);
     let entry = if zero_copy {
         opcode::SendZc::new(Fd(fd), part.iov_base.cast(), len).flags(SEND_FLAGS).build()
@@ -76,7 +76,7 @@ pub(super) fn send(token: Token, fd: RawFd, part: libc::iovec, zero_copy: bool) 
 }
 
 pub(super) fn send_vectored(
-    token: Token,
+    token: OpToken,
     fd: RawFd,
     header: *const libc::msghdr,
     zero_copy: bool,
@@ -90,26 +90,26 @@ pub(super) fn send_vectored(
     entry.user_data(token.to_user_data())
 }
 
-pub(super) fn cancel(token: Token, target: Token) -> squeue::Entry {
+pub(super) fn cancel(token: OpToken, target: OpToken) -> squeue::Entry {
     opcode::AsyncCancel::new(target.to_user_data()).build().user_data(token.to_user_data())
 }
 
-pub(super) fn timer(token: Token, after: *const Timespec) -> squeue::Entry {
+pub(super) fn timer(token: OpToken, after: *const Timespec) -> squeue::Entry {
     opcode::Timeout::new(after).build().user_data(token.to_user_data())
 }
 
 /// Reads an eventfd's counter, eight bytes, into `counter`.
-pub(super) fn read_waker(token: Token, fd: RawFd, counter: *mut u8) -> squeue::Entry {
+pub(super) fn read_waker(token: OpToken, fd: RawFd, counter: *mut u8) -> squeue::Entry {
     opcode::Read::new(Fd(fd), counter, 8).build().user_data(token.to_user_data())
 }
 
 /// Posts a completion into another ring.
-pub(super) fn wake(token: Token, ring: RawFd) -> squeue::Entry {
-    let woken = Token::new(Kind::Woken, 0, 0).to_user_data();
+pub(super) fn wake(token: OpToken, ring: RawFd) -> squeue::Entry {
+    let woken = OpToken::new(TokenKind::Woken, 0, 0).to_user_data();
     opcode::MsgRingData::new(Fd(ring), 0, woken, None).build().user_data(token.to_user_data())
 }
 
-/// How the kernel opens a file.
+/// Returns the kernel's flags for opening a file.
 pub(super) fn open_flags(how: OpenAs) -> i32 {
     libc::O_CLOEXEC
         | match how {
@@ -121,8 +121,8 @@ pub(super) fn open_flags(how: OpenAs) -> i32 {
         }
 }
 
-/// Opens a file; one that is made is its owner's alone.
-pub(super) fn open(token: Token, path: &CStr, flags: i32) -> squeue::Entry {
+/// Opens a file; a new one belongs to its owner alone.
+pub(super) fn open(token: OpToken, path: &CStr, flags: i32) -> squeue::Entry {
     opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr())
         .flags(flags)
         .mode(0o600)
@@ -130,30 +130,36 @@ pub(super) fn open(token: Token, path: &CStr, flags: i32) -> squeue::Entry {
         .user_data(token.to_user_data())
 }
 
-pub(super) fn write(token: Token, fd: RawFd, from: *const u8, len: u32, at: u64) -> squeue::Entry {
+pub(super) fn write(
+    token: OpToken,
+    fd: RawFd,
+    from: *const u8,
+    len: u32,
+    at: u64,
+) -> squeue::Entry {
     opcode::Write::new(Fd(fd), from, len).offset(at).build().user_data(token.to_user_data())
 }
 
-pub(super) fn read(token: Token, fd: RawFd, into: *mut u8, len: u32, at: u64) -> squeue::Entry {
+pub(super) fn read(token: OpToken, fd: RawFd, into: *mut u8, len: u32, at: u64) -> squeue::Entry {
     opcode::Read::new(Fd(fd), into, len).offset(at).build().user_data(token.to_user_data())
 }
 
-/// Waits until the data that was written, and what is needed to find it, are on the disk.
-pub(super) fn sync(token: Token, fd: RawFd) -> squeue::Entry {
+/// Waits until written data, and the metadata needed to find it, are on the disk.
+pub(super) fn sync(token: OpToken, fd: RawFd) -> squeue::Entry {
     opcode::Fsync::new(Fd(fd)).flags(FsyncFlags::DATASYNC).build().user_data(token.to_user_data())
 }
 
-pub(super) fn allocate(token: Token, fd: RawFd, bytes: u64) -> squeue::Entry {
+pub(super) fn allocate(token: OpToken, fd: RawFd, bytes: u64) -> squeue::Entry {
     opcode::Fallocate::new(Fd(fd), bytes).build().user_data(token.to_user_data())
 }
 
-pub(super) fn rename(token: Token, from: &CStr, to: &CStr) -> squeue::Entry {
+pub(super) fn rename(token: OpToken, from: &CStr, to: &CStr) -> squeue::Entry {
     let here = Fd(libc::AT_FDCWD);
     opcode::RenameAt::new(here, from.as_ptr(), here, to.as_ptr())
         .build()
         .user_data(token.to_user_data())
 }
 
-pub(super) fn remove(token: Token, path: &CStr) -> squeue::Entry {
+pub(super) fn remove(token: OpToken, path: &CStr) -> squeue::Entry {
     opcode::UnlinkAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build().user_data(token.to_user_data())
 }

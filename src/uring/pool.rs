@@ -12,37 +12,37 @@ use super::op;
 use super::ring::Ring;
 
 const PAGE_BYTES: usize = 4096;
-/// What reading an eventfd takes.
+/// Bytes that the read of an eventfd needs.
 const COUNTER_BYTES: usize = 8;
 
 /// Received bytes, lent to the shard until it recycles them.
 ///
-/// It is only a name: the bytes are in the reactor, [`super::Reactor::bytes`] shows them.
+/// A name of the bytes, which stay in the reactor: [`super::Reactor::bytes`].
 #[derive(Debug)]
 #[must_use = "a chunk that is not recycled is lost to the reactor"]
 pub struct Chunk {
     index: u16,
     len: u32,
-    /// A chunk stays on its reactor's thread.
+    /// A mark that binds a chunk to its reactor's thread.
     not_send: PhantomData<*const ()>,
 }
 
 impl Chunk {
-    /// How many bytes were received into it; never none.
+    /// Returns the number of received bytes, at least 1.
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Whether nothing was received into it.
+    /// Whether no bytes were received.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// Who may touch a chunk.
+/// The holder of a chunk, which alone may touch it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holder {
-    /// Nobody: it waits for a receive.
+    /// No holder: the chunk waits for a receive.
     Free,
     /// The kernel, at any time: it is in the buffer ring, or a receive names it.
     Kernel,
@@ -54,10 +54,10 @@ enum Holder {
 pub(super) struct Pool {
     region: Region,
     holders: Vec<Holder>,
-    /// Chunks that nobody holds; with a buffer ring the kernel holds those.
+    /// Chunks without a holder; with a buffer ring the kernel holds those.
     free: Vec<u16>,
     chunk_bytes: u32,
-    /// Where the kernel takes chunks itself.
+    /// The ring from which the kernel takes chunks by itself.
     buffer_ring: Option<BufferRing>,
     /// Chunks in the buffer ring that no completion has named.
     in_buffer_ring: usize,
@@ -105,14 +105,15 @@ impl Pool {
         if self.buffer_ring.is_some() { self.in_buffer_ring } else { self.free.len() }
     }
 
-    /// Takes a free chunk for one receive of the kernel: its index, where it is, how long it is.
+    /// Takes a free chunk for one receive of the kernel: its index, its address and its length in
+    /// bytes.
     pub(super) fn take_for_kernel(&mut self) -> Option<(u16, *mut u8, u32)> {
         let index = self.free.pop()?;
         self.holders[usize::from(index)] = Holder::Kernel;
         Some((index, self.region.chunk(index), self.chunk_bytes))
     }
 
-    /// The kernel has filled a chunk from the buffer ring and is done with it.
+    /// Takes over a chunk from the buffer ring that the kernel has filled.
     pub(super) fn take_from_ring(&mut self, index: u16) {
         let holder = &mut self.holders[usize::from(index)];
         assert_eq!(*holder, Holder::Kernel, "the kernel returned a chunk that it did not have");
@@ -120,7 +121,7 @@ impl Pool {
         self.in_buffer_ring -= 1;
     }
 
-    /// The receive that was given this chunk has completed.
+    /// Takes over the chunk of a receive that has completed.
     pub(super) fn take_from_receive(&mut self, index: u16) {
         let holder = &mut self.holders[usize::from(index)];
         assert_eq!(*holder, Holder::Kernel, "a receive completed for a chunk it did not have");
@@ -146,7 +147,7 @@ impl Pool {
         }
     }
 
-    /// Takes back what was lent.
+    /// Takes back a chunk from the shard.
     pub(super) fn recycle(&mut self, chunk: Chunk) {
         let Chunk { index, .. } = chunk;
         let holder = &mut self.holders[usize::from(index)];
@@ -166,7 +167,7 @@ impl Pool {
         unsafe { slice::from_raw_parts(start, chunk.len as usize) }
     }
 
-    /// Where the kernel writes the waker's counter; nobody reads it.
+    /// Returns the address to which the kernel writes the waker's counter, which is never read.
     pub(super) fn counter(&self) -> *mut u8 {
         self.region.counter()
     }
@@ -192,7 +193,9 @@ impl Pool {
 
 /// One allocation: the buffer ring's entries, the chunks, the waker's counter.
 struct Region {
+    /// The first page boundary of the allocation.
     start: NonNull<u8>,
+    allocation: NonNull<u8>,
     layout: Layout,
     ring_entries: usize,
     chunks_at: usize,
@@ -206,13 +209,18 @@ impl Region {
         let ring_bytes = ring_entries * size_of::<BufRingEntry>();
         let chunks_at = ring_bytes.next_multiple_of(PAGE_BYTES);
         let counter_at = chunks_at + chunks * chunk_bytes;
-        let bytes = (counter_at + COUNTER_BYTES).next_multiple_of(PAGE_BYTES);
-        let layout = Layout::from_size_align(bytes, PAGE_BYTES)
+        let bytes = (counter_at + COUNTER_BYTES).next_multiple_of(PAGE_BYTES) + PAGE_BYTES;
+        // A larger alignment would have the allocator write the zeros, and so take all the memory
+        // from the kernel at once. An idle shard needs a page or two of it.
+        let layout = Layout::from_size_align(bytes, align_of::<BufRingEntry>())
             .unwrap_or_else(|_| panic!("{chunks} chunks of {chunk_bytes} bytes are too many"));
         // SAFETY: the layout is at least one page long.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout, ring_entries, chunks_at, chunk_bytes, counter_at }
+        let allocation = unsafe { alloc_zeroed(layout) };
+        let Some(allocation) = NonNull::new(allocation) else { handle_alloc_error(layout) };
+        let ahead = allocation.addr().get().next_multiple_of(PAGE_BYTES) - allocation.addr().get();
+        // SAFETY: less than one page ahead, and the allocation has one page more than is used.
+        let start = unsafe { allocation.add(ahead) };
+        Self { start, allocation, layout, ring_entries, chunks_at, chunk_bytes, counter_at }
     }
 
     fn chunk(&self, index: u16) -> *mut u8 {
@@ -244,8 +252,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: `start` was allocated with this layout. The kernel does not know the region any
+        // SAFETY: it was allocated with this layout. The kernel does not know the region any
         // more: the reactor forgets a pool of which it cannot say that (see `Reactor::drop`).
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
     }
 }

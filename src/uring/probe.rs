@@ -1,4 +1,4 @@
-//! What this host's io_uring can do, found out by doing it.
+//! Features of this host's io_uring, found out by using them.
 
 use std::fmt;
 use std::io;
@@ -8,59 +8,59 @@ use io_uring::opcode;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::ring::Ring;
-use super::{Event, Options, Reactor, Wait, ZeroCopy};
+use super::{Event, Reactor, ReactorOptions, TurnWait, ZeroCopy};
 use crate::host::Tier;
 
-/// How many turns a trial may take, and how long each: a poll, a receive, and some signals.
+/// Turns of a trial at most, and the longest wait of each: a poll, a receive, and some signals.
 const TRIAL_TURNS_MAX: usize = 8;
 const TRIAL_WAIT: Duration = Duration::from_millis(250);
 
-/// What a reactor on this host can use.
+/// Features that a reactor on this host can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// The best tier, or the one that was forced.
     pub tier: Tier,
-    /// Reactors wake each other through their rings.
+    /// Whether reactors wake each other through their rings.
     pub ring_to_ring: bool,
-    /// Sending without a copy is possible, for single and for vectored sends.
+    /// Whether sending without a copy is possible, for single and for vectored sends.
     pub zero_copy: bool,
 }
 
-/// Why there is no reactor: cause and remedy.
+/// An obstacle to a reactor, with cause and remedy.
 #[derive(Debug)]
 pub enum Unavailable {
-    /// `kernel.io_uring_disabled` forbids it.
+    /// A host where `kernel.io_uring_disabled` forbids it.
     Disabled {
         /// The value of the setting.
         setting: u8,
     },
-    /// The system call is answered with "not permitted".
+    /// A system call that is answered with "not permitted".
     Blocked,
-    /// The system call does not exist for this process.
+    /// A system call that does not exist for this process.
     Missing,
-    /// Not enough memory may be locked.
+    /// A limit of locked memory that is too low.
     Memlock,
-    /// Too many descriptors are open.
+    /// A limit of open descriptors that is reached.
     Descriptors,
-    /// The kernel lacks something that the tier needs.
+    /// A kernel that lacks a feature of the tier.
     TooOld {
         /// The tier that was asked for.
         tier: Tier,
-        /// What it misses.
+        /// The feature that the kernel lacks.
         lacks: &'static str,
     },
-    /// The kernel does not poll network cards for a ring.
+    /// A kernel that does not poll network cards for a ring.
     NoNapi(io::Error),
-    /// Something else went wrong while trying the tier.
+    /// An unexpected error while the tier was tried.
     Failed {
         /// The tier that was tried.
         tier: Tier,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
 }
 
-/// Cause and remedy in one line.
+/// Writes cause and remedy in one line.
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.cause(), self.remedy())
@@ -70,7 +70,7 @@ impl fmt::Display for Unavailable {
 impl std::error::Error for Unavailable {}
 
 impl Unavailable {
-    /// What is in the way.
+    /// Returns the cause, as a sentence.
     pub fn cause(&self) -> String {
         match self {
             Self::Disabled { setting } => format!(
@@ -98,7 +98,7 @@ impl Unavailable {
         }
     }
 
-    /// What to do about it.
+    /// Returns the remedy, as a sentence.
     pub fn remedy(&self) -> String {
         match self {
             Self::Disabled { .. } => "run `sysctl -w kernel.io_uring_disabled=0`".to_owned(),
@@ -117,7 +117,7 @@ impl Unavailable {
             Self::TooOld { tier, .. } => format!(
                 "run Linux {} or later{}",
                 tier.kernel(),
-                if *tier == Tier::Base { "" } else { ", or let the tier be chosen" },
+                if *tier == Tier::Base { "" } else { ", or leave --uring-tier out" },
             ),
             Self::NoNapi(_) => "run Linux 6.9 or later, built with NET_RX_BUSY_POLL, or leave \
                                 --napi out"
@@ -126,7 +126,7 @@ impl Unavailable {
         }
     }
 
-    /// Says why a ring could not be set up.
+    /// Explains the failure to set up a ring.
     pub(super) fn at_setup(tier: Tier, error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => match disabled_setting() {
@@ -147,7 +147,7 @@ impl Unavailable {
         }
     }
 
-    /// Says why a ring that is there does not do its work.
+    /// Explains the failure of a ring that was set up.
     pub(super) fn at_use(tier: Tier, error: io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE) => Self::Descriptors,
@@ -160,7 +160,7 @@ fn disabled_setting() -> Option<u8> {
     std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
 }
 
-/// Finds the best tier by using it; or tries the forced one, and that one only.
+/// Returns the best tier, found by using it; or tries the forced one only.
 pub fn probe(forced: Option<Tier>) -> Result<Probe, Unavailable> {
     if let Some(tier) = forced {
         return attempt(tier);
@@ -172,11 +172,12 @@ pub fn probe(forced: Option<Tier>) -> Result<Probe, Unavailable> {
             Err(cause) => refused = Some(cause),
         }
     }
-    // The last refusal is that of the lowest tier: what it lacks, everything lacks.
+    // The last refusal is that of the lowest tier: a feature that it lacks is missing in all.
     Err(refused.unwrap_or(Unavailable::Missing))
 }
 
-/// What a new ring can do beyond its tier; refuses one that lacks what the tier needs.
+/// Returns the features of a new ring beyond its tier. Returns an error if one of the tier is
+/// missing.
 pub(super) fn examine(tier: Tier, ring: &Ring) -> Result<Probe, Unavailable> {
     let too_old = |lacks| Unavailable::TooOld { tier, lacks };
     let params = ring.params();
@@ -219,15 +220,15 @@ pub(super) fn examine(tier: Tier, ring: &Ring) -> Result<Probe, Unavailable> {
     })
 }
 
-/// Makes a small reactor of this tier and lets it receive something.
+/// Tries a tier: a small reactor has to receive something.
 fn attempt(tier: Tier) -> Result<Probe, Unavailable> {
     let failed = |error: io::Error| Unavailable::at_use(tier, error);
-    let options = Options {
+    let options = ReactorOptions {
         tier: Some(tier),
         chunk_bytes: 4096,
         chunks: 2,
         entries: 8,
-        ..Options::default()
+        ..ReactorOptions::default()
     };
     let mut reactor = Reactor::new(&options)?;
     let (ours, theirs) =
@@ -238,7 +239,7 @@ fn attempt(tier: Tier) -> Result<Probe, Unavailable> {
     reactor.read(socket);
     let mut events = Vec::new();
     for _ in 0..TRIAL_TURNS_MAX {
-        reactor.turn(Wait::For(TRIAL_WAIT), &mut events).map_err(failed)?;
+        reactor.turn(TurnWait::For(TRIAL_WAIT), &mut events).map_err(failed)?;
         if !events.is_empty() {
             break;
         }

@@ -1,11 +1,10 @@
-//! Input: who is read from, into which chunks, in which order.
+//! Input: the sockets that receive, their chunks and their order.
 //!
 //! A socket whose receive is to be started waits in one of two queues of the hungry, the young
 //! apart from the old. They are fed at the start of each turn, before the kernel works for sockets
-//! that are already being read. As long as there were chunks for everybody, each receive goes on
-//! until it is stopped. When there were not, each gets one chunk, in the order in which they came
-//! to wait in their queue: nobody takes it all, and a crowd of newcomers does not hold up those who
-//! are there.
+//! that are already being read. While there are chunks for all sockets, each receive goes on until
+//! it is stopped. When chunks are short, each gets one, in the order of its queue: no socket takes
+//! all chunks, and a crowd of newcomers does not delay the sockets there are.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,13 +12,13 @@ use std::io;
 use io_uring::cqueue;
 
 use super::socket::{Cancel, Receive, SocketId};
-use super::token::Kind;
+use super::token::TokenKind;
 use super::{Event, Reactor, op};
 use crate::host::Tier;
 
-/// A socket is young until it has been received from so often: connecting takes less.
+/// Receives until which a socket is young: connecting takes fewer.
 const YOUNG_RECEIVES: u8 = 8;
-/// When the old wait as well, one of so many chunks is for the young.
+/// Chunks of which one is for the young when the old wait as well.
 const YOUNG_SHARE: usize = 4;
 
 /// Sockets that wait for chunks, in two queues, those that have waited longest first.
@@ -27,8 +26,10 @@ const YOUNG_SHARE: usize = 4;
 pub(super) struct Hungry {
     old: VecDeque<SocketId>,
     young: VecDeque<SocketId>,
-    /// How many were taken out, over all turns: one turn may have a single chunk.
+    /// Sockets taken out, over all turns: one turn may have a single chunk.
     taken: usize,
+    /// Whether a receive has found no chunk since the last `take_scarcity`.
+    is_scarce: bool,
 }
 
 impl Hungry {
@@ -41,7 +42,19 @@ impl Hungry {
         self.young.clear();
     }
 
-    /// Whoever is started first may take all chunks there are: let it be another each time.
+    /// Notes that a receive found no chunk.
+    fn note_scarcity(&mut self) {
+        self.is_scarce = true;
+    }
+
+    /// Whether chunks are short, so that waiting sockets are to receive once each, in turn.
+    fn take_scarcity(&mut self, chunks: usize) -> bool {
+        let was_scarce = std::mem::take(&mut self.is_scarce) && self.len() > 1;
+        was_scarce || self.len() > chunks
+    }
+
+    /// Rotates the queues: the socket that is started first may take all chunks, so it has to be
+    /// another each time.
     fn rotate(&mut self, turns: usize) {
         for queue in [&mut self.old, &mut self.young] {
             let first = turns % queue.len().max(1);
@@ -49,7 +62,7 @@ impl Hungry {
         }
     }
 
-    /// Who is next.
+    /// Takes out the next socket.
     fn pop(&mut self) -> Option<SocketId> {
         self.taken = self.taken.wrapping_add(1);
         let young_first = self.taken.is_multiple_of(YOUNG_SHARE);
@@ -62,7 +75,7 @@ impl Hungry {
 }
 
 impl Reactor {
-    /// Reads from now on, until [`Reactor::pause`] or [`Event::Ended`].
+    /// Begins to receive, until [`Reactor::pause`] or [`Event::Ended`].
     pub fn read(&mut self, socket: SocketId) {
         if let Some(slot) = self.sockets.get_mut(socket).filter(|slot| slot.is_open()) {
             slot.wanted = true;
@@ -70,7 +83,7 @@ impl Reactor {
         }
     }
 
-    /// Stops reading. What has been received already may still be reported.
+    /// Stops receiving. Bytes that are received already may still be reported.
     pub fn pause(&mut self, socket: SocketId) {
         if let Some(slot) = self.sockets.get_mut(socket).filter(|slot| slot.is_open()) {
             slot.wanted = false;
@@ -78,16 +91,15 @@ impl Reactor {
         }
     }
 
-    /// Starts receives for those that wait, as far as there are chunks. Says `false` when others
-    /// could be fed in the next turn: a socket that was fed may have nothing to receive, and
-    /// must not let the turn sleep while the others have.
+    /// Starts receives for waiting sockets, as far as there are chunks. Returns `false` when others
+    /// could be fed in the next turn: a socket that was fed may have nothing to receive, and must
+    /// not let the turn sleep while the others have.
     pub(super) fn feed_the_hungry(&mut self) -> bool {
         let chunks = self.pool.available();
         if chunks == 0 || self.hungry.len() == 0 {
             return true;
         }
-        let was_scarce = std::mem::take(&mut self.is_scarce) && self.hungry.len() > 1;
-        let is_scarce = was_scarce || self.hungry.len() > chunks;
+        let is_scarce = self.hungry.take_scarcity(chunks);
         let with_own_chunk = self.can.tier == Tier::Base;
         if !is_scarce && !with_own_chunk {
             self.hungry.rotate(self.turns);
@@ -109,14 +121,14 @@ impl Reactor {
         self.hungry.len() == 0
     }
 
-    /// Brings what the kernel does in line with what the caller wants.
+    /// Brings the kernel's operation in line with the caller's request.
     pub(super) fn settle_receive(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
         if !slot.is_open() || slot.ended {
             return;
         }
         match (slot.receive, slot.wanted) {
-            // A poll that nobody wants does no harm: it takes no chunk.
+            // A poll that is no longer wanted does no harm: it takes no chunk.
             (Receive::Selecting, false) => self.cancel_receive(socket),
             (Receive::Idle, true) if slot.cancel != Cancel::Asked && !slot.hungry => {
                 if self.can.tier == Tier::Base {
@@ -129,7 +141,7 @@ impl Reactor {
         }
     }
 
-    /// Stops the receive, unless that is already under way.
+    /// Cancels the receive, unless that is already under way.
     pub(super) fn cancel_receive(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
         let Some(kind) = slot.receive_kind().filter(|_| slot.cancel == Cancel::No) else {
@@ -137,7 +149,7 @@ impl Reactor {
         };
         slot.cancel = Cancel::Asked;
         slot.ops += 1;
-        let op = op::cancel(socket.token(Kind::CancelReceive), socket.token(kind));
+        let op = op::cancel(socket.token(TokenKind::CancelReceive), socket.token(kind));
         // SAFETY: the operation names no memory.
         unsafe { self.ring.push(op) };
     }
@@ -202,7 +214,9 @@ impl Reactor {
     fn on_no_bytes(&mut self, socket: SocketId, result: io::Result<u32>) {
         match result {
             Ok(_) => self.end(socket, None),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.is_scarce = true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                self.hungry.note_scarcity();
+            }
             Err(error) if leaves_as_it_was(&error) => {}
             Err(error) => self.end(socket, Some(error)),
         }
@@ -232,7 +246,7 @@ impl Reactor {
         }
     }
 
-    /// Takes the socket out of the queue; says whether a receive is to be started for it.
+    /// Takes the socket out of the queue; returns whether a receive is to be started for it.
     fn is_to_be_fed(&mut self, socket: SocketId) -> bool {
         let Some(slot) = self.sockets.get_mut(socket) else {
             return false;
@@ -249,7 +263,7 @@ impl Reactor {
         let slot = self.sockets.at(socket.slot);
         slot.receive = Receive::Polling;
         slot.ops += 1;
-        let op = op::poll_readable(socket.token(Kind::Poll), slot.raw_fd());
+        let op = op::poll_readable(socket.token(TokenKind::Poll), slot.raw_fd());
         // SAFETY: the operation names no memory.
         unsafe { self.ring.push(op) };
     }
@@ -258,7 +272,7 @@ impl Reactor {
         let slot = self.sockets.at(socket.slot);
         slot.receive = Receive::Selecting;
         slot.ops += 1;
-        let token = socket.token(Kind::Receive);
+        let token = socket.token(TokenKind::Receive);
         let op = if once {
             op::receive_once(token, slot.raw_fd())
         } else {
@@ -277,7 +291,7 @@ impl Reactor {
         let slot = self.sockets.at(socket.slot);
         slot.receive = Receive::Into(index);
         slot.ops += 1;
-        let op = op::receive_now(socket.token(Kind::Receive), slot.raw_fd(), buffer, len);
+        let op = op::receive_now(socket.token(TokenKind::Receive), slot.raw_fd(), buffer, len);
         // SAFETY: the pool has noted that the kernel holds this chunk, and neither touches nor
         // lends it before `take_from_receive`, which only the completion calls.
         unsafe { self.ring.push(op) };

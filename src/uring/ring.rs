@@ -7,22 +7,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, squeue};
 
-use super::Wait;
+use super::TurnWait;
 #[cfg(test)]
 use super::faults;
 use crate::host::Tier;
 
 /// Completion entries per submission entry: a multishot operation answers many times.
 const COMPLETIONS_PER_SUBMISSION: u32 = 4;
-/// How often one turn may enter the kernel before what is left waits for the next turn. Since
-/// Linux 6.14 each entry does no more than twenty of the things that have become possible; what
-/// waits for the next turn waits for all that is done in between.
+/// Entries into the kernel of one turn, before the rest waits for the next turn. Since Linux 6.14
+/// each entry does at most twenty of the things that have become possible, and the rest waits for
+/// all that the turn does in between.
 const ENTERS_MAX: usize = 64;
 
-/// What the kernel says of an operation.
+/// A completion of an operation by the kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Completion {
-    /// The operation's name; see [`super::token::Token`].
+    /// The name of the operation; see [`super::token::OpToken`].
     pub(super) user_data: u64,
     /// The result, or minus the error.
     pub(super) result: i32,
@@ -35,7 +35,7 @@ impl From<cqueue::Entry> for Completion {
     }
 }
 
-/// What goes into the submission queue as a whole.
+/// An element of the submission queue, which goes in as a whole.
 enum Queued {
     One(squeue::Entry),
     Linked([squeue::Entry; 2]),
@@ -55,19 +55,19 @@ pub(super) struct Ring {
     uring: IoUring,
     /// Entries for which the kernel had no room yet, in order.
     backlog: VecDeque<Queued>,
-    /// Linked pairs that the kernel has not taken, or of which that is not known.
+    /// Linked pairs that the kernel has not taken, or may not have taken.
     linked: usize,
-    /// How often the kernel has stopped taking entries where that may have cut a link.
+    /// Occasions on which the kernel stopped taking entries and may have cut a link.
     cuts: u64,
     /// Operations whose last completion has not been seen.
     in_flight: usize,
-    /// System calls since the start, and completions that they brought.
+    /// System calls since the start, and the completions that they brought.
     enters: u64,
     completions: u64,
 }
 
 impl Ring {
-    /// A ring set up as `tier` says; fails as the kernel does.
+    /// Sets up a ring of a tier; the error is the kernel's.
     pub(super) fn new(tier: Tier, entries: u32) -> io::Result<Self> {
         #[cfg(test)]
         faults::at_setup()?;
@@ -103,7 +103,7 @@ impl Ring {
         })
     }
 
-    /// What the kernel said about itself at setup.
+    /// Returns the kernel's answer at setup.
     pub(super) fn params(&self) -> &io_uring::Parameters {
         self.uring.params()
     }
@@ -112,14 +112,14 @@ impl Ring {
         self.uring.submitter()
     }
 
-    /// A second descriptor of this ring, by which other rings can reach it.
+    /// Returns a second descriptor of this ring, by which other rings can reach it.
     pub(super) fn duplicate_fd(&self) -> io::Result<OwnedFd> {
         // SAFETY: the ring is open for as long as `self.uring` lives, which outlives this borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) };
         fd.as_fd().try_clone_to_owned()
     }
 
-    /// Operations that have not had their last completion.
+    /// Returns the operations that have not had their last completion.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -138,7 +138,7 @@ impl Ring {
     }
 
     /// Queues two operations of which the kernel begins the second when the first has succeeded;
-    /// `first` is marked with `IO_LINK`. As long as [`Ring::cuts`] stays what it was before.
+    /// `first` is marked with `IO_LINK`. This holds as long as [`Ring::cuts`] has not changed.
     ///
     /// # Safety
     ///
@@ -157,8 +157,8 @@ impl Ring {
         self.queue(Queued::Linked([first, second]));
     }
 
-    /// Counts what may have cut links: a pair that was pushed before the count has changed and has
-    /// completed after that may not have been one.
+    /// Returns the count of occasions that may have cut links: a pair that was pushed before the
+    /// count changed, and completed after it, may not have been linked.
     pub(super) fn cuts(&self) -> u64 {
         self.cuts
     }
@@ -171,7 +171,7 @@ impl Ring {
     }
 
     /// Submits everything, waits as told, and returns when there may be completions.
-    pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
+    pub(super) fn enter(&mut self, wait: TurnWait) -> io::Result<()> {
         let mut wait = wait;
         #[cfg(test)]
         {
@@ -181,11 +181,11 @@ impl Ring {
             self.shift_backlog();
             let submission = self.uring.submission();
             let (queued, has_overflown) = (submission.len(), submission.cq_overflow());
-            // What has overflown comes when what is there has been reaped.
+            // Completions that have overflown come when the queue has been reaped.
             let is_futile = has_overflown && entered > 0;
             let is_idle = queued == 0 && !submission.taskrun() && !has_overflown;
             drop(submission);
-            if is_futile || (is_idle && matches!(wait, Wait::No)) {
+            if is_futile || (is_idle && matches!(wait, TurnWait::No)) {
                 return Ok(());
             }
             match self.enter_once(queued, wait, EnterFlags::GETEVENTS) {
@@ -193,17 +193,17 @@ impl Ring {
                 Err(error) if is_passing(&error) => return Ok(()),
                 Err(error) => return Err(error),
             }
-            wait = Wait::No;
+            wait = TurnWait::No;
         }
         Ok(())
     }
 
-    /// How often the kernel was entered.
+    /// Returns the count of entries into the kernel.
     pub(super) fn enters(&self) -> u64 {
         self.enters
     }
 
-    /// How many completions were reaped.
+    /// Returns the count of reaped completions.
     pub(super) fn completions(&self) -> u64 {
         self.completions
     }
@@ -218,17 +218,17 @@ impl Ring {
         self.completions += into.len() as u64;
     }
 
-    /// An operation has had its last completion.
+    /// Counts the last completion of an operation.
     pub(super) fn retire(&mut self) {
         debug_assert!(self.in_flight > 0, "more last completions than operations");
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// Makes room in the submission queue without waiting. What does not fit stays in the
+    /// Makes room in the submission queue without waiting. Entries that do not fit stay in the
     /// backlog; an error shows again in the next turn, which can report it.
     fn flush(&mut self) {
         let queued = self.uring.submission().len();
-        if self.enter_once(queued, Wait::No, EnterFlags::empty()).is_ok() {
+        if self.enter_once(queued, TurnWait::No, EnterFlags::empty()).is_ok() {
             self.shift_backlog();
         }
     }
@@ -243,33 +243,38 @@ impl Ring {
     }
 
     fn try_push(&mut self, queued: &Queued) -> bool {
-        // SAFETY: whoever called `push` with these entries promised that their memory stays as it
-        // is until the last completion, which cannot come before the entry is in the queue.
+        // SAFETY: the caller of `push` with these entries has promised that their memory stays as
+        // it is until the last completion, which cannot come before the entry is in the queue.
         unsafe { self.uring.submission().push_multiple(queued.entries()) }.is_ok()
     }
 
-    fn enter_once(&mut self, queued: usize, wait: Wait, flags: EnterFlags) -> io::Result<usize> {
+    fn enter_once(
+        &mut self,
+        queued: usize,
+        wait: TurnWait,
+        flags: EnterFlags,
+    ) -> io::Result<usize> {
         self.enters += 1;
         #[cfg(test)]
         faults::at_enter()?;
         let timeout;
         let mut args = SubmitArgs::new();
-        if let Wait::For(duration) = wait {
+        if let TurnWait::For(duration) = wait {
             timeout = Timespec::from(duration);
             args = args.timespec(&timeout);
         }
-        let min_complete = u32::from(!matches!(wait, Wait::No));
+        let min_complete = u32::from(!matches!(wait, TurnWait::No));
         let queued = u32::try_from(queued).unwrap_or(u32::MAX);
         let flags = (flags | EnterFlags::EXT_ARG).bits();
-        // SAFETY: `EXT_ARG` says that the argument is what `SubmitArgs` is, and both it and the
-        // timeout it points to outlive the call.
+        // SAFETY: `EXT_ARG` says that the argument is a `SubmitArgs`, and both it and the timeout
+        // it points to outlive the call.
         let taken =
             unsafe { self.uring.submitter().enter(queued, min_complete, flags, Some(&args)) };
         self.look_for_cuts(queued as usize, taken.as_ref().map_or(0, |taken| *taken));
         taken
     }
 
-    /// A link does not outlast the system call that takes its first half.
+    /// Looks for links that were cut: none outlasts the system call that takes its first half.
     pub(super) fn look_for_cuts(&mut self, queued: usize, taken: usize) {
         if self.linked == 0 {
             return;
@@ -283,8 +288,8 @@ impl Ring {
     }
 }
 
-/// Whether the turn just goes on: a signal, the timeout, or a kernel that first wants its
-/// completions reaped or a moment to find memory. What is queued stays queued.
+/// Whether the turn goes on after this error: a signal, the timeout, or a kernel that first wants
+/// its completions reaped or a moment to find memory. Queued entries stay queued.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN))
 }

@@ -5,25 +5,29 @@ use std::io;
 use io_uring::squeue;
 
 use super::socket::SocketId;
-use super::token::{Kind, Token};
-use super::{Event, Reactor, SPARE_MAX, is_interrupted, op};
+use super::token::{OpToken, TokenKind};
+use super::{Event, Reactor, ReactorOptions, is_interrupted, op};
+use crate::measure::Histogram;
 use crate::output::Piece;
 
-/// Most vectors that one system call takes (`IOV_MAX`).
+/// Vectors that one system call takes at most (`IOV_MAX`).
 const VECTORS_MAX: usize = 1024;
 
-/// Room for vectors that a box keeps for its next batch.
+/// Vectors for which a box keeps room for its next batch.
 const VECTORS_KEPT: usize = 64;
+
+/// Boxes kept for batches to come.
+const SPARE_MAX: usize = 1024;
 
 /// The bytes that one send takes to a socket, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// What is sent; also what comes home, for its memory to be used again.
+    /// The pieces to send; they come home afterwards, for their memory to be used again.
     pub pieces: Vec<Piece>,
 }
 
 impl Batch {
-    /// How many bytes all pieces have.
+    /// Returns the bytes of all pieces.
     pub fn len(&self) -> usize {
         self.pieces.iter().map(|piece| piece.bytes().len()).sum()
     }
@@ -40,29 +44,29 @@ impl From<Vec<Piece>> for Batch {
     }
 }
 
-/// A batch in the kernel's hands, and how far it has got.
+/// A batch in the kernel's hands, with its progress.
 ///
-/// It lives in a box: the kernel reads `header` and `vectors` where they are.
+/// It lives in a box: the kernel reads `header` and `vectors` at their address.
 pub(super) struct Sending {
     batch: Batch,
     /// The first piece that is not sent completely.
     piece: usize,
-    /// How much of that piece is sent.
+    /// Bytes of the first unfinished piece that are sent.
     offset: usize,
     vectors: Vec<libc::iovec>,
     header: libc::msghdr,
-    /// A part is with the kernel, its result not known.
+    /// Whether a part is with the kernel, its result not known.
     pub(super) part_in_flight: bool,
-    /// That part is sent without a copy.
+    /// Whether the part in flight is sent without a copy.
     pub(super) zero_copy: bool,
     /// Parts that are sent, but whose memory the kernel still reads.
     pub(super) notifications: u32,
-    /// Why nothing more of it is sent.
+    /// The error after which nothing more is sent.
     pub(super) error: Option<io::Error>,
 }
 
 impl Sending {
-    pub(super) fn new() -> Box<Self> {
+    fn new() -> Box<Self> {
         Box::new(Self {
             batch: Batch::default(),
             piece: 0,
@@ -76,8 +80,8 @@ impl Sending {
         })
     }
 
-    /// Takes `batch` from its beginning.
-    pub(super) fn start(&mut self, batch: Batch) {
+    /// Begins `batch` from its first byte.
+    fn start(&mut self, batch: Batch) {
         debug_assert!(self.is_at_rest(), "a batch of an earlier send is with the kernel");
         self.batch = batch;
         self.piece = 0;
@@ -86,33 +90,33 @@ impl Sending {
         self.skip_finished();
     }
 
-    /// Whether the kernel knows none of this memory.
+    /// Whether the kernel holds none of this memory.
     pub(super) fn is_at_rest(&self) -> bool {
         !self.part_in_flight && self.notifications == 0
     }
 
-    pub(super) fn is_all_sent(&self) -> bool {
+    fn is_all_sent(&self) -> bool {
         self.piece == self.batch.pieces.len()
     }
 
-    /// Gives the batch back. Only when the kernel knows none of it.
-    pub(super) fn take_batch(&mut self) -> Batch {
+    /// Gives the batch back. Only when the kernel holds none of it.
+    fn take_batch(&mut self) -> Batch {
         assert!(self.is_at_rest(), "the kernel still reads this batch");
         self.vectors.clear();
         self.vectors.shrink_to(VECTORS_KEPT);
         std::mem::take(&mut self.batch)
     }
 
-    /// `bytes` of what was last asked for are sent.
-    pub(super) fn advance(&mut self, bytes: usize) {
+    /// Counts `bytes` of the last part as sent.
+    fn advance(&mut self, bytes: usize) {
         self.offset += bytes;
         self.skip_finished();
     }
 
-    /// The operation that sends the next part: at most `bytes_max` bytes of it.
-    pub(super) fn next_part(
+    /// Returns the operation that sends the next part, of at most `bytes_max` bytes.
+    fn next_part(
         &mut self,
-        token: Token,
+        token: OpToken,
         fd: i32,
         bytes_max: usize,
         zero_copy_from: usize,
@@ -129,7 +133,7 @@ impl Sending {
         op::send_vectored(token, fd, &raw const self.header, self.zero_copy)
     }
 
-    /// Points the vectors at what is to be sent next; says how many bytes that is.
+    /// Points the vectors at the next unsent bytes; returns how many these are.
     fn fill_vectors(&mut self, bytes_max: usize) -> usize {
         self.vectors.clear();
         let mut offset = self.offset;
@@ -165,26 +169,83 @@ impl Sending {
     }
 }
 
+/// Settings and counters of a reactor's sends.
+pub(super) struct Sends {
+    /// Bytes asked of one send at most.
+    bytes_max: usize,
+    /// Bytes from which a part is not copied, on sockets that allow it.
+    zero_copy_from: usize,
+    /// Bytes that each completed send has taken.
+    sent_bytes: Histogram,
+    /// Boxes for batches to come.
+    #[expect(clippy::vec_box, reason = "the boxes are moved as they are into the slots")]
+    spare: Vec<Box<Sending>>,
+}
+
+impl Sends {
+    /// Sends with the settings of `options`; `can_zero_copy` is whether the kernel can send without
+    /// a copy.
+    pub(super) fn new(options: &ReactorOptions, can_zero_copy: bool) -> Self {
+        Self {
+            bytes_max: options.send_bytes_max.max(1),
+            zero_copy_from: if can_zero_copy { options.zero_copy_from } else { usize::MAX },
+            sent_bytes: Histogram::default(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Returns the bytes that each completed send has taken.
+    pub(super) fn sent_bytes(&self) -> &Histogram {
+        &self.sent_bytes
+    }
+
+    /// Returns a box with a batch at its beginning.
+    fn start(&mut self, batch: Batch) -> Box<Sending> {
+        let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
+        sending.start(batch);
+        sending
+    }
+
+    /// Returns the operation that sends the next part of `sending`.
+    fn next_part(
+        &self,
+        sending: &mut Sending,
+        token: OpToken,
+        fd: i32,
+        zero_copy: bool,
+    ) -> squeue::Entry {
+        let zero_copy_from = if zero_copy { self.zero_copy_from } else { usize::MAX };
+        sending.next_part(token, fd, self.bytes_max, zero_copy_from)
+    }
+
+    /// Parts a batch from its box, which is kept for the next one.
+    pub(super) fn take_home(&mut self, mut sending: Box<Sending>) -> Batch {
+        let batch = sending.take_batch();
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(sending);
+        }
+        batch
+    }
+}
+
 fn empty_header() -> libc::msghdr {
     // SAFETY: all-zero is a valid `msghdr`: null pointers and zero lengths.
     unsafe { std::mem::zeroed() }
 }
 
 impl Reactor {
-    /// Sends a batch. Only one can be on its way to a socket: the next one is for when this one
-    /// has come home.
+    /// Sends a batch. A socket sends one batch at a time: the next one has to wait until it has
+    /// come home.
     ///
     /// # Panics
     ///
     /// If the socket is closed or closing, another batch is on its way, or this one is empty.
     pub fn send(&mut self, socket: SocketId, batch: Batch) {
         assert!(!batch.is_empty(), "a batch has something to send");
-        let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
         let slot = self.sockets.get_mut(socket).filter(|slot| slot.is_open());
         let Some(slot) = slot else { panic!("{socket:?} is closed: nothing can be sent to it") };
         assert!(slot.sending.is_none(), "{socket:?} is already being sent to");
-        sending.start(batch);
-        slot.sending = Some(sending);
+        slot.sending = Some(self.sends.start(batch));
         self.send_next_part(socket);
     }
 
@@ -201,7 +262,7 @@ impl Reactor {
             _ if is_over => return,
             Ok(bytes @ 1..) => {
                 let bytes = bytes as usize;
-                self.sent_bytes.add(bytes as u64, 1);
+                self.sends.sent_bytes.add(bytes as u64, 1);
                 sending.advance(bytes);
                 if sending.is_all_sent() && sending.is_at_rest() {
                     self.send_is_over(socket, bytes);
@@ -219,7 +280,7 @@ impl Reactor {
         self.send_next_part(socket);
     }
 
-    /// The kernel does not read the memory of a part any more.
+    /// Counts a part whose memory the kernel does not read any more.
     pub(super) fn on_send_released(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
         let is_over = slot.is_over();
@@ -232,7 +293,7 @@ impl Reactor {
         }
     }
 
-    /// Asks for the next part, or ends the send when it has failed.
+    /// Queues the next part, or ends the send when it has failed.
     fn send_next_part(&mut self, socket: SocketId) {
         let slot = self.sockets.at(socket.slot);
         let (fd, zero_copy) = (slot.raw_fd(), slot.zero_copy);
@@ -245,9 +306,7 @@ impl Reactor {
             }
             return;
         }
-        let zero_copy_from = if zero_copy { self.zero_copy_from } else { usize::MAX };
-        let token = socket.token(Kind::Send);
-        let op = sending.next_part(token, fd, self.send_bytes_max, zero_copy_from);
+        let op = self.sends.next_part(sending, socket.token(TokenKind::Send), fd, zero_copy);
         slot.ops += 1;
         // SAFETY: the pieces, the vectors and the header are in the slot's box, which neither
         // changes nor goes while `part_in_flight` or `notifications` say that the kernel has
@@ -255,7 +314,7 @@ impl Reactor {
         unsafe { self.ring.push(op) };
     }
 
-    /// All is sent, or nothing more will be; the kernel has let go of the batch.
+    /// Ends a send: all is sent, or nothing more will be. The kernel has let go of the batch.
     fn send_is_over(&mut self, socket: SocketId, bytes: usize) {
         let slot = self.sockets.at(socket.slot);
         let is_told = slot.is_open();
@@ -273,25 +332,16 @@ impl Reactor {
         let Some(sending) = slot.sending.take() else {
             return;
         };
-        let batch = self.take_home(sending);
+        let batch = self.sends.take_home(sending);
         self.early.push(match error {
             Some(error) => Event::SendFailed { socket, error, batch },
             None => Event::Sent { socket, bytes, batch: Some(batch) },
         });
     }
-
-    /// Parts a batch from its box, which is kept for the next.
-    pub(super) fn take_home(&mut self, mut sending: Box<Sending>) -> Batch {
-        let batch = sending.take_batch();
-        if self.spare.len() < SPARE_MAX {
-            self.spare.push(sending);
-        }
-        batch
-    }
 }
 
-/// Errors of sending without a copy that sending with one does not have: the socket cannot do
-/// it, or not so much memory may be pinned.
+/// Whether the error is one of sending without a copy only: the socket does not support it, or the
+/// limit of pinned memory is reached.
 fn is_of_zero_copy(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS))
 }

@@ -1,58 +1,58 @@
-//! What the reactor knows about each socket: a dense table of small slots.
+//! The state of each socket: a dense table of small slots.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::send::Sending;
-use super::token::{GENERATION_MASK, Kind, Token};
+use super::token::{GENERATION_MASK, OpToken, TokenKind};
 
-/// Names one life of one slot.
+/// The name of a socket: a slot, and a generation of the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketId {
-    /// Dense from 0. Free again after [`super::Event::Closed`].
+    /// The slot, dense from 0. Free again after [`super::Event::Closed`].
     pub slot: u32,
-    /// Counts the lives of the slot.
+    /// The generation of the slot, a new one for each socket.
     pub generation: u32,
 }
 
-/// Where a socket is between `adopt` and `Closed`.
+/// The phase of a socket between `adopt` and `Closed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Nobody's slot.
+pub(super) enum SocketPhase {
+    /// A slot without a socket.
     Vacant,
-    /// The caller sends and reads.
+    /// A socket that sends and receives.
     Open,
-    /// Closing: the last batch is still being sent, the last receive being stopped.
+    /// Closing: the batch in flight is still being sent, and the last receive stopped.
     Flushing,
-    /// Closing: we have said all and shut our side; what the peer still says is thrown away,
-    /// because closing over unread input makes the kernel drop our unsent bytes.
+    /// Closing: all output is sent and the sending side shut down. Input is discarded, because
+    /// closing over unread input makes the kernel drop unsent output.
     Lingering,
-    /// Closing: nothing more is asked of the kernel; its last answers are awaited.
+    /// Closing: only completions are awaited.
     Ending,
-    /// Closing, in the queue of those of which not all was sent; then it is ending again.
+    /// Closing, in the queue of sockets with unsent output; `Ending` follows.
     Discarded,
 }
 
-/// What the kernel does for this socket's input.
+/// The operation in the kernel that receives for a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Receive {
-    /// Nothing.
+    /// No operation.
     Idle,
-    /// Waits for input, without a chunk.
+    /// A poll for input, without a chunk.
     Polling,
-    /// Receives into a chunk that we chose.
+    /// A receive into a chunk that the reactor chose.
     Into(u16),
-    /// Receives into chunks that it chooses.
+    /// A receive into chunks that the kernel chooses.
     Selecting,
 }
 
-/// Stopping a receive: the cancellation and what it stops complete in any order.
+/// The cancellation of a receive; it and the receive complete in any order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cancel {
-    /// Not asked for.
+    /// No cancellation.
     No,
-    /// Asked for, not answered: a new receive could be hit by it.
+    /// A cancellation without an answer: it could hit a new receive.
     Asked,
-    /// Answered; the receive itself may still have to say its last word.
+    /// A cancellation with an answer; the receive itself may still have to complete.
     Answered,
 }
 
@@ -62,22 +62,22 @@ pub(super) struct Slot {
     /// Operations in the kernel that have this slot in their token.
     pub(super) ops: u32,
     pub(super) sending: Option<Box<Sending>>,
-    pub(super) phase: Phase,
+    pub(super) phase: SocketPhase,
     pub(super) receive: Receive,
     pub(super) cancel: Cancel,
-    /// The caller wants to hear what comes in.
+    /// Whether the caller wants input.
     pub(super) wanted: bool,
-    /// The peer will say nothing more.
+    /// Whether the peer's bytes have ended.
     pub(super) ended: bool,
-    /// Waits in the queue for chunks.
+    /// Whether the socket waits in a queue for chunks.
     pub(super) hungry: bool,
-    /// How often it was received from, as far as that matters.
+    /// Receives with bytes, up to 255.
     pub(super) receives: u8,
-    /// Sends may go without a copy.
+    /// Whether sends may go without a copy.
     pub(super) zero_copy: bool,
-    /// A `Linger` is in the kernel.
+    /// Whether a `Linger` is in the kernel.
     pub(super) lingers: bool,
-    /// A `LingerTimer` is in the kernel.
+    /// Whether a `LingerTimer` is in the kernel.
     pub(super) timed: bool,
 }
 
@@ -88,7 +88,7 @@ impl Slot {
             generation,
             ops: 0,
             sending: None,
-            phase: Phase::Vacant,
+            phase: SocketPhase::Vacant,
             receive: Receive::Idle,
             cancel: Cancel::No,
             wanted: false,
@@ -101,7 +101,7 @@ impl Slot {
         }
     }
 
-    /// The descriptor for an operation; the slot keeps it open until all have completed.
+    /// Returns the descriptor for an operation; the slot keeps it open until all have completed.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.fd.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
@@ -110,26 +110,26 @@ impl Slot {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Closes the descriptor; no operation that names it is in the kernel.
+    /// Closes the descriptor; no operation that names it may be in the kernel.
     pub(super) fn close_fd(&mut self) {
         self.fd = None;
     }
 
-    /// Whether nothing more is asked of the kernel.
+    /// Whether only completions are awaited.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Ending | Phase::Discarded)
+        matches!(self.phase, SocketPhase::Ending | SocketPhase::Discarded)
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.phase == Phase::Open
+        self.phase == SocketPhase::Open
     }
 
-    /// The operation in the kernel that brings input.
-    pub(super) fn receive_kind(&self) -> Option<Kind> {
+    /// Returns the kind of the operation in the kernel that receives.
+    pub(super) fn receive_kind(&self) -> Option<TokenKind> {
         match self.receive {
             Receive::Idle => None,
-            Receive::Polling => Some(Kind::Poll),
-            Receive::Into(_) | Receive::Selecting => Some(Kind::Receive),
+            Receive::Polling => Some(TokenKind::Poll),
+            Receive::Into(_) | Receive::Selecting => Some(TokenKind::Receive),
         }
     }
 }
@@ -139,7 +139,8 @@ impl Slot {
 pub(super) struct Sockets {
     slots: Vec<Slot>,
     vacant: Vec<u32>,
-    /// The first life of a slot that is made anew: none that was given up had as many.
+    /// The first generation of a slot that is made anew: no slot that was given up had a higher
+    /// one.
     first_generation: u32,
 }
 
@@ -151,12 +152,12 @@ impl Sockets {
             slot
         });
         let entry = &mut self.slots[slot as usize];
-        assert_eq!(entry.phase, Phase::Vacant);
-        *entry = Slot { fd: Some(fd), phase: Phase::Open, ..Slot::vacant(entry.generation) };
+        assert_eq!(entry.phase, SocketPhase::Vacant);
+        *entry = Slot { fd: Some(fd), phase: SocketPhase::Open, ..Slot::vacant(entry.generation) };
         SocketId { slot, generation: entry.generation }
     }
 
-    /// Closes the descriptor and frees the slot for its next life.
+    /// Closes the descriptor and frees the slot for its next generation.
     pub(super) fn remove(&mut self, slot: u32) {
         let entry = &mut self.slots[slot as usize];
         assert_eq!(entry.ops, 0, "the kernel still works for this slot");
@@ -166,7 +167,7 @@ impl Sockets {
 
     /// Gives up the vacant slots behind the last one in use.
     pub(super) fn shrink(&mut self) {
-        let used = self.slots.iter().rposition(|slot| slot.phase != Phase::Vacant);
+        let used = self.slots.iter().rposition(|slot| slot.phase != SocketPhase::Vacant);
         let kept = used.map_or(0, |last| last + 1);
         let given_up = self.slots.drain(kept..).map(|slot| slot.generation);
         self.first_generation = given_up.fold(self.first_generation, u32::max);
@@ -175,41 +176,41 @@ impl Sockets {
         self.vacant.shrink_to_fit();
     }
 
-    /// The slot, if it is still in that life.
+    /// Returns the slot, if it is still of that generation.
     pub(super) fn get_mut(&mut self, socket: SocketId) -> Option<&mut Slot> {
         let slot = self.slots.get_mut(socket.slot as usize)?;
-        (slot.generation == socket.generation && slot.phase != Phase::Vacant).then_some(slot)
+        (slot.generation == socket.generation && slot.phase != SocketPhase::Vacant).then_some(slot)
     }
 
-    /// The life that an operation was started in, if it still lasts.
-    pub(super) fn of_token(&self, token: Token) -> Option<SocketId> {
+    /// Returns the socket for which an operation was started, if it still has its slot.
+    pub(super) fn of_token(&self, token: OpToken) -> Option<SocketId> {
         let slot = self.slots.get(token.slot as usize)?;
         let same = slot.generation & GENERATION_MASK == token.generation;
-        (same && slot.phase != Phase::Vacant)
+        (same && slot.phase != SocketPhase::Vacant)
             .then_some(SocketId { slot: token.slot, generation: slot.generation })
     }
 
-    /// A slot of which the caller knows that it is occupied.
+    /// Returns a slot that must be occupied.
     pub(super) fn at(&mut self, slot: u32) -> &mut Slot {
         &mut self.slots[slot as usize]
     }
 
-    /// Everything that is not vacant.
+    /// Returns all occupied slots.
     pub(super) fn occupied(&self) -> Vec<SocketId> {
         let ids = self.slots.iter().zip(0u32..);
-        ids.filter(|(slot, _)| slot.phase != Phase::Vacant)
+        ids.filter(|(slot, _)| slot.phase != SocketPhase::Vacant)
             .map(|(entry, slot)| SocketId { slot, generation: entry.generation })
             .collect()
     }
 
-    /// All batches that the kernel may still read.
+    /// Takes out all batches that the kernel may still read.
     pub(super) fn take_sending(&mut self) -> impl Iterator<Item = Box<Sending>> + '_ {
         self.slots.iter_mut().filter_map(|slot| slot.sending.take())
     }
 }
 
 impl SocketId {
-    pub(super) fn token(self, kind: Kind) -> Token {
-        Token::new(kind, self.slot, self.generation)
+    pub(super) fn token(self, kind: TokenKind) -> OpToken {
+        OpToken::new(kind, self.slot, self.generation)
     }
 }

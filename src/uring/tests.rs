@@ -1,4 +1,4 @@
-//! The reactor against real sockets, on every tier that this host has.
+//! Tests of the reactor with real sockets, on every tier that this host has.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
@@ -14,20 +14,20 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::*;
 use crate::output::Piece;
 
-/// A turn that sleeps this long without an event means that something is stuck.
+/// The sleep of a turn without an event after which something is stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Long enough for what is on its way over loopback to arrive; only ever a nothing is awaited.
+/// The time for bytes to arrive over loopback; used only where nothing is expected.
 const QUIET: Duration = Duration::from_millis(30);
 
-pub(super) fn on_every_tier(test: impl Fn(Options)) {
+pub(super) fn on_every_tier(test: impl Fn(ReactorOptions)) {
     let best = probe(None).unwrap().tier;
     for tier in Tier::ALL.into_iter().filter(|tier| *tier <= best) {
         eprintln!("tier {tier}");
-        test(Options { tier: Some(tier), entries: 256, ..Options::default() });
+        test(ReactorOptions { tier: Some(tier), entries: 256, ..ReactorOptions::default() });
     }
 }
 
-/// Both ends of a connection: ours and the peer's.
+/// Both ends of a connection: the reactor's and the peer's.
 pub(super) fn connection() -> (OwnedFd, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -46,7 +46,7 @@ pub(super) fn own(bytes: &[u8]) -> Batch {
 #[test]
 fn a_ring_that_polls_network_cards_says_so_and_receives_as_ever() {
     on_every_tier(|options| {
-        let mut reactor = match Reactor::new(&Options { napi_us: 50, ..options }) {
+        let mut reactor = match Reactor::new(&ReactorOptions { napi_us: 50, ..options }) {
             Ok(reactor) => reactor,
             Err(Unavailable::NoNapi(_)) => return,
             Err(other) => panic!("{other}"),
@@ -60,7 +60,7 @@ fn a_ring_that_polls_network_cards_says_so_and_receives_as_ever() {
         };
         assert_eq!(reactor.bytes(&chunk), b"hello");
         reactor.recycle(chunk);
-        // Registering anew shows what was in force.
+        // A new registration returns the settings that were in force.
         let mut napi = Napi::new();
         reactor.ring.submitter().register_napi(&mut napi).unwrap();
         assert_eq!(napi.busy_poll_timeout(), 50);
@@ -84,9 +84,9 @@ fn a_slot_that_was_given_up_never_gets_an_old_name_again() {
 
 #[test]
 fn a_flood_that_takes_all_chunks_keeps_nobody_from_being_read_for_more_than_four_turns() {
-    /// Chunks that are handled in a turn, as a shard does it.
+    /// Chunks that a turn handles, as a shard does it.
     const CHUNKS_PER_TURN: usize = 2;
-    /// To be told that there was no chunk, to be fed, and to be heard.
+    /// Turns until the socket is heard: one finds no chunk, one feeds it, one receives.
     const TURNS_MAX: usize = 4;
     on_every_tier(|options| {
         let mut reactor = Reactor::new(&options).unwrap();
@@ -104,9 +104,9 @@ fn a_flood_that_takes_all_chunks_keeps_nobody_from_being_read_for_more_than_four
                     asker.write_all(b"PING").unwrap();
                     asked = Some(turn);
                 }
-                reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+                reactor.turn(TurnWait::For(PATIENCE), &mut events).unwrap();
                 inbox.extend(events.drain(..));
-                // What is received of the quiet one is heard; of the flood some waits.
+                // Input of the quiet connection is heard; some of the flood's waits.
                 let sender = |event: &Event| match event {
                     Event::Received { socket, .. } => Some(*socket),
                     _ => None,
@@ -134,7 +134,7 @@ fn a_flood_that_takes_all_chunks_keeps_nobody_from_being_read_for_more_than_four
 
 #[test]
 fn floods_that_take_all_chunks_keep_no_newcomer_from_being_read() {
-    /// Chunks that are handled in a turn, as a shard does it.
+    /// Chunks that a turn handles, as a shard does it.
     const CHUNKS_PER_TURN: usize = 2;
     const TURNS_MAX: usize = 20;
     on_every_tier(|options| {
@@ -158,7 +158,7 @@ fn floods_that_take_all_chunks_keep_no_newcomer_from_being_read() {
                 (newcomer, theirs) = (Some(socket), Some(client));
             }
             let mut events = Vec::new();
-            reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+            reactor.turn(TurnWait::For(PATIENCE), &mut events).unwrap();
             inbox.extend(events);
             let is_newcomers = |event: &Event| match event {
                 Event::Received { socket, .. } => Some(*socket) == newcomer,
@@ -187,7 +187,7 @@ fn a_crowd_of_newcomers_keeps_nobody_who_was_there_from_being_read() {
     const CROWD: usize = 60;
     const TURNS_MAX: usize = 4;
     on_every_tier(|options| {
-        let mut reactor = Reactor::new(&Options { chunks: 4, ..options }).unwrap();
+        let mut reactor = Reactor::new(&ReactorOptions { chunks: 4, ..options }).unwrap();
         let (ours, mut asker) = connection();
         let quiet = reactor.adopt(ours, ZeroCopy::Never);
         reactor.read(quiet);
@@ -195,7 +195,7 @@ fn a_crowd_of_newcomers_keeps_nobody_who_was_there_from_being_read() {
             asker.write_all(b"PING").unwrap();
             let mut events = Vec::new();
             let is_heard = (0..turns_max).any(|_| {
-                reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+                reactor.turn(TurnWait::For(PATIENCE), &mut events).unwrap();
                 events.drain(..).fold(false, |is_heard, event| {
                     let Event::Received { socket, chunk } = event else { return is_heard };
                     reactor.recycle(chunk);
@@ -233,7 +233,7 @@ fn a_crowd_of_newcomers_keeps_nobody_who_was_there_from_being_read() {
 pub(super) fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
     for _ in 0..1000 {
-        reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+        reactor.turn(TurnWait::For(PATIENCE), &mut events).unwrap();
         if !events.is_empty() {
             return events;
         }
@@ -241,13 +241,13 @@ pub(super) fn events_of(reactor: &mut Reactor) -> Vec<Event> {
     panic!("nothing happens any more");
 }
 
-/// Takes turns until nothing happens for a while.
+/// Takes turns until no events come for a while.
 pub(super) fn events_until_quiet(reactor: &mut Reactor) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
         let before = events.len();
         for _ in 0..3 {
-            reactor.turn(Wait::For(QUIET), &mut events).unwrap();
+            reactor.turn(TurnWait::For(QUIET), &mut events).unwrap();
         }
         if events.len() == before {
             return events;
@@ -267,14 +267,15 @@ pub(super) fn closed(reactor: &mut Reactor, socket: SocketId) -> Option<Batch> {
     }
 }
 
-/// Everything that a peer hears until the other side ends; `false` when it ended by a reset.
+/// Returns all bytes that a peer receives until the other side ends; `false` when it ended by a
+/// reset.
 pub(super) fn hear_all(mut peer: &TcpStream) -> (Vec<u8>, bool) {
     let mut heard = Vec::new();
     let ended_well = peer.read_to_end(&mut heard).is_ok();
     (heard, ended_well)
 }
 
-/// Sends back what comes in, one batch at a time, until `ends` sockets are closed.
+/// Sends input back, one batch at a time, until `ends` sockets are closed.
 fn echo(reactor: &mut Reactor, ends: usize) {
     let mut outboxes: HashMap<SocketId, (VecDeque<Piece>, bool, bool)> = HashMap::new();
     let mut left = ends;
@@ -324,7 +325,7 @@ fn echo(reactor: &mut Reactor, ends: usize) {
     }
 }
 
-/// Peers that each send `len` bytes and check that the same come back.
+/// Peers that each send `len` bytes and check that the same bytes come back.
 fn start_echo_peers(address: SocketAddr, peers: usize, len: usize) -> Vec<thread::JoinHandle<()>> {
     let start = |seed| {
         thread::spawn(move || {
@@ -344,7 +345,7 @@ fn start_echo_peers(address: SocketAddr, peers: usize, len: usize) -> Vec<thread
     (0..peers).map(start).collect()
 }
 
-pub(super) fn echo_among(options: &Options, peers: usize, len: usize) {
+pub(super) fn echo_among(options: &ReactorOptions, peers: usize, len: usize) {
     let mut reactor = Reactor::new(options).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -362,19 +363,23 @@ fn what_a_peer_says_comes_back_whole() {
 #[test]
 fn more_senders_than_chunks_lose_nothing_and_all_come_to_an_end() {
     on_every_tier(|options| {
-        echo_among(&Options { chunks: 2, chunk_bytes: 512, ..options }, 24, 60_000);
+        echo_among(&ReactorOptions { chunks: 2, chunk_bytes: 512, ..options }, 24, 60_000);
     });
 }
 
 #[test]
 fn queues_that_are_too_small_for_a_turn_lose_nothing() {
-    on_every_tier(|options| echo_among(&Options { entries: 2, ..options }, 40, 50_000));
+    on_every_tier(|options| echo_among(&ReactorOptions { entries: 2, ..options }, 40, 50_000));
 }
 
 #[test]
 fn sends_without_a_copy_arrive_as_they_are() {
     on_every_tier(|options| {
-        echo_among(&Options { zero_copy_from: 1, send_bytes_max: 10_000, ..options }, 4, 500_000);
+        echo_among(
+            &ReactorOptions { zero_copy_from: 1, send_bytes_max: 10_000, ..options },
+            4,
+            500_000,
+        );
     });
 }
 
@@ -428,7 +433,7 @@ fn a_batch_of_many_pieces_arrives_whole_and_in_order_at_a_slow_reader() {
     });
 }
 
-/// Which of these sockets this process still has open.
+/// Returns how many of these sockets the process still has open.
 fn open_sockets(names: &HashSet<String>) -> usize {
     let entries = fs::read_dir("/proc/self/fd").unwrap();
     let links = entries.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
@@ -438,7 +443,7 @@ fn open_sockets(names: &HashSet<String>) -> usize {
 #[test]
 fn a_thousand_sockets_close_in_every_state_and_leave_nothing() {
     on_every_tier(|options| {
-        let options = Options { linger: Duration::from_millis(20), ..options };
+        let options = ReactorOptions { linger: Duration::from_millis(20), ..options };
         let mut reactor = Reactor::new(&options).unwrap();
         let much: crate::output::Segment = Rc::new(pattern(0, 8_000_000));
         let mut names = HashSet::new();
@@ -475,7 +480,7 @@ fn a_thousand_sockets_close_in_every_state_and_leave_nothing() {
             peers.push(theirs);
         }
         let mut events = Vec::new();
-        reactor.turn(Wait::No, &mut events).unwrap();
+        reactor.turn(TurnWait::No, &mut events).unwrap();
         for event in events.drain(..) {
             if let Event::Received { chunk, .. } = event {
                 reactor.recycle(chunk);
@@ -542,7 +547,7 @@ fn a_pause_stops_delivery_and_reading_resumes_without_loss() {
                     reactor.read(socket);
                     reactor.pause(socket);
                     let mut events = Vec::new();
-                    reactor.turn(Wait::No, &mut events).unwrap();
+                    reactor.turn(TurnWait::No, &mut events).unwrap();
                     has_ended |= hear(&mut reactor, events).1;
                     reactor.read(socket);
                 }
@@ -612,7 +617,7 @@ fn a_crowd_is_accepted_a_few_at_a_time() {
         let mut accepted = 0;
         while accepted < CROWD {
             let events = events_of(&mut reactor);
-            assert!(events.len() <= ACCEPTS_MAX as usize, "{} in one turn", events.len());
+            assert!(events.len() <= listen::ACCEPTS_MAX as usize, "{} in one turn", events.len());
             assert!(events.iter().all(|event| matches!(event, Event::Accepted { .. })));
             accepted += events.len();
         }
@@ -629,7 +634,7 @@ fn a_bell_wakes_a_sleeping_turn_from_any_thread() {
             let ringer = thread::spawn(move || waker.wake());
             let mut events = Vec::new();
             while events.is_empty() {
-                reactor.turn(Wait::For(PATIENCE), &mut events).unwrap();
+                reactor.turn(TurnWait::For(PATIENCE), &mut events).unwrap();
             }
             assert!(matches!(events.as_slice(), [Event::Woken]), "{events:?}");
             ringer.join().unwrap();
@@ -646,7 +651,7 @@ fn a_bell_wakes_a_sleeping_turn_from_another_reactor() {
             let ringer = thread::spawn(move || {
                 let mut other = Reactor::new(&options).unwrap();
                 other.wake(&waker);
-                other.turn(Wait::No, &mut Vec::new()).unwrap();
+                other.turn(TurnWait::No, &mut Vec::new()).unwrap();
             });
             let events = events_of(&mut reactor);
             assert!(matches!(events.as_slice(), [Event::Woken]), "{events:?}");
@@ -674,7 +679,7 @@ fn a_bell_of_a_reactor_that_is_gone_harms_nobody() {
 fn an_abort_ends_a_send_that_is_stuck() {
     on_every_tier(|options| {
         for zero_copy_from in [usize::MAX, 1] {
-            let options = Options { zero_copy_from, ..options.clone() };
+            let options = ReactorOptions { zero_copy_from, ..options.clone() };
             let mut reactor = Reactor::new(&options).unwrap();
             let (ours, theirs) = connection();
             let socket = reactor.adopt(ours, ZeroCopy::Allowed);
@@ -708,7 +713,7 @@ fn of_many_sockets_with_unsent_output_one_is_closed_a_turn() {
         let mut waiting = Vec::new();
         while waiting.last() != Some(&0) {
             // As long as one waits no turn sleeps.
-            reactor.turn(Wait::For(PATIENCE), &mut Vec::new()).unwrap();
+            reactor.turn(TurnWait::For(PATIENCE), &mut Vec::new()).unwrap();
             waiting.push(reactor.discarded.len());
         }
         let most = waiting.iter().position(|&count| count == 4).expect("all but one wait");
@@ -740,7 +745,7 @@ fn the_last_word_of_a_graceful_close_arrives_though_input_was_left_unread() {
 #[test]
 fn a_graceful_close_does_not_wait_forever_for_the_peer() {
     on_every_tier(|options| {
-        let options = Options { linger: Duration::from_millis(5), ..options };
+        let options = ReactorOptions { linger: Duration::from_millis(5), ..options };
         let mut reactor = Reactor::new(&options).unwrap();
         let (ours, _theirs) = connection();
         let socket = reactor.adopt(ours, ZeroCopy::Never);
@@ -834,7 +839,7 @@ fn an_idle_socket_costs_next_to_nothing() {
 #[test]
 fn a_graceful_close_leaves_the_kernel_what_it_has_taken() {
     on_every_tier(|options| {
-        let options = Options { linger: Duration::from_millis(50), ..options };
+        let options = ReactorOptions { linger: Duration::from_millis(50), ..options };
         let mut reactor = Reactor::new(&options).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 8192).unwrap();

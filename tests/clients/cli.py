@@ -121,10 +121,19 @@ def events():
     print(sorted(told))
 
 
-if sys.argv[1] == "version":
-    said = subprocess.run([NATS, "--version"], capture_output=True, text=True).stdout
-    print(said.strip().lstrip("v"))
-elif sys.argv[1].startswith("cli-"):
-    globals()[sys.argv[1].removeprefix("cli-")]()
-else:
-    sys.exit(77)
+def main():
+    import cli_streams
+
+    name = sys.argv[1].replace("-", "_")
+    own = name.removeprefix("cli_") if name.startswith("cli_") else ""
+    if sys.argv[1] == "version":
+        said = subprocess.run([NATS, "--version"], capture_output=True, text=True).stdout
+        print(said.strip().lstrip("v"))
+    elif behaviour := globals().get(own) or getattr(cli_streams, name, None):
+        behaviour()
+    else:
+        sys.exit(77)
+
+
+if __name__ == "__main__":
+    main()

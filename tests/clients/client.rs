@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a failure is reported by its panic")]
 #![expect(clippy::disallowed_types, reason = "the client calls back on threads of its own")]
 
+mod streams;
+
 use std::collections::HashSet;
 use std::env;
 use std::io::BufRead;
@@ -419,6 +421,7 @@ async fn behave(name: &str) {
             let context = async_nats::jetstream::new(connect().await);
             println!("{:?}", context.query_account().await.unwrap_err().kind());
         }
+        name if streams::behave(name).await => {}
         _ => exit(NOT_ASKED),
     }
 }

@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import * as nats from "@nats-io/transport-node";
+import { behaviours as ofStreams } from "./streams.mjs";
 
 const { URL: url, DIR: dir } = process.env;
 const PATIENCE = 20_000;
@@ -318,6 +319,7 @@ const behaviours = {
   },
 };
 
+Object.assign(behaviours, ofStreams({ connect, saw, ask, until, text }));
 const behaviour = behaviours[process.argv[2]];
 if (process.argv[2] === "version") {
   const path = new globalThis.URL("node_modules/@nats-io/transport-node/package.json", import.meta.url);

@@ -415,15 +415,23 @@ async def jetstream():
         saw(type(error).__name__)
 
 
-NAMES = {"connect": "connect_info"}
-name = sys.argv[1].replace("-", "_")
-behaviour = globals().get(NAMES.get(name, name))
-if sys.argv[1] == "version":
-    import importlib.metadata
+def main():
+    import streams
 
-    print(importlib.metadata.version("nats-py"))
-elif behaviour is None:
-    sys.exit(77)
-else:
-    asyncio.run(asyncio.wait_for(behaviour(), 60))
-    os._exit(0)
+    names = {"connect": "connect_info"}
+    name = sys.argv[1].replace("-", "_")
+    name = names.get(name, name)
+    behaviour = globals().get(name) or getattr(streams, name, None)
+    if sys.argv[1] == "version":
+        import importlib.metadata
+
+        print(importlib.metadata.version("nats-py"))
+    elif behaviour is None:
+        sys.exit(77)
+    else:
+        asyncio.run(asyncio.wait_for(behaviour(), 60 + 3 * int(os.environ.get("OBJECT_MB", 0))))
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

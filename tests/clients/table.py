@@ -3,14 +3,18 @@
 import argparse
 import base64
 import collections
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import queue
+import random
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +25,8 @@ import nkeys
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PATIENCE = 60
+# Large objects take longer, and some clients much.
+PATIENCE = 60 + 3 * int(os.environ.get("OBJECT_MB", 0))
 # What a client program exits with when it has no such behaviour.
 NOT_ASKED = 77
 
@@ -29,6 +34,10 @@ USER = 'authorization { users: [{user: u, password: p, permissions: {publish: ["
 USER += ', subscribe: ["open.>", "_INBOX.>"]}}] }'
 ACCOUNTS = "accounts { SYS { users: [{user: sys, password: s}] }"
 ACCOUNTS += ", APP { users: [{user: app, password: a}] } }, system_account: SYS, server_name: s"
+STREAMS = 'jetstream { store_dir: "$STORE", max_file: 10GB, max_mem: 1GB }, server_name: s'
+MQTT = 'mqtt { listen: "127.0.0.1:$MQTT_PORT" }, ' + STREAMS
+MQTT_USERS = f"{MQTT}, {USER}"
+MQTT_WEBSOCKET = f"{MQTT}, websocket {{ listen: 127.0.0.1:$WS_PORT, no_tls: true }}"
 TLS = 'tls { cert_file: "$DIR/server.pem", key_file: "$DIR/server.key"'
 # bcrypt of "secret"
 HASH = "$2a$04$shardcastOfficialTableqHlxOomxU2uu9qgkj4.6UjMR.3CiYdm"
@@ -78,6 +87,27 @@ BEHAVIOURS = {
     "cli-checks": ("checks server, connection and request as probes do", ACCOUNTS),
     "cli-bench": ("publishes, subscribes and asks as fast as it can", ACCOUNTS),
     "cli-events": ("shows who comes and goes", ACCOUNTS),
+    "streams": ("makes, fills, reads, changes, purges and removes streams; each refusal", STREAMS),
+    "streams-pull": ("fetches: limits, filters, waiting, work queues", STREAMS),
+    "streams-push": ("is sent messages: flow control, heartbeats, groups, starts", STREAMS),
+    "streams-ordered": ("3000 messages in order, without acknowledgements", STREAMS),
+    "streams-acks": ("acknowledges in each way, and gets again what it must", STREAMS),
+    "streams-kill": ("finds what was acknowledged after the server was killed", STREAMS),
+    "key-value": ("a bucket: history, watchers, revisions, deletes", STREAMS),
+    "objects": ("objects of 4 MB, or OBJECT_MB: lists, links, watchers, seals", STREAMS),
+    "cli-streams": ("makes, fills, shows, changes and removes streams", STREAMS),
+    "cli-consumers": ("makes, reads, pauses and removes consumers", STREAMS),
+    "cli-key-value": ("a bucket by hand", STREAMS),
+    "cli-objects": ("objects by hand", STREAMS),
+    "cli-js-bench": ("publishes and consumes as fast as it can", STREAMS),
+    "mqtt-messages": ("messages and filters of all qualities, one filter refused", MQTT),
+    "mqtt-flood": ("300 messages of all qualities at once: each once, in order", MQTT),
+    "mqtt-retained": ("retained messages: replaced, removed, for new filters", MQTT),
+    "mqtt-sessions": ("a session that is kept, taken over, and wiped", MQTT),
+    "mqtt-will": ("a will, retained, after a break and not after DISCONNECT", MQTT),
+    "mqtt-kill": ("session and retained message after the server was killed", MQTT),
+    "mqtt-users": ("a right login, a wrong one and none; permissions", MQTT_USERS),
+    "mqtt-websocket": ("100 kB of QoS 2 over WebSocket", MQTT_WEBSOCKET),
 }
 CLIENTS = {
     "async-nats": ("rust", "rust"),
@@ -86,6 +116,11 @@ CLIENTS = {
     "nats.go": ("go", "go"),
     "jnats": ("java", "java -cp jnats:jnats/* Client"),
     "nats CLI": ("cli", "python3 " + str(HERE / "cli.py")),
+}
+MQTT_CLIENTS = {
+    "paho-mqtt": ("mqtt-python", "python/bin/python " + str(HERE / "mqtt.py")),
+    "mqtt.js": ("mqtt-javascript", "node --no-warnings mqtt.mjs"),
+    "paho (Java)": ("mqtt-java", "java -cp mqtt-java:mqtt-java/* Mqtt"),
 }
 # Why something differs, by client (or `*`) and behaviour: "nats.js reconnect": "…". What differs
 # without a reason fails the run.
@@ -148,10 +183,12 @@ def make_credentials(directory):
 
 
 def free_port():
-    import socket
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that no outgoing connection takes meanwhile: below the kernel's own range."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 class Refused(Exception):
@@ -191,14 +228,17 @@ def start_servers(kind, command, behaviour, names):
     """The server of one behaviour, and where it needs one, another that it clusters with."""
     text = BEHAVIOURS[behaviour][1]
     routes = [free_port(), free_port()] if "$ROUTES" in text else [0]
+    if "$STORE" in text:
+        names["STORE"] = tempfile.mkdtemp(prefix="store", dir=names["DIR"])
     started = []
     for at, port in enumerate(routes):
         others = [f'"nats://127.0.0.1:{other}"' for other in routes if other != port]
         here = {**names, "ROUTE_PORT": port, "ROUTES": ", ".join(others)}
-        if "$WS_PORT" in text:
-            here["WS_PORT"] = names["WS_PORT"] = str(free_port())
+        for key in ["WS_PORT", "MQTT_PORT"]:
+            if "$" + key in text:
+                here[key] = names[key] = str(free_port())
         filled = re.sub(r"\$([A-Z_]+)", lambda found: str(here.get(found[1], found[0])), text)
-        config = pathlib.Path(names["DIR"]) / f"{kind}{at}.conf"
+        config = pathlib.Path(tempfile.mkdtemp(prefix=kind, dir=names["DIR"])) / f"{at}.conf"
         config.write_text(filled + "\n")
         try:
             started.append(Server(command, config))
@@ -247,6 +287,7 @@ def run_client(words, behaviour, servers, directory, env):
 def scrub(text, directory):
     """Ports, addresses and scratch paths differ from run to run."""
     text = text.replace(str(directory), "DIR")
+    text = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+(\.\d+)?Z?", "TIME", text)
     return re.sub(r"(localhost|127\.0\.0\.1|::1|\[::1\]):\d+", r"\1:PORT", text)
 
 
@@ -256,6 +297,9 @@ def main():
     parser.add_argument("--only", action="append")
     parser.add_argument("--client", action="append")
     parser.add_argument("--no-write", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2, help="behaviours at the same time")
+    parser.add_argument("--streams", action="store_true", help="only what needs JetStream")
+    parser.add_argument("--mqtt", action="store_true", help="clients of MQTT instead of NATS")
     args = parser.parse_args()
     original = os.environ["NATS_SERVER"]
     ours = os.environ.get("SHARDCAST") or str(ROOT / "target/debug/shardcast")
@@ -265,7 +309,7 @@ def main():
         "4 shards": [ours, "--shards", "4", "--no-pin"],
     }
     clients, absent = {}, []
-    for name, (ready, command) in CLIENTS.items():
+    for name, (ready, command) in (MQTT_CLIENTS if args.mqtt else CLIENTS).items():
         if args.client and name not in args.client:
             continue
         if not (args.dir / f"{ready}.ready").exists():
@@ -281,20 +325,41 @@ def main():
                                  env={**os.environ, **names, "URL": ""}).stdout.strip()
             for name, words in clients.items()
         }
+        behaviours = args.only or [
+            name for name, (_, config) in BEHAVIOURS.items()
+            if name.startswith("mqtt-") == args.mqtt and (config is STREAMS or not args.streams)]
         results = {}
-        for behaviour in args.only or BEHAVIOURS:
-            for client, words in clients.items():
-                for server, command in servers.items():
-                    result = attempt(server, command, behaviour, words, names, args.dir)
-                    result = (result[0], scrub(result[1], scratch))
+
+        def ask(behaviour, client):
+            return side_by_side(servers, behaviour, clients[client], names, args.dir)
+
+        # Most of the time is waited.
+        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+            asked = [(one, client, pool.submit(ask, one, client)) for one in behaviours for client in clients]
+            for behaviour, client, answer in asked:
+                for server, result in answer.result():
                     results[behaviour, client, server] = result
-                    print(f"{behaviour:18} {client:10} {server:11} {': '.join(result)}", flush=True)
+                    print(f"{behaviour:18} {client:10} {server:11} {': '.join(result)[:160]}", flush=True)
     text, wrong = table(results, clients, versions, absent, servers, original)
-    if not args.no_write and not args.only and not args.client:
+    if not (args.no_write or args.only or args.client or args.streams or args.mqtt):
         (ROOT / "COMPATIBILITY.md").write_text(text)
     for line in wrong:
         print(line)
+    asked = sum(result[0] != "not asked" for result in results.values()) // len(servers)
+    print(f"{asked - len(wrong)} passed, {len(wrong)} failed")
     sys.exit(1 if wrong else 0)
+
+
+def side_by_side(servers, behaviour, words, names, directory):
+    """What a client saw of each server, all at the same time."""
+
+    def one(server):
+        # Ports and stores are each server's own.
+        result = attempt(server, servers[server], behaviour, words, dict(names), directory)
+        return server, (result[0], scrub(result[1], names["DIR"]))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(one, servers))
 
 
 def attempt(server, command, behaviour, words, names, directory):
@@ -307,6 +372,16 @@ def attempt(server, command, behaviour, words, names, directory):
     finally:
         for one in started:
             one.stop()
+
+
+def difference(theirs, mine):
+    """Where the two begin to differ."""
+    if theirs == mine:
+        return "the same"
+    pairs = itertools.zip_longest(f"{theirs[0]}: {theirs[1]}".split("; "), f"{mine[0]}: {mine[1]}".split("; "))
+    one, other = next((one, other) for one, other in pairs if one != other)
+    at = max(0, len(os.path.commonprefix([one or "", other or ""])) - 100)
+    return f"{(one or '')[at:][:400]!r} with nats-server, {(other or '')[at:][:400]!r} here"
 
 
 def table(results, clients, versions, absent, servers, original):
@@ -334,9 +409,9 @@ def table(results, clients, versions, absent, servers, original):
         if any(one[0] == "refused" for one in mine):
             return "**not yet** " + note(reason or f"shardcast does not start: {mine[0][1]}")
         if not reason:
-            wrong.append(f"{behaviour} {client}: nats-server {theirs}, ours {mine}")
-            reason = f"not explained yet: {theirs[1]!r} with nats-server, {mine[0][1]!r} and "
-            reason += f"{mine[1][1]!r} here"
+            found = [f"{server}: {difference(theirs, one)}" for server, one in zip(ours, mine)]
+            reason = f"not explained yet: {'; '.join(found)}"
+            wrong.append(f"{behaviour} {client}: {reason}")
         return "differs " + note(reason)
 
     seen = [behaviour for behaviour in BEHAVIOURS if any(key[0] == behaviour for key in results)]

@@ -4,7 +4,7 @@
 use crate::broker::peers::{ask_until_answered, next, within};
 use crate::broker::wire::Wire;
 use crate::broker::{Broker, has_original, shard_counts};
-use async_nats::{Client, ConnectOptions, Event, RequestErrorKind, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, Message, RequestErrorKind, Subscriber};
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -43,13 +43,35 @@ async fn subscribe(client: &Client, subject: &'static str) -> Subscriber {
     subscriber
 }
 
-/// The next event on the subject that ends like this.
-async fn event(subscriber: &mut Subscriber, end: &str) -> (String, Value) {
-    loop {
-        let message = next(subscriber).await;
-        if message.subject.ends_with(end) {
-            return (message.subject.to_string(), parse(&message.payload));
+/// Events in the order of their arrival, and those that were passed over: nats-server tells some of
+/// them in any order.
+struct Events {
+    subscriber: Subscriber,
+    passed: Vec<Message>,
+}
+
+impl Events {
+    async fn on(client: &Client, filter: &'static str) -> Self {
+        Self { subscriber: subscribe(client, filter).await, passed: Vec::new() }
+    }
+
+    /// The next event on a subject that ends like this.
+    async fn next_of(&mut self, end: &str) -> Value {
+        let is_it = |event: &Message| event.subject.ends_with(end);
+        if let Some(at) = self.passed.iter().position(is_it) {
+            return parse(&self.passed.remove(at).payload);
         }
+        // Events that come for ever are not to hide one that does not.
+        let search = async {
+            loop {
+                let event = next(&mut self.subscriber).await;
+                if is_it(&event) {
+                    return parse(&event.payload);
+                }
+                self.passed.push(event);
+            }
+        };
+        within(search).await
     }
 }
 
@@ -119,10 +141,10 @@ async fn a_service_is_asked_from_another_account_and_a_stream_is_heard_there() {
 async fn the_system_account_hears_who_comes_and_goes_and_who_is_refused() {
     for broker in brokers() {
         let sys = connect(&broker, "sys").await;
-        let mut events = subscribe(&sys, "$SYS.>").await;
+        let mut events = Events::on(&sys, "$SYS.>").await;
         let fan = connect(&broker, "fan").await;
         // The subscriber's own coming may still be told, after it has subscribed.
-        let (_, came) = event(&mut events, "$SYS.ACCOUNT.FAN.CONNECT").await;
+        let came = events.next_of("$SYS.ACCOUNT.FAN.CONNECT").await;
         assert_eq!(came["type"], "io.nats.server.advisory.v1.client_connect");
         assert_eq!(came["server"]["name"], "one");
         assert_eq!(
@@ -130,20 +152,20 @@ async fn the_system_account_hears_who_comes_and_goes_and_who_is_refused() {
             (&json!("FAN"), &json!("fan"), &json!("rust"))
         );
         drop(fan);
-        while event(&mut events, "FAN.SERVER.CONNS").await.1["conns"] != 0 {}
-        let (_, went) = event(&mut events, "$SYS.ACCOUNT.FAN.DISCONNECT").await;
+        while events.next_of("FAN.SERVER.CONNS").await["conns"] != 0 {}
+        let went = events.next_of("$SYS.ACCOUNT.FAN.DISCONNECT").await;
         assert_eq!(went["client"]["id"], came["client"]["id"]);
         assert_eq!(went["reason"], "Client Closed");
         let wrong = ConnectOptions::with_user_and_password("fan".to_owned(), "q".to_owned());
         wrong.connect(broker.url()).await.unwrap_err();
-        let (_, refused) = event(&mut events, ".CLIENT.AUTH.ERR").await;
+        let refused = events.next_of(".CLIENT.AUTH.ERR").await;
         assert_eq!(refused["reason"], "Authentication Failure");
         assert_eq!(refused["client"]["user"], "fan");
-        let (_, went) = event(&mut events, "$SYS.ACCOUNT.$G.DISCONNECT").await;
+        let went = events.next_of("$SYS.ACCOUNT.$G.DISCONNECT").await;
         assert_eq!(went["reason"], "Authentication Failure");
         // Who says nothing at all is told of when it goes, too.
         drop(Wire::open(&broker));
-        let (_, went) = event(&mut events, "$SYS.ACCOUNT.$G.DISCONNECT").await;
+        let went = events.next_of("$SYS.ACCOUNT.$G.DISCONNECT").await;
         assert_eq!(
             (&went["client"]["acc"], &went["reason"]),
             (&json!("$G"), &json!("Client Closed"))
@@ -151,7 +173,7 @@ async fn the_system_account_hears_who_comes_and_goes_and_who_is_refused() {
         // It was nobody's, so no account has one less: what is told next is of the next to come.
         let _fan = connect(&broker, "fan").await;
         loop {
-            let subject = next(&mut events).await.subject;
+            let subject = next(&mut events.subscriber).await.subject;
             assert!(!subject.contains(".$G."), "{subject}");
             if subject.as_str() == "$SYS.ACCOUNT.FAN.CONNECT" {
                 break;
@@ -164,11 +186,11 @@ async fn the_system_account_hears_who_comes_and_goes_and_who_is_refused() {
 async fn the_system_account_is_told_that_the_server_sends_its_clients_away() {
     for broker in brokers() {
         let sys = connect(&broker, "sys").await;
-        let mut events = subscribe(&sys, "$SYS.SERVER.*.LAMEDUCK").await;
+        let mut events = Events::on(&sys, "$SYS.SERVER.*.LAMEDUCK").await;
         // What is answered behind the subscription says that it is in force.
         ask(&sys, "$SYS.REQ.USER.INFO", "").await;
         broker.signal(rustix::process::Signal::USR2);
-        let (_, told) = event(&mut events, ".LAMEDUCK").await;
+        let told = events.next_of(".LAMEDUCK").await;
         assert_eq!(told["name"], "one");
     }
 }

@@ -1,7 +1,10 @@
 //! Every way to make the server publish something, met by a permission that denies it: the same
 //! rows for nats-server and for us on each number of shards.
 //!
-//! Whoever adds another way (a last will, a retained message, …) adds its rows here.
+//! Whoever adds another way adds its rows here. Ways that other kinds of connections have are met
+//! by permissions beside what else these do: wills, retained messages and filters of MQTT clients
+//! in `mqtt.rs`, leaf nodes in `leaf.rs` and `hostile_leaf.rs`, users whom a service lets in in
+//! `callouts.rs` and the corpus' probe of it, users by tokens in `jwt.rs` and `resolver.rs`.
 
 use crate::broker::wire::Wire;
 use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
@@ -15,9 +18,13 @@ accounts {
         users: [
             {user: free, password: x}
             {user: limited, password: x, permissions: {
-                publish: {allow: ["tick", "m.*", "in.open", "st.open"], deny: "m.closed"}
+                publish: {
+                    allow: ["tick", "m.*", "in.open", "in.times", "st.open"], deny: "m.closed"
+                }
             }}
-            {user: denied, password: x, permissions: {publish: {deny: ["orders", "in.closed"]}}}
+            {user: denied, password: x, permissions: {
+                publish: {deny: ["orders", "in.closed", "in.times"]}
+            }}
             {user: answers, password: x, permissions: {
                 publish: "tick", allow_responses: {max: 1, expires: "1m"}
             }}
@@ -26,6 +33,8 @@ accounts {
         imports: [
             {service: {account: B, subject: "svc"}, to: "in.open"}
             {service: {account: B, subject: "svc"}, to: "in.closed"}
+            {service: {account: B, subject: "timed"}, to: "in.times"}
+            {service: {account: B, subject: "timed"}, to: "in.untimed"}
         ]
         mappings: {"m.open": "orders", "m.closed": "tick"}
         msg_trace: {dest: orders, sampling: 100}
@@ -35,7 +44,7 @@ accounts {
             {user: b, password: x}
             {user: mute, password: x, permissions: {publish: {deny: "_R_.>"}}}
         ]
-        exports: [{service: "svc"}]
+        exports: [{service: "svc"}, {service: "timed", latency: "lat"}]
         imports: [{stream: {account: A, subject: "st.>"}}]
     }
 }
@@ -62,6 +71,8 @@ const TO_ORDERS: &str = "Permissions Violation for Publish to \"orders\"";
 const TO_OTHER: &str = "Permissions Violation for Publish to \"other\"";
 const TO_ANSWER: &str = "Permissions Violation for Publish to \"_R_\"";
 const TO_CLOSED: &str = "Permissions Violation for Publish to \"in.closed\"";
+const TO_TIMES: &str = "Permissions Violation for Publish to \"in.times\"";
+const TO_UNTIMED: &str = "Permissions Violation for Publish to \"in.untimed\"";
 
 /// A row of a message without headers.
 const fn plain(
@@ -131,6 +142,10 @@ fn rows() -> Vec<Row> {
         plain("import of a service, allowed", "limited", "in.open", &[], &["A in.open", "B svc"]),
         plain("import of a service", "limited", "in.closed", &[TO_CLOSED], &[]),
         plain("import of a service, denied", "denied", "in.closed", &[TO_CLOSED], &[]),
+        // The report on a measured request, here on one without a reply, is the exporter's own.
+        plain("latency, allowed", "limited", "in.times", &[], &["A in.times", "B lat", "B timed"]),
+        plain("latency", "limited", "in.untimed", &[TO_UNTIMED], &[]),
+        plain("latency, denied", "denied", "in.times", &[TO_TIMES], &[]),
         plain(
             "import of a stream, allowed",
             "limited",
@@ -172,7 +187,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-fn answer_rows() -> [Row; 7] {
+fn answer_rows() -> [Row; 9] {
     [
         plain("answer that nobody asked for", "answers", "orders", &[TO_ORDERS], &[]),
         plain("answer", "answers", "orders", &[], &["A ask", "A orders"]).after("ask orders"),
@@ -203,6 +218,22 @@ fn answer_rows() -> [Row; 7] {
             &["A in.open", "B svc"],
         )
         .after("in.open orders"),
+        plain(
+            "latency of an answer",
+            "b",
+            "{reply}",
+            &[],
+            &["A in.times", "A orders", "B _R_", "B lat", "B timed"],
+        )
+        .after("in.times orders"),
+        plain(
+            "latency of an answer, denied",
+            "mute",
+            "{reply}",
+            &[TO_ANSWER],
+            &["A in.times", "B timed"],
+        )
+        .after("in.times orders"),
     ]
 }
 
@@ -366,7 +397,7 @@ fn outcome(broker: &Broker, row: &Row) -> (Vec<String>, Vec<String>) {
     let mut publisher = client(broker, row.user);
     let mut to = row.to.to_owned();
     if let Some(asked) = row.asked {
-        publisher.send(b"SUB ask 1\r\nSUB svc 2\r\n");
+        publisher.send(b"SUB ask 1\r\nSUB svc 2\r\nSUB timed 3\r\n");
         publisher.sync();
         let mut asker = client(broker, "free");
         asker.send(&publish(asked, &[]));

@@ -65,3 +65,14 @@ fn reloads_leave_nothing_of_the_options_before() {
         log_in(&broker, 299);
     }
 }
+
+#[test]
+fn an_idle_shard_takes_less_than_a_mebibyte() {
+    if is_nats_server() {
+        return;
+    }
+    let resident_kib = |shards| Broker::with_config(shards, "").resident_kib();
+    let (few, many) = (resident_kib(2), resident_kib(18));
+    let each = many.saturating_sub(few) / 16;
+    assert!(each < 1024, "{each} KiB for each shard");
+}

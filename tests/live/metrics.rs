@@ -1,11 +1,13 @@
 //! `/metrics` and `/shardz`: the form of what is told, and that it is true.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::disallowed_methods, reason = "tests bound how long they wait")]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
 
 use crate::broker::wire::Wire;
-use crate::broker::{Broker, http, is_nats_server, shard_counts};
+use crate::broker::{Broker, PATIENCE, http, is_nats_server, shard_counts};
 use serde_json::Value;
 
 const ARGS: &[&str] = &["-m", "-1"];
@@ -281,27 +283,107 @@ fn what_the_exporter_makes_of_varz_is_there() {
     }
 }
 
+/// A broker that has everything that our dashboard asks for.
+pub(crate) fn complete_broker() -> (Broker, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().display();
+    let config = format!("http: \"127.0.0.1:-1\"\njetstream {{ store_dir: \"{store}\" }}\n");
+    (Broker::with_config(2, &config), dir)
+}
+
+fn tuning(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/tuning/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// The queries of the dashboard, and those of the alerts.
+pub(crate) fn queries() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(&tuning("grafana.json")).unwrap();
+    let mut queries = Vec::new();
+    collect_queries(&dashboard, &mut queries);
+    assert!(queries.len() > 30, "{queries:?}");
+    let alerts = tuning("alerts.yml");
+    let alerts = alerts.lines().filter_map(|line| line.trim().strip_prefix("expr: "));
+    queries.extend(alerts.map(str::to_owned));
+    queries
+}
+
 #[test]
-fn our_dashboard_asks_for_nothing_that_is_not_there() {
+fn our_dashboard_and_alerts_ask_for_nothing_that_is_not_there() {
     if is_nats_server() {
         return;
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/grafana.json");
-    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let mut queries = Vec::new();
-    collect_queries(&dashboard, &mut queries);
-    assert!(queries.len() > 10, "{queries:?}");
-    let broker = Broker::start(2, ARGS);
+    let (broker, _dir) = complete_broker();
     let scrape = Scrape::of(&broker);
-    let there: HashSet<&str> = scrape.samples.iter().map(|(name, ..)| name.as_str()).collect();
-    for query in &queries {
+    let is_there = |name: &str| {
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        scrape.kinds.contains_key(name)
+            || family.is_some_and(|family| {
+                scrape.kinds.get(family).is_some_and(|kind| kind == "histogram")
+            })
+    };
+    for query in &queries() {
         let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        let ours: Vec<&str> = words.filter(|word| word.starts_with("shardcast_")).collect();
+        let prefixes = ["shardcast_", "process_", "jetstream_"];
+        let ours: Vec<&str> =
+            words.filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix))).collect();
         assert!(!ours.is_empty(), "{query}");
         for name in ours {
-            assert!(there.contains(name), "{name} is not in /metrics: {query}");
+            assert!(is_there(name), "{name} is not in /metrics: {query}");
+        }
+        // Shard 0 of one server is not shard 0 of another.
+        for by in query.split(" by (").skip(1) {
+            let by = by.split(')').next().unwrap();
+            assert!(by.contains("instance") || by == "account", "{query}");
         }
     }
+}
+
+#[test]
+fn a_scrape_has_what_prometheus_has_of_every_process() {
+    if is_nats_server() {
+        return;
+    }
+    let broker = Broker::start(1, ARGS);
+    let scrape = Scrape::of(&broker);
+    assert!(scrape.sum("process_resident_memory_bytes") > 1e6);
+    let (resident, mapped) = ("process_resident_memory_bytes", "process_virtual_memory_bytes");
+    assert!(scrape.sum(mapped) > scrape.sum(resident));
+    assert!(scrape.sum("process_cpu_seconds_total") > 0.0);
+    assert!(scrape.sum("process_start_time_seconds") > 1.7e9);
+    let _wires: Vec<Wire> = (0..10).map(|_| Wire::connect(&broker)).collect();
+    let now = Scrape::of(&broker);
+    assert!(now.sum("process_open_fds") >= scrape.sum("process_open_fds") + 10.0);
+    assert!(now.sum("process_max_fds") > now.sum("process_open_fds"));
+    assert_eq!(now.sum("shardcast_account_connections"), 10.0);
+}
+
+#[test]
+fn links_to_other_servers_are_told_with_their_lag() {
+    if is_nats_server() {
+        return;
+    }
+    let config = |routes: &str| {
+        format!(
+            "http: \"127.0.0.1:-1\"\ncluster {{ name: C, listen: \"127.0.0.1:-1\"\n\
+             pool_size: -1\n{routes} }}\n"
+        )
+    };
+    let mut first = Broker::with_config(1, &config(""));
+    let routes = format!("routes: [\"nats://127.0.0.1:{}\"]", first.route_port());
+    let second = Broker::with_config(1, &config(&routes));
+    let deadline = Instant::now() + PATIENCE;
+    let scrape = loop {
+        let scrape = Scrape::of(&second);
+        if scrape.samples.iter().any(|(name, ..)| name == "shardcast_link_rtt_seconds") {
+            break scrape;
+        }
+        assert!(Instant::now() < deadline, "no route is measured");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let name = "shardcast_link_pending_bytes";
+    let (_, labels, bytes) = scrape.samples.iter().find(|(other, ..)| other == name).unwrap();
+    assert_eq!((labels["kind"].as_str(), *bytes), ("route", 0.0));
+    assert!(scrape.sum("shardcast_link_rtt_seconds") > 0.0);
 }
 
 fn collect_queries(value: &Value, into: &mut Vec<String>) {

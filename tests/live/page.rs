@@ -284,6 +284,10 @@ fn the_page_shows_moving_figures_under_load_and_complains_of_nothing() {
         let seen = browser.value(all);
         browser.until(&format!("{all} !== {seen}"));
         browser.until("document.getElementById('line-out').getAttribute('d').includes('L')");
+        for id in ["hour-in", "hour-out", "hour-50"] {
+            browser
+                .until(&format!("document.getElementById('{id}').getAttribute('d').includes('L')"));
+        }
     });
     assert_eq!(browser.value("document.getElementById('state').textContent"), "live");
     assert_eq!(browser.complaints, [""; 0]);
@@ -331,7 +335,7 @@ fn the_page_can_be_read_by_day_by_night_and_on_a_phone() {
             grounds.push(browser.value("getComputedStyle(document.body).backgroundColor"));
         }
         assert_ne!(grounds[0], grounds[1], "there is a light and a dark page");
-        for width in [320, 390, 768, 1280] {
+        for width in [320, 400, 768, 1280] {
             let size = json!({
                 "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600,
             });
@@ -353,9 +357,9 @@ fn what_a_client_calls_itself_is_shown_and_never_run() {
     let _evil = subscriber(&broker, EVIL);
     browser.open(&format!("http://127.0.0.1:{}/", http::port(&broker)));
     browser.until("document.body.dataset.rounds >= 2");
-    let shown = "document.querySelector('#slow td.name').textContent";
+    let shown = "document.querySelector('#connections td.name').textContent";
     assert_eq!(browser.value(shown), EVIL);
-    assert_eq!(browser.value("document.querySelectorAll('#slow tbody td *').length"), 0);
+    assert_eq!(browser.value("document.querySelectorAll('#connections tbody td *').length"), 0);
     assert_eq!(browser.value("document.title"), "shardcast");
     assert_eq!(browser.complaints, [""; 0]);
     // Even if the page were careless, the browser would not run it, and these tests would know.
@@ -365,6 +369,128 @@ fn what_a_client_calls_itself_is_shown_and_never_run() {
     browser.value("new Promise(done => setTimeout(done, 100))");
     assert_eq!(browser.value("document.title"), "shardcast");
     assert!(!browser.complaints.is_empty(), "the browser says what it has not run");
+}
+
+#[test]
+fn the_page_tells_of_connections_accounts_streams_and_who_was_cut() {
+    if is_nats_server() {
+        return;
+    }
+    let Some(mut browser) = Browser::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(
+        "http: \"127.0.0.1:-1\"\njetstream {{ store_dir: \"{}\" }}\n\
+         cluster {{ name: C, listen: \"127.0.0.1:-1\" }}\n",
+        dir.path().display()
+    );
+    let mut broker = Broker::with_config(2, &config);
+    let routes = format!(
+        "cluster {{ name: C, listen: \"127.0.0.1:-1\"\n\
+         routes: [\"nats://127.0.0.1:{}\"] }}\nserver_name: other\n",
+        broker.route_port()
+    );
+    let _other = Broker::with_config(1, &routes);
+    let (_first, _second) = (subscriber(&broker, "first"), subscriber(&broker, "second"));
+    let mut streams = Wire::connect(&broker);
+    streams.send(b"SUB r 1\r\n");
+    for (subject, payload) in [
+        ("$JS.API.STREAM.CREATE.S", r#"{"name":"S","subjects":["s"]}"#),
+        (
+            "$JS.API.CONSUMER.DURABLE.CREATE.S.C",
+            r#"{"stream_name":"S","config":{"durable_name":"C","ack_policy":"explicit"}}"#,
+        ),
+        ("s", "kept"),
+    ] {
+        streams.send(format!("PUB {subject} r {}\r\n{payload}\r\n", payload.len()).as_bytes());
+    }
+    let mut bad = subscriber(&broker, "garbled");
+    bad.send(b"NONSENSE\r\n");
+    bad.until_pong_or_end();
+
+    browser.open(&format!("http://127.0.0.1:{}/", http::port(&broker)));
+    let text = |id: &str| format!("document.getElementById('{id}').innerText");
+    for (id, wanted) in [
+        ("connections", "second"),
+        ("connections", "$G"),
+        ("cut", "garbled"),
+        ("peers", "other"),
+        ("peers", "member"),
+        ("accounts", "$G"),
+        ("streams", "S"),
+        ("consumers", "C"),
+        ("memory", "MiB"),
+        ("cpu", "cores"),
+    ] {
+        browser.until(&format!("{}.includes('{wanted}')", text(id)));
+    }
+    browser.until(&format!("/Error|Violation/.test({})", text("cut")));
+    connections_are_searched_and_sorted(&mut browser);
+    it_fits_a_phone(&mut browser);
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+/// Of three connections one is "second".
+fn connections_are_searched_and_sorted(browser: &mut Browser) {
+    let rows = "document.querySelectorAll('#connections tbody tr').length";
+    browser.until(&format!("{rows} === 3"));
+    browser.value(
+        "(() => { const search = document.getElementById('search'); search.value = 'SECOND';\
+         search.dispatchEvent(new Event('input')); })()",
+    );
+    browser.until(&format!(
+        "{rows} === 1 && {}.includes('second')",
+        "document.getElementById('connections').innerText"
+    ));
+    browser.value("document.getElementById('search').value = ''");
+    browser.until(&format!("{rows} === 3"));
+    // A click sorts by a column, a second one the other way round.
+    let cids = "[...document.querySelectorAll('#connections tbody td:first-child')]\
+                .map((cell) => Number(cell.innerText))";
+    let click = "document.querySelector('#connections thead button').click()";
+    let sorted =
+        |order: &str| format!("{cids}.every((cid, i, all) => i === 0 || all[i - 1] {order} cid)");
+    browser.value(click);
+    browser.until(&sorted(">"));
+    browser.value(click);
+    browser.until(&sorted("<"));
+}
+
+fn it_fits_a_phone(browser: &mut Browser) {
+    // Whoever looks on a phone can look at all of it.
+    let size = json!({ "width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": true });
+    browser.call("Emulation.setDeviceMetricsOverride", size);
+    let wide = browser.value("document.documentElement.scrollWidth");
+    assert!(wide.as_i64() <= Some(400), "{wide}");
+    for scheme in ["light", "dark"] {
+        let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
+        browser.call("Emulation.setEmulatedMedia", json!({ "features": [feature] }));
+        assert_eq!(browser.value(PALE), json!([]), "{scheme}");
+    }
+}
+
+#[test]
+fn a_visit_starts_with_the_last_hour() {
+    if is_nats_server() {
+        return;
+    }
+    let broker = Broker::start(2, ARGS);
+    let deadline = Instant::now() + PATIENCE;
+    let mut publisher = Wire::connect(&broker);
+    let row = loop {
+        publisher.send(b"PUB a 1\r\nx\r\n");
+        publisher.sync();
+        let history = http::json(&broker, "/historyz");
+        assert_eq!(history["interval_s"], 10);
+        let rows = history["rows"].as_array().unwrap();
+        if let Some(row) = rows.iter().find(|row| row["in_msgs"].as_u64() > Some(0)) {
+            break row.clone();
+        }
+        assert!(Instant::now() < deadline, "{history}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(row["connections"], 1);
+    assert!(row["memory_bytes"].as_u64() > Some(1_000_000), "{row}");
+    assert!(row["delay50_ns"].as_u64() > Some(0), "{row}");
 }
 
 #[test]
@@ -379,7 +505,14 @@ fn every_link_of_the_page_leads_somewhere() {
     assert!(head.contains("content-security-policy: default-src 'none'; "), "{head}");
     let links: Vec<&str> =
         page.split("<a href=\".").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-    assert!(links.len() >= 7, "{links:?}");
+    assert!(links.len() >= 15, "{links:?}");
+    // Every page is linked, but for the one that a server without Raft has none of.
+    let pages = include_str!("../../src/monitor/mod.rs");
+    let pages = pages.lines().filter_map(|line| line.trim().strip_prefix("\"/"));
+    for page in pages.filter_map(|rest| rest.split('"').next()).filter(|page| !page.is_empty()) {
+        let is_linked = links.iter().any(|link| link.trim_start_matches('/').starts_with(page));
+        assert!(is_linked || page == "raftz", "{page} is not linked");
+    }
     for link in links {
         let (status, _, body) = http::get(&broker, &link.replace("&amp;", "&"));
         assert_eq!(status, 200, "{link}: {body}");

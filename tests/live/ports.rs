@@ -32,10 +32,12 @@ enum Port {
     Client,
     WebSocket,
     Route,
+    Gateway,
+    Leaf,
     Monitoring,
     Unix,
 }
-use Port::{Client, Monitoring, Route, Unix, WebSocket};
+use Port::{Client, Gateway, Leaf, Monitoring, Route, Unix, WebSocket};
 
 /// Either kind of socket, or what is said within TLS.
 trait Stream: Read + Write {}
@@ -94,7 +96,11 @@ impl Target {
              {http}: \"127.0.0.1:-1\"\nlisten_unix: '{}'\n\
              websocket {{ listen: \"127.0.0.1:-1\", {within} }}\n\
              server_name: s\ncluster {{ name: C, listen: \"127.0.0.1:-1\", pool_size: -1\n\
-             authorization {{ user: ann, password: secret, timeout: 5 }}\n{members} }}\n",
+             authorization {{ user: ann, password: secret, timeout: 5 }}\n{members} }}\n\
+             gateway {{ name: C, listen: \"127.0.0.1:-1\"\n\
+             authorization {{ user: ann, password: secret, timeout: 5 }}\n{members} }}\n\
+             leafnodes {{ listen: \"127.0.0.1:-1\"\n\
+             authorization {{ user: ann, password: secret, timeout: 5 }}\n{own} }}\n",
             unix.display()
         );
         Self { broker: Broker::with_config(shards, &config), authority, dir }
@@ -105,6 +111,8 @@ impl Target {
         let starts = match port {
             WebSocket => ["Listening for websocket clients on ", ""],
             Route => ["Listening for route connections on ", ""],
+            Gateway => ["Listening for gateways connections on ", ""],
+            Leaf => ["Listening for leafnode connections on ", ""],
             Monitoring => ["Starting http monitor on ", "Starting https monitor on "],
             Client | Unix => return self.broker.port(),
         };
@@ -138,7 +146,9 @@ impl Target {
             Raw::Unix(stream) => stream.set_read_timeout(Some(PATIENCE)).unwrap(),
         }
         // Clients of TCP are greeted in clear, those of this machine stay so.
-        let is_clear = matches!(port, Client | Unix) || (port == Route && self.authority.is_none());
+        let is_link = matches!(port, Route | Gateway);
+        let is_clear =
+            matches!(port, Client | Unix | Leaf) || (is_link && self.authority.is_none());
         let greeting = is_clear.then(|| line(raw.stream()));
         assert!(greeting.is_none_or(|greeting| greeting.starts_with("INFO {")));
         let mut stream: Box<dyn Stream> = match (&self.authority, port, raw) {
@@ -167,7 +177,7 @@ fn secured(authority: &Authority, port: Port, tcp: TcpStream) -> impl Stream + u
         .unwrap()
         .with_root_certificates(roots);
     // Members show one another who they are.
-    let config = if port == Route {
+    let config = if matches!(port, Route | Gateway) {
         let own = CertificateDer::from_pem_file(authority.file("server.pem")).unwrap();
         let key = PrivateKeyDer::from_pem_file(authority.file("server.key")).unwrap();
         config.with_client_auth_cert(vec![own], key).unwrap()
@@ -193,6 +203,20 @@ fn use_properly(port: Port, stream: &mut dyn Stream) {
                  RS+ $G a\r\nPING\r\n"
             )
             .unwrap();
+            until(stream, "PONG\r\n");
+        }
+        Gateway => {
+            write!(
+                stream,
+                "{login},\"name\":\"PEER\",\"gateway\":\"P\"}}\r\nINFO {{\"proto\":1,\
+                 \"server_id\":\"PEER\",\"server_name\":\"peer\",\"gateway\":\"P\"}}\r\n\
+                 RMSG $G a 1\r\nx\r\nPING\r\n"
+            )
+            .unwrap();
+            until(stream, "PONG\r\n");
+        }
+        Leaf => {
+            write!(stream, "{login},\"name\":\"peer\"}}\r\nLS+ a\r\nPING\r\n").unwrap();
             until(stream, "PONG\r\n");
         }
         Monitoring => {
@@ -250,6 +274,14 @@ fn bombs(port: Port) -> &'static [&'static [u8]] {
             b"SUB ",
             b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
         ],
+        Gateway => &[
+            b"RMSG A x 62914560\r\n",
+            b"CONNECT {\"name\":\"",
+            b"A+ ",
+            b"RS+ $G ",
+            b"INFO {\"server_id\":\"",
+            b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
+        ],
         Route => &[
             b"RMSG A x 62914560\r\n",
             b"CONNECT {\"name\":\"",
@@ -257,6 +289,14 @@ fn bombs(port: Port) -> &'static [&'static [u8]] {
             b"RS+ $G ",
             b"INFO {\"server_id\":\"",
             b"\xff\x06\0\0S2sTwO\0\xff\xff\x3f",
+            b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
+        ],
+        Leaf => &[
+            b"LMSG x 62914560\r\n",
+            b"CONNECT {\"name\":\"",
+            b"LS+ ",
+            b"INFO {\"compression\":\"",
+            b"INFO {\"compression\":\"s2_fast\"}\r\n\xff\x06\0\0S2sTwO\0\xff\xff\x3f",
             b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
         ],
         Monitoring => &[
@@ -268,6 +308,9 @@ fn bombs(port: Port) -> &'static [&'static [u8]] {
         WebSocket => &[
             b"GET / HTTP/1.1\r\nHost: ",
             b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n\
+              \x82\xff\0\0\0\0\x03\xc0\0\0\0\0\0\0CONNECT {\"user\":\"",
+            b"GET /leafnode HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
               Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n\
               \x82\xff\0\0\0\0\x03\xc0\0\0\0\0\0\0CONNECT {\"user\":\"",
             b"\x16\x03\x01\xff\xff\x01\xff\xff\xff",
@@ -351,7 +394,7 @@ fn deaf(target: &Target, port: Port) -> Vec<Raw> {
     let asked: &[u8] = match port {
         Monitoring => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
         WebSocket => b"GET / HTTP/1.1\r\n\r\n",
-        Client | Unix | Route => b"PING\r\n",
+        Client | Unix | Route | Gateway | Leaf => b"PING\r\n",
     };
     let asked = asked.repeat(200);
     for _ in 0..200 {
@@ -420,8 +463,28 @@ fn the_port_of_routes_withstands_strangers() {
 }
 
 #[test]
+fn the_port_of_gateways_withstands_strangers() {
+    withstands(Gateway, false);
+}
+
+#[test]
+fn the_port_of_gateways_with_tls_withstands_strangers() {
+    withstands(Gateway, true);
+}
+
+#[test]
 fn the_port_of_routes_with_tls_withstands_strangers() {
     withstands(Route, true);
+}
+
+#[test]
+fn the_port_of_leaf_nodes_withstands_strangers() {
+    withstands(Leaf, false);
+}
+
+#[test]
+fn the_port_of_leaf_nodes_with_tls_withstands_strangers() {
+    withstands(Leaf, true);
 }
 
 /// A peer at the port for routes of a cluster that asks for no password.

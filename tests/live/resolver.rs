@@ -3,7 +3,7 @@
 
 use crate::broker::peers::{ask_until_answered, next, within};
 use crate::broker::tokens::{World, credentials, credentials_of, token, unix_now, unlimited};
-use crate::broker::{Broker, has_original, is_nats_server, shard_counts};
+use crate::broker::{Broker, PATIENCE, has_original, is_nats_server, shard_counts};
 use async_nats::{Client, ConnectOptions, RequestErrorKind};
 use futures::StreamExt;
 use nkeys::KeyPair;
@@ -30,11 +30,20 @@ async fn on_each(world: &World, more: &str, test: impl AsyncFn(&mut Broker, &Cli
 
 async fn try_connect(broker: &Broker, credentials: &str) -> Result<Client, ()> {
     let options = ConnectOptions::with_credentials(credentials).expect("credentials");
-    options.connect(broker.url()).await.map_err(drop)
+    options.connection_timeout(PATIENCE).connect(broker.url()).await.map_err(drop)
 }
 
 async fn connect(broker: &Broker, credentials: &str) -> Client {
     try_connect(broker, credentials).await.expect("good credentials")
+}
+
+/// Connects as soon as the server knows the account.
+async fn connect_when_known(broker: &Broker, credentials: &str) -> Client {
+    loop {
+        if let Ok(client) = try_connect(broker, credentials).await {
+            return client;
+        }
+    }
 }
 
 async fn ask(client: &Client, subject: impl Into<String>, payload: impl Into<String>) -> String {
@@ -440,13 +449,10 @@ async fn members_of_a_cluster_have_the_same_accounts_whoever_was_told() {
         for account in [&late, &early] {
             let user = || credentials(account, unlimited(), json!({}));
             // It is told by the push, or asks for what it does not have.
-            let one = connect(&first, &user()).await;
+            // Either member may have answered the push, and the other one not have it yet.
+            let one = connect_when_known(&first, &user()).await;
             let mut heard = one.subscribe("a").await.expect("connected");
-            let other = loop {
-                if let Ok(client) = try_connect(&second, &user()).await {
-                    break client;
-                }
-            };
+            let other = connect_when_known(&second, &user()).await;
             // What was wanted of an account that the other did not know yet counts, too.
             loop {
                 other.publish("a", "x".into()).await.expect("connected");

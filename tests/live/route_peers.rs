@@ -245,6 +245,10 @@ fn members_of_our_kind_tell_what_was_passed_on_for_a_group_and_nobody_gets_it_tw
             client.expect(b"MSG s 1 1\r\n3\r\nMSG s 1 r 1\r\n4\r\n");
             expect(&mut peers[to], "RMSG $G s | g g 1", "3");
             expect(&mut peers[to], "RMSG $G s + r g g 1", "4");
+            // What its first server has passed on is for the group alone, and goes on once more.
+            peers[from].send(b"RMSG $G s | g g g 1\r\n7\r\nRMSG $G s + r g g g 1\r\n8\r\n");
+            expect(&mut peers[to], "RMSG $G s | g g 1", "7");
+            expect(&mut peers[to], "RMSG $G s + r g g 1", "8");
             // But only once: it would come round to where it was published.
             peers[from].send(b"RMSG $G s | g g 1\r\n5\r\nRMSG $G s | g 1\r\n6\r\n");
             client.expect(b"MSG s 1 1\r\n6\r\n");
@@ -467,7 +471,7 @@ fn rave(peer: &mut Wire, witness: &mut Wire, lines: impl Iterator<Item = String>
 fn whatever_a_mad_peer_says_takes_no_memory_that_it_does_not_give_back_and_others_are_served() {
     type Line = fn(usize) -> String;
     const FLOODS: [(&str, Line); 9] = [
-        ("unknown wishes end", |at| format!("RS- $G not.wanted.{at}\r\n")),
+        ("the end of unknown interest", |at| format!("RS- $G not.wanted.{at}\r\n")),
         ("invalid subjects", |at| format!("RS+ $G a..{at}\r\n")),
         ("accounts that nobody has", |at| format!("RMSG no{at} s 2\r\nhi\r\n")),
         ("weights", |at| format!("RS+ $G q g {}\r\n", [-1, 0, i64::MAX, 7][at % 4])),
@@ -484,7 +488,7 @@ fn whatever_a_mad_peer_says_takes_no_memory_that_it_does_not_give_back_and_other
         ("what it takes", |at| {
             format!("INFO {{\"server_id\":\"P\",\"import\":{{\"allow\":[\"a.{at}\"]}}}}\r\n")
         }),
-        ("wishes that end", |at| format!("RS+ A{at} s.{at} g 2\r\nRS- A{at} s.{at} g\r\n")),
+        ("interest that ends", |at| format!("RS+ A{at} s.{at} g 2\r\nRS- A{at} s.{at} g\r\n")),
     ];
     const GROWN_KIB_MAX: u64 = 24 * 1024;
     beside_a_mad_peer(|broker, peer, witness| {
@@ -551,10 +555,10 @@ fn a_peer_that_makes_no_sense_is_cut_and_nobody_else_notices() {
 }
 
 #[test]
-fn what_a_peer_wants_takes_about_as_much_memory_as_is_counted_for_it() {
-    const WISHES: u32 = 60_000;
-    // On the first shard, and on each other.
-    for (queue, first, other) in [("", 260, 190), (" workers 1", 450, 380)] {
+fn interest_of_a_peer_takes_about_as_much_memory_as_is_counted_for_it() {
+    const ENTRIES: u32 = 120_000;
+    // Bytes counted on the shard of the link, and on each other.
+    for (queue, first, other) in [("", 278, 171), (" workers 1", 478, 363)] {
         for shards in [1, 2] {
             let mut broker = member(Ours(shards), "a", &mut [], "");
             let mut witness = Wire::connect(&broker);
@@ -563,11 +567,13 @@ fn what_a_peer_wants_takes_about_as_much_memory_as_is_counted_for_it() {
             let line = |at: u32| format!("RS+ $G orders.region{}.{at:08}{queue}\r\n", at % 50);
             rave(&mut peer, &mut witness, (0..1000).map(line));
             let before = broker.resident_kib();
-            rave(&mut peer, &mut witness, (1000..WISHES).map(line));
+            rave(&mut peer, &mut witness, (1000..ENTRIES).map(line));
             let grown = broker.resident_kib().saturating_sub(before) * 1024;
-            let counted = u64::from(WISHES * (first + other * (shards - 1)));
-            let slack = 4 * 1024 * 1024;
-            assert!(grown < counted + slack, "{grown} for {counted}, {shards} shards, {queue:?}");
+            let counted = u64::from(ENTRIES * (first + other * (shards - 1)));
+            // Batches on their way between shards, and tables that grow, take some, once.
+            let slack = u64::from(shards) * 4 * 1024 * 1024;
+            let is_about = grown < counted + slack && grown + slack > counted * 7 / 8;
+            assert!(is_about, "{grown} for {counted}, {shards} shards, {queue:?}");
         }
     }
 }

@@ -122,7 +122,7 @@ fn who_cannot_show_a_certificate_that_holds_has_no_route() {
             "localhost",
             [&["UnknownCA", "BadCertificate"], &["UnknownIssuer"]],
         );
-        refuse(kinds, [pinned, known], "localhost", [&["not one of pinned_certs"], &[]]);
+        refuse(kinds, [pinned, known], "localhost", [&["not in pinned_certs"], &[]]);
         // One of them knows nothing of TLS.
         let hasty = &tls(&good, "member", &good, "timeout: 1");
         refuse(kinds, [hasty, ""], "localhost", [&["corrupt message", "timeout"], &[]]);

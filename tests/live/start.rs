@@ -1,6 +1,10 @@
 //! Starting and not starting: what an operator types, and what one line says when it cannot be.
 
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::broker::wire::Wire;
 use crate::broker::{Broker, http, is_nats_server, server_command, shard_counts};
@@ -22,6 +26,66 @@ fn the_help_flag_prints_the_flags_and_ends() {
         let said = [output.stdout, output.stderr].concat();
         assert!(String::from_utf8_lossy(&said).contains("--port"));
         assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn the_page_about_tls_the_manual_and_the_completions_are_printed() {
+    if is_nats_server() {
+        return;
+    }
+    for (args, wanted) in [
+        (&["--help_tls"][..], "TLS_AES_128_GCM_SHA256"),
+        (&["man"], ".TH shardcast 1"),
+        (&["completions", "bash"], "complete -F"),
+        (&["completions", "fish"], "complete -c shardcast"),
+    ] {
+        let output = run(args);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(wanted), "{args:?}: {said}");
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+    }
+    let output = run(&["completions", "csh"]);
+    assert!(errors(&output).contains("bash, zsh, fish"), "{output:?}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_service_manager_hears_of_the_start_each_reload_and_the_end() {
+    if is_nats_server() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let (socket, config) = (dir.path().join("notify"), dir.path().join("c.conf"));
+    let manager = UnixDatagram::bind(&socket).expect("bound");
+    manager.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    let hear = || {
+        let mut datagram = [0; 512];
+        let len = manager.recv(&mut datagram).expect("within the time");
+        String::from_utf8_lossy(&datagram[..len]).into_owned()
+    };
+    for last in [Signal::TERM, Signal::USR2] {
+        std::fs::write(&config, "max_payload: 1000\n").expect("written");
+        let mut server = Command::new(server_command());
+        server.args(["-a", "127.0.0.1", "-p", "-1", "-c"]).arg(&config);
+        let mut child = server.env("NOTIFY_SOCKET", &socket).spawn().expect("it runs");
+        let pid = Pid::from_child(&child);
+        let tell = |signal| kill_process(pid, signal).expect("it lives");
+        assert!(hear().starts_with("READY=1\n"));
+        // A failed reload ends, too.
+        for text in ["max_payload: 2000\n", "max_payload: x\n"] {
+            std::fs::write(&config, text).expect("written");
+            tell(Signal::HUP);
+            let reloading = hear();
+            let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+            assert!(time.trim().parse::<u64>().is_ok(), "{reloading}");
+            assert!(hear().starts_with("READY=1\n"));
+        }
+        tell(last);
+        assert!(hear().starts_with("STOPPING=1\nSTATUS="));
+        assert!(child.wait().expect("it ends").success());
+        while manager.set_nonblocking(true).is_ok() && manager.recv(&mut [0; 512]).is_ok() {}
+        manager.set_nonblocking(false).expect("set");
     }
 }
 
@@ -169,13 +233,10 @@ fn errors(output: &Output) -> String {
 }
 
 /// What is told of parts that are configured and not there.
-const ABSENT: [(&str, &str); 5] = [
-    ("jetstream { store_dir: /tmp/x, max_mem: 1GB }", "clients have no streams"),
-    ("leafnodes { port: 7422 }", "no leaf node can connect"),
-    ("gateway { name: A, port: 7222 }", "other clusters"),
-    ("mqtt { port: 1883 }", "no MQTT client can connect"),
-    ("accounts { A { jetstream: enabled } }", "clients have no streams"),
-];
+const ABSENT: [(&str, &str); 1] = [(
+    "proxies { trusted: [{key: NCQZNSP23RJLKZCEOUBZ3YD23BMDEC4FQ6TUTKREFMMINLJWT7IAPUIA}] }",
+    "the proxy of a client is not checked",
+)];
 
 #[test]
 fn a_part_that_is_configured_and_not_there_is_an_error_in_the_log_and_in_a_check() {
@@ -194,13 +255,8 @@ fn a_part_that_is_configured_and_not_there_is_an_error_in_the_log_and_in_a_check
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     for (number, (line, misses)) in (1..).zip(ABSENT) {
-        // The one within another is named as itself.
-        let (place, key) = match line.split_once("accounts { A { ") {
-            Some((_, rest)) => (line.len() - rest.len() + 1, rest),
-            None => (1, line),
-        };
-        let key = key.split([' ', ':']).next().expect("a key");
-        let wanted = format!("{number}:{place}: {key} is not supported yet and has no effect: ");
+        let key = line.split([' ', ':']).next().expect("a key");
+        let wanted = format!("{number}:1: {key} is not supported yet and has no effect: ");
         let logged = banner.lines().find(|logged| logged.contains(&wanted));
         let logged = logged.unwrap_or_else(|| panic!("{key} is not in {banner}"));
         assert!(logged.contains("[ERR]") && logged.contains(misses), "{logged}");
@@ -212,26 +268,25 @@ fn a_part_that_is_configured_and_not_there_is_an_error_in_the_log_and_in_a_check
 }
 
 #[test]
-fn a_probe_fails_where_clients_count_on_jetstream() {
+fn one_server_has_a_directory_of_streams_and_a_probe_finds_it_well() {
     if is_nats_server() {
         return;
     }
-    let http = "http: \"127.0.0.1:-1\"\n";
-    let broker = Broker::with_config(1, &format!("{http}jetstream: enabled\n"));
-    for path in ["/healthz", "/healthz?js-enabled-only=true", "/healthz?js-meta-only=1"] {
-        let (status, _, body) = http::get(&broker, path);
-        let wanted = r#"{"status":"unavailable","error":"JetStream not enabled (10076)"}"#;
-        assert_eq!((status, body.as_str()), (503, wanted), "{path}");
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let store = dir.path().to_str().expect("text");
+    let broker = Broker::start(2, &["-m", "-1", "-js", "-sd", store]);
+    for path in ["/healthz", "/healthz?js-enabled-only=true", "/healthz?account=$G"] {
+        assert_eq!(http::get(&broker, path).0, 200, "{path}");
     }
-    assert_eq!(http::get(&broker, "/healthz?js-server-only=true").0, 200);
-    for flag in ["-js", "--jetstream"] {
-        let broker = Broker::start(1, &["-m", "-1", flag]);
-        assert_eq!(http::get(&broker, "/healthz").0, 503, "{flag}");
-        let wanted = "[ERR] flag --jetstream is not supported yet and has no effect: clients have";
-        assert!(broker.banner().contains(wanted), "{}", broker.banner());
+    for line in ["Starting JetStream", "  Store Directory: \"", "  API Level:       5"] {
+        assert!(broker.banner().contains(line), "{line}: {}", broker.banner());
     }
+    let second = run(&["-p", "-1", "-js", "-sd", store]);
+    assert!(!second.status.success());
+    assert!(errors(&second).contains("another server has"), "{}", errors(&second));
     for off in ["", "jetstream: false\n", "jetstream { enabled: false }\n"] {
-        let broker = Broker::with_config(1, &format!("{http}{off}"));
+        let broker = Broker::with_config(1, &format!("http: \"127.0.0.1:-1\"\n{off}"));
         assert_eq!(http::get(&broker, "/healthz").0, 200, "{off}");
+        assert!(!broker.banner().contains("JetStream"), "{}", broker.banner());
     }
 }

@@ -12,7 +12,9 @@ use crate::broker::wire::Wire;
 use crate::broker::{Broker, has_original, shard_counts};
 use async_nats::{Client, ConnectOptions, Event, RequestErrorKind};
 use futures::StreamExt;
+use futures::future::join_all;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const CONFIG: &str = "
     server_name: one
@@ -26,7 +28,7 @@ const CONFIG: &str = "
 ";
 
 /// How long an answer is waited for that is not to come.
-const PATIENCE: std::time::Duration = std::time::Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 fn brokers() -> Vec<Broker> {
     let ours = shard_counts().iter().map(|shards| Broker::with_config(*shards, CONFIG));
@@ -41,8 +43,17 @@ async fn connect(broker: &Broker, user: &str) -> Client {
 
 /// The answer; `None` if there is none, an error if nobody listens.
 async fn ask(client: &Client, subject: &str, payload: &str) -> Result<Option<Value>, ()> {
+    ask_within(PATIENCE, client, subject, payload).await
+}
+
+async fn ask_within(
+    patience: Duration,
+    client: &Client,
+    subject: &str,
+    payload: &str,
+) -> Result<Option<Value>, ()> {
     let request = client.request(subject.to_owned(), payload.to_owned().into());
-    match tokio::time::timeout(PATIENCE, request).await {
+    match tokio::time::timeout(patience, request).await {
         Ok(Ok(answer)) => Ok(Some(serde_json::from_slice(&answer.payload).expect("JSON"))),
         Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(()),
         Ok(Err(error)) => panic!("{subject}: {error}"),
@@ -158,15 +169,15 @@ async fn a_server_answers_when_it_is_meant() {
     let mut all = Vec::new();
     for broker in brokers() {
         let system = connect(&broker, "sys").await;
-        let mut meant = Vec::new();
-        for filter in FILTERS {
-            for page in ["", ".HEALTHZ", ".IDZ"] {
-                let subject = format!("$SYS.REQ.SERVER.PING{page}");
-                let answer = ask(&system, &subject, filter).await.expect("it listens");
-                meant.push((filter, page, answer.is_some()));
-            }
-        }
-        all.push(meant);
+        let pages = ["", ".HEALTHZ", ".IDZ"];
+        let each = FILTERS.iter().flat_map(|filter| pages.map(|page| (filter, page)));
+        // All at once, so that there is time for late answers.
+        let meant = each.map(async |(filter, page)| {
+            let subject = format!("$SYS.REQ.SERVER.PING{page}");
+            let answer = ask_within(PATIENCE * 20, &system, &subject, filter).await;
+            (filter, page, answer.expect("it listens").is_some())
+        });
+        all.push(join_all(meant).await);
     }
     assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:#?}");
 }

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use shardcast::config::{Account, Export, Import, Options, Response, Secret, Shared, User};
-use shardcast::engine::{Action, ConnId, Engine, Identity, Peer, Record, Settings, ShardId};
+use shardcast::config::{Account, Export, Import, Options, Response, Secret, Shared, UserOptions};
+use shardcast::engine::{ConnId, Engine, Identity, Output, Peer, Record, Settings, ShardId};
 use shardcast::subject;
 
 const SUBJECTS: [&str; 8] = ["a", "a.x", "a.y", "b.x", "b.x.y", "c.x", "p.a.x", "p.b.x"];
@@ -52,6 +52,7 @@ fn accounts(rng: &mut fastrand::Rng) -> Vec<Account> {
                 response: if rng.bool() { Response::Singleton } else { Response::Stream },
                 response_threshold_ms: 1000,
                 allow_trace: rng.bool(),
+                latency: None,
             };
             all[at].exports.push(export);
         }
@@ -93,9 +94,9 @@ impl World {
         let mut options = Options::default();
         for account in &accounts {
             options.accounts.add(account.clone());
-            let user = User::named(format!("u{}", account.name));
+            let user = UserOptions::named(format!("u{}", account.name));
             let (account, password) = (account.name.clone(), Secret::new("p"));
-            options.auth.users.push(User { account, password, ..user });
+            options.auth.users.push(UserOptions { account, password, ..user });
         }
         let settings = Rc::new(Settings::new(&options, &Identity::default(), usize::MAX));
         let shards = rng.u8(1..4);
@@ -144,6 +145,14 @@ impl World {
 
     /// Lets shards act and lanes move in a random order until nothing happens any more.
     fn settle(&mut self) {
+        self.move_at_random();
+        // Chance may have left out a shard that had something to do.
+        while (0..self.engines.len()).any(|shard| self.turn(shard)) {
+            self.move_at_random();
+        }
+    }
+
+    fn move_at_random(&mut self) {
         let mut idle = 0;
         while idle < 4 * self.engines.len() * self.engines.len() + 4 {
             let shard = self.rng.usize(..self.engines.len());
@@ -166,8 +175,8 @@ impl World {
         let engine = &mut self.engines[shard];
         engine.tick();
         engine.end_turn();
-        while let Some(action) = engine.next_action() {
-            let Action::Flush(id) = action else { continue };
+        while let Some(action) = engine.next_output() {
+            let Output::Flush(id) = action else { continue };
             while let Some(batch) = engine.take_batch(id) {
                 let client = &mut self.clients[id.slot as usize];
                 let bytes: Vec<u8> = batch.iter().flat_map(|p| p.bytes()).copied().collect();

@@ -237,10 +237,18 @@ pub(crate) struct Book {
     pub(crate) rests: Vec<Step>,
     /// Pairs of servers between which a route came to its end, the smaller first, and when.
     partings: Vec<(usize, usize, Step)>,
+    /// Shards that deny a subject to those who get it, …
+    deniers: HashSet<usize>,
+    /// … and when one of them last ended to do so.
+    last_denial: Option<Step>,
     /// Messages that have arrived, over all subscriptions.
     pub(crate) deliveries: u64,
     /// There are several servers.
     pub(crate) has_cluster: bool,
+    /// Messages between servers may pass others.
+    pub(crate) has_leaves: bool,
+    /// Replies between servers may say where they lead to.
+    pub(crate) has_gateways: bool,
     /// Permissions change.
     has_reloads: bool,
     matches: Vec<Vec<bool>>,
@@ -271,8 +279,12 @@ impl Book {
             delivered: HashSet::new(),
             rests: Vec::new(),
             partings: Vec::new(),
+            deniers: HashSet::new(),
+            last_denial: None,
             deliveries: 0,
             has_cluster,
+            has_leaves: flavour.leaves,
+            has_gateways: flavour.gateways,
             has_reloads: flavour.reloads,
             matches,
             droppable: droppable.collect(),
@@ -314,6 +326,23 @@ impl Book {
     /// Whether a subject, by number, may be denied to those who get it.
     pub(crate) fn is_deniable(&self, subject: usize) -> bool {
         self.has_reloads && SUBJECTS[subject] == UNDELIVERED
+    }
+
+    /// A shard has got another configuration, which may deny a subject to those who get it.
+    pub(crate) fn note_denial(&mut self, shard: usize, denies: bool) {
+        if denies {
+            self.deniers.insert(shard);
+        } else if self.deniers.remove(&shard) {
+            self.last_denial = Some(self.step);
+        }
+    }
+
+    /// Whether a member of a queue group may have been denied a message since then: that message
+    /// is passed on to another one.
+    pub(crate) fn was_deniable_since(&self, id: usize, since: Step) -> bool {
+        let is_denied =
+            || !self.deniers.is_empty() || self.last_denial.is_some_and(|at| at >= since);
+        self.is_deniable(self.messages[id].subject) && is_denied()
     }
 
     /// An operation is answered with an error, and with nothing else.
@@ -381,10 +410,13 @@ impl Book {
         self.partings.push((one.min(other), one.max(other), self.step));
     }
 
-    /// Whether no route between two servers came to its end in that time.
+    /// Whether no route between two servers came to its end in that time; if others are between
+    /// the two, no route at all.
     pub(crate) fn are_joined(&self, one: usize, other: usize, from: Step, to: Step) -> bool {
         let pair = (one.min(other), one.max(other));
-        let parted = |&(a, b, at): &(usize, usize, Step)| (a, b) == pair && at >= from && at <= to;
+        let is_between = |between: (usize, usize)| between == pair || self.has_leaves;
+        let parted =
+            |&(a, b, at): &(usize, usize, Step)| is_between((a, b)) && at >= from && at <= to;
         !self.partings.iter().any(parted)
     }
 

@@ -99,10 +99,16 @@ impl Content {
 
     fn read(&self, at: usize, into: &mut [u8]) -> usize {
         let len = into.len().min(self.len.seen.saturating_sub(at));
-        for (offset, byte) in into[..len].iter_mut().enumerate() {
-            let place = at + offset;
-            let sector = self.sectors.get(place / SECTOR_BYTES);
-            *byte = sector.map_or(0, |sector| sector.seen[place % SECTOR_BYTES]);
+        let mut done = 0;
+        while done < len {
+            let (number, from) = ((at + done) / SECTOR_BYTES, (at + done) % SECTOR_BYTES);
+            let count = (SECTOR_BYTES - from).min(len - done);
+            let part = &mut into[done..done + count];
+            match self.sectors.get(number) {
+                Some(sector) => part.copy_from_slice(&sector.seen[from..from + count]),
+                None => part.fill(0),
+            }
+            done += count;
         }
         len
     }
@@ -135,8 +141,12 @@ enum Opened {
     Directory(PathBuf),
 }
 
+/// Whose files these are: each numbers them for itself.
+pub(super) type Owner = u8;
+
 /// An operation under way, with what its file's number meant when it began, and when that was.
 struct Working {
+    owner: Owner,
     op: DiskOp,
     on: Option<Opened>,
     began: u64,
@@ -149,7 +159,7 @@ pub(super) struct Disk {
     names: BTreeMap<PathBuf, usize>,
     safe_names: BTreeMap<PathBuf, usize>,
     unsafe_names: Vec<(u64, Naming)>,
-    open: BTreeMap<FileId, Opened>,
+    open: BTreeMap<(Owner, FileId), Opened>,
     working: Vec<Working>,
     /// Bytes that all files together may have.
     pub(super) bytes_max: usize,
@@ -179,16 +189,21 @@ impl Disk {
 
     /// An operation begins.
     pub(super) fn begin(&mut self, op: DiskOp) {
+        self.begin_for(0, op);
+    }
+
+    /// An operation of one of several owners begins.
+    pub(super) fn begin_for(&mut self, owner: Owner, op: DiskOp) {
         self.now += 1;
         let on = match &op.what {
             DiskWork::Write { file, .. }
             | DiskWork::Read { file, .. }
             | DiskWork::Sync { file }
-            | DiskWork::Allocate { file, .. } => self.open.get(file).cloned(),
-            DiskWork::Close { file } => self.open.remove(file),
+            | DiskWork::Allocate { file, .. } => self.open.get(&(owner, *file)).cloned(),
+            DiskWork::Close { file } => self.open.remove(&(owner, *file)),
             DiskWork::Open { .. } | DiskWork::Rename { .. } | DiskWork::Remove { .. } => None,
         };
-        self.working.push(Working { op, on, began: self.now });
+        self.working.push(Working { owner, op, on, began: self.now });
     }
 
     /// One of the operations under way ends.
@@ -196,14 +211,26 @@ impl Disk {
         if self.working.is_empty() {
             return None;
         }
+        let at = self.rng.usize(..self.working.len());
+        Some(self.finish(at))
+    }
+
+    /// One of the operations that an owner has under way ends.
+    pub(super) fn finish_one_of(&mut self, owner: Owner) -> Option<DiskDone> {
+        let own = (0..self.working.len()).filter(|at| self.working[*at].owner == owner);
+        let own: Vec<usize> = own.collect();
+        let at = *own.get(self.rng.usize(..own.len().max(1)))?;
+        Some(self.finish(at))
+    }
+
+    fn finish(&mut self, at: usize) -> DiskDone {
         self.now += 1;
-        let Working { op, on, began } =
-            self.working.swap_remove(self.rng.usize(..self.working.len()));
+        let Working { owner, op, on, began } = self.working.swap_remove(at);
         let fails = self.rng.u32(..100) < self.failures;
         let DiskOp { token, what } = op;
         let (outcome, block) = match (what, on) {
             (DiskWork::Open { file, path, how }, _) => {
-                (self.open_file(file, &path, how, fails), None)
+                (self.open_file((owner, file), &path, how, fails), None)
             }
             (DiskWork::Rename { from, to }, _) => (self.rename(&from, &to, fails), None),
             (DiskWork::Remove { path }, _) => (self.remove(&path, fails), None),
@@ -220,7 +247,20 @@ impl Disk {
             (DiskWork::Allocate { bytes, .. }, on) => (self.allocate(on, bytes, fails), None),
             (DiskWork::Close { .. }, on) => (on.map(|_| 0).ok_or_else(not_open), None),
         };
-        Some(DiskDone { token, outcome, block })
+        DiskDone { token, outcome, block }
+    }
+
+    /// The program ends: of what is under way some is carried out, and nothing is open any more.
+    pub(super) fn let_go(&mut self) {
+        while !self.working.is_empty() {
+            let at = self.rng.usize(..self.working.len());
+            if self.rng.bool() {
+                self.finish(at);
+            } else {
+                self.working.swap_remove(at);
+            }
+        }
+        self.open.clear();
     }
 
     /// The power fails: what is not safe is there, or not, or in part; nothing is open any more.
@@ -254,7 +294,58 @@ impl Disk {
         self.open.clear();
     }
 
-    fn open_file(&mut self, file: FileId, path: &Path, how: OpenAs, fails: bool) -> Outcome {
+    /// A bit turns over somewhere in what is stored, or a whole sector becomes zeroes. Returns
+    /// where, if anything is stored.
+    #[allow(dead_code, reason = "the simulator's shards store nothing yet")]
+    pub(super) fn rot(&mut self, whole_sector: bool) -> Option<(PathBuf, usize)> {
+        let mut places = Vec::new();
+        for (path, content) in &self.names {
+            let sectors = self.contents[*content].sectors.iter().enumerate();
+            let filled = sectors.filter(|(_, sector)| sector.seen.iter().any(|byte| *byte != 0));
+            places.extend(filled.map(|(number, _)| (path.clone(), *content, number)));
+        }
+        let (path, content, number) = places.get(self.rng.usize(..places.len().max(1)))?.clone();
+        let sector = &mut self.contents[content].sectors[number];
+        let mut image = sector.seen;
+        let at = self.rng.usize(..SECTOR_BYTES);
+        if whole_sector {
+            image.fill(0);
+        } else {
+            image[at] ^= 1 << self.rng.u32(..8);
+        }
+        sector.set(image, self.now, true);
+        Some((path, number * SECTOR_BYTES + at))
+    }
+
+    /// Bytes of a file become others, if it is as long; files are counted by their names, around.
+    #[allow(dead_code, reason = "for those who change files as they like")]
+    pub(super) fn scribble(&mut self, file: usize, at: usize, bytes: &[u8]) {
+        let contents: Vec<usize> = self.names.values().copied().collect();
+        let Some(content) = contents.get(file % contents.len().max(1)) else { return };
+        let content = &mut self.contents[*content];
+        let len = bytes.len().min(content.len.seen.saturating_sub(at));
+        if len > 0 {
+            content.write(at, &bytes[..len], (self.now, true), || true);
+        }
+    }
+
+    /// A page of a file becomes as another one of it is.
+    #[allow(dead_code, reason = "for those who change files as they like")]
+    pub(super) fn copy_page(&mut self, file: usize, to: usize, from: usize) {
+        let contents: Vec<usize> = self.names.values().copied().collect();
+        let Some(content) = contents.get(file % contents.len().max(1)) else { return };
+        let mut page = [0; PAGE_BYTES];
+        self.contents[*content].read(from * PAGE_BYTES, &mut page);
+        self.scribble(file, to * PAGE_BYTES, &page);
+    }
+
+    fn open_file(
+        &mut self,
+        file: (Owner, FileId),
+        path: &Path,
+        how: OpenAs,
+        fails: bool,
+    ) -> Outcome {
         assert!(!self.open.contains_key(&file), "{file:?} is the number of another open file");
         if fails {
             return Err(failure());

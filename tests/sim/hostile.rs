@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
-use shardcast::cluster::Part;
+use shardcast::cluster::PoolPart;
 use shardcast::config::{self, Options, args};
 use shardcast::engine::{
-    Action, ConnId, Engine, Identity, NewRoute, Peer, Record, RouteNotice, Settings, ShardId,
+    ConnId, Engine, Identity, NewRoute, Output, Peer, Record, RouteNotice, RouteOrder, Settings,
+    ShardId,
 };
 
-use shardcast::proto::route::{self, Accounts, Form, RouteOp, RouteParsed};
+use shardcast::proto::route::{self, AccountNaming, Form, RouteOp, RouteParsed};
 
 use super::wire::{self, Heard};
 
@@ -218,7 +219,7 @@ impl World {
         let engine = |shard| {
             let id = ShardId(u8::try_from(shard).expect("few shards"));
             let mut engine = Engine::new(id, shards, Rc::clone(&settings), shard as u64);
-            engine.name_cluster("C", false);
+            engine.on_route_order(RouteOrder::Name { name: "C".to_owned(), is_dynamic: false });
             engine
         };
         let lanes = || (0..shards).map(|_| VecDeque::new()).collect();
@@ -308,7 +309,7 @@ impl World {
         }
         let is_trusted = at == 0;
         let wire = match script.next() % 16 {
-            0..=3 if self.clients[at].is_route => wish(script),
+            0..=3 if self.clients[at].is_route => interest_entry(script),
             0 | 1 => {
                 let queue = script.one_of(&["", "", "q ", "w "]);
                 format!("SUB {} {queue}{}\r\n", script.one_of(&FILTERS), script.next() % 4)
@@ -357,28 +358,10 @@ impl World {
                 moved = true;
             }
         }
-        while let Some(trace) = engine.pop_message_trace() {
-            engine.publish_own(trace.account, &trace.dest, b"", b"{\"a\": \"document\"}");
-            moved = true;
-        }
-        while let Some(request) = engine.pop_server_request() {
-            engine.publish_own(request.account, &request.reply, b"", b"answer");
-            moved = true;
-        }
-        while let Some(notice) = engine.pop_route_notice() {
-            match notice {
-                RouteNotice::Greeted { rid, .. } => {
-                    engine.register_route(rid, part_of(rid));
-                }
-                RouteNotice::Heard { rid, .. } => engine.hear_on(rid),
-                _ => {}
-            }
-            moved = true;
-        }
         engine.end_turn();
-        while let Some(action) = engine.next_action() {
+        while let Some(action) = engine.next_output() {
             match action {
-                Action::Flush(id) => {
+                Output::Flush(id) => {
                     while let Some(batch) = engine.take_batch(id) {
                         let bytes: Vec<u8> =
                             batch.iter().flat_map(|p| p.bytes()).copied().collect();
@@ -387,12 +370,38 @@ impl World {
                         moved = true;
                     }
                 }
-                Action::Close { conn, .. } => {
-                    engine.on_closed(conn);
+                Output::Close { conn, .. } => {
+                    engine.on_closed(conn, None);
                     self.clients[conn.slot as usize].is_open = false;
                     self.generations[conn.slot as usize] += 1;
                 }
-                Action::Pause(_) | Action::Resume(_) => {}
+                Output::Trace(trace) => {
+                    engine.publish_own(
+                        trace.account,
+                        &trace.dest,
+                        b"",
+                        b"",
+                        b"{\"a\": \"document\"}",
+                    );
+                    moved = true;
+                }
+                Output::Ask(request) => {
+                    engine.publish_own(request.account, &request.reply, b"", b"", b"answer");
+                    moved = true;
+                }
+                Output::Link(notice) => {
+                    match *notice {
+                        RouteNotice::Greeted { rid, .. } => {
+                            engine.on_route_order(RouteOrder::Register(rid, part_of(rid)));
+                        }
+                        RouteNotice::Heard { rid, .. } => {
+                            engine.on_route_order(RouteOrder::HearOn(rid));
+                        }
+                        _ => {}
+                    }
+                    moved = true;
+                }
+                _ => {}
             }
         }
         for to in 0..self.lanes.len() {
@@ -409,8 +418,8 @@ impl World {
         for client in self.clients.iter_mut().filter(|client| client.is_route) {
             let heard = std::mem::take(&mut client.heard);
             let accounts = match part_of(u64::from(client.id.slot) + 1) {
-                Part::Account(_) => Accounts::Unnamed,
-                _ => Accounts::Named,
+                PoolPart::Account(_) => AccountNaming::Unnamed,
+                _ => AccountNaming::Named,
             };
             judge_route(&heard, Form { accounts, origins: true });
         }
@@ -428,14 +437,15 @@ impl World {
             }
             assert!(rest.is_empty(), "{} hears {}", client.user, wire::show(rest));
         }
-        let garbled: u64 = self.engines.iter().map(|engine| engine.stats().garbled_runs).sum();
+        let garbled: u64 =
+            self.engines.iter().map(|engine| engine.view().stats().garbled_runs).sum();
         assert_eq!(garbled, 0, "shards read what shards write");
     }
 }
 
 /// What goes over a route.
-fn part_of(rid: u64) -> Part {
-    if rid.is_multiple_of(2) { Part::All } else { Part::Account("A".into()) }
+fn part_of(rid: u64) -> PoolPart {
+    if rid.is_multiple_of(2) { PoolPart::All } else { PoolPart::Account("A".into()) }
 }
 
 /// Another server hears operations, of which none goes where nothing may.
@@ -456,8 +466,8 @@ fn judge_route(heard: &[u8], form: Form) {
     }
 }
 
-/// What another server wants, or wants no more, for its clients or for leaf nodes behind it.
-fn wish(script: &mut Script<'_>) -> Vec<u8> {
+/// The begin or end of a peer's interest, of its clients or of leaf nodes behind it.
+fn interest_entry(script: &mut Script<'_>) -> Vec<u8> {
     let op = script.one_of(&["RS+", "RS+", "RS-", "LS+", "LS+", "LS-"]);
     let mut words = vec![op];
     words.extend((op.starts_with('L') || script.next() < 8).then(|| script.one_of(&ORIGINS)));

@@ -11,9 +11,9 @@ use shardcast::engine::{ConnId, Transport};
 use shardcast::host::Tier;
 use shardcast::measure::Histogram;
 use shardcast::shard::{Clock, Door, Io};
-use shardcast::uring::{Batch, Closing, Counters, Event, ListenerId, SocketId, Wait, ZeroCopy};
+use shardcast::uring::{Batch, Closing, Counters, Event, ListenerId, SocketId, TurnWait, ZeroCopy};
 
-use super::disk::Disk;
+use super::disk::{Disk, Owner};
 
 /// Pieces of input that a shard can have at once, as many as a reactor has chunks.
 const CHUNKS_MAX: usize = 16;
@@ -56,7 +56,9 @@ struct State {
     asked: Vec<Asked>,
     /// Chunks that the shard has.
     lent: usize,
-    disk: Disk,
+    /// The disk, which other shards may have, too, and what this one is called there.
+    disk: Rc<RefCell<Disk>>,
+    owner: Owner,
     /// Another shard has woken this one, which does not know yet.
     is_woken: bool,
 }
@@ -68,8 +70,13 @@ pub(super) struct Kernel(Rc<RefCell<State>>);
 impl Kernel {
     /// `started` is the zero of its time; its disk makes choices by `seed`.
     pub(super) fn new(started: Instant, seed: u64) -> Self {
-        let (events, asked, disk) = (Vec::new(), Vec::new(), Disk::new(seed));
-        let state = State { started, now: 0, events, asked, lent: 0, disk, is_woken: false };
+        Self::on(started, Rc::new(RefCell::new(Disk::new(seed))), 0)
+    }
+
+    /// The same with a disk that is there.
+    pub(super) fn on(started: Instant, disk: Rc<RefCell<Disk>>, owner: Owner) -> Self {
+        let (events, asked) = (Vec::new(), Vec::new());
+        let state = State { started, now: 0, events, asked, lent: 0, disk, owner, is_woken: false };
         Self(Rc::new(RefCell::new(state)))
     }
 
@@ -84,7 +91,8 @@ impl Kernel {
 
     /// One operation on the disk is over, if any is under way.
     pub(super) fn finish_on_disk(&self) -> Option<Heard> {
-        let done = self.0.borrow_mut().disk.finish_one()?;
+        let state = self.0.borrow();
+        let done = state.disk.borrow_mut().finish_one_of(state.owner)?;
         Some(Event::Disk(Box::new(done)))
     }
 
@@ -119,7 +127,7 @@ impl Io for Kernel {
     type Chunk = Chunk;
     type Waker = Kernel;
 
-    fn turn(&mut self, _wait: Wait, events: &mut Vec<Heard>) -> io::Result<()> {
+    fn turn(&mut self, _wait: TurnWait, events: &mut Vec<Heard>) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         if std::mem::take(&mut state.is_woken) {
             events.push(Event::Woken);
@@ -158,7 +166,8 @@ impl Io for Kernel {
     }
 
     fn disk(&mut self, op: DiskOp) {
-        self.0.borrow_mut().disk.begin(op);
+        let state = self.0.borrow();
+        state.disk.borrow_mut().begin_for(state.owner, op);
     }
 
     fn hurry(&mut self) {}

@@ -5,12 +5,17 @@
 
 use std::collections::VecDeque;
 
-use shardcast::cluster::{ClientUrls, Members, Plan, Pooling, Step as Task};
+use shardcast::cluster::gateways::{GatewayPlan, GatewayStep, OtherClusters};
+use shardcast::cluster::{ClientUrls, LeafRemotes, Members, Plan, Pooling, RouteStep as Task};
 use shardcast::config::{Options, RouteUrl};
-use shardcast::engine::{ClusterIdentity, Identity, NewRoute, Peer, RouteNotice};
-use shardcast::shard::{Control, RouteOrder};
+use shardcast::engine::{
+    ClusterIdentity, DialedGateway, GatewayIdentity, GatewayNotice, Identity, LeafNotice,
+    NewGateway, NewRoute, Peer, RouteNotice,
+};
+use shardcast::shard::{Control, GatewayOrder, RouteOrder};
 
 use super::kernel::Heard;
+use super::leaves;
 use super::pipe::Pipe;
 use super::script::Flavour;
 use super::shards::{Order, Shard};
@@ -26,25 +31,47 @@ const HEAVY_ROUTE_BYTES_MAX: usize = 1_000_000;
 pub(super) struct Server {
     members: Members,
     notices: VecDeque<RouteNotice>,
-    last_rid: u64,
+    /// Where each server is a cluster of its own: what it knows of the others.
+    others: Option<OtherClusters>,
+    gateway_notices: VecDeque<GatewayNotice>,
+    /// Where servers are leaf nodes: what it knows of its hub.
+    pub(super) hubs: Option<LeafRemotes>,
+    pub(super) leaf_notices: VecDeque<LeafNotice>,
+    pub(super) last_rid: u64,
 }
+
+/// A server waits for the first words of a peer for this long, in nanoseconds.
+const INTRODUCTION_NS: u64 = 5_000_000_000;
+/// The same for a peer of another cluster.
+const GATEWAY_INTRODUCTION_NS: u64 = 2_000_000_000;
+/// Milliseconds between two PINGs of a gateway, at most.
+const GATEWAY_PING_MS_MAX: u64 = 15_000;
 
 /// One end of a route.
 pub(super) struct End {
     pub(super) pipe: Pipe,
     pub(super) server: usize,
-    rid: u64,
+    pub(super) rid: u64,
     /// The other end.
-    other: usize,
+    pub(super) other: usize,
     since: u64,
+    /// Its server has dialled another cluster.
+    is_outbound: bool,
+    /// Its server has heard who the peer is, and has let it stay.
+    pub(super) is_registered: bool,
     /// The network has lost it.
     is_reset: bool,
     /// It has to go by order of the members.
-    is_dismissed: bool,
+    pub(super) is_dismissed: bool,
 }
 
-fn name(server: usize) -> String {
+pub(super) fn name(server: usize) -> String {
     format!("server{server}")
+}
+
+/// The cluster of a server that has one for itself.
+fn cluster_of(server: usize) -> String {
+    format!("C{server}")
 }
 
 fn pooling(flavour: &Flavour) -> Pooling {
@@ -54,6 +81,23 @@ fn pooling(flavour: &Flavour) -> Pooling {
 }
 
 fn identity(server: usize, lives: u32, flavour: &Flavour) -> Identity {
+    if flavour.gateways {
+        let gateway = GatewayIdentity {
+            name: cluster_of(server),
+            host: name(server),
+            port: 1,
+            url: format!("{}:1", name(server)),
+        };
+        return Identity {
+            id: format!("N{server}L{lives}LONGENOUGH"),
+            name: name(server),
+            gateway: Some(gateway),
+            ..Identity::default()
+        };
+    }
+    if flavour.leaves {
+        return leaves::identity(server, lives);
+    }
     Identity {
         // Its first characters name a server in subjects.
         id: format!("N{server}L{lives}LONGENOUGH"),
@@ -95,6 +139,21 @@ impl Server {
         seed: u64,
     ) -> Self {
         let url = |to: &usize| RouteUrl { host: name(*to), port: 1, login: None };
+        let others = flavour.gateways.then(|| {
+            let plan = GatewayPlan {
+                name: cluster_of(server),
+                server_id: identity(server, lives, flavour).id,
+                server_name: name(server),
+                url: format!("{}:1", name(server)),
+                remotes: dials.iter().map(|to| (cluster_of(*to), vec![url(to)])).collect(),
+                // Nobody is given up for an attempt that fails.
+                connect_retries: u32::MAX,
+                ..GatewayPlan::default()
+            };
+            OtherClusters::new(plan, seed)
+        });
+        let hubs = flavour.leaves.then(|| LeafRemotes::new(leaves::plan(dials), seed));
+        let dials = if flavour.gateways || flavour.leaves { &[][..] } else { dials };
         let plan = Plan {
             id: identity(server, lives, flavour).id,
             pooling: pooling(flavour),
@@ -103,11 +162,22 @@ impl Server {
             connect_retries: u32::MAX,
             ..Plan::default()
         };
-        Self { members: Members::new(plan, seed), notices: VecDeque::new(), last_rid: 0 }
+        let members = Members::new(plan, seed);
+        Self {
+            members,
+            notices: VecDeque::new(),
+            others,
+            gateway_notices: VecDeque::new(),
+            hubs,
+            leaf_notices: VecDeque::new(),
+            last_rid: 0,
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        self.members.next_deadline()
+        let others = self.others.as_ref().and_then(OtherClusters::next_deadline);
+        let hubs = self.hubs.as_ref().and_then(LeafRemotes::next_deadline);
+        self.members.next_deadline().into_iter().chain(others).chain(hubs).min()
     }
 }
 
@@ -136,7 +206,116 @@ impl World {
             tell!(self, "server {server}: {task:?}");
             self.carry_out_task(server, task, eager);
         }
+        moved |= self.decide_on_hubs(server, count, eager);
+        moved | self.decide_on_clusters(server, count, eager)
+    }
+
+    /// The same for the thread that decides about other clusters.
+    fn decide_on_clusters(&mut self, server: usize, count: usize, eager: bool) -> bool {
+        let Server { others, gateway_notices, .. } = &mut self.servers[server];
+        let Some(others) = others else { return false };
+        others.set_now(self.now);
+        let mut moved = false;
+        for _ in 0..count {
+            let Some(notice) = gateway_notices.pop_front() else { break };
+            moved = true;
+            match notice {
+                GatewayNotice::Greeted { rid, info } => others.on_greeted(rid, &info),
+                GatewayNotice::Heard { rid, info } => others.on_heard(rid, &info),
+                GatewayNotice::Ended { rid } => others.on_ended(rid),
+                other => panic!("there are no routes: {other:?}"),
+            }
+        }
+        while let Some(step) = self.servers[server].others.as_mut().and_then(|o| o.next_step()) {
+            moved = true;
+            tell!(self, "server {server}: {step:?}");
+            self.carry_out_step(server, step, eager);
+        }
         moved
+    }
+
+    fn carry_out_step(&mut self, server: usize, step: GatewayStep, eager: bool) {
+        let (rid, order) = match step {
+            GatewayStep::Dial { cluster, url, .. } => {
+                return self.dial_cluster(server, &cluster, &url, eager);
+            }
+            GatewayStep::Register(rid, others) => {
+                for end in self.ends.iter_mut().filter(|e| e.server == server && e.rid == rid) {
+                    end.is_registered = true;
+                }
+                (rid, GatewayOrder::Register(rid, others))
+            }
+            GatewayStep::Close(rid, reason) => {
+                for end in self.ends.iter_mut().filter(|e| e.server == server && e.rid == rid) {
+                    end.is_dismissed = true;
+                }
+                (rid, GatewayOrder::Close(rid, reason))
+            }
+            GatewayStep::HearOn(rid) => (rid, GatewayOrder::HearOn(rid)),
+            GatewayStep::HearRoute(_) => panic!("there are no routes"),
+            // Only members of the same cluster are told.
+            GatewayStep::Urls(_) | GatewayStep::Members(_) | GatewayStep::Clusters(_) => return,
+        };
+        let end = self.ends.iter().find(|end| end.server == server && end.rid == rid);
+        let Some(shard) = end.map(|end| end.pipe.shard) else { return };
+        self.shards[shard].orders.push_back(Order::Tell(Control::Gateway(order)));
+    }
+
+    fn dial_cluster(&mut self, from: usize, cluster: &str, url: &RouteUrl, eager: bool) {
+        let to = (0..self.servers.len()).find(|to| name(*to) == url.host);
+        let Some(to) = to else { panic!("nobody listens at {url:?}") };
+        let fails = self.are_parted(from, to) || (!eager && self.rng.u32(..6) == 0);
+        let dialed = (!fails).then(|| {
+            let dialed = self.open_gateway(from, Some(cluster), 1);
+            let accepted = self.open_gateway(to, None, -1);
+            let others = self.servers[to].others.as_mut().expect("a cluster of its own");
+            others.on_accepted(accepted);
+            dialed
+        });
+        let others = self.servers[from].others.as_mut().expect("a cluster of its own");
+        others.on_dialed(cluster, dialed);
+    }
+
+    /// Opens the end of a gateway whose other end is so many places further on.
+    fn open_gateway(&mut self, server: usize, dialed: Option<&str>, other: isize) -> u64 {
+        self.servers[server].last_rid += 1;
+        let rid = self.servers[server].last_rid;
+        let is_outbound = dialed.is_some();
+        let shard = match is_outbound {
+            true => self.shards_of(server).end - 1,
+            false => self.shard_of_route(server, rid),
+        };
+        let id = self.shards[shard].take_slot();
+        let peer = Peer { cid: rid, ip: "127.0.0.1".into(), port: 1 };
+        let dialed = dialed.map(|cluster| DialedGateway {
+            cluster: cluster.to_owned(),
+            is_configured: true,
+            login: None,
+            host: String::new(),
+        });
+        let gateway = NewGateway { rid, dialed };
+        let adopt = Control::AdoptGateway { socket: id, peer, gateway };
+        self.shards[shard].orders.push_back(Order::Tell(adopt));
+        tell!(self, "server {server} has gateway {rid} on shard {shard} as {id:?}");
+        self.push_end(server, rid, Pipe::new(shard, id), other);
+        if let Some(end) = self.ends.last_mut() {
+            end.is_outbound = is_outbound;
+        }
+        rid
+    }
+
+    pub(super) fn push_end(&mut self, server: usize, rid: u64, pipe: Pipe, other: isize) {
+        self.ends.push(End {
+            pipe,
+            server,
+            rid,
+            other: self.ends.len().saturating_add_signed(other),
+            since: self.now,
+            is_outbound: false,
+            is_registered: false,
+            is_reset: false,
+            is_dismissed: false,
+        });
     }
 
     fn carry_out_task(&mut self, server: usize, task: Task, eager: bool) {
@@ -150,7 +329,12 @@ impl World {
                 }
                 return;
             }
-            Task::Register(rid, part) => (rid, RouteOrder::Register(rid, part)),
+            Task::Register(rid, part) => {
+                for end in self.ends.iter_mut().filter(|e| e.server == server && e.rid == rid) {
+                    end.is_registered = true;
+                }
+                (rid, RouteOrder::Register(rid, part))
+            }
             Task::Close(rid) => {
                 for end in self.ends.iter_mut().filter(|e| e.server == server && e.rid == rid) {
                     end.is_dismissed = true;
@@ -167,7 +351,7 @@ impl World {
     }
 
     /// Routes go round the shards.
-    fn shard_of_route(&self, server: usize, rid: u64) -> usize {
+    pub(super) fn shard_of_route(&self, server: usize, rid: u64) -> usize {
         let shards = self.shards_of(server);
         let at = usize::try_from(rid % shards.len() as u64).unwrap_or(0);
         shards.start + at
@@ -196,15 +380,7 @@ impl World {
         let adopt = Control::AdoptRoute { socket: id, peer, route };
         self.shards[shard].orders.push_back(Order::Tell(adopt));
         tell!(self, "server {server} has route {rid} on shard {shard} as {id:?}");
-        self.ends.push(End {
-            pipe: Pipe::new(shard, id),
-            server,
-            rid,
-            other: self.ends.len().saturating_add_signed(other),
-            since: self.now,
-            is_reset: false,
-            is_dismissed: false,
-        });
+        self.push_end(server, rid, Pipe::new(shard, id), other);
         rid
     }
 
@@ -212,6 +388,12 @@ impl World {
         let here = &self.shards[shard];
         while let Some(notice) = here.pop_notice() {
             self.servers[here.server].notices.push_back(notice);
+        }
+        while let Some(notice) = here.pop_gateway_notice() {
+            self.servers[here.server].gateway_notices.push_back(notice);
+        }
+        while let Some(notice) = here.pop_leaf_notice() {
+            self.servers[here.server].leaf_notices.push_back(notice);
         }
     }
 
@@ -281,8 +463,19 @@ impl World {
         let deadline = self.flavour.write_deadline_ms * NS_PER_MS;
         let late = end.pipe.batch.as_ref().is_some_and(|b| b.since + deadline <= self.now);
         // A peer that does not answer is stale after two intervals, and one that says nothing.
-        let stale = self.now - end.since >= 2 * self.flavour.ping_interval_ms * NS_PER_MS;
-        let over = end.is_reset || end.pipe.end_handed || end.is_dismissed;
+        let interval_ms = self.flavour.ping_interval_ms;
+        let (interval_ms, introduction_ns) = match self.flavour {
+            Flavour { gateways: true, .. } => {
+                (interval_ms.min(GATEWAY_PING_MS_MAX), GATEWAY_INTRODUCTION_NS)
+            }
+            Flavour { leaves: true, .. } => (interval_ms, leaves::INTRODUCTION_NS),
+            _ => (interval_ms, INTRODUCTION_NS),
+        };
+        let stale = self.now - end.since >= 2 * interval_ms * NS_PER_MS;
+        // What a peer says first may be longer on its way than it is waited for, at either end.
+        let is_introduced = end.is_registered && self.ends[end.other].is_registered;
+        let unheard = !is_introduced && self.now - end.since >= introduction_ns;
+        let over = end.is_reset || end.pipe.end_handed || end.is_dismissed || unheard;
         let is_narrow = self.flavour.pending_bytes_min() < 64 * 1024 * 1024;
         assert!(
             over || late || stale || is_narrow || self.is_leaving,
@@ -307,7 +500,27 @@ impl World {
 
     /// The network loses a route, and some of what is on its way.
     pub(super) fn cut_route(&mut self, which: u8) {
-        let Some(at) = self.pick_end(which) else { return };
+        if let Some(at) = self.pick_end(which) {
+            self.lose(at);
+        }
+    }
+
+    /// A server loses all its routes, and gets no others for now.
+    pub(super) fn part_server(&mut self, server: u8) {
+        let server = usize::from(server) % self.servers.len();
+        tell!(self, "server {server} is parted from the others");
+        self.parted = Some(server);
+        let lost = |end: &&End| end.server == server && end.pipe.is_open() && !end.is_reset;
+        let others: Vec<usize> = self.ends.iter().filter(lost).map(|end| end.other).collect();
+        others.into_iter().for_each(|end| self.lose(end));
+    }
+
+    /// Whether nobody gets from one server to the other.
+    pub(super) fn are_parted(&self, from: usize, to: usize) -> bool {
+        self.parted.is_some_and(|parted| parted == from || parted == to)
+    }
+
+    fn lose(&mut self, at: usize) {
         let other = self.ends[at].other;
         tell!(self, "ends {at} and {other} of a route are lost");
         self.book.step += 1;
@@ -328,7 +541,7 @@ impl World {
 
     /// All routes take what they are given again; whether one did not.
     pub(super) fn unstall_routes(&mut self) -> bool {
-        let mut any = false;
+        let mut any = self.parted.take().is_some();
         for end in &mut self.ends {
             any |= std::mem::take(&mut end.pipe.stalled);
         }
@@ -343,13 +556,19 @@ impl World {
         if let Some(end) = ends.find(|end| !end.pipe.reading) {
             return Some(format!("route {} of server {} is paused", end.rid, end.server));
         }
+        if self.flavour.gateways {
+            return self.clusters_unrest();
+        }
+        if self.flavour.leaves {
+            return self.leaves_unrest();
+        }
         for (server, Server { notices, .. }) in self.servers.iter().enumerate() {
             if self.is_leaving {
                 break;
             }
             assert!(notices.is_empty(), "nobody has looked at {notices:?}");
             let shards = &self.shards[self.shards_of(server)];
-            let routes = shards.iter().flat_map(|shard| shard.engine().routes(false));
+            let routes = shards.iter().flat_map(|shard| shard.engine().view().routes(false));
             let mut remotes: Vec<String> = routes.map(|route| route.remote_name).collect();
             remotes.sort_unstable();
             let others = (0..self.servers.len()).filter(|other| *other != server);
@@ -358,6 +577,29 @@ impl World {
             let open = self.ends.iter().filter(|e| e.server == server && !e.pipe.gone).count();
             if remotes != wanted || open != wanted.len() {
                 return Some(format!("server {server} has {open} routes, to {remotes:?}"));
+            }
+        }
+        None
+    }
+
+    /// The same for clusters: each has one gateway to each other one, and one from there.
+    fn clusters_unrest(&self) -> Option<String> {
+        for (server, Server { gateway_notices, .. }) in self.servers.iter().enumerate() {
+            if self.is_leaving {
+                break;
+            }
+            assert!(gateway_notices.is_empty(), "nobody has looked at {gateway_notices:?}");
+            let shards = &self.shards[self.shards_of(server)];
+            let gateways = shards.iter().flat_map(|shard| shard.engine().view().gateways(false));
+            let mut known: Vec<(String, bool)> =
+                gateways.map(|gateway| (gateway.cluster, gateway.is_outbound)).collect();
+            known.sort_unstable();
+            let others = (0..self.servers.len()).filter(|other| *other != server);
+            let wanted = others.flat_map(|other| [false, true].map(|out| (cluster_of(other), out)));
+            let wanted: Vec<(String, bool)> = wanted.collect();
+            let open = self.ends.iter().filter(|e| e.server == server && !e.pipe.gone).count();
+            if known != wanted || open != wanted.len() {
+                return Some(format!("server {server} has {open} gateways, to {known:?}"));
             }
         }
         None
@@ -379,8 +621,12 @@ impl World {
         }
         assert!(self.ends.iter().all(|end| end.pipe.gone), "a route remains");
         for (at, shard) in self.shards.iter().enumerate() {
-            assert_eq!(shard.engine().filters(), 0, "interest of peers remains on shard {at}");
-            assert_eq!(shard.engine().output_bytes(), 0, "output remains on shard {at}");
+            assert_eq!(
+                shard.engine().view().filters(),
+                0,
+                "interest of peers remains on shard {at}"
+            );
+            assert_eq!(shard.engine().view().output_bytes(), 0, "output remains on shard {at}");
         }
     }
 }

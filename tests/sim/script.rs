@@ -100,6 +100,10 @@ pub(crate) enum Op {
     },
     /// … until this, or until all is to come to rest.
     UnstallRoutes,
+    /// A server loses all its routes, and gets none until then.
+    Part {
+        server: u8,
+    },
     /// A server gets another configuration.
     Reload {
         server: u8,
@@ -141,7 +145,7 @@ impl Op {
     pub(crate) fn is_about_servers(self) -> bool {
         let is_about_routes =
             matches!(self, Self::CutRoute { .. } | Self::StallRoute { .. } | Self::UnstallRoutes);
-        is_about_routes || matches!(self, Self::Reload { .. })
+        is_about_routes || matches!(self, Self::Part { .. } | Self::Reload { .. })
     }
 }
 
@@ -154,6 +158,10 @@ pub(crate) enum Kind {
     Cluster,
     /// One server or several, which get other limits and permissions all the while.
     Reloads,
+    /// Several clusters of one server each, which are joined by gateways.
+    Clusters,
+    /// A tree of servers, each but the first a leaf node of one before it.
+    Leaves,
 }
 
 /// How the server and its surroundings are.
@@ -172,6 +180,10 @@ pub(crate) struct Flavour {
     pub(crate) ping_interval_ms: u64,
     /// Routes between each two servers; 0: one, without a pool.
     pub(crate) pool_size: u16,
+    /// Each server is a cluster of its own.
+    pub(crate) gateways: bool,
+    /// Each server but the first is a leaf node of another one.
+    pub(crate) leaves: bool,
 }
 
 impl Flavour {
@@ -226,14 +238,18 @@ impl Plan {
         let schedule = u64::from_le_bytes(std::array::from_fn(|_| bytes.or_zero()));
         let servers = match kind {
             Kind::Server => vec![Vec::new()],
-            Kind::Cluster => servers(&mut bytes),
+            Kind::Cluster | Kind::Clusters => servers(&mut bytes),
+            Kind::Leaves => tree(servers(&mut bytes)),
             Kind::Reloads if bytes.or_zero() < 128 => vec![Vec::new()],
             Kind::Reloads => servers(&mut bytes),
         };
         let shards = bytes.or_zero() % SHARDS_MAX + 1;
         let clients = bytes.or_zero() % (CLIENTS_MAX - 1) + 2;
         let mut flavour = flavour(bytes.or_zero(), bytes.or_zero());
-        flavour.reloads = kind == Kind::Reloads;
+        let may_reload = matches!(kind, Kind::Clusters | Kind::Leaves);
+        flavour.reloads = kind == Kind::Reloads || (may_reload && schedule.is_multiple_of(3));
+        flavour.gateways = kind == Kind::Clusters;
+        flavour.leaves = kind == Kind::Leaves;
         let new_phase = || vec![VecDeque::new(); usize::from(clients)];
         let mut phases = vec![new_phase()];
         for _ in 0..OPS_MAX {
@@ -242,7 +258,8 @@ impl Plan {
                 phases.push(new_phase());
                 continue;
             }
-            let Some(op) = op(kind, &mut bytes, clients) else { break };
+            let how = (kind, flavour.reloads);
+            let Some(op) = op(how, &mut bytes, clients) else { break };
             if let Some(phase) = phases.last_mut() {
                 phase[usize::from(client % clients)].push_back(op);
             }
@@ -269,6 +286,13 @@ fn servers(bytes: &mut Bytes<'_>) -> Vec<Vec<usize>> {
     dials
 }
 
+/// Of whom each dials only the first, and the very first dials nobody.
+fn tree(servers: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+    let hub =
+        |(at, dials): (usize, Vec<usize>)| dials.into_iter().filter(move |to| *to < at).take(1);
+    servers.into_iter().enumerate().map(|server| hub(server).collect()).collect()
+}
+
 fn flavour(first: u8, second: u8) -> Flavour {
     let heavy = first % 16 == 15;
     Flavour {
@@ -285,20 +309,23 @@ fn flavour(first: u8, second: u8) -> Flavour {
         write_deadline_ms: if (second / 8).is_multiple_of(4) { 500 } else { 10_000 },
         ping_interval_ms: if (second / 32).is_multiple_of(4) { 1_000 } else { 120_000 },
         pool_size: u16::from(second % 4),
+        gateways: false,
+        leaves: false,
     }
 }
 
-fn op(kind: Kind, bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
+fn op((kind, reloads): (Kind, bool), bytes: &mut Bytes<'_>, clients: u8) -> Option<Op> {
     let first = bytes.next()?;
     let is_cluster = kind != Kind::Server;
     let op = match first % 64 {
-        45 | 55 if kind == Kind::Reloads => {
-            Op::Reload { server: bytes.next()?, rules: Rules::of(bytes.next()?) }
-        }
-        12 if kind == Kind::Reloads => Op::SubPrivate,
+        45 | 55 if reloads => Op::Reload { server: bytes.next()?, rules: Rules::of(bytes.next()?) },
+        12 if reloads => Op::SubPrivate,
         54 if is_cluster => match bytes.next()? {
             which @ 0..100 => Op::CutRoute { which },
             which @ 100..200 => Op::StallRoute { which },
+            server @ 200..225 if matches!(kind, Kind::Clusters | Kind::Leaves) => {
+                Op::Part { server }
+            }
             _ => Op::UnstallRoutes,
         },
         0..13 => {

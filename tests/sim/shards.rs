@@ -7,18 +7,19 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use shardcast::config::{
-    Options, OverflowRule, Permissions, Seating, SubjectEntry, SubjectList, User,
+    Options, OverflowRule, Permissions, Seating, SubjectEntry, SubjectList, UserOptions,
 };
 use shardcast::engine::{
-    Action, ConnId, Engine, Identity, Peer, RouteNotice, Settings, ShardId, Stats, TurnCost,
-    WishBytes,
+    ConnId, Engine, GatewayNotice, Identity, LeafNotice, Output, Peer, RemoteInterestBytes,
+    RouteNotice, Settings, ShardId, Stats, TurnCost,
 };
 use shardcast::mesh::Mesh;
-use shardcast::shard::{self, Address, Control, Parts, Seats};
-use shardcast::uring::{Batch, Closing, Event, Wait};
+use shardcast::shard::{self, Address, Control, ShardParts, ShardSeats};
+use shardcast::uring::{Batch, Closing, Event, TurnWait};
 
 use super::book::Step;
 use super::kernel::{Asked, Heard, Kernel};
+use super::leaves;
 use super::pipe::Pipe;
 use super::script::{
     Flavour, NARROW_BYTES_MAX, OVERFLOW, PRIVATE, Rules, UNDELIVERED, UNPUBLISHED,
@@ -52,6 +53,8 @@ pub(super) struct Shard {
     kernel: Kernel,
     control: Sender<Control<ConnId>>,
     notices: Receiver<RouteNotice>,
+    gateway_notices: Receiver<GatewayNotice>,
+    leaf_notices: Receiver<LeafNotice>,
     /// When it took its last turn.
     turned_ns: u64,
     /// The generation of each slot, and whether it is taken.
@@ -80,21 +83,35 @@ impl Shard {
         seeds: &[u64],
     ) -> Vec<Self> {
         let started = now();
-        let options = Arc::new(options_of(flavour, Rules::default(), identity));
-        let seats = Arc::new(Seats::new(seeds.len(), Seating::Fewest));
-        let controls: Vec<_> = seeds.iter().map(|_| unbounded()).collect();
+        let options = options_of(flavour, Rules::default(), identity);
         let kernels: Vec<_> = seeds.iter().map(|seed| Kernel::new(started, *seed)).collect();
+        let server = (server, identity, options);
+        Self::on(server, &kernels, started, seeds)
+    }
+
+    /// The shards of a server that are given their kernels, one for each of `seeds`.
+    pub(super) fn on(
+        (server, identity, options): (usize, &Identity, Options),
+        kernels: &[Kernel],
+        started: Instant,
+        seeds: &[u64],
+    ) -> Vec<Self> {
+        let options = Arc::new(options);
+        let seats = Arc::new(ShardSeats::new(seeds.len(), Seating::Fewest));
+        let controls: Vec<_> = seeds.iter().map(|_| unbounded()).collect();
         let address = |((control, _), kernel): (&(Sender<_>, Receiver<_>), &Kernel)| Address {
             control: control.clone(),
             waker: kernel.clone(),
         };
-        let addresses: Vec<_> = controls.iter().zip(&kernels).map(address).collect();
-        let (wish_bytes, mut all) = (WishBytes::default(), Vec::new());
+        let addresses: Vec<_> = controls.iter().zip(kernels).map(address).collect();
+        let (remote_bytes, mut all) = (RemoteInterestBytes::default(), Vec::new());
         let count = u8::try_from(seeds.len()).unwrap_or(u8::MAX);
         for (at, mesh) in Mesh::all(count, LANE_RECORDS_MAX).into_iter().enumerate() {
             let id = ShardId(u8::try_from(at).unwrap_or(u8::MAX));
             let (routes, notices) = unbounded();
-            let parts = Parts {
+            let (gateways, gateway_notices) = unbounded();
+            let (leaves, leaf_notices) = unbounded();
+            let parts = ShardParts {
                 id,
                 addresses: addresses.clone(),
                 control: controls[at].1.clone(),
@@ -103,14 +120,17 @@ impl Shard {
                 options: Arc::clone(&options),
                 identity: identity.clone(),
                 memory_bytes_max: usize::MAX,
-                wish_bytes: wish_bytes.clone(),
+                remote_bytes: remote_bytes.clone(),
                 started,
                 seed: seeds[at],
                 // Nobody listens.
                 outcome: bounded(1).0,
-                proofs: bounded(1).0,
+                checks: bounded(1).0,
+                callouts: bounded(1).0,
                 news: bounded(1).0,
+                gateways,
                 routes,
+                leaves,
             };
             let kernel = kernels[at].clone();
             all.push(Self {
@@ -120,6 +140,8 @@ impl Shard {
                 kernel,
                 control: controls[at].0.clone(),
                 notices,
+                gateway_notices,
+                leaf_notices,
                 turned_ns: 0,
                 slots: Vec::new(),
                 weight: 1,
@@ -143,11 +165,11 @@ impl Shard {
     pub(super) fn wakes_at(&self) -> Option<u64> {
         match self.real.wait() {
             _ if self.kernel.is_woken() => Some(self.turned_ns),
-            Wait::No => Some(self.turned_ns),
-            Wait::For(time) => {
+            TurnWait::No => Some(self.turned_ns),
+            TurnWait::For(time) => {
                 Some(self.turned_ns + u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
             }
-            Wait::Forever => None,
+            TurnWait::Forever => None,
         }
     }
 
@@ -157,12 +179,34 @@ impl Shard {
         chunks.count() < self.kernel.chunks_left()
     }
 
+    pub(super) fn pop_gateway_notice(&self) -> Option<GatewayNotice> {
+        self.gateway_notices.try_recv().ok()
+    }
+
+    pub(super) fn pop_leaf_notice(&self) -> Option<LeafNotice> {
+        self.leaf_notices.try_recv().ok()
+    }
+
     pub(super) fn pop_notice(&self) -> Option<RouteNotice> {
         self.notices.try_recv().ok()
     }
 
+    /// One operation on its disk is over, if any is under way.
+    pub(super) fn finish_on_disk(&self) -> Option<Heard> {
+        self.kernel.finish_on_disk()
+    }
+
+    /// Hands it all that it is to be told. False if there is nothing.
+    pub(super) fn tell_orders(&mut self) -> bool {
+        let any = !self.orders.is_empty();
+        while let Some(Order::Tell(control)) = self.orders.pop_front() {
+            let _ = self.control.send(control);
+        }
+        any
+    }
+
     /// The real loop takes one turn at this time.
-    fn step(&mut self, now: u64, events: Vec<Heard>) -> Vec<Asked> {
+    pub(super) fn step(&mut self, now: u64, events: Vec<Heard>) -> Vec<Asked> {
         self.kernel.prepare(now, events);
         self.turned_ns = now;
         self.real.step().unwrap_or_else(|error| panic!("a turn fails: {error}"));
@@ -215,17 +259,18 @@ impl World {
         if events.is_empty() && !is_due && matches!(obeyed, Obeyed::Nothing) {
             return false;
         }
-        let stale_before = self.shards[shard].engine().stats().stale_connections;
+        let stale_before = self.shards[shard].engine().view().stats().stale_connections.total();
         let asked = self.shards[shard].step(self.now, events);
-        if self.shards[shard].engine().stats().stale_connections > stale_before {
-            self.note_stale(shard);
+        let stale = self.shards[shard].engine().view().stats().stale_connections.total();
+        if stale > stale_before {
+            self.note_stale(shard, &asked);
         }
         if let Obeyed::Reload(rules, sessions) = obeyed {
             self.note_reload(shard, rules, &sessions);
         }
         let engine = self.shards[shard].engine();
         let due = engine.next_deadline();
-        let is_over = due.is_none_or(|due| due > self.now) || engine.has_more();
+        let is_over = due.is_none_or(|due| due > self.now) || engine.view().has_more();
         assert!(is_over, "what was due at {due:?} still is");
         self.check_cost(shard);
         self.note_turn(shard, &asked);
@@ -285,7 +330,7 @@ impl World {
     /// A turn keeps to its budget: for input and records, for what is sent and for subscriptions
     /// that are taken out; each may go over it by one operation.
     fn check_cost(&self, shard: usize) {
-        let TurnCost { work, bytes } = self.shards[shard].engine().turn_cost();
+        let TurnCost { work, bytes } = self.shards[shard].engine().view().turn_cost();
         let operation = if self.flavour.heavy { HEAVY_OPERATION_WORK } else { OPERATION_WORK };
         let work_max = 3 * self.turn_work + operation;
         assert!(work <= work_max, "shard {shard}: {work} in one turn, which may cost {work_max}");
@@ -356,16 +401,26 @@ impl World {
     fn send(&mut self, whose: Whose, batch: Batch) {
         let now = self.now;
         let shard = self.pipe(whose).shard;
-        let is_narrow = self.shards[shard].rules.narrow;
+        let limit_now = self.pending_bytes_max(shard);
         let bytes = self.pipe(whose).send(batch.pieces, now);
         // A peer may besides have pending what it was told when it came.
         let limit = match whose {
             // A connection at its end may be sent what it was owed before a reload.
-            Whose::Client(at) if is_narrow && self.speaks(at) => NARROW_BYTES_MAX,
+            Whose::Client(at) if self.speaks(at) => {
+                limit_now.max(self.sockets[at].stale_bytes_max.unwrap_or(0))
+            }
             Whose::Client(_) => self.flavour.pending_bytes_max,
             Whose::Peer(_) => usize::MAX,
         };
         assert!(bytes <= limit, "{bytes} bytes are pending, but {limit} are the limit");
+    }
+
+    /// What a client of a shard may have pending by the rules that are in force there.
+    pub(super) fn pending_bytes_max(&self, shard: usize) -> usize {
+        match self.shards[shard].rules.narrow {
+            true => NARROW_BYTES_MAX,
+            false => self.flavour.pending_bytes_max,
+        }
     }
 
     fn speaks(&self, at: usize) -> bool {
@@ -421,7 +476,7 @@ impl World {
         let options = options_of(&self.flavour, rules, &here.identity);
         let _ = here.control.send(Control::Reload(Arc::new(options)));
         let is_mine = |pipe: &Pipe| {
-            let is_heard = !pipe.end_handed || here.engine().waiting_bytes(pipe.id) > 0;
+            let is_heard = !pipe.end_handed || here.engine().view().waiting_bytes(pipe.id) > 0;
             pipe.shard == shard && pipe.is_adopted && pipe.is_open() && is_heard
         };
         let mine = self.sockets.iter().filter(|socket| is_mine(&socket.pipe));
@@ -432,6 +487,7 @@ impl World {
         for session in sessions {
             self.book.reloaded(*session, rules);
         }
+        self.book.note_denial(shard, rules.undelivered);
         let here = &mut self.shards[shard];
         here.rules = rules;
         if rules.tight {
@@ -447,6 +503,9 @@ impl World {
         let servers = self.servers.len().max(1);
         for shard in self.shards_of(usize::from(server) % servers) {
             self.shards[shard].orders.push_back(Order::Reload(rules));
+        }
+        if self.flavour.leaves && self.rng.bool() {
+            self.reload_remotes(usize::from(server) % servers);
         }
     }
 
@@ -473,35 +532,46 @@ impl World {
         self.settle();
         for (at, shard) in self.shards.iter().enumerate() {
             let engine = shard.engine();
-            assert_eq!(engine.open_conns(), 0, "connections remain on shard {at}");
-            assert_eq!(engine.subscriptions(), 0, "subscriptions remain on shard {at}");
-            let system = self.wanted_in_system(shard.server).len();
-            assert_eq!(engine.filters(), system, "interest remains on shard {at}");
-            assert_eq!(engine.output_bytes(), 0, "output remains on shard {at}");
-            assert_eq!(engine.braked_conns(), 0, "shard {at} holds somebody back");
+            assert_eq!(engine.view().open_conns(), 0, "connections remain on shard {at}");
+            assert_eq!(engine.view().subscriptions(), 0, "subscriptions remain on shard {at}");
+            let system = self.wanted_by_servers(shard.server).len();
+            assert_eq!(engine.view().filters(), system, "interest remains on shard {at}");
+            assert_eq!(engine.view().output_bytes(), 0, "output remains on shard {at}");
+            assert_eq!(engine.view().braked_conns(), 0, "shard {at} holds somebody back");
         }
-        let stats = self.shards.iter().map(|shard| shard.engine().stats());
-        let cuts: u64 = stats.map(|stats: Stats| stats.slow_consumers).sum();
+        let stats = self.shards.iter().map(|shard| shard.engine().view().stats());
+        let cuts: u64 = stats.map(|stats: Stats| stats.slow_consumers.total()).sum();
         assert!(cuts >= self.outcome.cuts.min(1) || cuts == 0, "a cut that nobody counted");
         self.leave_cluster();
     }
 
-    /// What the other servers still want of this one: answers and requests in the system account.
-    fn wanted_in_system(&self, server: usize) -> BTreeSet<String> {
-        let shards = &self.shards[self.shards_of(server)];
-        let routes = shards.iter().flat_map(|shard| shard.engine().routes(true));
+    /// What the other servers still want of this one: answers and requests in the system account,
+    /// and that leaf nodes see whether they are in a circle.
+    fn wanted_by_servers(&self, server: usize) -> BTreeSet<String> {
+        let text = |entry: &[u8]| String::from_utf8_lossy(entry).into_owned();
         let mut wanted = BTreeSet::new();
-        for route in routes {
-            for wish in &route.wishes {
-                let wish = String::from_utf8_lossy(wish);
-                let subject = match route.account.as_deref() {
-                    Some("$SYS") => &wish,
-                    _ => wish.strip_prefix("$SYS ").unwrap_or_default(),
-                };
-                let is_systems = subject.starts_with("_R_.") || subject.starts_with("$SYS.REQ.");
-                assert!(is_systems, "a peer of server {server} wants {wish:?}");
-                wanted.insert(subject.to_owned());
+        for shard in &self.shards[self.shards_of(server)] {
+            let view = shard.engine().view();
+            for route in view.routes(true) {
+                for entry in &route.interest {
+                    let entry = text(entry);
+                    wanted.insert(match route.account.as_deref() {
+                        Some("$SYS") => entry,
+                        _ => entry.strip_prefix("$SYS ").unwrap_or_default().to_owned(),
+                    });
+                }
             }
+            for gateway in view.gateways(true) {
+                wanted.extend(gateway.interest.iter().map(|(_, subject, _)| text(subject)));
+            }
+            for leaf in view.leaves(true) {
+                wanted.extend(leaf.interest.iter().map(|entry| text(entry)));
+            }
+        }
+        for entry in &wanted {
+            let mut known = ["_R_.", "$SYS.REQ.", "$SYS.LATENCY.M2.", "$LDS."].into_iter();
+            let is_known = known.any(|start| entry.starts_with(start));
+            assert!(is_known, "a peer of server {server} has interest in {entry:?}");
         }
         wanted
     }
@@ -518,13 +588,13 @@ impl World {
             let id = ConnId { slot, generation: 0 };
             engine.end_turn();
             engine.open(id, Peer { cid: 1, ip: "127.0.0.1".into(), port: 1 }, true);
-            assert_eq!(engine.next_action(), Some(Action::Flush(id)));
+            assert!(matches!(engine.next_output(), Some(Output::Flush(conn)) if conn == id));
             let batch = engine.take_batch(id);
             let bytes = batch.iter().flatten().map(|piece| piece.bytes().len()).sum();
             engine.on_sent(id, bytes, batch);
             engine.reload(Rc::clone(&settings));
             engine.end_turn();
-            assert_eq!(engine.next_action(), None, "shard {shard} has lost track of its memory");
+            assert!(engine.next_output().is_none(), "shard {shard} has lost track of its memory");
         }
     }
 }
@@ -537,7 +607,7 @@ fn options_of(flavour: &Flavour, rules: Rules, identity: &Identity) -> Options {
 }
 
 #[expect(clippy::disallowed_methods, reason = "times have to begin somewhere; none is looked at")]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 
@@ -546,8 +616,8 @@ fn options(flavour: &Flavour, rules: Rules) -> Options {
     options.limits.pending_bytes_max =
         if rules.narrow { NARROW_BYTES_MAX } else { flavour.pending_bytes_max };
     options.limits.payload_bytes_max = options.limits.payload_bytes_max.max(500_000);
-    options.write_deadline_ms = flavour.write_deadline_ms;
-    options.ping_interval_ms = flavour.ping_interval_ms;
+    options.timeouts.write_deadline_ms = flavour.write_deadline_ms;
+    options.timeouts.ping_interval_ms = flavour.ping_interval_ms;
     options.cluster.ping_interval_ms = flavour.ping_interval_ms;
     if flavour.overflow && !rules.strict {
         let rules = OVERFLOW.iter().map(|(filter, kind, pending_bytes_max)| OverflowRule {
@@ -556,6 +626,9 @@ fn options(flavour: &Flavour, rules: Rules) -> Options {
             pending_bytes_max: *pending_bytes_max,
         });
         options.overflow = rules.collect();
+    }
+    if flavour.leaves {
+        options.leaf.users.push(leaves::user());
     }
     if flavour.reloads {
         let deny = |subjects: &[&str], denies: bool| SubjectList {
@@ -571,7 +644,7 @@ fn options(flavour: &Flavour, rules: Rules) -> Options {
             subscribe: deny(&[UNDELIVERED, PRIVATE.0], rules.undelivered),
             allow_responses: None,
         };
-        let user = User { permissions: Some(permissions), ..User::named("guest") };
+        let user = UserOptions { permissions: Some(permissions), ..UserOptions::named("guest") };
         options.auth.users.push(user);
         options.auth.no_auth_user = Some("guest".to_owned());
         // Time makes leaps, and a guest's CONNECT may take long to arrive: it is not to be cut.

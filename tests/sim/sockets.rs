@@ -4,7 +4,7 @@ use shardcast::engine::ConnId;
 use shardcast::uring::Event;
 
 use super::book::{Closed, Step};
-use super::kernel::{Chunk, Heard, socket_id};
+use super::kernel::{Asked, Chunk, Heard, socket_id};
 use super::pipe::Pipe;
 use super::shards::{Shard, TIGHT_BYTES_MAX};
 use super::world::{NS_PER_MS, World, tell};
@@ -26,6 +26,9 @@ pub(super) struct Socket {
     /// For how long it had said nothing when its shard called somebody stale, at most: what it
     /// says afterwards comes too late.
     silence_ns: u64,
+    /// What it could have pending when its shard called it stale. That makes an end of the
+    /// connection: all of it still comes, whatever later rules say.
+    pub(super) stale_bytes_max: Option<usize>,
     pongs: Vec<usize>,
 }
 
@@ -41,6 +44,7 @@ impl Socket {
             reported_before: 0,
             pong_handed_ns: now,
             silence_ns: 0,
+            stale_bytes_max: None,
             pongs: Vec::new(),
         }
     }
@@ -87,15 +91,23 @@ impl World {
     }
 
     fn check_stale(&self, at: usize) {
-        let Socket { session, silence_ns, .. } = self.sockets[at];
+        let Socket { session, silence_ns, stale_bytes_max, .. } = self.sockets[at];
         let interval = self.flavour.ping_interval_ms * NS_PER_MS;
         assert!(silence_ns >= 2 * interval, "session {session} is called stale, but has answered");
+        assert!(stale_bytes_max.is_some(), "session {session} is called stale, but still read");
     }
 
-    /// A shard has called somebody stale in this turn.
-    pub(super) fn note_stale(&mut self, shard: usize) {
+    /// A shard has called somebody stale in this turn: whoever it stops to read from, after as
+    /// long a silence.
+    pub(super) fn note_stale(&mut self, shard: usize, asked: &[Asked]) {
+        let interval = self.flavour.ping_interval_ms * NS_PER_MS;
+        let bytes_max = self.pending_bytes_max(shard);
         for socket in self.sockets.iter_mut().filter(|socket| socket.pipe.shard == shard) {
             socket.silence_ns = socket.silence_ns.max(self.now - socket.pong_handed_ns);
+            let is_it = |asked: &Asked| matches!(asked, Asked::Pause(id) if *id == socket.pipe.id);
+            if socket.silence_ns >= 2 * interval && asked.iter().any(is_it) {
+                socket.stale_bytes_max.get_or_insert(bytes_max);
+            }
         }
     }
 
@@ -220,7 +232,7 @@ impl World {
         let Socket { session, handed, ref pipe, .. } = self.sockets[at];
         let Shard { rules, .. } = &self.shards[pipe.shard];
         let engine = self.shards[pipe.shard].engine();
-        let (handled, rules) = (handed - engine.waiting_bytes(pipe.id), *rules);
+        let (handled, rules) = (handed - engine.view().waiting_bytes(pipe.id), *rules);
         let socket = &mut self.sockets[at];
         if socket.pongs.iter().any(|pong| *pong <= handled) {
             socket.pongs.retain(|pong| *pong > handled);

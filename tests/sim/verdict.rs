@@ -221,7 +221,7 @@ impl Book {
 
     /// Whether a message may have been lost between servers: a route has ended meanwhile, it has
     /// come to two servers on which no member was left, or to one while there were others only
-    /// where it came from, to where it does not go back.
+    /// where it came from, to where it does not go back: so it is between clusters and leaf nodes.
     fn may_be_lost_abroad(&self, queue: usize, message: &Publication) -> bool {
         let is_away = |sub: &&Subscription| self.are_apart(sub.session, message.session);
         let members = || self.members(queue).filter(is_away);
@@ -231,7 +231,8 @@ impl Book {
         let possible = members().filter(|sub| self.is_possible(sub, message)).map(server);
         let doubtful = possible.collect::<HashSet<_>>().difference(&certain).count();
         let has_parted = self.has_parted_since(self.rest_before(message.written).unwrap_or(0));
-        (doubtful > 0 && (has_parted || certain.is_empty())) || doubtful > 1
+        let is_one_way = self.has_leaves || self.has_gateways || certain.is_empty();
+        (doubtful > 0 && (has_parted || is_one_way)) || doubtful > 1
     }
 
     fn is_fuzzy(&self, queue: usize) -> bool {

@@ -66,6 +66,8 @@ pub(crate) struct World {
     /// None if there is but one.
     pub(super) servers: Vec<Server>,
     pub(super) ends: Vec<End>,
+    /// A server that nobody can reach.
+    pub(super) parted: Option<usize>,
     /// All servers are about to end.
     pub(super) is_leaving: bool,
     clients: Vec<Client>,
@@ -109,6 +111,7 @@ impl World {
             sockets: Vec::new(),
             servers,
             ends: Vec::new(),
+            parted: None,
             is_leaving: false,
             clients: (0..clients).map(|_| client()).collect(),
             book: Book::new(&plan.flavour, is_cluster),
@@ -150,7 +153,7 @@ impl World {
     /// everything is at rest.
     fn count_deliveries(&mut self) {
         for shard in &self.shards {
-            let page = shard.engine().conns_page(0);
+            let page = shard.engine().view().conns_page(0);
             assert_eq!(page.next, None, "few connections are one page");
             for ConnSnapshot { cid, pending_bytes, traffic, dropped, .. } in page.entries {
                 let s = usize::try_from(cid).unwrap_or(0) - 1;
@@ -359,6 +362,7 @@ impl World {
         match op {
             Op::CutRoute { which } => self.cut_route(which),
             Op::StallRoute { which } => self.stall_route(which),
+            Op::Part { server } => self.part_server(server),
             Op::UnstallRoutes => _ = self.unstall_routes(),
             Op::Reload { server, rules } => self.order_reload(server, rules),
             _ => {}
@@ -448,6 +452,7 @@ impl World {
             | Op::CutRoute { .. }
             | Op::StallRoute { .. }
             | Op::Reload { .. }
+            | Op::Part { .. }
             | Op::UnstallRoutes => {}
             Op::SubPrivate => self.book.sub_private(s),
             Op::Stall | Op::Unstall => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::facts::FILES;
 use super::rooms::room_paths;
 use super::{files_below, none, read, root, sources};
 
@@ -94,6 +95,29 @@ fn each_step_of_a_message_is_a_function_of_the_file_that_is_named() {
         }
     }
     assert_eq!(steps, 6, "a message has six steps");
+    none(&wrong);
+}
+
+/// Comments lead to functions of the engine and of its core: those must be there.
+#[test]
+fn every_function_of_the_engine_that_a_comment_names_exists() {
+    let functions: Vec<&str> =
+        FILES.iter().flat_map(|file| &file.functions).map(|f| &*f.name).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        for (number, line) in text.lines().enumerate() {
+            let Some((_, comment)) = line.split_once("//") else { continue };
+            for owner in ["Engine::", "Core::"] {
+                for (_, rest) in comment.match_indices(owner).map(|(at, _)| comment.split_at(at)) {
+                    let end = rest[owner.len()..].find(|c: char| !c.is_alphanumeric() && c != '_');
+                    let name = &rest[..end.map_or(rest.len(), |end| owner.len() + end)];
+                    if name.len() > owner.len() && !functions.contains(&name) {
+                        wrong.push(format!("{path}:{}: there is no {name}", number + 1));
+                    }
+                }
+            }
+        }
+    }
     none(&wrong);
 }
 

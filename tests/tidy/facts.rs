@@ -155,7 +155,12 @@ impl File {
             FnArg::Receiver(_) => None,
         });
         let has_tuple_pattern = typed.clone().any(|typed| matches!(*typed.pat, Pat::Tuple(_)));
-        let parameters = typed.count();
+        // The state that a room works on is the receiver of its functions.
+        let is_receiver = |typed: &&syn::PatType| match &*typed.pat {
+            Pat::Ident(name) => name.ident == "core",
+            _ => false,
+        };
+        let parameters = typed.filter(|typed| !is_receiver(typed)).count();
         self.functions.push(Function { name, parameters, has_tuple_pattern });
     }
 

@@ -26,7 +26,7 @@ pub(super) async fn open_and_fill(job: &Job) -> Outcome<Vec<TcpStream>> {
     let workload = &job.plan.workload;
     let (mut stalled, mut subjects) = (Vec::new(), BTreeSet::new());
     for number in (0..workload.subs).cycle().take(workload.stalled) {
-        let (conn, _, socket) = Conn::open_with_socket(&job.target, number).await?;
+        let (conn, _, socket) = Conn::open_with_socket(&job.far, number).await?;
         let mut wire = Vec::new();
         for (at, filter) in workload.filters(number).iter().enumerate() {
             push_sub(filter, None, workload.sid(number, at), &mut wire);

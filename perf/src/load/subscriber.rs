@@ -8,9 +8,9 @@
 use super::{HEARTBEAT_NS, Job, Pace, STOP, Share, dealt, go_home, heartbeat, listen};
 use crate::client::{Conn, Inbox, closed, with_ring};
 use crate::fault::{Fault, Outcome};
-use crate::wire::{Scanned, Scanner, Stamp, push_sub};
+use crate::wire::{Scanned, Scanner, Stamp};
 use shardcast::output::Piece;
-use shardcast::uring::{Event, Options, Reactor, SocketId, Wait, ZeroCopy};
+use shardcast::uring::{Event, Reactor, ReactorOptions, SocketId, TurnWait, ZeroCopy};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -57,7 +57,7 @@ async fn open_all(
     let mut opened = Vec::new();
     for number in mine {
         if job.plan.workload.idle_between {
-            let (idle, _, socket) = Conn::open_with_socket(&job.target, number).await?;
+            let (idle, _, socket) = Conn::open_with_socket(&job.far, number).await?;
             opened.push((idle, socket, Inbox::new(16 << 10), None));
         }
         opened.push(Subscriber::open(job, number, buffer_bytes, Rc::clone(share)).await?);
@@ -94,8 +94,8 @@ struct Reading {
     scanner: Scanner,
     /// The head of an operation that a chunk's end has cut.
     cut: Vec<u8>,
-    /// PINGs that wait for the answer in flight.
-    pings: usize,
+    /// What has to be answered behind the answer in flight.
+    owed: Vec<u8>,
     answering: bool,
     name: String,
 }
@@ -127,7 +127,7 @@ impl Reading {
             Some(subscriber) => subscriber.take(bytes)?,
             None => self.scanner.scan(bytes, |_| {})?,
         };
-        self.pings += seen.pings;
+        self.owed.extend_from_slice(&seen.owed);
         Ok(seen.used)
     }
 }
@@ -138,16 +138,17 @@ fn read_in_bulk(job: &Arc<Job>, opened: Vec<Opened>) -> Outcome<()> {
         let remedy = "ask `shardcast doctor` what this host lacks";
         Fault::new(format!("subscribers cannot be read ({error})"), remedy)
     };
-    let mut options = Options::default();
+    let mut options = ReactorOptions::default();
     if job.plan.read_buffer_bytes > 0 {
         options.chunk_bytes = u32::try_from(job.plan.read_buffer_bytes).unwrap_or(u32::MAX);
     }
     let mut reactor = Reactor::new(&options).map_err(|e| broken(&e))?;
     let mut readings = HashMap::new();
     for (conn, socket, inbox, subscriber) in opened {
-        let (name, scanner, cut) = (conn.name().to_owned(), Scanner::new(0), Vec::new());
+        let (name, scanner, cut) = (conn.name().to_owned(), conn.scanner(0), Vec::new());
         let counts = usize::from(subscriber.is_some());
-        let mut reading = Reading { subscriber, scanner, cut, pings: 0, answering: false, name };
+        let mut reading =
+            Reading { subscriber, scanner, cut, owed: Vec::new(), answering: false, name };
         reading.take(inbox.bytes())?;
         let id = reactor.adopt(socket.into(), ZeroCopy::Never);
         reactor.read(id);
@@ -156,7 +157,7 @@ fn read_in_bulk(job: &Arc<Job>, opened: Vec<Opened>) -> Outcome<()> {
     }
     let mut events = Vec::new();
     while job.stage.phase() < STOP {
-        let wait = Wait::For(Duration::from_nanos(HEARTBEAT_NS));
+        let wait = TurnWait::For(Duration::from_nanos(HEARTBEAT_NS));
         reactor.turn(wait, &mut events).map_err(|e| broken(&e))?;
         for event in events.drain(..) {
             on_event(event, &mut reactor, &mut readings)?;
@@ -198,8 +199,8 @@ fn on_event(
     if let Some(what) = lost {
         return Err(closed(&what).at(&reading.name));
     }
-    if reading.pings > 0 && !reading.answering {
-        let answer = b"PONG\r\n".repeat(std::mem::take(&mut reading.pings));
+    if !reading.owed.is_empty() && !reading.answering {
+        let answer = std::mem::take(&mut reading.owed);
         reading.answering = true;
         reactor.send(socket, vec![Piece::Own(answer)].into());
     }
@@ -225,7 +226,7 @@ impl Subscriber {
         share: Rc<RefCell<Share>>,
     ) -> Outcome<Opened> {
         let workload = &job.plan.workload;
-        let (conn, info, socket) = Conn::open_with_socket(&job.target, number).await?;
+        let (conn, info, socket) = Conn::open_with_socket(&job.far, number).await?;
         let wire_bytes = workload.payload_bytes + workload.header_bytes;
         if workload.header_bytes > 0 && !info.headers {
             return Err(Fault::new("the server has no headers", "leave --headers out"));
@@ -245,11 +246,12 @@ impl Subscriber {
         let queue = workload.queue(number);
         let mut wire = Vec::new();
         for (at, filter) in workload.filters(number).iter().enumerate() {
-            push_sub(filter, queue.as_deref(), workload.sid(number, at), &mut wire);
+            let sid = workload.sid(number, at);
+            conn.dialect().push_sub(filter, queue.as_deref(), sid, &mut wire);
         }
-        wire.extend_from_slice(b"PING\r\n");
+        wire.extend_from_slice(conn.dialect().ping());
         conn.write(wire).await?;
-        let (mut inbox, mut scanner) = (Inbox::new(buffer_bytes), Scanner::new(prefix));
+        let (mut inbox, mut scanner) = (Inbox::new(buffer_bytes), conn.scanner(prefix));
         conn.await_pong(&mut inbox, &mut scanner).await?;
         let (job, latest) = (Arc::clone(job), vec![None; workload.pubs]);
         Ok((conn, socket, inbox, Some(Self { job, number, scanner, share, count: 0, latest })))
@@ -262,7 +264,7 @@ impl Subscriber {
                 conn.fill(&mut inbox).await?;
                 let seen = self.take(inbox.bytes())?;
                 inbox.consume(seen.used);
-                conn.answer(seen.pings).await?;
+                conn.answer(seen.owed).await?;
             }
         }
         .await;
@@ -329,11 +331,11 @@ mod tests {
             let (scanner, name) = (Scanner::new(Stamp::BYTES), String::new());
             let (subscriber, cut) = (None, Vec::new());
             let mut reading =
-                Reading { subscriber, scanner, cut, pings: 0, answering: false, name };
+                Reading { subscriber, scanner, cut, owed: Vec::new(), answering: false, name };
             for chunk in wire.chunks(step) {
                 reading.take(chunk).unwrap();
             }
-            assert_eq!((reading.pings, reading.cut.len()), (5, 0), "in steps of {step}");
+            assert_eq!((reading.owed.len() / 6, reading.cut.len()), (5, 0), "in steps of {step}");
         }
     }
 

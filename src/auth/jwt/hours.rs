@@ -1,24 +1,23 @@
-//! The hours of the day at which a user may be here.
+//! The hours of the day at which a user may be connected.
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeZone};
 use chrono_tz::Tz;
 use serde::Deserialize;
 
-/// From when to when on each day, as `15:04:05`; one that ends before it begins goes on to the
+/// A daily range of hours, each time as `15:04:05`; a range that ends before it begins ends on the
 /// next day.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Hours {
-    /// The first instant.
+    /// The first second within the range.
     pub start: String,
-    /// The first instant that is too late.
+    /// The first second after the range.
     pub end: String,
 }
 
-/// Until when, in seconds since 1970, somebody may stay who is here at `now`, by the first of
-/// `ranges` that covers it.
+/// Returns the end of the first of `ranges` that contains `now`, both in seconds since 1970.
 ///
-/// Returns `None` if none does, or if one of them is no time of the day.
+/// Returns `None` if no range contains it, or if one of them is not a time of day.
 pub fn stay_until(ranges: &[Hours], zone: Tz, now: i64) -> Option<i64> {
     let today = DateTime::from_timestamp(now, 0)?.with_timezone(&zone).date_naive();
     let time = |text: &str| NaiveTime::parse_from_str(text, "%H:%M:%S").ok();
@@ -35,7 +34,8 @@ pub fn stay_until(ranges: &[Hours], zone: Tz, now: i64) -> Option<i64> {
     ranges?.into_iter().find_map(until)
 }
 
-/// When the clocks of `zone` show this for the first time; if they skip it, an hour later.
+/// Returns the first instant at which clocks of `zone` show this time, in seconds since 1970; if
+/// they skip it, an hour later.
 fn instant(zone: Tz, day: NaiveDate, time: NaiveTime) -> Option<i64> {
     let local = day.and_time(time);
     let hour = chrono::TimeDelta::hours(1);

@@ -1,8 +1,8 @@
-//! Tokens of version 1: what they say, as those of version 2 say it.
+//! Conversion of claims from version 1 to version 2.
 
 use serde_json::{Map, Value};
 
-/// What each kind of token of version 1 says in its body; anything else in there means nothing.
+/// Members of the body of each kind of token of version 1; others are ignored.
 const KEYS: [(&str, &[&str]); 4] = [
     (
         "operator",
@@ -25,12 +25,12 @@ const ACCOUNT_LIMITS: [&str; 9] = [
     "leaf",
 ];
 
-/// Whether claims are of version 1: those have their kind beside their body, not in it.
+/// Whether claims are of version 1: they have their kind beside their body instead of in it.
 pub(super) fn is_old(claims: &Value) -> bool {
     claims["type"].as_str().is_some_and(|kind| !kind.is_empty())
 }
 
-/// Brings claims of version 1 into the form of version 2. `None` if their kind is not known.
+/// Converts claims of version 1 to version 2. `None` if their kind is not known.
 pub(super) fn upgrade(claims: &mut Value) -> Option<()> {
     let claims = claims.as_object_mut()?;
     let kind = claims.remove("type")?;

@@ -1,49 +1,56 @@
-//! Accounts, what they let one another have, and the blocks of the file that say so.
+//! Accounts, their exports and imports, and the blocks of the file that configure them.
 
 use std::collections::HashMap;
 
-use super::auth::User;
+use super::auth::UserOptions;
 use super::bind::{permissions, users};
-use super::field::Action::{Absent, Set};
-use super::field::{Field, Key, Part, bind_map};
-use super::file::{Kind, Map};
+use super::field::Action::Set;
+use super::field::{Field, Key, bind_map};
+use super::file::{Map, ValueKind};
+use super::latency;
 use super::mistakes::Mistakes;
-use super::rules::Violation;
-use super::{Options, StartError, unsupported};
+use super::rules::BrokenRule;
+use super::{Options, StartError};
 use crate::auth::Permissions;
 use crate::auth::jwt;
 pub use crate::engine::account_settings::GLOBAL;
 use crate::engine::account_settings::{
-    Account, AccountLimits, Export, Import, Response, Seats, Shared, TraceRule,
+    Account, AccountLimits, Export, Import, LatencyRule, Response, Seats, Shared, TraceRule,
 };
 use crate::subject::{is_valid_filter, is_valid_publish, is_word};
 use crate::subject::{overlap, tokens};
 
-/// The system account, unless another is chosen.
+/// The name of the system account, unless another is chosen.
 pub const SYSTEM: &str = "$SYS";
 
 /// All accounts, and the numbers they have in tables.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Accounts {
+pub struct AccountOptions {
     /// `$G` first, then those of the file and the system account.
     pub list: Vec<Account>,
-    /// The one in which the server tells of itself and is asked (`$SYS`; none if switched off).
+    /// The account for events of the server and requests to it (`$SYS`; none if switched off).
     pub system: Option<String>,
-    /// Every name that was ever in use since the process began.
+    /// Permissions of users that have none of their own, by account.
+    pub default_permissions: HashMap<String, Permissions>,
+    /// Numbers and connections of all account names in use since the process began.
     numbers: HashMap<String, (u32, Seats)>,
 }
 
-impl Default for Accounts {
+impl Default for AccountOptions {
     fn default() -> Self {
-        let (list, numbers) = (Vec::new(), HashMap::new());
-        let mut accounts = Self { list, system: Some(SYSTEM.into()), numbers };
+        let mut accounts = Self {
+            list: Vec::new(),
+            system: Some(SYSTEM.into()),
+            default_permissions: HashMap::new(),
+            numbers: HashMap::new(),
+        };
         accounts.add(Account::named(GLOBAL));
         accounts.add(Account::named(SYSTEM));
         accounts
     }
 }
 
-impl Accounts {
+impl AccountOptions {
     /// Adds an account, or puts it in the place of the one with its name.
     pub fn add(&mut self, account: Account) {
         let is_known = self.numbers.contains_key(&account.name);
@@ -61,28 +68,40 @@ impl Accounts {
         self.numbers.insert(name, (number, Seats::default()));
     }
 
-    /// `$G`.
+    /// Returns the account `$G`.
     pub(super) fn global(&mut self) -> &mut Account {
         &mut self.list[0]
     }
 
-    /// The account of that name.
+    /// Returns the account of that name.
     pub fn get(&self, name: &str) -> Option<&Account> {
         self.list.iter().find(|account| account.name == name)
     }
 
-    /// The number of the account of that name, also of one that is no more.
+    /// Whether there are accounts besides `$G` and the system account.
+    pub fn has_own(&self) -> bool {
+        let is_own = |name: &str| ![GLOBAL, SYSTEM].contains(&name);
+        let system = self.system.as_deref();
+        self.list.iter().any(|account| is_own(&account.name) && Some(&*account.name) != system)
+    }
+
+    /// Returns the account of that name, to be changed.
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Account> {
+        self.list.iter_mut().find(|account| account.name == name)
+    }
+
+    /// Returns the number of the account of that name, also if the account is gone.
     pub fn number(&self, name: &str) -> Option<u32> {
         self.numbers.get(name).map(|(number, _)| *number)
     }
 
-    /// The connections of the account of that name.
+    /// Returns the connections of the account of that name.
     pub fn seats(&self, name: &str) -> Seats {
         self.numbers.get(name).map(|(_, seats)| seats.clone()).unwrap_or_default()
     }
 
-    /// Gives every name the number that it has in `old`; numbers of accounts that are no more are
-    /// not used again.
+    /// Gives every account the number that it has in `old`; numbers of removed accounts are not
+    /// used again.
     pub fn keep_numbers(&mut self, old: &Self) {
         self.numbers.clone_from(&old.numbers);
         for name in self.list.iter().map(|account| account.name.clone()).collect::<Vec<_>>() {
@@ -93,19 +112,19 @@ impl Accounts {
     }
 }
 
-/// How long an answer is waited for unless the export says otherwise.
+/// Milliseconds after which an answer is no longer accepted, unless the export sets another time.
 pub(super) const RESPONSE_THRESHOLD_MS: u64 = 120_000;
 
-/// The block `accounts`, or a list of names.
+/// Binds the block `accounts`, or a list of names.
 pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    if let Kind::List(_) = v.value.kind {
+    if let ValueKind::List(_) = v.value.kind {
         return v.each(|v| add(options, Account::named(v.text()?), v)).map(drop);
     }
     v.each_entry(|entry, v| {
         if entry.is_variable {
             return Ok(());
         }
-        let Kind::Map(map) = &entry.value.kind else {
+        let ValueKind::Map(map) = &entry.value.kind else {
             return Err(v.error("an account is a block { … }"));
         };
         let mut draft = Draft { account: Account::named(&entry.key), ..Draft::default() };
@@ -119,6 +138,10 @@ pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), Start
             user.account.clone_from(&entry.key);
             user.permissions = user.permissions.or_else(|| draft.default_permissions.clone());
             options.auth.users.push(user);
+        }
+        if let Some(permissions) = draft.default_permissions {
+            let defaults = &mut options.accounts.default_permissions;
+            defaults.insert(entry.key.clone(), permissions);
         }
         mistakes.take(add(options, draft.account, v));
         mistakes.result()
@@ -149,7 +172,7 @@ fn add(options: &mut Options, account: Account, v: &Field<'_>) -> Result<(), Sta
 #[derive(Default)]
 struct Draft {
     account: Account,
-    users: Vec<User>,
+    users: Vec<UserOptions>,
     default_permissions: Option<Permissions>,
 }
 
@@ -177,14 +200,7 @@ const ACCOUNT: &[Key<Draft>] = &[
     Key(&["nkey"], Set(|_, v| account_key(v))),
     Key(&["mappings", "maps"], Set(|d, v| super::mapping::bind(&mut d.account.mappings, v))),
     Key(&["overflow"], Set(|d, v| super::overflow::bind(&mut d.account.overflow, v))),
-    Key(
-        &["jetstream"],
-        Absent(Part {
-            is_wanted: unsupported::account_jetstream,
-            misses: unsupported::NO_STREAMS,
-            note: |_| {},
-        }),
-    ),
+    Key(&["jetstream"], Set(|d, v| super::jetstream::bind_account(&mut d.account.streams, v))),
     Key(
         &["msg_trace", "trace_dest"],
         Set(|d, v| trace_rule(v).map(|rule| d.account.trace_rule = Some(rule))),
@@ -203,13 +219,13 @@ const TRACE: &[Key<TraceDraft>] = &[
 ];
 
 fn trace_rule(v: &mut Field<'_>) -> Result<TraceRule, StartError> {
-    if !matches!(v.value.kind, Kind::Map(_)) {
+    if !matches!(v.value.kind, ValueKind::Map(_)) {
         return Ok(TraceRule { dest: trace_dest(v)?, sampling: 100 });
     }
     let mut draft = TraceDraft::default();
     bind_map(&[TRACE], v.map()?, &mut draft, v.warnings)?;
     if draft.dest.is_empty() {
-        return Err(v.error("msg_trace needs a dest: the subject where traces are told"));
+        return Err(v.error("msg_trace needs a dest, the subject of its traces"));
     }
     Ok(TraceRule { dest: draft.dest, sampling: draft.sampling.unwrap_or(100) })
 }
@@ -217,21 +233,21 @@ fn trace_rule(v: &mut Field<'_>) -> Result<TraceRule, StartError> {
 fn trace_dest(v: &mut Field<'_>) -> Result<String, StartError> {
     let dest = v.text()?;
     if !is_valid_publish(dest.as_bytes()) {
-        return Err(v.error("the subject where traces are told is one without wildcards"));
+        return Err(v.error("the subject of traces has no wildcards"));
     }
     Ok(dest)
 }
 
-/// A number or a text, of which the latter may be a percentage.
-fn sampling(v: &mut Field<'_>) -> Result<u8, StartError> {
+/// Reads a percentage from 1 to 100: a number, or a text with or without the sign.
+pub(super) fn sampling(v: &mut Field<'_>) -> Result<u8, StartError> {
     let text = match v.value.kind {
-        Kind::Integer(number) => number.to_string(),
+        ValueKind::Integer(number) => number.to_string(),
         _ => v.text()?,
     };
     let number = text.strip_suffix('%').unwrap_or(&text).trim().parse();
     match number {
         Ok(number @ 1..=100) => Ok(number),
-        _ => Err(v.error("sampling is how many of a hundred messages are traced: 1 to 100")),
+        _ => Err(v.error("sampling is the percentage of the messages, 1 to 100")),
     }
 }
 
@@ -250,7 +266,7 @@ fn account_key(v: &mut Field<'_>) -> Result<(), StartError> {
     Ok(())
 }
 
-/// A subject that another key of the same block may not give, too.
+/// Stores a subject in `slot`, unless another key of the same block has set it.
 fn only(
     slot: &mut Option<(Shared, String)>,
     shared: Shared,
@@ -276,44 +292,7 @@ struct ExportDraft {
     response: Option<Response>,
     threshold_ms: Option<u64>,
     allow_trace: Option<bool>,
-    has_latency: bool,
-}
-
-/// Where the times of a service would be told.
-#[derive(Default)]
-struct Latency {
-    subject: String,
-}
-
-const LATENCY: &[Key<Latency>] = &[
-    Key(&["subject"], Set(|l, v| latency_subject(v).map(|subject| l.subject = subject))),
-    Key(
-        &["sampling"],
-        Set(|_, v| match &v.value.kind {
-            Kind::Text(text) if text.trim().eq_ignore_ascii_case("headers") => Ok(()),
-            _ => sampling(v).map(drop),
-        }),
-    ),
-];
-
-fn latency_subject(v: &mut Field<'_>) -> Result<String, StartError> {
-    let subject = v.text()?;
-    match is_valid_publish(subject.as_bytes()) {
-        true => Ok(subject),
-        false => Err(v.error("the subject where latencies are told is one without wildcards")),
-    }
-}
-
-fn latency(v: &mut Field<'_>) -> Result<(), StartError> {
-    if !matches!(v.value.kind, Kind::Map(_)) {
-        return latency_subject(v).map(drop);
-    }
-    let mut draft = Latency::default();
-    bind_map(&[LATENCY], v.map()?, &mut draft, v.warnings)?;
-    match draft.subject.is_empty() {
-        true => Err(v.error("latency needs a subject: where the latencies are told")),
-        false => Ok(()),
-    }
+    latency: Option<LatencyRule>,
 }
 
 fn exported(shared: Shared, d: &mut ExportDraft, v: &mut Field<'_>) -> Result<(), StartError> {
@@ -342,15 +321,7 @@ const EXPORT: &[Key<ExportDraft>] = &[
         }),
     ),
     Key(&["response_threshold"], Set(|d, v| v.duration_ms().map(|ms| d.threshold_ms = Some(ms)))),
-    Key(
-        &["latency"],
-        Set(|d, v| {
-            d.has_latency = true;
-            latency(v)?;
-            v.warn_missing("latency is not supported yet and has no effect");
-            Ok(())
-        }),
-    ),
+    Key(&["latency"], Set(|d, v| latency::bind(v).map(|rule| d.latency = Some(rule)))),
     Key(&["allow_trace"], Set(|d, v| v.boolean().map(|allow| d.allow_trace = Some(allow)))),
 ];
 
@@ -365,9 +336,6 @@ fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
     }
     if shared == Shared::Stream && draft.allow_trace.is_some() {
         return Err(v.error("allow_trace is for services here; a stream has it in its import"));
-    }
-    if shared == Shared::Stream && draft.has_latency {
-        return Err(v.error("only a service has a latency; leave it out of the stream"));
     }
     if draft.account_token > 0 {
         let token = tokens(subject.as_bytes()).nth(draft.account_token - 1);
@@ -390,6 +358,7 @@ fn export(v: &mut Field<'_>) -> Result<Export, StartError> {
             Some(ms) => ms,
         },
         allow_trace: draft.allow_trace.unwrap_or(false),
+        latency: draft.latency,
     })
 }
 
@@ -404,22 +373,22 @@ struct ImportDraft {
 }
 
 #[derive(Default)]
-struct Origin {
+struct ImportOrigin {
     account: String,
     subject: String,
 }
 
-const ORIGIN: &[Key<Origin>] = &[
+const ORIGIN: &[Key<ImportOrigin>] = &[
     Key(&["account"], Set(|o, v| v.text().map(|name| o.account = name))),
     Key(&["subject"], Set(|o, v| v.text().map(|subject| o.subject = subject))),
 ];
 
 fn imported(shared: Shared, d: &mut ImportDraft, v: &mut Field<'_>) -> Result<(), StartError> {
-    let mut origin = Origin::default();
+    let mut origin = ImportOrigin::default();
     let map: &Map = v.map()?;
     bind_map(&[ORIGIN], map, &mut origin, v.warnings)?;
     if origin.account.is_empty() || origin.subject.is_empty() {
-        return Err(v.error("an import names an account and a subject there"));
+        return Err(v.error("an import names an account and one of its subjects"));
     }
     d.account = origin.account;
     only(&mut d.shared, shared, v, origin.subject)
@@ -461,7 +430,7 @@ fn import(v: &mut Field<'_>) -> Result<Import, StartError> {
     Ok(Import { shared, account, subject, local, share, allow_trace })
 }
 
-/// Puts in order what the file said, when all of it is read.
+/// Completes the accounts once the whole file is read.
 pub(super) fn settle(options: &mut Options) {
     let accounts = &mut options.accounts;
     let used = options.auth.users.iter().any(|user| user.account == SYSTEM);
@@ -471,19 +440,19 @@ pub(super) fn settle(options: &mut Options) {
     }
 }
 
-/// What must hold between accounts.
-pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
+/// Checks the rules between accounts.
+pub(super) fn check(options: &Options, broken: &mut Vec<BrokenRule>) {
     let accounts = &options.accounts;
     if let Some(system) = &accounts.system
         && accounts.get(system).is_none()
     {
-        let reason =
-            format!("system_account \"{system}\" is not one of the accounts; add it there");
-        broken.push(Violation::of(&["system_account", "system", "accounts"], reason));
+        let reason = format!("system_account \"{system}\" is not in accounts; add it there");
+        broken.push(BrokenRule::of(&["system_account", "system", "accounts"], reason));
     }
+    let has_system = accounts.system.is_some();
     for account in &accounts.list {
         let mut refuse = |list: &str, at: usize, reason: String| {
-            let violation = Violation::of(&["accounts"], reason);
+            let violation = BrokenRule::of(&["accounts"], reason);
             broken.push(violation.within([&account.name, list, &at.to_string()]));
         };
         for (at, export) in account.exports.iter().enumerate() {
@@ -496,6 +465,9 @@ pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
                 );
                 refuse("exports", at, reason);
             }
+            if let Some(reason) = LatencyRule::objection(&account.exports[..=at], has_system) {
+                refuse("exports", at, reason.to_owned());
+            }
         }
         for (at, import) in account.imports.iter().enumerate() {
             let is_same = |other: &&Import| {
@@ -506,8 +478,8 @@ pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
             if let Some(other) = account.imports[..at].iter().find(is_same) {
                 let (local, subject) = (&import.local, &other.subject);
                 let reason = format!(
-                    "\"{local}\" is already where the service \"{subject}\" is imported to; \
-                     choose another subject"
+                    "\"{local}\" is already the local subject of the imported service \
+                     \"{subject}\"; choose another"
                 );
                 refuse("imports", at, reason);
             }
@@ -518,8 +490,16 @@ pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
     }
 }
 
-/// Gives an account one more import, if nothing speaks against it.
-pub(super) fn admit(accounts: &mut Accounts, name: &str, import: Import) -> Result<(), String> {
+/// Adds an import to an account.
+///
+/// # Errors
+///
+/// Returns the reason why the account may not have the import.
+pub(super) fn admit(
+    accounts: &mut AccountOptions,
+    name: &str,
+    import: Import,
+) -> Result<(), String> {
     let Some(at) = accounts.list.iter().position(|account| account.name == name) else {
         return Ok(());
     };
@@ -529,9 +509,9 @@ pub(super) fn admit(accounts: &mut Accounts, name: &str, import: Import) -> Resu
     Ok(())
 }
 
-/// Whether the account may have the import besides `others`.
+/// Checks whether the account may have the import besides `others`.
 fn check_import(
-    accounts: &Accounts,
+    accounts: &AccountOptions,
     account: &Account,
     import: &Import,
     others: &[Import],
@@ -566,8 +546,8 @@ fn check_import(
     Ok(())
 }
 
-/// Whether what `start` brings into `home` can come back there over other imports.
-fn forms_cycle(accounts: &Accounts, home: &Account, start: &Import) -> bool {
+/// Whether messages that `start` brings into `home` can come back there over other imports.
+fn forms_cycle(accounts: &AccountOptions, home: &Account, start: &Import) -> bool {
     let meets = |import: &Import, subject: &str| {
         import.filter().is_some_and(|local| overlap(&local, subject.as_bytes()))
     };

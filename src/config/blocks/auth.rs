@@ -1,20 +1,23 @@
-//! Users as they are configured.
+//! Users and credentials as they are configured.
 
+use super::callout::CalloutOptions;
 use crate::auth::{ConnectionType, Permissions, Secret};
 
-/// Who may connect, and do what. Without users and token everybody may.
+/// Credentials and permissions of clients. Without users and token, any client may connect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Auth {
-    /// Milliseconds a client has for its CONNECT (2000).
+    /// Milliseconds from a client's connection to its CONNECT (2000).
     pub timeout_ms: u64,
-    /// Those who may connect by name and password; a single user is a list of one.
-    pub users: Vec<User>,
-    /// What a client must show instead (none); excludes users.
+    /// Users that connect by name and password, or by nkey; a single user is a list of one.
+    pub users: Vec<UserOptions>,
+    /// The token that all clients must send (none); excludes users.
     pub token: Option<Secret>,
-    /// The user whom a client without credentials is (none); one of `users`.
+    /// The user for clients without credentials (none); one of `users`.
     pub no_auth_user: Option<String>,
-    /// What users of `$G` without permissions of their own may do (none: everything).
+    /// Permissions of users of `$G` that have none of their own (none: everything is permitted).
     pub default_permissions: Option<Permissions>,
+    /// The service that decides about clients (none: credentials do).
+    pub callout: Option<CalloutOptions>,
 }
 
 impl Default for Auth {
@@ -25,14 +28,15 @@ impl Default for Auth {
             token: None,
             no_auth_user: None,
             default_permissions: None,
+            callout: None,
         }
     }
 }
 
 impl Auth {
-    /// Whether a client must show credentials, or be taken for the user who needs none.
+    /// Whether a client needs credentials, or a user for clients without any.
     pub fn is_required(&self) -> bool {
-        self.token.is_some() || !self.users.is_empty()
+        self.token.is_some() || !self.users.is_empty() || self.callout.is_some()
     }
 
     /// Whether a password or token is configured in clear.
@@ -42,24 +46,25 @@ impl Auth {
     }
 }
 
-/// Somebody who may connect by name and password.
+/// A user with name and password, or with an nkey.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct User {
-    /// The name, unique among the users; of a user with an nkey, that.
+pub struct UserOptions {
+    /// The name, unique among the users; for a user with an nkey, the public key.
     pub name: String,
     /// The password, or its bcrypt hash.
     pub password: Secret,
-    /// The name is a public nkey, and the client signs a nonce in place of a password (false).
+    /// Whether the name is a public nkey, so that the client signs a nonce instead of sending a
+    /// password (false).
     pub has_nkey: bool,
-    /// What the user may do (none: the default permissions).
+    /// The user's permissions (none: the default permissions).
     pub permissions: Option<Permissions>,
-    /// The kinds of connections that the user may come by (empty: all).
+    /// Kinds of connections that the user may use (empty: all).
     pub connection_types: Vec<ConnectionType>,
-    /// The account that the user is in (`$G`).
+    /// The user's account (`$G`).
     pub account: String,
 }
 
-impl User {
+impl UserOptions {
     /// A user of `$G` with an empty password and all permissions.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
@@ -79,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_never_printed() {
-        let user = User { password: Secret::new("hush"), ..User::named("ann") };
+        let user = UserOptions { password: Secret::new("hush"), ..UserOptions::named("ann") };
         assert!(!format!("{user:?}").contains("hush"));
     }
 }

@@ -1,30 +1,41 @@
 //! Keys of the configuration file to options: one row of a table for each key.
 
-use super::auth::{Auth, User};
+use super::auth::{Auth, UserOptions};
 use super::field::Action::{Absent, Ignore, Refuse, Set};
-use super::field::{Field, Key, Part, Warnings, bind_entry, bind_map, names, row_of};
-use super::file::{Kind, Map};
+use super::field::{AbsentPart, Field, Key, Warnings, bind_entry, bind_map, names, row_of};
+use super::file::{Map, ValueKind};
 use super::mistakes::Mistakes;
 use super::written::Written;
-use super::{Options, Rates, StartError, Syslog, accounts, listeners, nearest, trust, unsupported};
+use super::{
+    CalloutOptions, Options, StartError, accounts, callout, jetstream, limits, log, monitoring,
+    nearest, network, resolver, server, trust, unsupported,
+};
 use crate::auth::jwt;
 use crate::auth::{Permissions, Responses, Secret, SubjectEntry, SubjectList};
 use crate::subject::is_valid_filter;
 
-/// The largest value of limits that end up in a 32-bit number on the wire or in a client.
-const SIZE_MAX: u32 = i32::MAX.unsigned_abs();
-
-const KEYS: &[&[Key<Options>]] = &[NETWORK, LOG, LIMITS, AUTH, OTHER_SUBSYSTEMS];
+const KEYS: &[&[Key<Options>]] = &[
+    network::KEYS,
+    server::KEYS,
+    monitoring::KEYS,
+    log::KEYS,
+    limits::KEYS,
+    AUTH,
+    jetstream::KEYS,
+    OTHER_SUBSYSTEMS,
+];
 
 /// Binds a whole file.
 pub(in crate::config) fn bind(map: Map, options: &mut Options, mistakes: &mut Mistakes) -> Written {
+    #[cfg(test)]
+    super::consulted::note(KEYS);
     let mut warnings = Warnings::default();
     let mut mistaken = Vec::new();
     for entry in map.entries() {
         if mistakes.take(bind_entry(KEYS, entry, options, &mut warnings)).is_some() {
             continue;
         }
-        // Of a key that nobody knows, what it was meant to say is missing.
+        // An unknown key leaves unsaid whatever it was meant to set.
         let meant = nearest(&entry.key.to_ascii_lowercase(), names(KEYS));
         let row = row_of(KEYS, &entry.key).or_else(|| row_of(KEYS, meant?));
         mistaken.extend(row.iter().copied().flat_map(|Key(names, _)| names.iter()));
@@ -34,251 +45,16 @@ pub(in crate::config) fn bind(map: Map, options: &mut Options, mistakes: &mut Mi
         written.tell(&[violation], mistakes);
     }
     accounts::settle(options);
-    options.warnings.append(&mut warnings.doubtful);
-    options.missing.append(&mut warnings.missing);
-    options.absent.append(&mut warnings.absent);
+    callout::settle(options);
+    options.notes.warnings.append(&mut warnings.doubtful);
+    options.notes.missing.append(&mut warnings.missing);
+    options.notes.absent.append(&mut warnings.absent);
     written
-}
-
-const NETWORK: &[Key<Options>] = &[
-    Key(
-        &["listen"],
-        Set(|o, v| {
-            let (host, port) = v.address()?;
-            o.port = port;
-            o.host = host.unwrap_or_else(|| std::mem::take(&mut o.host));
-            Ok(())
-        }),
-    ),
-    Key(&["host", "net"], Set(|o, v| v.text().map(|host| o.host = host))),
-    Key(&["port"], Set(|o, v| v.port().map(|port| o.port = port))),
-    Key(&["listen_unix"], Set(|o, v| listeners::bind_unix(v).map(|unix| o.unix = Some(unix)))),
-    Key(&["proxy_protocol"], Set(|o, v| v.boolean().map(|on| o.proxy_protocol = on))),
-    Key(
-        &["proxy_protocol_trusted"],
-        Set(|o, v| listeners::bind_networks(v).map(|networks| o.trusted_proxies = networks)),
-    ),
-    Key(
-        &["websocket", "ws"],
-        Set(|o, v| listeners::bind_websocket(v).map(|websocket| o.websocket = websocket)),
-    ),
-    Key(&["client_advertise"], Set(|o, v| v.text().map(|at| o.client_advertise = Some(at)))),
-    Key(&["server_name"], Set(|o, v| v.text().map(|name| o.server_name = Some(name)))),
-    Key(
-        &["server_tags"],
-        Set(|o, v| {
-            o.server_tags = v.texts()?;
-            Ok(())
-        }),
-    ),
-    Key(&["no_header_support"], Set(|o, v| v.boolean().map(|no| o.no_header_support = no))),
-    Key(
-        &["http"],
-        Set(|o, v| {
-            let (host, port) = v.address()?;
-            o.listen_http(host, port, false).map_err(|error| v.error(error))
-        }),
-    ),
-    Key(
-        &["http_port", "monitor_port"],
-        Set(|o, v| {
-            let port = v.port()?;
-            o.listen_http(None, port, false).map_err(|error| v.error(error))
-        }),
-    ),
-    Key(
-        &["https"],
-        Set(|o, v| {
-            let (host, port) = v.address()?;
-            o.listen_http(host, port, true).map_err(|error| v.error(error))
-        }),
-    ),
-    Key(
-        &["https_port"],
-        Set(|o, v| {
-            let port = v.port()?;
-            o.listen_http(None, port, true).map_err(|error| v.error(error))
-        }),
-    ),
-    Key(&["http_base_path"], Set(|o, v| v.text().map(|path| o.http_base_path = path))),
-    Key(
-        &["max_closed_clients"],
-        Set(|o, v| {
-            set_unless_zero(&mut o.closed_conns_max, v.size(SIZE_MAX)?);
-            Ok(())
-        }),
-    ),
-];
-
-const LOG: &[Key<Options>] = &[
-    Key(&["log_file", "logfile"], Set(|o, v| v.text().map(|f| o.log.file = Some(f.into())))),
-    Key(
-        &["log_size_limit", "logfile_size_limit"],
-        Set(|o, v| v.limit().map(|n| o.log.file_bytes_max = n.unwrap_or(0) as u64)),
-    ),
-    Key(
-        &["log_max_num", "logfile_max_num"],
-        Set(|o, v| v.limit().map(|n| o.log.files_max = n.unwrap_or(0))),
-    ),
-    Key(
-        &["syslog"],
-        Set(|o, v| {
-            let local = v.boolean()?.then_some(Syslog::Local);
-            // The remote one wins, wherever it stands.
-            let remote = o.log.syslog.take().filter(|to| *to != Syslog::Local);
-            o.log.syslog = remote.or(local);
-            Ok(())
-        }),
-    ),
-    Key(
-        &["remote_syslog"],
-        Set(|o, v| {
-            let url = v.text()?;
-            if !url.is_empty() {
-                o.log.syslog = Some(url.parse().map_err(|reason: String| v.error(reason))?);
-            }
-            Ok(())
-        }),
-    ),
-    Key(
-        &["log_format"],
-        Set(|o, v| {
-            o.log.format = v.text()?.parse().map_err(|reason: String| v.error(reason))?;
-            Ok(())
-        }),
-    ),
-    Key(&["logtime"], Set(|o, v| v.boolean().map(|on| o.log.timestamps = on))),
-    Key(&["logtime_utc"], Set(|o, v| v.boolean().map(|on| o.log.utc = on))),
-    Key(&["debug"], Set(|o, v| v.boolean().map(|on| o.log.debug = on))),
-    Key(&["trace"], Set(|o, v| v.boolean().map(|on| o.log.trace = on))),
-    Key(
-        &["trace_verbose"],
-        Set(|o, v| {
-            o.log.trace_verbose = v.boolean()?;
-            o.log.trace |= o.log.trace_verbose;
-            Ok(())
-        }),
-    ),
-    Key(
-        &["trace_headers"],
-        Set(|o, v| {
-            o.log.trace_headers = v.boolean()?;
-            o.log.trace |= o.log.trace_headers;
-            Ok(())
-        }),
-    ),
-    Key(
-        &["max_traced_msg_len"],
-        Set(|o, v| v.limit().map(|n| o.log.traced_message_bytes_max = n.unwrap_or(0))),
-    ),
-    Key(&["pid_file", "pidfile"], Set(|o, v| v.text().map(|f| o.pid_file = Some(f.into())))),
-    Key(&["ports_file_dir"], Set(|o, v| v.text().map(|d| o.ports_file_dir = Some(d.into())))),
-];
-
-const LIMITS: &[Key<Options>] = &[
-    Key(
-        &["max_control_line"],
-        Set(|o, v| {
-            v.size(SIZE_MAX).map(|n| set_unless_zero(&mut o.limits.control_line_bytes_max, n))
-        }),
-    ),
-    Key(
-        &["max_payload"],
-        Set(|o, v| v.size(SIZE_MAX).map(|n| set_unless_zero(&mut o.limits.payload_bytes_max, n))),
-    ),
-    Key(
-        &["max_pending"],
-        Set(|o, v| {
-            let limit = v.limit()?.unwrap_or(usize::MAX);
-            set_unless_zero(&mut o.limits.pending_bytes_max, limit);
-            Ok(())
-        }),
-    ),
-    Key(
-        &["max_connections", "max_conn"],
-        Set(|o, v| v.limit().map(|n| o.limits.connections_max = n.unwrap_or(usize::MAX))),
-    ),
-    Key(
-        &["max_subscriptions", "max_subs"],
-        Set(|o, v| v.limit().map(|n| o.limits.subscriptions_max = n.unwrap_or(0))),
-    ),
-    Key(
-        &["max_subscription_tokens", "max_sub_tokens"],
-        Set(|o, v| v.size(255).map(|n| o.limits.subscription_tokens_max = n)),
-    ),
-    Key(
-        &["ping_interval"],
-        Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.ping_interval_ms, ms))),
-    ),
-    Key(
-        &["ping_max"],
-        Set(|o, v| {
-            set_unless_zero(&mut o.ping_max, u32::try_from(v.size(SIZE_MAX)?).unwrap_or(SIZE_MAX));
-            Ok(())
-        }),
-    ),
-    Key(
-        &["write_deadline"],
-        Set(|o, v| v.duration_ms().map(|ms| set_unless_zero(&mut o.write_deadline_ms, ms))),
-    ),
-    Key(&["overflow"], Set(|o, v| super::overflow::bind(&mut o.overflow, v))),
-    Key(&["write_timeout"], Set(write_timeout)),
-    Key(
-        &["rate_limits"],
-        Set(|o, v| {
-            o.rates = Rates::default();
-            bind_map(&[RATES], v.map()?, &mut o.rates, v.warnings)
-        }),
-    ),
-    Key(
-        &["lame_duck_duration"],
-        Set(|o, v| {
-            o.lame_duck_duration_ms = v.duration_ms()?;
-            if o.lame_duck_duration_ms < LAME_DUCK_DURATION_MS_MIN {
-                return Err(v.error("lame_duck_duration is at least \"30s\""));
-            }
-            Ok(())
-        }),
-    ),
-    Key(
-        &["lame_duck_grace_period"],
-        Set(|o, v| v.duration_ms().map(|ms| o.lame_duck_grace_ms = ms)),
-    ),
-];
-
-const RATES: &[Key<Rates>] = &[
-    Key(&["connections"], Set(|r, v| rate(v).map(|n| r.connections = n))),
-    Key(&["connections_per_ip"], Set(|r, v| rate(v).map(|n| r.connections_per_ip = n))),
-    Key(&["msgs_per_connection"], Set(|r, v| rate(v).map(|n| r.msgs_per_connection = n))),
-    Key(&["bytes_per_connection"], Set(|r, v| rate(v).map(|n| r.bytes_per_connection = n))),
-];
-
-/// So many in a second; what is negative is without limit.
-fn rate(v: &mut Field<'_>) -> Result<u64, StartError> {
-    v.limit().map(|limit| limit.unwrap_or(0) as u64)
-}
-
-const LAME_DUCK_DURATION_MS_MIN: u64 = 30_000;
-
-/// What becomes of a client that a write takes too long for; for clients only closing is known.
-fn write_timeout(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    options.write_timeout = match v.text()?.as_str() {
-        "default" => None,
-        "close" => Some("close"),
-        "retry" => {
-            v.warn_missing("write_timeout: retry is not supported yet; such clients are closed");
-            Some("close")
-        }
-        _ => return Err(v.error("write_timeout is default, close or retry")),
-    };
-    Ok(())
 }
 
 const AUTH: &[Key<Options>] = &[
     Key(&["authorization"], Set(authorization)),
     Key(&["no_auth_user"], Set(|o, v| v.text().map(|name| o.auth.no_auth_user = Some(name)))),
-    Key(&["tls"], Set(|o, v| super::tls::bind(v).map(|tls| o.tls = Some(tls)))),
-    Key(&["allow_non_tls"], Set(|o, v| v.boolean().map(|on| o.allow_non_tls = on))),
     Key(&["accounts"], Set(accounts::bind)),
     Key(
         &["system_account", "system"],
@@ -293,10 +69,10 @@ const AUTH: &[Key<Options>] = &[
             Ok(())
         }),
     ),
-    Key(&["default_sentinel"], Refuse(unsupported::any)),
+    Key(&["default_sentinel"], Set(trust::default_sentinel)),
     Key(&["operator", "operators", "root", "roots"], Set(trust::operators)),
     Key(&["root_operator", "root_operators"], Set(trust::operators)),
-    Key(&["resolver", "account_resolver", "accounts_resolver"], Set(trust::resolver)),
+    Key(&["resolver", "account_resolver", "accounts_resolver"], Set(resolver::resolver)),
     Key(&["resolver_preload"], Set(trust::preload)),
     Key(&["resolver_pinned_accounts"], Set(trust::pinned)),
     Key(&["trusted_keys", "trusted"], Set(trust::trusted_keys)),
@@ -306,61 +82,21 @@ const AUTH: &[Key<Options>] = &[
     ),
     Key(
         &["proxies"],
-        Absent(Part {
+        Absent(AbsentPart {
             is_wanted: unsupported::proxies,
-            misses: "nobody looks whether the proxy that a client came by is one of these",
+            misses: "the proxy of a client is not checked",
             note: |_| {},
         }),
     ),
-    Key(&["resolver_tls"], Refuse(unsupported::tls)),
-    Key(&["ocsp", "ocsp_cache"], Refuse(unsupported::any)),
+    Key(&["resolver_tls"], Set(resolver::resolver_tls)),
     Key(&["cluster"], Set(super::cluster::bind)),
+    Key(&["gateway"], Set(super::gateway::bind)),
+    Key(&["leafnodes", "leaf"], Set(super::leafnodes::bind)),
 ];
 
 const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
-    Key(
-        &["jetstream"],
-        Absent(Part {
-            is_wanted: unsupported::jetstream,
-            misses: unsupported::NO_STREAMS,
-            note: |o| o.wants_jetstream = true,
-        }),
-    ),
-    Key(&["store_dir", "storedir", "default_js_domain"], Ignore(unsupported::any)),
-    Key(
-        &["leafnodes", "leaf"],
-        Absent(Part {
-            is_wanted: unsupported::leafnodes,
-            misses: "no leaf node can connect, and nothing goes to or comes from remotes",
-            note: |_| {},
-        }),
-    ),
-    Key(
-        &["gateway"],
-        Absent(Part {
-            is_wanted: unsupported::gateway,
-            misses: "nothing goes to or comes from other clusters",
-            note: |_| {},
-        }),
-    ),
-    Key(
-        &["mqtt"],
-        Absent(Part {
-            is_wanted: unsupported::mqtt,
-            misses: "no MQTT client can connect",
-            note: |_| {},
-        }),
-    ),
     Key(&["prof_port", "prof_block_rate"], Ignore(unsupported::any)),
     Key(&["no_fast_producer_stall"], Ignore(unsupported::any)),
-    Key(
-        &["server_metadata"],
-        Set(|o, v| {
-            let entries = v.each_entry(|entry, v| Ok((entry.key.clone(), v.text()?)))?;
-            o.server_metadata = entries.into_iter().collect();
-            Ok(())
-        }),
-    ),
     Key(&["disable_sublist_cache", "no_sublist_cache"], Ignore(unsupported::any)),
     Key(&["connect_error_reports", "reconnect_error_reports"], Ignore(unsupported::any)),
     Key(&["feature_flags"], Ignore(unsupported::any)),
@@ -371,10 +107,11 @@ const OTHER_SUBSYSTEMS: &[Key<Options>] = &[
 struct Authorization {
     user: Option<String>,
     password: Option<Secret>,
-    users: Option<Vec<User>>,
+    users: Option<Vec<UserOptions>>,
     token: Option<Secret>,
     timeout_ms: Option<u64>,
     default_permissions: Option<Permissions>,
+    callout: Option<CalloutOptions>,
 }
 
 const AUTHORIZATION: &[Key<Authorization>] = &[
@@ -387,27 +124,31 @@ const AUTHORIZATION: &[Key<Authorization>] = &[
         &["default_permission", "default_permissions", "permissions"],
         Set(|a, v| permissions(v).map(|p| a.default_permissions = Some(p))),
     ),
-    Key(&["auth_callout", "auth_hook", "proxy_required"], Refuse(unsupported::any)),
+    Key(
+        &["auth_callout", "auth_hook"],
+        Set(|a, v| callout::bind(v).map(|callout| a.callout = Some(callout))),
+    ),
+    Key(&["proxy_required"], Refuse(unsupported::any)),
 ];
 
 fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     let mut block = Authorization::default();
     bind_map(&[AUTHORIZATION], v.map()?, &mut block, v.warnings)?;
-    // A password beside users is nobody's, and may be there for a variable.
+    // A password beside users belongs to none of them, and may be there for a variable.
     let single = block.user.is_some() || (block.password.is_some() && block.users.is_none());
     let reason = match (single, block.token.is_some(), block.users.is_some()) {
         (true, true, _) => "cannot have a user/password and a token; keep one",
         (true, _, true) => "cannot have a single user/password and a users array; keep one",
         (_, true, true) => "cannot have a token and a users array; keep one",
-        (true, ..) if block.user.is_none() => "a password needs a user beside it",
+        (true, ..) if block.user.is_none() => "a password needs a user",
         _ => "",
     };
     if !reason.is_empty() {
         return Err(v.error(reason));
     }
-    let single = block.user.map(|name| User {
+    let single = block.user.map(|name| UserOptions {
         password: block.password.unwrap_or_else(|| Secret::new("")),
-        ..User::named(name)
+        ..UserOptions::named(name)
     });
     let mut users = std::mem::take(&mut options.auth.users);
     let mut mistakes = Mistakes::default();
@@ -424,11 +165,12 @@ fn authorization(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartEr
         token: block.token,
         no_auth_user: options.auth.no_auth_user.take(),
         default_permissions: block.default_permissions,
+        callout: block.callout,
     };
     mistakes.result()
 }
 
-pub(super) fn users(v: &mut Field<'_>) -> Result<Vec<User>, StartError> {
+pub(super) fn users(v: &mut Field<'_>) -> Result<Vec<UserOptions>, StartError> {
     let mut names = std::collections::HashSet::new();
     v.each(|v| {
         let user = user(v)?;
@@ -439,7 +181,7 @@ pub(super) fn users(v: &mut Field<'_>) -> Result<Vec<User>, StartError> {
     })
 }
 
-const USER: &[Key<User>] = &[
+const USER: &[Key<UserOptions>] = &[
     Key(&["user", "username"], Set(|u, v| v.text().map(|name| u.name = name))),
     Key(&["password", "pass"], Set(|u, v| v.text().map(|p| u.password = Secret::new(p)))),
     Key(
@@ -451,7 +193,7 @@ const USER: &[Key<User>] = &[
     Key(&["proxy_required"], Refuse(unsupported::any)),
 ];
 
-fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+fn nkey(user: &mut UserOptions, v: &mut Field<'_>) -> Result<(), StartError> {
     let key = v.text()?;
     if !jwt::is_key(&key, &['U']) {
         return Err(v.error("nkey is the public key of a user: 56 characters that begin with U"));
@@ -464,8 +206,8 @@ fn nkey(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
     Ok(())
 }
 
-fn user(v: &mut Field<'_>) -> Result<User, StartError> {
-    let mut user = User::named("");
+fn user(v: &mut Field<'_>) -> Result<UserOptions, StartError> {
+    let mut user = UserOptions::named("");
     bind_map(&[USER], v.map()?, &mut user, v.warnings)?;
     if user.name.is_empty() {
         return Err(v.error("a user needs a name, as in {user: ann, password: \"…\"}"));
@@ -476,7 +218,7 @@ fn user(v: &mut Field<'_>) -> Result<User, StartError> {
     Ok(user)
 }
 
-fn connection_types(user: &mut User, v: &mut Field<'_>) -> Result<(), StartError> {
+fn connection_types(user: &mut UserOptions, v: &mut Field<'_>) -> Result<(), StartError> {
     user.connection_types =
         v.one_or_each(|v| v.text()?.parse().map_err(|reason: String| v.error(reason)))?;
     Ok(())
@@ -489,7 +231,7 @@ const PERMISSIONS: &[Key<Permissions>] = &[
             p.publish = subject_list(v)?;
             let mut entries = p.publish.allow.iter().chain(&p.publish.deny);
             match entries.find(|entry| entry.queue.is_some()) {
-                Some(_) => Err(v.error("a subject to publish to has no queue; leave it out")),
+                Some(_) => Err(v.error("a publish permission has no queue; leave it out")),
                 None => Ok(()),
             }
         }),
@@ -514,7 +256,7 @@ const SUBJECT_LIST: &[Key<SubjectList>] = &[
 
 fn subject_list(v: &mut Field<'_>) -> Result<SubjectList, StartError> {
     let mut list = SubjectList::default();
-    if let Kind::Map(map) = &v.value.kind {
+    if let ValueKind::Map(map) = &v.value.kind {
         bind_map(&[SUBJECT_LIST], map, &mut list, v.warnings)?;
     } else {
         list.allow = subjects(v)?;
@@ -551,8 +293,8 @@ const RESPONSES: &[Key<Responses>] = &[
 fn allow_responses(permissions: &mut Permissions, v: &mut Field<'_>) -> Result<(), StartError> {
     let mut responses = Responses::default();
     let given = match &v.value.kind {
-        Kind::Boolean(given) => *given,
-        Kind::Map(map) => {
+        ValueKind::Boolean(given) => *given,
+        ValueKind::Map(map) => {
             bind_map(&[RESPONSES], map, &mut responses, v.warnings)?;
             true
         }
@@ -567,17 +309,10 @@ fn allow_responses(permissions: &mut Permissions, v: &mut Field<'_>) -> Result<(
     Ok(())
 }
 
-/// As in nats-server, zero is the default.
-fn set_unless_zero<T: Default + PartialEq>(option: &mut T, value: T) {
-    if value != T::default() {
-        *option = value;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConnectionType, HttpOptions};
+    use crate::config::{ConnectionType, HttpOptions, Rates};
 
     fn outcome(text: &str) -> Result<Options, StartError> {
         crate::config::of_text(text)
@@ -611,7 +346,7 @@ mod tests {
     fn addresses_are_read_in_all_their_forms() {
         let address = |text: &str| {
             let options = bound(text);
-            (options.host, options.port)
+            (options.network.host, options.network.port)
         };
         let local = ("127.0.0.1".to_owned(), 4333);
         for text in [
@@ -626,13 +361,13 @@ mod tests {
         assert_eq!(address("listen: \"[::1]:-1\""), ("::1".to_owned(), 0));
         assert_eq!(address("listen: \":4\""), ("0.0.0.0".to_owned(), 4));
         assert_eq!(address("port: -1").1, 0);
-        let http = bound("http: 127.0.0.1:-1").http.unwrap();
+        let http = bound("http: 127.0.0.1:-1").monitoring.http.unwrap();
         assert_eq!(
             http,
             HttpOptions { host: Some("127.0.0.1".to_owned()), port: 0, is_tls: false }
         );
         assert_eq!(
-            bound("monitor_port: 8222").http,
+            bound("monitor_port: 8222").monitoring.http,
             Some(HttpOptions { host: None, port: 8222, is_tls: false })
         );
         for text in ["listen: \"127.0.0.1\"", "port: \"x\"", "port: 65536", "listen: \"h:x\""] {
@@ -657,9 +392,9 @@ mod tests {
             subscription_tokens_max: 4,
         };
         assert_eq!(options.limits, wanted);
-        assert_eq!((options.ping_interval_ms, options.ping_max), (100, 5));
-        assert_eq!(options.write_deadline_ms, 2000);
-        assert_eq!((options.lame_duck_duration_ms, options.lame_duck_grace_ms), (30_000, 200));
+        assert_eq!((options.timeouts.ping_interval_ms, options.timeouts.ping_max), (100, 5));
+        assert_eq!(options.timeouts.write_deadline_ms, 2000);
+        assert_eq!((options.lame_duck.duration_ms, options.lame_duck.grace_ms), (30_000, 200));
     }
 
     #[test]
@@ -691,9 +426,9 @@ mod tests {
     #[test]
     fn a_number_as_a_duration_is_seconds_and_a_warning() {
         let options = bound("ping_interval: 1");
-        assert_eq!(options.ping_interval_ms, 1000);
+        assert_eq!(options.timeouts.ping_interval_ms, 1000);
         let warning = "c.conf:1:16: ping_interval is a duration; write \"1s\"";
-        assert_eq!(options.warnings, [warning]);
+        assert_eq!(options.notes.warnings, [warning]);
     }
 
     #[test]
@@ -823,11 +558,11 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_refused_where_it_matters_and_mentioned_where_it_does_not() {
-        assert!(refused("ocsp: true").contains("is not supported yet"));
+        assert!(refused("tls { cert_match: a }").contains("is not supported yet"));
         let key = nkeys::KeyPair::new_server().public_key();
         let proxies = |key: &str| format!("proxies {{ trusted: [{{key: {key}}}] }}");
-        assert!(bound(&proxies(&key)).absent[0].contains("has no effect"));
-        assert!(refused(&proxies("SX")).contains("\"SX\" is no public key"));
+        assert!(bound(&proxies(&key)).notes.absent[0].contains("has no effect"));
+        assert!(refused(&proxies("SX")).contains("\"SX\" is not a public key"));
         assert!(refused("proxies { trust: [] }").contains("did you mean \"trusted\"?"));
         let other = "authorization { users: [{user: a, allowed_connection_types: [PIGEON]}] }";
         assert!(refused(other).contains("a connection type is one of"), "{other}");
@@ -835,14 +570,11 @@ mod tests {
             "authorization { users: [{user: a, allowed_connection_types: [Standard, MQTT]}] }";
         let wanted = [ConnectionType::Standard, ConnectionType::Mqtt];
         assert_eq!(bound(two).auth.users[0].connection_types, wanted);
-        assert!(bound("store_dir: x").missing[0].contains("has no effect"));
-        for text in ["jetstream {}", "leafnodes { listen: 127.0.0.1:-1 }", "mqtt {}", "gateway {}"]
-        {
-            assert_eq!(bound(text).absent.len(), 1, "{text}");
-        }
+        assert!(bound("prof_port: 1").notes.missing[0].contains("has no effect"));
+        assert_eq!(bound("mqtt {}").network.mqtt, None);
         let nats_js = "host: 127.0.0.1\nport: -1\nhttp: 127.0.0.1:-1\nserver_tags: [a, b:c]\n\
              websocket {port: -1, no_tls: true}\nports_file_dir: /tmp";
-        assert_eq!(bound(nats_js).server_tags, ["a", "b:c"]);
+        assert_eq!(bound(nats_js).server.tags, ["a", "b:c"]);
     }
 
     #[test]

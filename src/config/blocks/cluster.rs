@@ -1,10 +1,10 @@
-//! The block `cluster`: who belongs to it, and how its members find one another.
+//! The block `cluster`: the server's routes to other members, and how members find one another.
 
 use super::bind::permissions;
 use super::field::Action::{Ignore, Refuse, Set};
 use super::field::{Field, Key, bind_map};
-use super::file::Kind;
-use super::rules::Violation;
+use super::file::ValueKind;
+use super::rules::BrokenRule;
 use super::tls;
 use super::{Options, StartError, unsupported};
 use crate::auth::{Permissions, Secret};
@@ -12,30 +12,31 @@ use crate::cluster::{POOL_SIZE_MAX, Pooling, RouteUrl};
 use crate::proto::route::NO_CLUSTER;
 use crate::transport::{Compression, MutualTls};
 
-/// What an operator can choose about the cluster that a server is part of.
+/// Options of the cluster that the server is a member of.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Cluster {
-    /// Its name, without blanks (none: made up, and given up for that of another member).
+pub struct ClusterOptions {
+    /// The cluster's name, without blanks (none: generated, and replaced by another member's).
     pub name: Option<String>,
     /// Address or host name to listen on for routes (`0.0.0.0`).
     pub host: String,
-    /// Port for routes (none: there is no clustering); 0 is any free port.
+    /// Port for routes (none: no clustering); 0 is any free port.
     pub port: Option<u16>,
-    /// `host[:port]` where other members reach this one (none: where it listens).
+    /// `host[:port]` at which other members reach this server (none: its listener's).
     pub advertise: Option<String>,
-    /// Neither clients nor members are told where clients may connect (false).
+    /// Whether clients and members are not told this server's addresses for clients (false).
     pub no_advertise: bool,
-    /// Who other members have to be, and this one is to those it hears of (none).
+    /// The user name of the other members, which this server also sends to members that it hears of
+    /// (none).
     pub user: Option<String>,
-    /// That user's password, or its bcrypt hash.
+    /// The user's password, or its bcrypt hash.
     pub password: Secret,
-    /// Milliseconds a member has to say so (2000).
+    /// Milliseconds from a route's connection to its credentials (2000).
     pub timeout_ms: u64,
-    /// Members that are connected from here, and again whenever they are lost.
+    /// Members that this server connects to, and reconnects to when they are lost.
     pub routes: Vec<RouteUrl>,
-    /// How often more than once a member is tried that another one spoke of (0).
+    /// Further attempts to connect to a member that another member has announced (0).
     pub connect_retries: u32,
-    /// Wait longer after each attempt, up to 30 s, instead of a second (false).
+    /// Whether the pause grows after each attempt, up to 30 s, instead of being a second (false).
     pub connect_backoff: bool,
     /// Milliseconds between two PINGs, at most 30 000 (30 000).
     pub ping_interval_ms: u64,
@@ -43,18 +44,21 @@ pub struct Cluster {
     pub ping_max: u32,
     /// Connections to each other member, over which accounts are spread (3); 0 is one for all.
     pub pool_size: u16,
-    /// Accounts with a connection of their own to each other member, besides the system account.
+    /// Accounts with a connection of their own to each other member. The system account always has
+    /// one.
     pub accounts: Vec<String>,
-    /// `publish`: what of the interest here others are told; `subscribe`: what of theirs is taken
-    /// (none: everything).
+    /// `publish` filters the interest that other members are told; `subscribe` filters the interest
+    /// that is accepted from them (none: everything passes).
     pub permissions: Option<Permissions>,
-    /// How routes are encrypted, and who may have one (none: in clear, anybody).
+    /// TLS for routes, with certificates on both sides (none: in clear, from any host).
     pub tls: Option<MutualTls>,
-    /// How routes are compressed (as the other server does).
+    /// Compression of routes (accepted if the other server asks for it).
     pub compression: Compression,
+    /// Milliseconds that output may take on its way to a member (0: as for clients).
+    pub write_deadline_ms: u64,
 }
 
-impl Default for Cluster {
+impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
             name: None,
@@ -75,32 +79,33 @@ impl Default for Cluster {
             permissions: None,
             tls: None,
             compression: Compression::default(),
+            write_deadline_ms: 0,
         }
     }
 }
 
 impl Options {
-    /// Which accounts go over which connection to a member. The system account has one of its own
-    /// wherever there is a pool.
+    /// Returns the assignment of accounts to connections with a member. If there is a pool, the
+    /// system account has a connection of its own.
     pub fn pooling(&self) -> Pooling {
         let named = self.cluster.accounts.iter().chain(&self.accounts.system);
         Pooling::new(self.cluster.pool_size, named.map(String::as_str))
     }
 }
 
-/// Connections to each other member if nothing is said.
+/// Connections to each other member by default.
 const POOL_SIZE: u16 = 3;
-/// The longest time between two PINGs on a route.
+/// Milliseconds between two PINGs on a route, at most.
 const PING_INTERVAL_MS_MAX: u64 = 30_000;
-/// Binds the block.
+/// Binds the block `cluster`.
 pub(super) fn bind(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    let mut cluster = Cluster::default();
+    let mut cluster = ClusterOptions::default();
     bind_map(&[CLUSTER], v.map()?, &mut cluster, v.warnings)?;
     options.cluster = cluster;
     Ok(())
 }
 
-pub(super) const CLUSTER: &[Key<Cluster>] = &[
+pub(super) const CLUSTER: &[Key<ClusterOptions>] = &[
     Key(&["name"], Set(|c, v| v.text().map(|name| c.name = Some(name)))),
     Key(
         &["listen"],
@@ -139,7 +144,7 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
             let ms = v.duration_ms()?;
             c.ping_interval_ms = if ms == 0 { PING_INTERVAL_MS_MAX } else { ms };
             if ms > PING_INTERVAL_MS_MAX {
-                v.warn("ping_interval of a cluster is at most \"30s\", and will be that");
+                v.warn("ping_interval of a cluster is at most \"30s\"; 30s is used");
             }
             c.ping_interval_ms = c.ping_interval_ms.min(PING_INTERVAL_MS_MAX);
             Ok(())
@@ -149,19 +154,23 @@ pub(super) const CLUSTER: &[Key<Cluster>] = &[
         &["ping_max"],
         Set(|c, v| {
             let max = u32::try_from(v.size(i32::MAX.unsigned_abs())?).unwrap_or(u32::MAX);
-            c.ping_max = if max == 0 { Cluster::default().ping_max } else { max };
+            c.ping_max = if max == 0 { ClusterOptions::default().ping_max } else { max };
             Ok(())
         }),
     ),
     Key(&["pool_size"], Set(pool_size)),
-    Key(&["compression"], Set(compression)),
+    Key(
+        &["compression"],
+        Set(|c, v| read_compression(v, CompressionDefault::Route).map(|mode| c.compression = mode)),
+    ),
     Key(&["accounts"], Set(|c, v| v.texts().map(|names| c.accounts = names))),
-    Key(&["write_deadline", "write_timeout"], Ignore(unsupported::any)),
+    Key(&["write_deadline"], Set(|c, v| v.duration_ms().map(|ms| c.write_deadline_ms = ms))),
+    Key(&["write_timeout"], Ignore(unsupported::timeout)),
     Key(&["permissions"], Set(|c, v| permissions(v).map(|p| c.permissions = Some(p)))),
-    Key(&["tls"], Set(|c, v| tls::bind_mutual(v).map(|tls| c.tls = Some(tls)))),
+    Key(&["tls"], Set(|c, v| tls::bind_mutual(v, "Router").map(|tls| c.tls = Some(tls)))),
 ];
 
-fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+fn pool_size(cluster: &mut ClusterOptions, v: &mut Field<'_>) -> Result<(), StartError> {
     cluster.pool_size = match v.integer()? {
         0 => POOL_SIZE,
         ..0 => 0,
@@ -176,12 +185,12 @@ fn pool_size(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError>
     Ok(())
 }
 
-/// Round trips that decide if nothing is said.
+/// Round trips in milliseconds that separate the levels of `s2_auto`, by default.
 const RTT_THRESHOLDS_MS: [u64; 3] = [10, 50, 100];
-/// More of them would decide nothing.
+/// Round trips in a list, at most: more have no level to separate.
 const RTT_THRESHOLDS_MAX: usize = 4;
 
-/// The compression of that name.
+/// Returns the compression of that name.
 fn compression_named(mode: &str) -> Option<Compression> {
     Some(match mode.to_ascii_lowercase().as_str() {
         "off" | "disabled" | "none" | "not supported" | "not_supported" => Compression::Off,
@@ -189,7 +198,7 @@ fn compression_named(mode: &str) -> Option<Compression> {
         "on" | "enabled" | "fast" | "s2_fast" => Compression::Fast,
         "better" | "s2_better" => Compression::Better,
         "best" | "s2_best" => Compression::Best,
-        "auto" | "s2_auto" => Compression::Auto(RTT_THRESHOLDS_MS.to_vec()),
+        "auto" | "s2_auto" => by_round_trip(),
         _ => return None,
     })
 }
@@ -204,7 +213,7 @@ struct CompressionBlock {
 const COMPRESSION: &[Key<CompressionBlock>] = &[
     Key(&["mode"], Set(|b, v| mode(v).map(|mode| b.mode = mode))),
     Key(
-        &["rtt_thresholds", "thresholds"],
+        &["rtt_thresholds", "thresholds", "rtts", "rtt"],
         Set(|b, v| thresholds(v).map(|ms| b.thresholds_ms = ms)),
     ),
 ];
@@ -215,7 +224,7 @@ fn mode(v: &Field<'_>) -> Result<Compression, StartError> {
     })
 }
 
-/// Round trips in milliseconds; none if there is none that counts.
+/// Reads round trips in milliseconds; `None` if all are zero.
 fn thresholds(v: &mut Field<'_>) -> Result<Option<Vec<u64>>, StartError> {
     let all = v.each(|v| v.duration_ms())?;
     let given: Vec<u64> = all.iter().copied().filter(|ms| *ms > 0).collect();
@@ -225,11 +234,36 @@ fn thresholds(v: &mut Field<'_>) -> Result<Option<Vec<u64>>, StartError> {
     Ok((!given.is_empty()).then_some(all))
 }
 
-fn compression(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
-    cluster.compression = match &v.value.kind {
-        Kind::Boolean(true) => Compression::Fast,
-        Kind::Boolean(false) => Compression::Off,
-        Kind::Map(map) => {
+fn by_round_trip() -> Compression {
+    Compression::Auto(RTT_THRESHOLDS_MS.to_vec())
+}
+
+/// The kind of links that a `compression` is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CompressionDefault {
+    Route,
+    Leaf,
+}
+
+impl CompressionDefault {
+    /// Returns the mode that `compression: true` stands for.
+    pub(super) fn when_on(self) -> Compression {
+        match self {
+            Self::Route => Compression::Fast,
+            Self::Leaf => by_round_trip(),
+        }
+    }
+}
+
+/// Reads a `compression`: a mode, a boolean, or a block.
+pub(super) fn read_compression(
+    v: &mut Field<'_>,
+    of: CompressionDefault,
+) -> Result<Compression, StartError> {
+    Ok(match &v.value.kind {
+        ValueKind::Boolean(true) => of.when_on(),
+        ValueKind::Boolean(false) => Compression::Off,
+        ValueKind::Map(map) => {
             let mut block = CompressionBlock::default();
             bind_map(&[COMPRESSION], map, &mut block, v.warnings)?;
             match (block.mode, block.thresholds_ms) {
@@ -238,11 +272,10 @@ fn compression(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartErro
             }
         }
         _ => mode(v)?,
-    };
-    Ok(())
+    })
 }
 
-const AUTHORIZATION: &[Key<Cluster>] = &[
+const AUTHORIZATION: &[Key<ClusterOptions>] = &[
     Key(&["user", "username"], Set(|c, v| v.text().map(|name| c.user = Some(name)))),
     Key(&["password", "pass"], Set(|c, v| v.text().map(|p| c.password = Secret::new(p)))),
     Key(&["timeout"], Set(|c, v| v.login_timeout_ms().map(|ms| c.timeout_ms = ms))),
@@ -256,15 +289,15 @@ const AUTHORIZATION: &[Key<Cluster>] = &[
 
 const ONE_USER: &str = "a cluster has one user and password for all; keep only those";
 
-fn authorization(cluster: &mut Cluster, v: &mut Field<'_>) -> Result<(), StartError> {
+fn authorization(cluster: &mut ClusterOptions, v: &mut Field<'_>) -> Result<(), StartError> {
     bind_map(&[AUTHORIZATION], v.map()?, cluster, v.warnings)
 }
 
-/// What must hold of the cluster, wherever it comes from.
-pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
+/// Checks the rules for the cluster, whether the options come from the file or from flags.
+pub(super) fn check(options: &Options, broken: &mut Vec<BrokenRule>) {
     let cluster = &options.cluster;
     let mut refuse = |key, reason: &str| {
-        broken.push(Violation::of(&["cluster"], reason).within([key]));
+        broken.push(BrokenRule::of(&["cluster"], reason).within([key]));
     };
     if let Some(name) = cluster.name.as_ref().filter(|name| name.contains(' ')) {
         refuse("name", &format!("cluster name \"{name}\" cannot contain spaces"));

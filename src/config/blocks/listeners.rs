@@ -1,69 +1,69 @@
-//! Where clients come in besides the TCP port: the Unix socket, proxies that speak for them, and
-//! WebSocket.
+//! Listeners for clients besides the TCP port: the Unix socket and WebSocket, and trusted proxies.
 
 use std::path::Path;
 
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
-use super::file::Kind;
-use super::rules::Violation;
-use super::{Auth, Options, Secret, StartError, User};
+use super::file::ValueKind;
+use super::rules::BrokenRule;
+use super::{Auth, Options, Secret, StartError, UserOptions};
 use crate::engine::PeerUser;
 use crate::transport::{Cookies, Network, Tls, WebSocketSettings};
 
-/// The Unix socket for clients of this machine.
+/// The Unix socket for clients on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixOptions {
     /// The socket's path, or `@name` for one in the abstract namespace.
     pub path: String,
-    /// Permissions of the socket's file (0666): who may connect.
+    /// Permissions of the socket's file (0666), which decide about the processes that may connect.
     pub mode: u32,
     /// Id of the file's owner (none: the process's).
     pub owner: Option<u32>,
     /// Id of the file's group (none: the process's).
     pub group: Option<u32>,
-    /// Who clients without credentials are, by the process at the other end; the first that fits.
+    /// Users for clients without credentials, by the process at the other end; the first match
+    /// counts.
     pub peers: Vec<PeerUser>,
 }
 
 impl UnixOptions {
-    /// A socket at `path`, for everybody.
+    /// Returns options for a socket at `path` that any process may connect to.
     pub fn at(path: &str) -> Self {
         Self { path: path.to_owned(), mode: 0o666, owner: None, group: None, peers: Vec::new() }
     }
 }
 
-/// Where and how WebSocket clients come in.
+/// Options of the listener for WebSocket clients.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WebSocketOptions {
     /// Address or host name (none: the client port's).
     pub host: Option<String>,
-    /// Port (none: nobody listens); 0 is any free port.
+    /// Port (none: no listener); 0 is any free port.
     pub port: Option<u16>,
-    /// There may be no TLS (false).
+    /// Whether the listener may be without TLS (false).
     pub no_tls: bool,
-    /// TLS (none).
+    /// TLS for WebSocket clients (none).
     pub tls: Option<Tls>,
-    /// A browser's page must come from the address it connects to (false).
+    /// Whether a browser's page must come from the address that it connects to (false).
     pub same_origin: bool,
-    /// The pages that browsers may connect from (empty: all).
+    /// Origins of pages that browsers may connect from (empty: all).
     pub allowed_origins: Vec<String>,
-    /// Compress what is sent to clients that can take it (false).
+    /// Whether messages are compressed for clients that support it (false).
     pub compression: bool,
     /// Milliseconds a client has for TLS and upgrade together (2000).
     pub handshake_timeout_ms: u64,
     /// Milliseconds of silence before a PING (none: the clients' `ping_interval`).
     pub ping_interval_ms: Option<u64>,
-    /// `host:port` that other servers tell their clients about (none).
-    /// Without effect on a server alone.
+    /// `host:port` that other servers announce to their clients (none). Without effect on a server
+    /// that has no cluster.
     pub advertise: Option<String>,
-    /// Names of the cookies that stand for what CONNECT leaves out (none).
+    /// Names of cookies that replace members missing in CONNECT (none).
     pub cookies: Cookies,
-    /// Who may connect here, in place of the clients' (none: theirs).
+    /// Credentials for this listener (none: those of the client listener).
     pub auth: Option<Auth>,
-    /// The user whom a client without credentials is (none).
+    /// The user for clients without credentials (none).
     pub no_auth_user: Option<String>,
-    /// Fields that the answer to an upgrade has besides its own.
+    /// Header fields to add to the answer to an upgrade.
     pub headers: Vec<(String, String)>,
 }
 
@@ -89,8 +89,12 @@ impl Default for WebSocketOptions {
 }
 
 impl WebSocketOptions {
-    /// What shards have to know of it.
-    pub(in crate::config) fn settings(&self) -> WebSocketSettings {
+    /// Returns the settings for the shards; whether MQTT and leaf nodes may come is said elsewhere.
+    pub(in crate::config) fn settings(
+        &self,
+        speaks_mqtt: bool,
+        speaks_leaf: bool,
+    ) -> WebSocketSettings {
         WebSocketSettings {
             tls: self.tls.clone(),
             same_origin: self.same_origin,
@@ -102,6 +106,8 @@ impl WebSocketOptions {
             headers: self.headers.clone(),
             auth_timeout_ms: self.auth.as_ref().map(|auth| auth.timeout_ms),
             no_auth_user: self.no_auth_user.clone(),
+            speaks_mqtt,
+            speaks_leaf,
         }
     }
 }
@@ -120,20 +126,20 @@ const PEER: &[Key<PeerUser>] = &[
     Key(&["user"], Set(|p, v| v.text().map(|user| p.user = user))),
 ];
 
-/// `listen_unix`: a path, or a block with one.
+/// Binds `listen_unix`: a path, or a block with one.
 pub(super) fn bind_unix(v: &mut Field<'_>) -> Result<UnixOptions, StartError> {
     let mut unix = UnixOptions::at("");
     match &v.value.kind {
-        Kind::Map(map) => bind_map(&[UNIX], map, &mut unix, v.warnings)?,
+        ValueKind::Map(map) => bind_map(&[UNIX], map, &mut unix, v.warnings)?,
         _ => unix.path = v.text()?,
     }
     check_path(&unix.path).map_err(|reason| v.error(reason))?;
     Ok(unix)
 }
 
-/// Whether a socket may have this path.
+/// Checks that a socket may have this path.
 pub(in crate::config) fn check_path(path: &str) -> Result<(), String> {
-    /// What the kernel has room for, its closing zero included.
+    /// Bytes of a path in the kernel, its closing zero included.
     const PATH_BYTES_MAX: usize = 108;
     if path.is_empty() || path == "@" {
         return Err("listen_unix needs the path of a socket, or @name".to_owned());
@@ -145,19 +151,19 @@ pub(in crate::config) fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Permissions in octal, as `chmod` takes them.
+/// Reads permissions in octal, as `chmod` takes them.
 fn mode(v: &mut Field<'_>) -> Result<u32, StartError> {
     let digits = match &v.value.kind {
-        Kind::Integer(number) => number.to_string(),
+        ValueKind::Integer(number) => number.to_string(),
         _ => v.text()?,
     };
     let mode = u32::from_str_radix(&digits, 8).ok().filter(|mode| *mode <= 0o777);
     mode.ok_or_else(|| v.error("mode is an octal number up to 0777, such as \"0660\""))
 }
 
-/// The id of a user or group of this machine; a name is looked up in `table`.
+/// Reads the id of a user or group of this host; a name is looked up in `table`.
 fn id(v: &mut Field<'_>, table: &str) -> Result<u32, StartError> {
-    if let Kind::Integer(id) = v.value.kind {
+    if let ValueKind::Integer(id) = v.value.kind {
         return u32::try_from(id).map_err(|_| v.error("an id is a number from 0 on"));
     }
     let name = v.text()?;
@@ -169,7 +175,7 @@ fn id(v: &mut Field<'_>, table: &str) -> Result<u32, StartError> {
         .ok_or_else(|| v.error(format!("\"{name}\" is not in {table}; write its number")))
 }
 
-/// The third field of the line that begins with `name`.
+/// Returns the third field of the line that begins with `name`.
 fn id_in(lines: &str, name: &str) -> Option<u32> {
     lines.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -188,7 +194,7 @@ fn peers(v: &mut Field<'_>) -> Result<Vec<PeerUser>, StartError> {
     })
 }
 
-/// `proxy_protocol_trusted`: networks.
+/// Binds a list of networks: `proxy_protocol_trusted`.
 pub(super) fn bind_networks(v: &mut Field<'_>) -> Result<Vec<Network>, StartError> {
     v.one_or_each(|v| v.text()?.parse().map_err(|reason: String| v.error(reason)))
 }
@@ -225,11 +231,11 @@ const WEBSOCKET: &[Key<WebSocketOptions>] = &[
     Key(&["headers"], Set(|w, v| headers(v).map(|headers| w.headers = headers))),
 ];
 
-/// The block `websocket`.
+/// Binds the block `websocket`.
 pub(super) fn bind_websocket(v: &mut Field<'_>) -> Result<Option<WebSocketOptions>, StartError> {
     let mut websocket = WebSocketOptions::default();
     bind_map(&[WEBSOCKET], v.map()?, &mut websocket, v.warnings)?;
-    // As in nats-server, without a port there is none.
+    // As in nats-server, without a port there is no listener.
     if websocket.port.is_none() {
         return Ok(None);
     }
@@ -241,19 +247,19 @@ pub(super) fn bind_websocket(v: &mut Field<'_>) -> Result<Option<WebSocketOption
 
 fn headers(v: &mut Field<'_>) -> Result<Vec<(String, String)>, StartError> {
     v.each_entry(|entry, v| {
-        let Kind::Text(value) = &entry.value.kind else {
+        let ValueKind::Text(value) = &entry.value.kind else {
             return Err(v.error("a header's value is text; put it in quotes"));
         };
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(&byte);
         let clean = !value.contains(char::is_control) && entry.key.bytes().all(is_name);
         if !clean || entry.key.is_empty() {
-            return Err(entry.position.error("not a field that HTTP can carry; leave it out"));
+            return Err(entry.position.error("not a valid HTTP header; leave it out"));
         }
         Ok((entry.key.clone(), value.clone()))
     })
 }
 
-const LOGIN: &[Key<Login>] = &[
+const LOGIN: &[Key<WebSocketLogin>] = &[
     Key(&["user", "username"], Set(|l, v| v.text().map(|name| l.user = Some(name)))),
     Key(&["password", "pass"], Set(|l, v| v.text().map(|p| l.password = Some(Secret::new(p))))),
     Key(&["token"], Set(|l, v| v.text().map(|token| l.token = Some(Secret::new(token))))),
@@ -261,50 +267,75 @@ const LOGIN: &[Key<Login>] = &[
 ];
 
 #[derive(Default)]
-struct Login {
+struct WebSocketLogin {
     user: Option<String>,
     password: Option<Secret>,
     token: Option<Secret>,
     timeout_ms: Option<u64>,
 }
 
-/// `authorization` of WebSocket: one user, or a token.
+/// Binds `authorization` of WebSocket: one user, or a token.
 fn login(v: &mut Field<'_>) -> Result<Auth, StartError> {
-    let mut login = Login::default();
+    let mut login = WebSocketLogin::default();
     bind_map(&[LOGIN], v.map()?, &mut login, v.warnings)?;
     if login.token.is_some() && (login.user.is_some() || login.password.is_some()) {
         return Err(v.error("cannot have a user/password and a token; keep one"));
     }
     let password = login.password.unwrap_or_else(|| Secret::new(""));
-    let users = login.user.map(|name| User { password, ..User::named(name) }).into_iter().collect();
+    let users = login
+        .user
+        .map(|name| UserOptions { password, ..UserOptions::named(name) })
+        .into_iter()
+        .collect();
     let timeout_ms = login.timeout_ms.unwrap_or(Auth::default().timeout_ms);
     Ok(Auth { timeout_ms, users, token: login.token, ..Auth::default() })
 }
 
-/// What must hold between these and other options.
-pub(super) fn check(options: &Options, broken: &mut Vec<Violation>) {
+/// Checks the rules between the options of listeners and others.
+pub(super) fn check(options: &Options, broken: &mut Vec<BrokenRule>) {
     let knows = |name: &str| options.auth.users.iter().any(|user| user.name == name);
-    for (at, peer) in options.unix.iter().flat_map(|unix| &unix.peers).enumerate() {
+    for (at, peer) in options.network.unix.iter().flat_map(|unix| &unix.peers).enumerate() {
         if !knows(&peer.user) {
-            let reason = format!("peer \"{}\" is not one of the users; add it there", peer.user);
+            let reason = format!("peer \"{}\" is not in users; add it there", peer.user);
             let keys = &["listen_unix", "authorization", "accounts"];
-            let violation = Violation::of(keys, reason);
+            let violation = BrokenRule::of(keys, reason);
             broken.push(violation.within(["peers", &at.to_string(), "user"]));
         }
     }
-    let Some(websocket) = &options.websocket else { return };
+    check_mqtt(options, broken);
+    let Some(websocket) = &options.network.websocket else { return };
     if websocket.auth.as_ref().is_some_and(Auth::is_required) && !options.auth.users.is_empty() {
         let reason = "websocket cannot have an authorization of its own beside users; \
                       give the user allowed_connection_types: [WEBSOCKET] instead";
-        broken.push(Violation::of(WEBSOCKET_AND_USERS, reason).within(["authorization"]));
+        broken.push(BrokenRule::of(WEBSOCKET_AND_USERS, reason).within(["authorization"]));
     }
     if let Some(name) = websocket.no_auth_user.as_ref().filter(|name| !knows(name)) {
-        let reason =
-            format!("websocket no_auth_user \"{name}\" is not one of the users; add it there");
-        broken.push(Violation::of(WEBSOCKET_AND_USERS, reason).within(["no_auth_user"]));
+        let reason = format!("websocket no_auth_user \"{name}\" is not in users; add it there");
+        broken.push(BrokenRule::of(WEBSOCKET_AND_USERS, reason).within(["no_auth_user"]));
     }
 }
 
+/// Checks the rules between the options of MQTT and others.
+fn check_mqtt(options: &Options, broken: &mut Vec<BrokenRule>) {
+    let Some(mqtt) = &options.network.mqtt else { return };
+    let mut refuse = |reason: String| broken.push(BrokenRule::of(MQTT_AND_USERS, reason));
+    let what = if mqtt.login.token.is_some() { "token" } else { "username" };
+    if mqtt.login.is_required() && !options.auth.users.is_empty() {
+        refuse(format!(
+            "mqtt authentication {what} not compatible with presence of users/nkeys; give the \
+             user allowed_connection_types: [MQTT] instead"
+        ));
+    }
+    let knows = |name: &str| options.auth.users.iter().any(|user| user.name == name);
+    if let Some(name) = mqtt.no_auth_user.as_ref().filter(|name| !knows(name)) {
+        refuse(format!("mqtt no_auth_user \"{name}\" is not in users; add it there"));
+    }
+    if mqtt.tls.as_ref().is_some_and(|tls| !tls.has_certificate) {
+        refuse("tls of mqtt needs cert_file and key_file; name both".to_owned());
+    }
+}
+
+const MQTT_AND_USERS: &[&str] = &["mqtt", "authorization", "accounts"];
 const WEBSOCKET_AND_USERS: &[&str] = &["websocket", "ws", "authorization", "accounts"];
 
 #[cfg(test)]
@@ -321,7 +352,7 @@ mod tests {
 
     #[test]
     fn the_unix_socket_is_a_path_or_a_block() {
-        let unix = |text: &str| outcome(text).unwrap().unix.unwrap();
+        let unix = |text: &str| outcome(text).unwrap().network.unix.unwrap();
         assert_eq!(unix("listen_unix: /run/s"), UnixOptions::at("/run/s"));
         assert_eq!(unix("listen_unix: \"@s\"").path, "@s");
         let users = "authorization { users: [{user: ann, password: p}] }\n";
@@ -336,7 +367,7 @@ mod tests {
             ..UnixOptions::at("/run/s")
         };
         assert_eq!(unix(&format!("{users}{block}")), wanted);
-        assert!(refused(block).contains("peer \"ann\" is not one of the users"));
+        assert!(refused(block).contains("peer \"ann\" is not in users"));
         assert!(refused("listen_unix: \"\"").contains("needs the path of a socket"));
         assert!(refused(&format!("listen_unix: /{}", "x".repeat(107))).contains("at most 107"));
         for wrong in ["mode: 999", "mode: 1777", "user: nobody-here", "peers: [{user: ann}]"] {
@@ -346,14 +377,18 @@ mod tests {
 
     #[test]
     fn a_websocket_has_tls_or_says_that_it_has_not() {
-        assert_eq!(outcome("websocket {}").unwrap().websocket, None, "no port, no WebSocket");
+        assert_eq!(
+            outcome("websocket {}").unwrap().network.websocket,
+            None,
+            "no port, no WebSocket"
+        );
         assert!(refused("websocket { port: 1 }").contains("websocket needs a block tls"));
         let options = outcome(
             "websocket { listen: \"h:1\", no_tls: true, allowed_origins: \"http://a\", \
              user_cookie: u, headers { X-A: b }, handshake_timeout: 1s, \
              authorization { user: a, password: b, timeout: 0.5 } }",
         );
-        let websocket = options.unwrap().websocket.unwrap();
+        let websocket = options.unwrap().network.websocket.unwrap();
         assert_eq!((websocket.host.as_deref(), websocket.port), (Some("h"), Some(1)));
         assert_eq!(websocket.handshake_timeout_ms, 1000);
         assert_eq!(websocket.headers, [("X-A".to_owned(), "b".to_owned())]);

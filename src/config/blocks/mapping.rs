@@ -1,9 +1,9 @@
-//! `mappings`: subjects that become others as they are published.
+//! `mappings`: subjects that are replaced by others when a message is published.
 
 use super::StartError;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
-use super::file::Kind;
+use super::file::ValueKind;
 use super::mistakes::all;
 use crate::engine::{Destination, Mapping};
 use crate::subject::{Transform, is_valid_filter};
@@ -28,11 +28,11 @@ pub(super) fn bind(mappings: &mut Vec<Mapping>, v: &mut Field<'_>) -> Result<(),
 
 fn destinations(v: &mut Field<'_>) -> Result<Vec<Destination>, StartError> {
     match &v.value.kind {
-        Kind::Text(subject) => {
+        ValueKind::Text(subject) => {
             Ok(vec![Destination { subject: subject.clone(), weight: 100, cluster: None }])
         }
-        Kind::Map(_) => Ok(vec![destination(v)?]),
-        Kind::List(_) => v.each(destination),
+        ValueKind::Map(_) => Ok(vec![destination(v)?]),
+        ValueKind::List(_) => v.each(destination),
         _ => Err(v.error(format!(
             "a mapping is a subject, or a list of destinations, as in \
              {}: [{{destination: a, weight: 10%}}]",
@@ -42,20 +42,20 @@ fn destinations(v: &mut Field<'_>) -> Result<Vec<Destination>, StartError> {
 }
 
 #[derive(Default)]
-struct Given {
+struct DestinationKeys {
     subject: Option<String>,
     weight: Option<u8>,
     cluster: Option<String>,
 }
 
-const DESTINATION: &[Key<Given>] = &[
+const DESTINATION: &[Key<DestinationKeys>] = &[
     Key(&["dest", "destination"], Set(|d, v| v.text().map(|to| d.subject = Some(to)))),
     Key(&["weight"], Set(|d, v| weight(v).map(|weight| d.weight = Some(weight)))),
     Key(&["cluster"], Set(|d, v| v.text().map(|name| d.cluster = Some(name)))),
 ];
 
 fn destination(v: &mut Field<'_>) -> Result<Destination, StartError> {
-    let mut given = Given::default();
+    let mut given = DestinationKeys::default();
     bind_map(&[DESTINATION], v.map()?, &mut given, v.warnings)?;
     let subject = given.subject.ok_or_else(|| {
         v.error("a mapping needs a destination, as in {destination: a, weight: 10%}")
@@ -66,18 +66,18 @@ fn destination(v: &mut Field<'_>) -> Result<Destination, StartError> {
     Ok(Destination { subject, weight, cluster: given.cluster.filter(|name| !name.is_empty()) })
 }
 
-/// Per cent, with or without the sign.
+/// Reads a percentage from 0 to 100, with or without the sign.
 fn weight(v: &Field<'_>) -> Result<u8, StartError> {
     let weight = match &v.value.kind {
-        Kind::Integer(weight) => u8::try_from(*weight).ok(),
-        Kind::Text(text) => text.strip_suffix('%').unwrap_or(text).parse().ok(),
+        ValueKind::Integer(weight) => u8::try_from(*weight).ok(),
+        ValueKind::Text(text) => text.strip_suffix('%').unwrap_or(text).parse().ok(),
         _ => None,
     };
     let weight = weight.filter(|weight| u32::from(*weight) <= WEIGHTS_MAX);
-    weight.ok_or_else(|| v.error("weight is a whole number from 0 to 100, or such with a %"))
+    weight.ok_or_else(|| v.error("weight is a whole number from 0 to 100, with or without %"))
 }
 
-/// What is wrong with the destinations of a filter.
+/// Returns the mistakes in the destinations of a filter.
 pub(super) fn objections(
     source: &str,
     destinations: &[Destination],
@@ -99,7 +99,7 @@ fn check_together(destinations: &[Destination]) -> Result<(), String> {
         let twice =
             |other: &&Destination| other.cluster == one.cluster && other.subject == one.subject;
         if destinations[..at].iter().any(|other| twice(&other)) {
-            return Err(format!("destination \"{}\" is there twice; keep one", one.subject));
+            return Err(format!("destination \"{}\" appears twice; keep one", one.subject));
         }
     }
     Ok(())

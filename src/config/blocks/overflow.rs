@@ -1,14 +1,14 @@
-//! `overflow`: subjects of which slow clients miss messages, rather than being cut.
+//! `overflow`: subjects whose messages slow clients miss, instead of being disconnected.
 
 use super::StartError;
 use super::field::Action::Set;
 use super::field::{Field, Key, bind_map};
-use super::file::Kind;
+use super::file::ValueKind;
 use crate::output::{OverflowKind, OverflowRule};
 use crate::subject::is_valid_filter;
 
 const PENDING_BYTES_MAX: usize = 1024 * 1024;
-/// So many that a policy's number fits its place.
+/// Rules in all, at most, so that a policy's number fits its field.
 const RULES_MAX: usize = 1000;
 
 /// Adds the rules of a block to those there are.
@@ -30,12 +30,12 @@ pub(super) fn bind(rules: &mut Vec<OverflowRule>, v: &mut Field<'_>) -> Result<(
 }
 
 #[derive(Default)]
-struct Given {
+struct OverflowKeys {
     kind: Option<OverflowKind>,
     pending_bytes_max: Option<usize>,
 }
 
-const RULE: &[Key<Given>] = &[
+const RULE: &[Key<OverflowKeys>] = &[
     Key(&["policy"], Set(|g, v| kind(v).map(|kind| g.kind = Some(kind)))),
     Key(
         &["max_pending"],
@@ -50,8 +50,8 @@ const RULE: &[Key<Given>] = &[
 ];
 
 fn rule(filter: &str, v: &mut Field<'_>) -> Result<OverflowRule, StartError> {
-    let mut given = Given::default();
-    if let Kind::Map(map) = &v.value.kind {
+    let mut given = OverflowKeys::default();
+    if let ValueKind::Map(map) = &v.value.kind {
         bind_map(&[RULE], map, &mut given, v.warnings)?;
     } else {
         given.kind = Some(kind(v)?);

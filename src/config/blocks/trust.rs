@@ -1,8 +1,8 @@
-//! Operators and resolvers: accounts that come as signed tokens, and whose users do.
+//! Operators and resolvers: accounts and users that come as signed tokens.
 //!
-//! Tokens are checked when the options are read: at start and at a reload. What an account shares
-//! is put beside the configured ones; an import that does not hold is left out with a warning,
-//! because whoever wrote the token is not the one who runs the server.
+//! Tokens are checked when the options are read: at start and at a reload. An account's exports and
+//! imports are put beside the configured ones; an invalid import is left out with a warning,
+//! because the token's author is not the operator of the server.
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
@@ -13,55 +13,74 @@ use std::sync::Arc;
 use chrono_tz::Tz;
 
 use super::accounts;
-use super::field::Action::Set;
-use super::field::{Field, Key, bind_map};
-use super::file::Kind;
+use super::field::Field;
+use super::file::ValueKind;
+use super::jetstream;
 use super::mapping;
-use super::rules::Violation;
-use super::{Options, StartError};
-use crate::auth::jwt::{self, Claims};
-use crate::engine::account_settings::{Account, AccountLimits, Export, Import, Response, Shared};
+use super::resolver;
+pub use super::resolver::UrlResolver;
+use super::rules::BrokenRule;
+use super::{Options, StartError, tls};
+use crate::auth::jwt::{self, Claims, LatencyClaim};
+use crate::engine::account_settings::{
+    Account, AccountLimits, Export, Import, LatencyRule, Response, Shared,
+};
 use crate::engine::{Destination, Mapping};
 use crate::subject::is_valid_filter;
 
-/// Who vouches for accounts, and those they vouch for.
+/// Keys of operators, and the accounts that they have signed.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Trust {
-    /// The public keys that sign accounts.
+pub struct TrustOptions {
+    /// Public keys that sign accounts.
     pub keys: Vec<String>,
-    /// The accounts by their public keys.
-    pub accounts: BTreeMap<String, Arc<Claims<jwt::Account>>>,
-    /// Where tokens of accounts are kept, and are put that come later (none: in memory).
+    /// Claims of accounts, by their public keys.
+    pub accounts: BTreeMap<String, Arc<Claims<jwt::AccountClaims>>>,
+    /// The directory that stores tokens of accounts, also those received later (none: in memory).
     pub directory: Option<Directory>,
-    /// The only accounts besides the system account whose users may come (empty: all).
+    /// The only accounts besides the system account whose users may log in (empty: all).
     pub pinned: Vec<String>,
-    /// Whose clock the hours of users are by that name no other.
+    /// The time zone for hours of users whose token names none.
     pub zone: Tz,
-    /// The tokens of those who run servers.
+    /// Tokens of the operators.
     pub operators: Vec<String>,
-    is_resolved: bool,
-    /// The tokens in the file, by account.
+    /// The server that has tokens of accounts (none: they are known, or come by messages).
+    pub url: Option<UrlResolver>,
+    pub(super) is_resolved: bool,
+    /// The address of `url`, until the whole file is read.
+    pub(super) wanted_url: Option<String>,
+    /// TLS of `url`, until the whole file is read.
+    pub(super) client_tls: Option<tls::ServerTls>,
+    /// The token of clients that show none (none: they are refused).
+    pub default_sentinel: Option<String>,
+    /// Tokens in the configuration file, by account.
     pub preloaded: Vec<(String, String)>,
 }
 
-/// Where the tokens of accounts are kept.
+/// The store for tokens of accounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
-    /// The directory; one file for each account.
+    /// The directory's path; it has one file for each account.
     pub path: PathBuf,
-    /// Accounts may be deleted (false).
+    /// Whether accounts may be deleted (false).
     pub allow_delete: bool,
-    /// The file of an account that is deleted goes, instead of getting another name (false).
+    /// Whether the file of a deleted account is removed instead of renamed (false).
     pub hard_delete: bool,
-    /// How often other servers are asked what they have, in milliseconds (60 000).
+    /// Milliseconds between two requests to other servers for their tokens (60 000).
     pub interval_ms: u64,
-    /// As many accounts as there may be (1 000 000 000 by nats-server, 100 000 here).
+    /// Accounts, at most (100 000; in nats-server 1 000 000 000; of a cache 1000).
     pub accounts_max: usize,
+    /// Whether it keeps only what logins need, and asks other servers for that (false).
+    pub is_cache: bool,
+    /// Milliseconds for which a cache keeps a token (0: for ever).
+    pub ttl_ms: u64,
+    /// Milliseconds that other servers have to answer (1900).
+    pub timeout_ms: u64,
 }
 
-/// Accounts that a directory may hold.
-const ACCOUNTS_MAX: usize = 100_000;
+/// Accounts that a directory may hold, at most.
+pub(super) const ACCOUNTS_MAX: usize = 100_000;
 const INTERVAL_MS: u64 = 60_000;
+const TIMEOUT_MS: u64 = 1900;
 
 impl Default for Directory {
     fn default() -> Self {
@@ -71,16 +90,27 @@ impl Default for Directory {
             hard_delete: false,
             interval_ms: INTERVAL_MS,
             accounts_max: ACCOUNTS_MAX,
+            is_cache: false,
+            ttl_ms: 0,
+            timeout_ms: TIMEOUT_MS,
         }
     }
 }
 
-impl Trust {
-    /// The subjects on which the system account asks about tokens; `<server>` stands for the id of
-    /// this server.
+impl TrustOptions {
+    /// Returns the subjects of requests about tokens in the system account; `<server>` stands for
+    /// the id of this server.
     pub fn requests(&self) -> &'static [&'static str] {
-        match self.directory {
+        match &self.directory {
             None => &["$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE", "$SYS.ACCOUNT.*.CLAIMS.UPDATE"],
+            Some(directory) if directory.is_cache => &[
+                "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE",
+                "$SYS.ACCOUNT.*.CLAIMS.UPDATE",
+                "$SYS.REQ.CLAIMS.UPDATE",
+                "$SYS.REQ.CLAIMS.LIST",
+                "$SYS.REQ.CLAIMS.DELETE",
+                "$SYS._INBOX.<server>.LOOKUP.*",
+            ],
             Some(_) => &[
                 "$SYS.REQ.ACCOUNT.*.CLAIMS.UPDATE",
                 "$SYS.ACCOUNT.*.CLAIMS.UPDATE",
@@ -94,34 +124,64 @@ impl Trust {
         }
     }
 
-    /// What a token says of an account, if somebody vouches for it who may.
+    /// Whether accounts that are not known are asked for when a login needs them.
+    pub fn fetches(&self) -> bool {
+        self.url.is_some() || self.directory.as_ref().is_some_and(|directory| directory.is_cache)
+    }
+
+    /// Decodes a token that was asked for, which has to be about `account` and valid at `now`, in
+    /// seconds since 1970.
     ///
     /// # Errors
     ///
-    /// Why not, for people.
-    pub fn read(&self, text: &str) -> Result<Claims<jwt::Account>, String> {
-        let claims: Claims<jwt::Account> =
-            jwt::decode_signed(text).map_err(|error| format!("{error}; push it anew"))?;
+    /// Returns the reason, for humans.
+    pub fn read_of(
+        &self,
+        account: &str,
+        text: &str,
+        now: i64,
+    ) -> Result<Claims<jwt::AccountClaims>, String> {
+        let claims = self.read(jwt::undecorated(text))?;
+        match claims.subject == account {
+            false => Err(format!("its token is about {}", claims.subject)),
+            true if !claims.is_in_time(now) => Err("its token is not valid now".to_owned()),
+            true => Ok(claims),
+        }
+    }
+
+    /// Decodes the token of an account and checks that one of the operators' keys has signed it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason and the remedy, for humans.
+    pub fn read(&self, text: &str) -> Result<Claims<jwt::AccountClaims>, String> {
+        let claims: Claims<jwt::AccountClaims> =
+            jwt::decode_signed(text).map_err(|error| format!("{error}; push it again"))?;
         if !self.keys.contains(&claims.issuer) {
-            return Err("none of the operator's keys has signed it; push it anew".to_owned());
+            return Err("not signed by a key of the operator; push it again".to_owned());
         }
         Ok(claims)
     }
 
-    /// The same of one that is new: what could not be put in force of it is refused.
+    /// Decodes and checks a new token of an account; one with mappings that cannot be put in force
+    /// is refused.
     ///
     /// # Errors
     ///
-    /// Why not, for people.
-    pub fn admit(&self, text: &str) -> Result<Claims<jwt::Account>, String> {
+    /// Returns the reason and the remedy, for humans.
+    pub fn admit(&self, text: &str) -> Result<Claims<jwt::AccountClaims>, String> {
         let claims = self.read(text)?;
         mappings_of(&claims.body).try_for_each(|mapping| mapping.map(drop))?;
         Ok(claims)
     }
 }
 
-/// The options with other tokens of some accounts; without a token, an account is gone.
-pub fn update(old: &Options, changes: Vec<(String, Option<Arc<Claims<jwt::Account>>>)>) -> Options {
+/// Returns the options with other tokens for some accounts; an account whose token is `None` is
+/// removed.
+pub fn update(
+    old: &Options,
+    changes: Vec<(String, Option<Arc<Claims<jwt::AccountClaims>>>)>,
+) -> Options {
     let mut options = old.clone();
     let Some(trust) = &mut options.trust else { return options };
     for (key, claims) in changes {
@@ -131,9 +191,31 @@ pub fn update(old: &Options, changes: Vec<(String, Option<Arc<Claims<jwt::Accoun
         }
     }
     let trust = trust.clone();
-    options.warnings.clear();
+    options.notes.warnings.clear();
     options.accounts.list.retain(|account| !jwt::is_key(&account.name, &['A']));
     share(&trust, &mut options);
+    options
+}
+
+/// Returns new options with the accounts of the old ones that were fetched: a reload does not ask
+/// for them again.
+pub fn keep_fetched(old: &Options, new: Options) -> Options {
+    let (Some(before), Some(trust)) = (&old.trust, &new.trust) else { return new };
+    if !before.fetches() || !trust.fetches() {
+        return new;
+    }
+    let is_missing = |claims: &Claims<jwt::AccountClaims>| {
+        trust.keys.contains(&claims.issuer) && !trust.accounts.contains_key(&claims.subject)
+    };
+    let missing = before.accounts.iter().filter(|(_, claims)| is_missing(claims));
+    let missing: Vec<_> =
+        missing.map(|(key, claims)| (key.clone(), Some(Arc::clone(claims)))).collect();
+    if missing.is_empty() {
+        return new;
+    }
+    let warnings = new.notes.warnings.clone();
+    let mut options = update(&new, missing);
+    options.notes.warnings.splice(..0, warnings);
     options
 }
 
@@ -151,6 +233,20 @@ pub(super) fn operators(options: &mut Options, v: &mut Field<'_>) -> Result<(), 
     Ok(())
 }
 
+pub(super) fn default_sentinel(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
+    let text = v.text()?;
+    let token = jwt::decode_signed::<jwt::UserClaims>(&text)
+        .map_err(|error| v.error(format!("default sentinel JWT not valid: {error}")))?;
+    let said = &token.body;
+    // The template of a scoped key may make it a bearer.
+    let may_be_scoped = !said.issuer_account.is_empty() && said.is_empty();
+    if !said.bearer_token && !may_be_scoped {
+        return Err(v.error("default sentinel must be a bearer token"));
+    }
+    options.trust.get_or_insert_default().default_sentinel = Some(text);
+    Ok(())
+}
+
 pub(super) fn trusted_keys(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     let reason = "a trusted key is the public key of an operator: 56 characters, first an O";
     let keys = v.one_or_each(|v| key(v, 'O', reason))?;
@@ -165,7 +261,7 @@ fn key(v: &Field<'_>, kind: char, reason: &str) -> Result<String, StartError> {
 
 pub(super) fn preload(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
     let tokens = v.each_entry(|entry, v| {
-        let Kind::Text(token) = &entry.value.kind else {
+        let ValueKind::Text(token) = &entry.value.kind else {
             return Err(v.error("an account's token is text"));
         };
         if !jwt::is_key(&entry.key, &['A']) {
@@ -185,76 +281,7 @@ pub(super) fn pinned(options: &mut Options, v: &mut Field<'_>) -> Result<(), Sta
     Ok(())
 }
 
-#[derive(Default)]
-struct Resolver {
-    kind: String,
-    directory: Directory,
-    has_ttl: bool,
-}
-
-const RESOLVER: &[Key<Resolver>] = &[
-    Key(&["type"], Set(|r, v| v.text().map(|kind| r.kind = kind.to_ascii_lowercase()))),
-    Key(&["dir"], Set(|r, v| v.text().map(|dir| r.directory.path = dir.into()))),
-    Key(&["allow_delete"], Set(|r, v| v.boolean().map(|yes| r.directory.allow_delete = yes))),
-    Key(&["hard_delete"], Set(|r, v| v.boolean().map(|yes| r.directory.hard_delete = yes))),
-    Key(&["interval"], Set(|r, v| v.duration_ms().map(|ms| r.directory.interval_ms = ms))),
-    Key(&["limit"], Set(|r, v| v.limit().map(|max| r.directory.accounts_max = at_most(max)))),
-    Key(&["ttl"], Set(|r, v| v.duration_ms().map(|_| r.has_ttl = true))),
-    // Nobody is asked for one token: what others have is fetched as a whole.
-    Key(&["timeout"], Set(|_, v| v.duration_ms().map(drop))),
-];
-
-/// A limit of accounts; nobody, and 0, are as many as can be.
-fn at_most(limit: Option<usize>) -> usize {
-    limit.filter(|max| *max > 0).map_or(ACCOUNTS_MAX, |max| max.min(ACCOUNTS_MAX))
-}
-
-const KINDS: &str = "resolver is MEMORY or { type: full, dir: … }";
-
-pub(super) fn resolver(options: &mut Options, v: &mut Field<'_>) -> Result<(), StartError> {
-    let trust = options.trust.get_or_insert_default();
-    trust.is_resolved = true;
-    if let Kind::Text(text) = &v.value.kind {
-        let kind = text.to_ascii_uppercase();
-        return match kind.as_str() {
-            "MEMORY" | "MEM" => Ok(()),
-            _ if kind.starts_with("URL") => Err(v.error(format!(
-                "accounts are not fetched over HTTP: {KINDS}; fetch the tokens into its dir, \
-                 one file <account>.jwt each, or push them there with `nsc push`"
-            ))),
-            _ => Err(v.error(KINDS)),
-        };
-    }
-    let mut resolver = Resolver::default();
-    bind_map(&[RESOLVER], v.map()?, &mut resolver, v.warnings)?;
-    let Resolver { kind, directory, has_ttl } = resolver;
-    match kind.as_str() {
-        "mem" | "memory" => return Ok(()),
-        "full" => {}
-        "cache" => {
-            let reason = "a resolver of type cache is not supported: use type full, which gets \
-                          all accounts of the cluster's other servers";
-            return Err(v.error(reason));
-        }
-        _ => return Err(v.error(KINDS)),
-    }
-    if directory.path.as_os_str().is_empty() {
-        return Err(v.error("a resolver of type full needs a dir"));
-    }
-    if has_ttl {
-        return Err(v.error("a resolver of type full keeps all accounts: leave ttl out"));
-    }
-    if directory.hard_delete && !directory.allow_delete {
-        return Err(v.error("hard_delete is nothing without allow_delete: set both or none"));
-    }
-    if directory.interval_ms == 0 {
-        return Err(v.error("interval is at least 1ms"));
-    }
-    trust.directory = Some(directory);
-    Ok(())
-}
-
-/// The keys that say who vouches for whom, and those that have nothing to say beside them.
+/// Keys that configure operators and resolvers, and those that may not stand beside them.
 const KEYS: &[&str] = &[
     "operator",
     "operators",
@@ -270,37 +297,65 @@ const KEYS: &[&str] = &[
     "authorization",
     "accounts",
     "no_auth_user",
+    "default_sentinel",
 ];
 const PRELOADED: &[&str] = &["resolver_preload"];
 
-/// Reads the tokens when all of the file is read.
-pub(super) fn settle(options: &mut Options) -> Result<(), Violation> {
+/// Reads the tokens in the resolver's directory: a preloaded token is older than one of those.
+fn read_stored(trust: &mut TrustOptions, options: &mut Options) -> Result<(), BrokenRule> {
+    let Some(directory) = &trust.directory else { return Ok(()) };
+    let stored = stored(&directory.path);
+    for (key, text) in stored.map_err(|error| BrokenRule::of(KEYS, error.to_string()))? {
+        match trust.read(&text) {
+            Ok(claims) if claims.subject == key => {
+                trust.accounts.insert(key, Arc::new(claims));
+            }
+            // The token came from another server or operator, and must not keep this server
+            // from starting.
+            Ok(claims) => options.notes.warnings.push(format!(
+                "account {key}: its token is about {}; it is left out",
+                claims.subject
+            )),
+            Err(reason) => options
+                .notes
+                .warnings
+                .push(format!("account {key}: {reason}; until then it is left out")),
+        }
+    }
+    Ok(())
+}
+
+/// Reads the tokens once the whole file is read.
+pub(super) fn settle(options: &mut Options) -> Result<(), BrokenRule> {
     let Some(mut trust) = options.trust.take() else { return Ok(()) };
-    let refuse = |reason: &str| Err(Violation::of(KEYS, reason));
+    let refuse = |reason: &str| Err(BrokenRule::of(KEYS, reason));
+    let mut operator_url = String::new();
     for text in &trust.operators {
         let operator: Claims<jwt::Operator> = jwt::decode_signed(text)
-            .map_err(|error| Violation::of(KEYS, format!("operator: {error}; export it anew")))?;
+            .map_err(|error| BrokenRule::of(KEYS, format!("operator: {error}; export it again")))?;
         if !operator.body.strict_signing_key_usage {
             trust.keys.push(operator.subject);
         }
         trust.keys.extend(operator.body.signing_keys);
+        operator_url = operator.body.account_server_url;
         let system = operator.body.system_account;
         if !system.is_empty() && options.accounts.system.as_deref() == Some(accounts::SYSTEM) {
             options.accounts.system = Some(system);
         }
     }
     if trust.keys.is_empty() {
-        return refuse("a resolver needs an operator or trusted_keys: who vouches for accounts");
+        return refuse("a resolver needs an operator or trusted_keys, the signers of accounts");
     }
+    resolver::settle(&mut trust, &operator_url)?;
     if !trust.is_resolved {
         return refuse("an operator needs a resolver, such as `resolver: MEMORY`");
     }
     let in_file = options.auth.users.len() + usize::from(options.auth.token.is_some());
     if in_file > 0 || options.auth.no_auth_user.is_some() {
-        return refuse("with an operator users come by tokens; leave users and tokens out");
+        return refuse("with an operator, users come from JWTs; leave users and tokens out");
     }
-    if options.accounts.list.len() > accounts::Accounts::default().list.len() {
-        return refuse("with an operator accounts come by tokens; leave accounts out");
+    if options.accounts.list.len() > accounts::AccountOptions::default().list.len() {
+        return refuse("with an operator, accounts come from JWTs; leave accounts out");
     }
     for (key, text) in std::mem::take(&mut trust.preloaded) {
         let claims = trust.read(&text).and_then(|claims| match claims.subject == key {
@@ -310,50 +365,43 @@ pub(super) fn settle(options: &mut Options) -> Result<(), Violation> {
         match claims {
             Ok(claims) => drop(trust.accounts.insert(key.clone(), Arc::new(claims))),
             Err(reason) => {
-                let violation = Violation::of(PRELOADED, format!("account {key}: {reason}"));
+                let violation = BrokenRule::of(PRELOADED, format!("account {key}: {reason}"));
                 return Err(violation.within([&key]));
             }
         }
         trust.preloaded.push((key, text));
     }
-    if let Some(directory) = &trust.directory {
-        // What was preloaded is older than what the directory has.
-        let stored = stored(&directory.path);
-        for (key, text) in stored.map_err(|error| Violation::of(KEYS, error.to_string()))? {
-            match trust.read(&text) {
-                Ok(claims) if claims.subject == key => {
-                    trust.accounts.insert(key, Arc::new(claims));
-                }
-                // It came from somebody else, who is not to keep the server from starting.
-                Ok(claims) => options.warnings.push(format!(
-                    "account {key}: its token is about {}; it is left out",
-                    claims.subject
-                )),
-                Err(reason) => options
-                    .warnings
-                    .push(format!("account {key}: {reason}; until then it is left out")),
-            }
-        }
-    }
+    read_stored(&mut trust, options)?;
     if !trust.pinned.is_empty() {
         trust.pinned.extend(options.accounts.system.clone());
     }
-    let zone = iana_time_zone::get_timezone().ok();
-    trust.zone = zone.and_then(|name| name.parse().ok()).unwrap_or_default();
+    trust.zone = zone();
     share(&trust, options);
+    if let Some(system) = options.accounts.system.clone().filter(|_| trust.url.is_some())
+        && options.accounts.get(&system).is_none()
+    {
+        // It is fetched before the server starts.
+        options.accounts.add(Account::named(system));
+    }
     options.trust = Some(trust);
     Ok(())
 }
 
-/// The tokens in a directory, one file for each account, named by its key.
+/// Returns the time zone of this host.
+pub(in crate::config) fn zone() -> Tz {
+    let zone = iana_time_zone::get_timezone().ok();
+    zone.and_then(|name| name.parse().ok()).unwrap_or_default()
+}
+
+/// Returns the tokens in a directory by account; each account has a file, named by its key.
 ///
 /// # Errors
 ///
-/// If the directory cannot be made, or read.
+/// Fails if the directory cannot be created or read.
 pub fn stored(directory: &Path) -> Result<Vec<(String, String)>, StartError> {
     let unusable = |path: &Path, error: std::io::Error| {
         StartError::new(format!(
-            "resolver: cannot read {}: {error}; see who may, or use another dir",
+            "resolver: cannot read {}: {error}; check its permissions or use another dir",
             path.display()
         ))
     };
@@ -374,8 +422,8 @@ pub fn stored(directory: &Path) -> Result<Vec<(String, String)>, StartError> {
     Ok(tokens)
 }
 
-/// Adds the accounts, and what they let one another have.
-fn share(trust: &Trust, options: &mut Options) {
+/// Adds the accounts, with their exports and imports.
+fn share(trust: &TrustOptions, options: &mut Options) {
     let now = chrono::Utc::now().timestamp();
     for (key, claims) in &trust.accounts {
         let mut mappings = Vec::new();
@@ -383,10 +431,11 @@ fn share(trust: &Trust, options: &mut Options) {
             match mapping {
                 Ok(mapping) => mappings.push(mapping),
                 Err(reason) => {
-                    options.warnings.push(format!("account {key}: {reason}; it is left out"));
+                    options.notes.warnings.push(format!("account {key}: {reason}; it is left out"));
                 }
             }
         }
+        let exports = measurable(exports(trust, claims, now), key, options);
         let limits = &claims.body.limits;
         let limit = |value: i64| usize::try_from(value).ok();
         options.accounts.add(Account {
@@ -396,8 +445,10 @@ fn share(trust: &Trust, options: &mut Options) {
                 payload_bytes_max: limit(limits.payload),
                 leafnodes_max: limit(limits.leaf),
             },
-            exports: exports(trust, claims, now),
+            streams: jetstream::of_claims(&limits.streams_claim, &limits.tiered_limits),
+            exports,
             mappings,
+            has_callouts: claims.body.authorization.is_on(),
             ..Account::named(key)
         });
     }
@@ -405,18 +456,21 @@ fn share(trust: &Trust, options: &mut Options) {
         for import in &claims.body.imports {
             let Some(import) = import_of(import) else {
                 let name = &import.subject;
-                options.warnings.push(format!("account {key}: import of {name:?} is left out"));
+                options
+                    .notes
+                    .warnings
+                    .push(format!("account {key}: import of {name:?} is left out"));
                 continue;
             };
             if let Err(reason) = accounts::admit(&mut options.accounts, key, import) {
-                options.warnings.push(format!("{reason}; it is left out"));
+                options.notes.warnings.push(format!("{reason}; it is left out"));
             }
         }
     }
 }
 
-/// What an account maps, or why one of it cannot be.
-fn mappings_of(account: &jwt::Account) -> impl Iterator<Item = Result<Mapping, String>> {
+/// Returns an account's mappings, each valid or with the reason why it is not.
+fn mappings_of(account: &jwt::AccountClaims) -> impl Iterator<Item = Result<Mapping, String>> {
     const ALL: u8 = 100;
     account.mappings.iter().map(|(source, destinations)| {
         if !is_valid_filter(source.as_bytes()) {
@@ -444,12 +498,25 @@ fn shared(kind: &str) -> Option<Shared> {
     }
 }
 
-fn exports(trust: &Trust, exporter: &Claims<jwt::Account>, now: i64) -> Vec<Export> {
-    let valid = |export: &&jwt::Export| is_valid_filter(export.subject.as_bytes());
-    let export = |export: &jwt::Export| {
+/// Leaves those measurements out that the account of this key cannot have, with warnings.
+fn measurable(mut exports: Vec<Export>, key: &str, options: &mut Options) -> Vec<Export> {
+    let has_system = options.accounts.system.is_some();
+    for at in 0..exports.len() {
+        if let Some(reason) = LatencyRule::objection(&exports[..=at], has_system) {
+            options.notes.warnings.push(format!("account {key}: {reason}; it is not measured"));
+            exports[at].latency = None;
+        }
+    }
+    exports
+}
+
+fn exports(trust: &TrustOptions, exporter: &Claims<jwt::AccountClaims>, now: i64) -> Vec<Export> {
+    let valid = |export: &&jwt::ExportClaim| is_valid_filter(export.subject.as_bytes());
+    let export = |export: &jwt::ExportClaim| {
         let mut permitted = Vec::new();
         if export.token_req && export.account_token_position == 0 {
-            // Nobody, which an empty list is not, and those who have been let in.
+            // The exporter itself, because an empty list would mean all accounts, and the accounts
+            // with an activation.
             permitted.push(exporter.subject.clone());
             let importers = trust.accounts.iter();
             let let_in = importers
@@ -472,20 +539,21 @@ fn exports(trust: &Trust, exporter: &Claims<jwt::Account>, now: i64) -> Vec<Expo
                 ms => ms.unsigned_abs(),
             },
             allow_trace: export.allow_trace,
+            latency: export.service_latency.as_ref().and_then(LatencyClaim::rule),
         })
     };
     exporter.body.exports.iter().filter(valid).filter_map(export).collect()
 }
 
-/// Whether the account's imports that fall under `export` all have its leave.
+/// Whether the account has activations for all of its imports that overlap `export`.
 fn is_let_in(
-    exporter: &Claims<jwt::Account>,
-    export: &jwt::Export,
+    exporter: &Claims<jwt::AccountClaims>,
+    export: &jwt::ExportClaim,
     importer: &str,
-    claims: &Claims<jwt::Account>,
+    claims: &Claims<jwt::AccountClaims>,
     now: i64,
 ) -> bool {
-    let of_it = |import: &&jwt::Import| {
+    let of_it = |import: &&jwt::ImportClaim| {
         import.account == exporter.subject
             && import.shared == export.shared
             && crate::subject::overlap(import.subject.as_bytes(), export.subject.as_bytes())
@@ -498,7 +566,7 @@ fn is_let_in(
         })
 }
 
-fn import_of(import: &jwt::Import) -> Option<Import> {
+fn import_of(import: &jwt::ImportClaim) -> Option<Import> {
     let shared = shared(&import.shared)?;
     let local = match (import.local_subject.as_str(), import.to.as_str(), shared) {
         ("", "", _) => import.subject.clone(),

@@ -1,4 +1,4 @@
-//! Durations as people write them: `250ms`, `1m30s`, `1.5h`.
+//! Durations in the configuration file: `250ms`, `1m30s`, `1.5h`.
 
 const UNITS_NS: [(&str, f64); 8] = [
     ("ns", 1.0),
@@ -11,7 +11,7 @@ const UNITS_NS: [(&str, f64); 8] = [
     ("h", 3.6e12),
 ];
 
-/// The nanoseconds that `text` stands for, or why it stands for none.
+/// Parses a duration into nanoseconds; fails with the reason.
 pub(in crate::config) fn parse_ns(text: &str) -> Result<i64, String> {
     let invalid = |why: &str| format!("invalid duration \"{text}\": {why}, as in \"1m30s\"");
     let (negative, mut rest) = match text.strip_prefix('-') {
@@ -45,7 +45,7 @@ pub(in crate::config) fn parse_ns(text: &str) -> Result<i64, String> {
     Ok(if negative { -total_ns } else { total_ns })
 }
 
-/// `ns` in milliseconds, away from zero, so that nothing but zero becomes zero.
+/// Converts `ns` to milliseconds, rounded away from zero, so that nothing but zero becomes zero.
 pub(in crate::config) fn ns_to_ms(ns: i64) -> i64 {
     let whole = ns / 1_000_000;
     if ns % 1_000_000 == 0 { whole } else { whole + ns.signum() }

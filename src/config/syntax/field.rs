@@ -1,36 +1,37 @@
-//! One key and its value on their way to an option, and tables of such keys.
+//! A key with its value, converted to an option, and tables of such keys.
 
-use super::file::{Entry, Kind, Map, Value};
+use super::file::{Map, MapEntry, Value, ValueKind};
 use super::mistakes::{Mistakes, all};
 use super::{StartError, duration, nearest};
 
-/// Finds what is wrong with a value, and keeps nothing of it.
-pub(in crate::config) type Check = fn(&mut Field<'_>) -> Result<(), StartError>;
+/// A check of a value that is not used otherwise.
+pub(in crate::config) type ValueCheck = fn(&mut Field<'_>) -> Result<(), StartError>;
 
-/// What is done with the value of a key; `T` is what the block of keys amounts to.
+/// The treatment of a key's value; `T` is the result of the block of keys.
 pub(in crate::config) enum Action<T> {
-    /// Bind it.
+    /// A conversion that sets an option.
     Set(fn(&mut T, &mut Field<'_>) -> Result<(), StartError>),
-    /// It belongs to what this server does not have, and nobody gets more or less than without.
-    Ignore(Check),
-    /// It is a whole part that this server does not have.
-    Absent(Part<T>),
-    /// It belongs to what this server does not have, and leaving it out would change who may do
-    /// what, or whom messages reach.
-    Refuse(Check),
+    /// A key of a feature that this server does not have; leaving it out changes no access to
+    /// subjects.
+    Ignore(ValueCheck),
+    /// A whole feature that this server does not have.
+    Absent(AbsentPart<T>),
+    /// A key of a feature that this server does not have; leaving it out would change permissions
+    /// or the receivers of messages.
+    Refuse(ValueCheck),
 }
 
-/// A part of nats-server that this server does not have.
-pub(in crate::config) struct Part<T> {
-    /// Whether the value asks for it; what is wrong with it is found either way.
+/// A feature of nats-server that this server does not have.
+pub(in crate::config) struct AbsentPart<T> {
+    /// Whether the value asks for the feature; checks the value either way.
     pub(in crate::config) is_wanted: fn(&mut Field<'_>) -> Result<bool, StartError>,
-    /// What clients do not have then, for people.
+    /// The loss for clients, for humans.
     pub(in crate::config) misses: &'static str,
-    /// Takes note that it is wanted.
+    /// Notes in the target that the feature is asked for.
     pub(in crate::config) note: fn(&mut T),
 }
 
-/// A row of a table of keys: the synonyms, in lower case, and what is done with the value.
+/// A row of a table of keys: the synonyms, in lower case, and the treatment of the value.
 pub(in crate::config) struct Key<T>(
     pub(in crate::config) &'static [&'static str],
     pub(in crate::config) Action<T>,
@@ -40,14 +41,16 @@ pub(in crate::config) struct Key<T>(
 ///
 /// # Errors
 ///
-/// All that is wrong with any of them. What must hold of the block as a whole is only looked at
-/// when each of its parts holds.
+/// Returns the mistakes in all entries. Rules for the block as a whole are only checked if each
+/// entry is valid.
 pub(in crate::config) fn bind_map<T>(
     tables: &[&[Key<T>]],
     map: &Map,
     target: &mut T,
     warnings: &mut Warnings,
 ) -> Result<(), StartError> {
+    #[cfg(test)]
+    super::consulted::note(tables);
     let mut mistakes = Mistakes::default();
     for entry in map.entries() {
         mistakes.take(bind_entry(tables, entry, target, warnings));
@@ -58,21 +61,21 @@ pub(in crate::config) fn bind_map<T>(
     mistakes.result()
 }
 
-/// The row for a key, however it is written.
+/// Returns the row for a key, in lower or upper case.
 pub(in crate::config) fn row_of<'t, T>(tables: &[&'t [Key<T>]], key: &str) -> Option<&'t Key<T>> {
     let key = key.to_ascii_lowercase();
     tables.iter().copied().flatten().find(|Key(names, _)| names.contains(&key.as_str()))
 }
 
-/// All that a key may be called.
+/// Returns all names of keys.
 pub(in crate::config) fn names<T>(tables: &[&[Key<T>]]) -> impl Iterator<Item = &'static str> {
     tables.iter().copied().flatten().flat_map(|Key(names, _)| names.iter().copied())
 }
 
-/// Binds one entry.
+/// Binds one entry by the row for its key.
 pub(in crate::config) fn bind_entry<T>(
     tables: &[&[Key<T>]],
-    entry: &Entry,
+    entry: &MapEntry,
     target: &mut T,
     warnings: &mut Warnings,
 ) -> Result<(), StartError> {
@@ -100,7 +103,7 @@ pub(in crate::config) fn bind_entry<T>(
             warnings.missing.push(format!("{place}: {key} is not supported yet and has no effect"));
             Ok(())
         }
-        Action::Refuse(_) if entry.value.kind == Kind::Boolean(false) => Ok(()),
+        Action::Refuse(_) if entry.value.kind == ValueKind::Boolean(false) => Ok(()),
         Action::Refuse(check) => {
             let mut mistakes = Mistakes::default();
             let reason = format!("{key} is not supported yet; start without it");
@@ -111,15 +114,15 @@ pub(in crate::config) fn bind_entry<T>(
     }
 }
 
-/// What is told of a part that is wanted and not there.
+/// Returns the remark about a feature that is asked for and that this server does not have.
 pub(in crate::config) fn absent(wanted: &str, misses: &str) -> String {
     format!("{wanted} is not supported yet and has no effect: {misses}")
 }
 
-/// An error about a key that is none of `names`.
+/// Returns an error about a key that is none of `names`.
 pub(in crate::config) fn unknown<'a>(
     names: impl Iterator<Item = &'a str>,
-    entry: &Entry,
+    entry: &MapEntry,
 ) -> StartError {
     let hint = match nearest(&entry.key.to_ascii_lowercase(), names) {
         Some(near) => format!("; did you mean \"{near}\"?"),
@@ -128,14 +131,14 @@ pub(in crate::config) fn unknown<'a>(
     entry.position.error(format!("unknown field \"{}\"{hint}", entry.key))
 }
 
-/// What the operator should know about a file that is valid.
+/// Remarks for the operator about a valid file.
 #[derive(Debug, Default)]
 pub(in crate::config) struct Warnings {
-    /// What ought to be written otherwise.
+    /// Settings that should be written otherwise.
     pub(in crate::config) doubtful: Vec<String>,
-    /// What has no effect here.
+    /// Keys without effect here.
     pub(in crate::config) missing: Vec<String>,
-    /// Whole parts that clients may count on and that are not here.
+    /// Whole features that clients may count on and that this server does not have.
     pub(in crate::config) absent: Vec<String>,
 }
 
@@ -147,15 +150,15 @@ pub(in crate::config) struct Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// An error about the value, which names no part of it: it may be a secret.
+    /// Returns an error about the value. Quotes no part of it, because it may be a secret.
     pub(in crate::config) fn error(&self, reason: impl std::fmt::Display) -> StartError {
         match self.value.kind {
-            Kind::Unknown => StartError::told_already(),
+            ValueKind::Unknown => StartError::told_already(),
             _ => self.value.position.error(reason),
         }
     }
 
-    /// What came of the value, where the value is.
+    /// Gives the value's place to an error that has none.
     pub(in crate::config) fn place(&self, error: StartError) -> StartError {
         error.at(&self.value.position)
     }
@@ -166,33 +169,33 @@ impl<'a> Field<'a> {
 
     pub(in crate::config) fn text(&self) -> Result<String, StartError> {
         match &self.value.kind {
-            Kind::Text(text) => Ok(text.clone()),
+            ValueKind::Text(text) => Ok(text.clone()),
             _ => Err(self.expected("text; put it in quotes")),
         }
     }
 
     pub(in crate::config) fn boolean(&self) -> Result<bool, StartError> {
         match self.value.kind {
-            Kind::Boolean(value) => Ok(value),
+            ValueKind::Boolean(value) => Ok(value),
             _ => Err(self.expected("true or false, without quotes")),
         }
     }
 
     pub(in crate::config) fn integer(&self) -> Result<i64, StartError> {
         match self.value.kind {
-            Kind::Integer(value) => Ok(value),
+            ValueKind::Integer(value) => Ok(value),
             _ => Err(self.expected("a whole number, such as 1024 or 1MB, without quotes")),
         }
     }
 
-    /// A number from 0 to `max`.
+    /// Reads a number from 0 to `max`.
     pub(in crate::config) fn size(&self, max: u32) -> Result<usize, StartError> {
         let value = u32::try_from(self.integer()?).ok().filter(|value| *value <= max);
         let value = value.and_then(|value| usize::try_from(value).ok());
         value.ok_or_else(|| self.expected(&format!("a number from 0 to {max}")))
     }
 
-    /// A number of things; what is negative is without limit.
+    /// Reads a number of things; a negative one means no limit.
     pub(in crate::config) fn limit(&self) -> Result<Option<usize>, StartError> {
         match self.integer()? {
             i64::MIN..0 => Ok(None),
@@ -202,7 +205,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A port; -1 becomes 0, any free one.
+    /// Reads a port; -1 becomes 0, any free one.
     pub(in crate::config) fn port(&self) -> Result<u16, StartError> {
         match self.integer()? {
             -1 => Ok(0),
@@ -210,9 +213,9 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// `host:port`, `[address]:port`, `:port` or only a port.
+    /// Reads `host:port`, `[address]:port`, `:port` or a port alone.
     pub(in crate::config) fn address(&self) -> Result<(Option<String>, u16), StartError> {
-        let Kind::Text(text) = &self.value.kind else {
+        let ValueKind::Text(text) = &self.value.kind else {
             return Ok((None, self.port()?));
         };
         let expected = || self.expected("\"host:port\", or a port without quotes");
@@ -230,20 +233,20 @@ impl<'a> Field<'a> {
         Ok(((!host.is_empty()).then(|| host.to_owned()), port))
     }
 
-    /// Milliseconds, not negative.
+    /// Reads milliseconds, not negative.
     pub(in crate::config) fn duration_ms(&mut self) -> Result<u64, StartError> {
         let ms = self.signed_duration_ms()?;
         u64::try_from(ms).map_err(|_| self.expected("a duration, which cannot be negative"))
     }
 
-    /// Milliseconds; a bare number is seconds, which deserves a warning.
+    /// Reads milliseconds; a bare number is seconds, and yields a warning.
     pub(in crate::config) fn signed_duration_ms(&mut self) -> Result<i64, StartError> {
         match &self.value.kind {
-            Kind::Text(text) => {
+            ValueKind::Text(text) => {
                 let ns = duration::parse_ns(text).map_err(|reason| self.error(reason))?;
                 Ok(duration::ns_to_ms(ns))
             }
-            Kind::Integer(seconds) => {
+            ValueKind::Integer(seconds) => {
                 let ms = seconds.checked_mul(1000);
                 let ms = ms.ok_or_else(|| self.expected("a duration of less than 292 years"))?;
                 self.warn(format!("{} is a duration; write \"{seconds}s\"", self.key));
@@ -253,12 +256,12 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Milliseconds of a number of seconds, fractions allowed, or of a duration.
+    /// Reads milliseconds from a number of seconds, fractions allowed, or from a duration.
     pub(in crate::config) fn seconds_ms(&mut self) -> Result<u64, StartError> {
         let seconds = match self.value.kind {
             #[expect(clippy::cast_precision_loss, reason = "nobody waits 2^53 seconds")]
-            Kind::Integer(seconds) => seconds as f64,
-            Kind::Float(seconds) => seconds,
+            ValueKind::Integer(seconds) => seconds as f64,
+            ValueKind::Float(seconds) => seconds,
             _ => return self.duration_ms(),
         };
         let duration = std::time::Duration::try_from_secs_f64(seconds);
@@ -266,7 +269,7 @@ impl<'a> Field<'a> {
         ms.ok_or_else(|| self.expected("a number of seconds, which cannot be negative"))
     }
 
-    /// Milliseconds that others have to say who they are; a minute is plenty.
+    /// Reads the milliseconds that a peer has for its login; at most a minute.
     pub(in crate::config) fn login_timeout_ms(&mut self) -> Result<u64, StartError> {
         const USUAL_MS_MAX: u64 = 60_000;
         let ms = self.seconds_ms()?;
@@ -278,18 +281,18 @@ impl<'a> Field<'a> {
 
     pub(in crate::config) fn map(&self) -> Result<&'a Map, StartError> {
         match &self.value.kind {
-            Kind::Map(map) => Ok(map),
+            ValueKind::Map(map) => Ok(map),
             _ => Err(self.expected("a block { … }")),
         }
     }
 
-    /// The values of a list, each bound as a field of its own.
+    /// Binds each value of a list as a field of its own.
     pub(in crate::config) fn each<T>(
         &mut self,
         mut bind: impl FnMut(&mut Field<'_>) -> Result<T, StartError>,
     ) -> Result<Vec<T>, StartError> {
         let key = self.key;
-        let Kind::List(values) = &self.value.kind else {
+        let ValueKind::List(values) = &self.value.kind else {
             return Err(self.expected("a list [ … ]"));
         };
         all(values
@@ -297,21 +300,22 @@ impl<'a> Field<'a> {
             .map(|value| bind(&mut Field { key, value, warnings: &mut *self.warnings })))
     }
 
-    /// The same; what is no list is the only one.
+    /// Binds each value of a list as a field of its own; a value that is no list counts as a list
+    /// of one.
     pub(in crate::config) fn one_or_each<T>(
         &mut self,
         mut bind: impl FnMut(&mut Field<'_>) -> Result<T, StartError>,
     ) -> Result<Vec<T>, StartError> {
         match &self.value.kind {
-            Kind::List(_) => self.each(bind),
+            ValueKind::List(_) => self.each(bind),
             _ => Ok(vec![bind(self)?]),
         }
     }
 
-    /// The entries of a block whose keys are anybody's, each bound as a field of its own.
+    /// Binds each entry of a block with arbitrary keys as a field of its own.
     pub(in crate::config) fn each_entry<T>(
         &mut self,
-        mut bind: impl FnMut(&'a Entry, &mut Field<'_>) -> Result<T, StartError>,
+        mut bind: impl FnMut(&'a MapEntry, &mut Field<'_>) -> Result<T, StartError>,
     ) -> Result<Vec<T>, StartError> {
         let map = self.map()?;
         let mut mistakes = Mistakes::default();
@@ -326,7 +330,7 @@ impl<'a> Field<'a> {
         mistakes.result().map(|()| values)
     }
 
-    /// A list of texts, or one text.
+    /// Reads a list of texts, or one text.
     pub(in crate::config) fn texts(&mut self) -> Result<Vec<String>, StartError> {
         self.one_or_each(|field| field.text())
     }

@@ -1,8 +1,7 @@
 //! The configuration file's format: a superset of JSON, as nats-server reads it.
 //!
-//! [`parse`] yields a [`Map`] of [`Value`]s that know where they were written, so that whoever
-//! finds fault with one can say where. Which keys there are is `bind`'s business. ISO dates are
-//! plain text here: no option takes one.
+//! [`parse`] yields a [`Map`] of [`Value`]s with positions, so that a mistake in a value can be
+//! located. The known keys are in `bind`. ISO dates are plain text here: no option takes one.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,30 +13,30 @@ use std::sync::Arc;
 use super::StartError;
 use super::mistakes::{Mistakes, Position};
 
-/// Bytes of one file; more is not a configuration file.
+/// Bytes of one file, at most.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Maps and lists within each other, variables and included files followed.
+/// Depth of maps and lists within each other, at most; variables and included files count.
 const NESTING_MAX: usize = 64;
-/// Files included by files included, variables in environment variables.
+/// Depth of files included by files, and of variables in environment variables, at most.
 const INCLUDE_DEPTH_MAX: usize = 16;
-/// Files included in all.
+/// Included files in all, at most.
 const INCLUDES_MAX: usize = 1024;
 /// Bytes that uses of variables may copy in all.
 const COPIED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// A value and where it was written.
+/// A value and its position.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::config) struct Value {
-    /// Its first character; of a variable's value, where the variable is used.
+    /// The position of the value's first character; for a variable, that of the variable's use.
     pub(in crate::config) position: Position,
-    /// What it is.
-    pub(in crate::config) kind: Kind,
+    /// The value itself, by its kind.
+    pub(in crate::config) kind: ValueKind,
 }
 
-/// What a value is.
+/// A value by its kind.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::config) enum Kind {
-    /// `true`, `yes`, `on` and their opposites.
+pub(in crate::config) enum ValueKind {
+    /// `true`, `yes`, `on` or one of their opposites.
     Boolean(bool),
     /// A whole number, its suffix applied.
     Integer(i64),
@@ -45,56 +44,56 @@ pub(in crate::config) enum Kind {
     Float(f64),
     /// Text, quoted or bare.
     Text(String),
-    /// `[ … ]`
+    /// A list: `[ … ]`.
     List(Vec<Value>),
-    /// `{ … }`
+    /// A map: `{ … }`.
     Map(Map),
-    /// What could not be made out; why has been told.
+    /// A value that could not be parsed; the reason is among the mistakes.
     Unknown,
 }
 
 /// Keys and their values, in the order of the file. Of equal keys the last counts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::config) struct Map {
-    entries: Vec<Entry>,
+    entries: Vec<MapEntry>,
     latest: HashMap<String, usize>,
     is_partial: bool,
 }
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::config) struct Entry {
+pub(in crate::config) struct MapEntry {
     /// The key as written.
     pub(in crate::config) key: String,
-    /// Where the key was written.
+    /// The position of the key.
     pub(in crate::config) position: Position,
-    /// Its value.
+    /// The key's value.
     pub(in crate::config) value: Value,
-    /// Whether some `$key` took the value; such a key need not be known.
+    /// Whether some `$key` uses the value; such a key need not be known.
     pub(in crate::config) is_variable: bool,
 }
 
 impl Map {
-    /// The entries that count.
-    pub(in crate::config) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        let latest = |(i, entry): &(usize, &Entry)| self.latest.get(&entry.key) == Some(i);
+    /// Returns the entries that count: the last one of each key.
+    pub(in crate::config) fn entries(&self) -> impl Iterator<Item = &MapEntry> {
+        let latest = |(i, entry): &(usize, &MapEntry)| self.latest.get(&entry.key) == Some(i);
         self.entries.iter().enumerate().filter(latest).map(|(_, entry)| entry)
     }
 
-    /// The entry of that key, however it is written.
-    pub(in crate::config) fn get(&self, key: &str) -> Option<&Entry> {
+    /// Returns the entry of a key, in lower or upper case.
+    pub(in crate::config) fn get(&self, key: &str) -> Option<&MapEntry> {
         let exact = self.latest.get(key).map(|at| &self.entries[*at]);
         exact.or_else(|| self.entries().find(|entry| entry.key.eq_ignore_ascii_case(key)))
     }
 
-    /// Whether there may be more in it, in a file that could not be read to its end.
+    /// Whether entries may be missing, because the file could not be read to its end.
     pub(in crate::config) fn is_partial(&self) -> bool {
         self.is_partial
     }
 
     fn insert(&mut self, key: String, position: Position, value: Value) {
         self.latest.insert(key.clone(), self.entries.len());
-        self.entries.push(Entry { key, position, value, is_variable: false });
+        self.entries.push(MapEntry { key, position, value, is_variable: false });
     }
 
     fn take_variable(&mut self, name: &str) -> Option<&Value> {
@@ -105,24 +104,24 @@ impl Map {
 }
 
 impl Value {
-    /// Roughly the bytes that a copy needs, and how deep maps and lists are within it.
+    /// Returns roughly the bytes that a copy needs, and the depth of maps and lists in the value.
     fn extent(&self) -> (usize, usize) {
         let parts: Vec<&Value> = match &self.kind {
-            Kind::List(values) => values.iter().collect(),
-            Kind::Map(map) => map.entries.iter().map(|entry| &entry.value).collect(),
-            Kind::Text(text) => return (size_of::<Value>() + text.len(), 0),
+            ValueKind::List(values) => values.iter().collect(),
+            ValueKind::Map(map) => map.entries.iter().map(|entry| &entry.value).collect(),
+            ValueKind::Text(text) => return (size_of::<Value>() + text.len(), 0),
             _ => return (size_of::<Value>(), 0),
         };
         parts
             .iter()
             .map(|value| value.extent())
             .fold((size_of::<Value>(), 1), |(bytes, depth), part| {
-                (bytes + size_of::<Entry>() + part.0, depth.max(part.1 + 1))
+                (bytes + size_of::<MapEntry>() + part.0, depth.max(part.1 + 1))
             })
     }
 }
 
-/// Reads a file, which must not be larger than a configuration file can be.
+/// Reads a file of at most `FILE_BYTES_MAX` bytes.
 pub(in crate::config) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let length = File::open(path)
@@ -134,8 +133,8 @@ pub(in crate::config) fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Parses the file at `path`, whose content is `bytes`, and the files it includes. What is wrong
-/// goes to `mistakes`; bad syntax ends the reading of the file it is in.
+/// Parses the file at `path`, whose content is `bytes`, and the files it includes. Mistakes go to
+/// `mistakes`; bad syntax ends the reading of its file.
 pub(in crate::config) fn parse(path: &Path, bytes: &[u8], mistakes: &mut Mistakes) -> Map {
     parse_with(path, bytes, &|name| std::env::var(name).ok(), mistakes)
 }
@@ -165,13 +164,13 @@ fn parse_with(
 struct Parser<'e> {
     environment: &'e dyn Fn(&str) -> Option<String>,
     mistakes: &'e mut Mistakes,
-    /// The maps that are open, the outermost first; variables are looked up in them.
+    /// The open maps, the outermost first; variables are looked up in them.
     scopes: Vec<Map>,
     nesting: usize,
     include_depth: usize,
     includes: usize,
     copied_bytes: usize,
-    /// Texts that were begun: files and variables of the environment.
+    /// Texts begun so far: files and variables of the environment.
     cursors: u32,
 }
 
@@ -182,7 +181,8 @@ impl Parser<'_> {
         Cursor { order: self.cursors, file, directory, rest, line: 1, column: 1 }
     }
 
-    /// Reads something that may end anywhere, in the maps that are open.
+    /// Calls `read` for a text of its own within the open maps. Restores their depth afterwards,
+    /// because the text may end anywhere.
     fn apart<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, StartError>,
@@ -196,7 +196,7 @@ impl Parser<'_> {
         result
     }
 
-    /// Notes that something should be in the innermost map and could not be read.
+    /// Marks the innermost map as partial if `read` failed.
     fn take_whole(&mut self, read: Result<(), StartError>) {
         if self.mistakes.take(read).is_none()
             && let Some(scope) = self.scopes.last_mut()
@@ -225,7 +225,8 @@ impl Parser<'_> {
         }
     }
 
-    /// Fills the innermost scope, up to `}` if `braced`, else up to the end of the file.
+    /// Parses entries into the innermost scope, up to `}` if `braced`, else up to the end of the
+    /// file.
     fn entries(&mut self, cursor: &mut Cursor<'_>, braced: bool) -> Result<(), StartError> {
         loop {
             cursor.skip_to_key();
@@ -294,15 +295,15 @@ impl Parser<'_> {
             None => return Err(cursor.error("expected a value, not the end of the file")),
             Some('{') => self.nested(cursor, Self::map)?,
             Some('[') => self.nested(cursor, Self::list)?,
-            Some('(') => Kind::Text(cursor.block()?),
-            Some('"' | '\'') => Kind::Text(cursor.quoted()?),
+            Some('(') => ValueKind::Text(cursor.block()?),
+            Some('"' | '\'') => ValueKind::Text(cursor.quoted()?),
             Some(_) => {
                 let word = cursor.bare()?;
                 let kind = match word.strip_prefix('$') {
                     Some(name) if !is_bcrypt(&word) => self.variable(name, &position),
                     _ => scalar(word).map_err(|reason| position.error(reason)),
                 };
-                self.mistakes.take(kind).unwrap_or(Kind::Unknown)
+                self.mistakes.take(kind).unwrap_or(ValueKind::Unknown)
             }
         };
         Ok(Value { position, kind })
@@ -311,8 +312,8 @@ impl Parser<'_> {
     fn nested(
         &mut self,
         cursor: &mut Cursor<'_>,
-        content: fn(&mut Self, &mut Cursor<'_>) -> Result<Kind, StartError>,
-    ) -> Result<Kind, StartError> {
+        content: fn(&mut Self, &mut Cursor<'_>) -> Result<ValueKind, StartError>,
+    ) -> Result<ValueKind, StartError> {
         if self.nesting == NESTING_MAX {
             let reason = format!("more than {NESTING_MAX} maps and lists within each other");
             return Err(cursor.error(reason));
@@ -324,25 +325,25 @@ impl Parser<'_> {
         Ok(kind)
     }
 
-    fn map(&mut self, cursor: &mut Cursor<'_>) -> Result<Kind, StartError> {
+    fn map(&mut self, cursor: &mut Cursor<'_>) -> Result<ValueKind, StartError> {
         self.scopes.push(Map::default());
         self.entries(cursor, true)?;
-        Ok(Kind::Map(self.scopes.pop().unwrap_or_default()))
+        Ok(ValueKind::Map(self.scopes.pop().unwrap_or_default()))
     }
 
-    fn list(&mut self, cursor: &mut Cursor<'_>) -> Result<Kind, StartError> {
+    fn list(&mut self, cursor: &mut Cursor<'_>) -> Result<ValueKind, StartError> {
         let mut values = Vec::new();
         loop {
             cursor.skip_to_key();
             if cursor.eat(']') {
-                return Ok(Kind::List(values));
+                return Ok(ValueKind::List(values));
             }
             values.push(self.value(cursor)?);
             cursor.end_of_value(Some(']'))?;
         }
     }
 
-    fn variable(&mut self, name: &str, position: &Position) -> Result<Kind, StartError> {
+    fn variable(&mut self, name: &str, position: &Position) -> Result<ValueKind, StartError> {
         let in_scope = self.scopes.iter_mut().rev().find_map(|scope| scope.take_variable(name));
         if let Some(value) = in_scope {
             let (bytes, depth) = value.extent();
@@ -367,11 +368,11 @@ impl Parser<'_> {
         })
     }
 
-    fn environment_value(&mut self, name: &str, text: &str) -> Result<Kind, StartError> {
+    fn environment_value(&mut self, name: &str, text: &str) -> Result<ValueKind, StartError> {
         let mut cursor = self.cursor(format!("${name}"), PathBuf::new(), text);
         cursor.skip_space();
         if cursor.peek().is_none() {
-            return Ok(Kind::Text(String::new()));
+            return Ok(ValueKind::Text(String::new()));
         }
         let value = self.value(&mut cursor)?;
         cursor.skip_to_key();
@@ -382,12 +383,12 @@ impl Parser<'_> {
     }
 }
 
-/// A place in a text.
+/// A position in a text.
 struct Cursor<'t> {
-    /// The how-manieth text it is in.
+    /// The number of the text, in the order in which texts were begun.
     order: u32,
     file: Arc<str>,
-    /// What the paths of included files are relative to.
+    /// The directory to which paths of included files are relative.
     directory: PathBuf,
     rest: std::str::Chars<'t>,
     line: u32,
@@ -448,7 +449,7 @@ impl Cursor<'_> {
         rest.starts_with('#') || rest.starts_with("//")
     }
 
-    /// To where a key, or a list's value, may start: past comments too.
+    /// Skips to where a key, or a list's value, may start: past comments, too.
     fn skip_to_key(&mut self) {
         loop {
             self.skip_space();
@@ -495,7 +496,7 @@ impl Cursor<'_> {
         Ok(key.to_owned())
     }
 
-    /// A value without quotes.
+    /// Parses a value without quotes.
     fn bare(&mut self) -> Result<String, StartError> {
         let mut word = String::new();
         while let Some(c) = self.peek() {
@@ -512,7 +513,7 @@ impl Cursor<'_> {
         Ok(word)
     }
 
-    /// `'…'`, as it is, or `"…"`, with escapes.
+    /// Parses `'…'` literally, or `"…"` with escapes.
     fn quoted(&mut self) -> Result<String, StartError> {
         let start = self.position();
         let quote = self.bump();
@@ -527,7 +528,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// The character that the rest of an escape stands for.
+    /// Parses the rest of an escape and returns its character.
     fn escaped(&mut self) -> Result<char, StartError> {
         let start = self.position();
         match self.bump() {
@@ -546,7 +547,7 @@ impl Cursor<'_> {
         }
     }
 
-    /// `( … )`, the closing one alone on its line.
+    /// Parses `( … )`, with the closing bracket alone on its line.
     fn block(&mut self) -> Result<String, StartError> {
         let start = self.position();
         self.bump();
@@ -580,32 +581,34 @@ fn is_bcrypt(word: &str) -> bool {
     ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| word.starts_with(prefix))
 }
 
-/// What a word without quotes means.
-fn scalar(word: String) -> Result<Kind, String> {
+/// Converts a word without quotes into a value.
+fn scalar(word: String) -> Result<ValueKind, String> {
     match word.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" => return Ok(Kind::Boolean(true)),
-        "false" | "no" | "off" => return Ok(Kind::Boolean(false)),
+        "true" | "yes" | "on" => return Ok(ValueKind::Boolean(true)),
+        "false" | "no" | "off" => return Ok(ValueKind::Boolean(false)),
         _ => {}
     }
     let unsigned = word.strip_prefix('-').unwrap_or(&word);
     let digits_len = unsigned.find(|c: char| !c.is_ascii_digit()).unwrap_or(unsigned.len());
     if digits_len == 0 {
-        return Ok(Kind::Text(word));
+        return Ok(ValueKind::Text(word));
     }
     let after = &unsigned[digits_len..];
     if let Some(factor) = factor(after) {
         let number = word[..word.len() - after.len()].parse::<i64>().ok();
         let number = number.and_then(|number| number.checked_mul(factor));
-        return number.map(Kind::Integer).ok_or_else(|| format!("number {word} is out of range"));
+        return number
+            .map(ValueKind::Integer)
+            .ok_or_else(|| format!("number {word} is out of range"));
     }
     let fraction = after.strip_prefix('.').unwrap_or_default();
     if !fraction.is_empty() && fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return word.parse().map(Kind::Float).map_err(|_| format!("{word} is not a number"));
+        return word.parse().map(ValueKind::Float).map_err(|_| format!("{word} is not a number"));
     }
-    Ok(Kind::Text(word))
+    Ok(ValueKind::Text(word))
 }
 
-/// What a number with this suffix is multiplied by: 1000 for k, 1024 for kb, ki and kib, …
+/// Returns the factor of a number's suffix: 1000 for k, 1024 for kb, ki and kib, …
 fn factor(suffix: &str) -> Option<i64> {
     let suffix = suffix.to_ascii_lowercase();
     let mut letters = suffix.chars();
@@ -661,18 +664,18 @@ mod tests {
         }
     }
 
-    fn kind(map: &Map, key: &str) -> Kind {
+    fn kind(map: &Map, key: &str) -> ValueKind {
         map.entries().find(|entry| entry.key == key).unwrap().value.kind.clone()
     }
 
-    fn text(text: &str) -> Kind {
-        Kind::Text(text.to_owned())
+    fn text(text: &str) -> ValueKind {
+        ValueKind::Text(text.to_owned())
     }
 
     fn texts(map: &Map, key: &str) -> Vec<String> {
-        let Kind::List(values) = kind(map, key) else { panic!("{key} is no list") };
+        let ValueKind::List(values) = kind(map, key) else { panic!("{key} is no list") };
         let text = |value: Value| match value.kind {
-            Kind::Text(text) => text,
+            ValueKind::Text(text) => text,
             other => panic!("{other:?}"),
         };
         values.into_iter().map(text).collect()
@@ -685,8 +688,8 @@ mod tests {
             assert_eq!(kind(&parsed(line), "k"), text("v"), "{line}");
         }
         for line in ["k { a: 1 }", "k: {a: 1}", "k{a: 1}", "k = {\na 1\n}", "\"k\":{\"a\":1}"] {
-            let Kind::Map(map) = kind(&parsed(line), "k") else { panic!("{line}") };
-            assert_eq!(kind(&map, "a"), Kind::Integer(1), "{line}");
+            let ValueKind::Map(map) = kind(&parsed(line), "k") else { panic!("{line}") };
+            assert_eq!(kind(&map, "a"), ValueKind::Integer(1), "{line}");
         }
     }
 
@@ -694,7 +697,7 @@ mod tests {
     fn pairs_are_parted_by_a_new_line_a_comma_or_a_semicolon() {
         for between in ["\n", ",", ";", ", ", ",\n", " # c\n", " // c\n", "\r\n"] {
             let map = parsed(&format!("a: 1{between}b: 2"));
-            assert_eq!(kind(&map, "b"), Kind::Integer(2), "{between:?}");
+            assert_eq!(kind(&map, "b"), ValueKind::Integer(2), "{between:?}");
         }
         assert!(refused("a: 1 b: 2").starts_with("c.conf:1:6: expected a new line or a comma"));
     }
@@ -730,29 +733,29 @@ mod tests {
     fn a_block_ends_at_a_parenthesis_alone_on_its_line() {
         let map = parsed("k: (\n a (b)\n c )\n  )\nn: 1");
         assert_eq!(kind(&map, "k"), text("\n a (b)\n c )\n"));
-        assert_eq!(kind(&map, "n"), Kind::Integer(1));
+        assert_eq!(kind(&map, "n"), ValueKind::Integer(1));
         assert!(refused("k: ( a )").contains("expected ) alone on a line"));
     }
 
     #[test]
     fn bare_words_are_booleans_numbers_or_text() {
         let cases = [
-            ("true", Kind::Boolean(true)),
-            ("YES", Kind::Boolean(true)),
-            ("on", Kind::Boolean(true)),
-            ("False", Kind::Boolean(false)),
-            ("no", Kind::Boolean(false)),
-            ("off", Kind::Boolean(false)),
-            ("-12", Kind::Integer(-12)),
-            ("1k", Kind::Integer(1000)),
-            ("1KB", Kind::Integer(1024)),
-            ("2mib", Kind::Integer(2 << 20)),
-            ("1Gi", Kind::Integer(1 << 30)),
-            ("1M", Kind::Integer(1_000_000)),
-            ("1e", Kind::Integer(1_000_000_000_000_000_000)),
-            ("-5k", Kind::Integer(-5000)),
-            ("0.4", Kind::Float(0.4)),
-            ("-1.5", Kind::Float(-1.5)),
+            ("true", ValueKind::Boolean(true)),
+            ("YES", ValueKind::Boolean(true)),
+            ("on", ValueKind::Boolean(true)),
+            ("False", ValueKind::Boolean(false)),
+            ("no", ValueKind::Boolean(false)),
+            ("off", ValueKind::Boolean(false)),
+            ("-12", ValueKind::Integer(-12)),
+            ("1k", ValueKind::Integer(1000)),
+            ("1KB", ValueKind::Integer(1024)),
+            ("2mib", ValueKind::Integer(2 << 20)),
+            ("1Gi", ValueKind::Integer(1 << 30)),
+            ("1M", ValueKind::Integer(1_000_000)),
+            ("1e", ValueKind::Integer(1_000_000_000_000_000_000)),
+            ("-5k", ValueKind::Integer(-5000)),
+            ("0.4", ValueKind::Float(0.4)),
+            ("-1.5", ValueKind::Float(-1.5)),
             ("1.2.3.4", text("1.2.3.4")),
             ("127.0.0.1:4222", text("127.0.0.1:4222")),
             ("42h", text("42h")),
@@ -773,18 +776,18 @@ mod tests {
     #[test]
     fn the_last_of_equal_keys_counts() {
         let map = parsed("a: 1\nb: 2\na: 3");
-        assert_eq!(kind(&map, "a"), Kind::Integer(3));
+        assert_eq!(kind(&map, "a"), ValueKind::Integer(3));
         assert_eq!(map.entries().count(), 2);
     }
 
     #[test]
     fn a_variable_is_a_key_of_an_enclosing_map_or_of_the_environment() {
         let map = parsed("x: 7\nm { y: $x, x: 8, z: $x, l: [$x] }\nv: $x\np: $PORT");
-        let Kind::Map(inner) = kind(&map, "m") else { panic!() };
-        assert_eq!(kind(&inner, "y"), Kind::Integer(7));
-        assert_eq!(kind(&inner, "z"), Kind::Integer(8));
-        assert_eq!(kind(&map, "v"), Kind::Integer(7));
-        assert_eq!(kind(&map, "p"), Kind::Integer(4333));
+        let ValueKind::Map(inner) = kind(&map, "m") else { panic!() };
+        assert_eq!(kind(&inner, "y"), ValueKind::Integer(7));
+        assert_eq!(kind(&inner, "z"), ValueKind::Integer(8));
+        assert_eq!(kind(&map, "v"), ValueKind::Integer(7));
+        assert_eq!(kind(&map, "p"), ValueKind::Integer(4333));
         assert_eq!(texts(&parsed("k: $NAMES"), "k"), ["a", "b c"]);
         assert_eq!(kind(&parsed("k: $EMPTY"), "k"), text(""));
         assert!(map.entries().find(|entry| entry.key == "x").unwrap().is_variable);
@@ -810,11 +813,11 @@ mod tests {
         let text = "include 'sub/a.conf'\nm { include \"sub/b.conf\" }\nc: $a";
         std::fs::write(&main, text).unwrap();
         let map = file(&main).unwrap();
-        assert_eq!(kind(&map, "a"), Kind::Integer(1));
-        assert_eq!(kind(&map, "b"), Kind::Integer(2));
-        assert_eq!(kind(&map, "c"), Kind::Integer(1));
-        let Kind::Map(inner) = kind(&map, "m") else { panic!() };
-        assert_eq!(kind(&inner, "b"), Kind::Integer(2));
+        assert_eq!(kind(&map, "a"), ValueKind::Integer(1));
+        assert_eq!(kind(&map, "b"), ValueKind::Integer(2));
+        assert_eq!(kind(&map, "c"), ValueKind::Integer(1));
+        let ValueKind::Map(inner) = kind(&map, "m") else { panic!() };
+        assert_eq!(kind(&inner, "b"), ValueKind::Integer(2));
     }
 
     #[test]
@@ -826,7 +829,7 @@ mod tests {
         assert_eq!(error.lines().count(), 2, "{error}");
         assert!(error.contains("does it include itself?"), "{error}");
         assert!(refused("include no/such").starts_with("c.conf:1:9: cannot read no/such"));
-        assert_eq!(kind(&parsed("include: 3"), "include"), Kind::Integer(3));
+        assert_eq!(kind(&parsed("include: 3"), "include"), ValueKind::Integer(3));
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! What is wrong with a configuration, all of it at once, and where.
+//! Mistakes in a configuration, gathered, with their positions.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Mistakes that are told; of more only the number is.
+/// Mistakes that are reported, at most; the others are only counted.
 pub(in crate::config) const MISTAKES_MAX: usize = 100;
 
-/// Where something was written.
+/// A position in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::config) struct Position {
-    /// The how-manieth of the files that were read; what they include comes later.
+    /// The number of the file in the order of reading; included files come later.
     pub(in crate::config) order: u32,
     pub(in crate::config) line: u32,
     pub(in crate::config) column: u32,
@@ -17,7 +17,7 @@ pub(in crate::config) struct Position {
 }
 
 impl Position {
-    /// An error that begins with this place.
+    /// Returns an error at this position.
     pub(in crate::config) fn error(&self, reason: impl fmt::Display) -> StartError {
         StartError::of(Some(self.clone()), &reason.to_string())
     }
@@ -29,12 +29,11 @@ impl fmt::Display for Position {
     }
 }
 
-/// What the operator has to mend before the server can start: cause and remedy of each mistake in
-/// one sentence.
+/// Mistakes that keep the server from starting: cause and remedy of each in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartError {
     mistakes: Vec<Mistake>,
-    /// Mistakes beyond [`MISTAKES_MAX`].
+    /// The number of mistakes beyond [`MISTAKES_MAX`].
     untold: usize,
 }
 
@@ -45,7 +44,7 @@ struct Mistake {
 }
 
 impl StartError {
-    /// A single mistake, told on one line whatever it quotes.
+    /// Returns a single mistake; control characters in it are escaped, so that it fits one line.
     pub fn new(reason: impl Into<String>) -> Self {
         Self::of(None, &reason.into())
     }
@@ -59,7 +58,7 @@ impl StartError {
         Self { mistakes: vec![Mistake { position, reason }], untold: 0 }
     }
 
-    /// The same mistakes; those without a place are here.
+    /// Returns the mistakes, with `position` for those that have none.
     pub(in crate::config) fn at(mut self, position: &Position) -> Self {
         for mistake in &mut self.mistakes {
             mistake.position.get_or_insert_with(|| position.clone());
@@ -67,7 +66,7 @@ impl StartError {
         self
     }
 
-    /// About something that has been complained about already.
+    /// Returns an error for a mistake that is already reported.
     pub(in crate::config) fn told_already() -> Self {
         Self { mistakes: Vec::new(), untold: 0 }
     }
@@ -75,7 +74,7 @@ impl StartError {
     fn add(&mut self, other: Self) {
         self.untold += other.untold;
         for mistake in other.mistakes {
-            // One that is in a variable's value is found wherever the variable is used.
+            // A mistake in a variable's value is found at every use of the variable.
             if self.mistakes.iter().any(|known| known.is_told_as(&mistake)) {
                 continue;
             }
@@ -87,10 +86,10 @@ impl StartError {
         }
     }
 
-    /// Each mistake on a line, in the order of their places.
+    /// Returns each mistake as a line, in the order of their positions.
     pub fn lines(&self) -> Vec<String> {
         let mut mistakes: Vec<&Mistake> = self.mistakes.iter().collect();
-        // What has no place is about all of it, and comes last.
+        // Mistakes without a position are about the whole, and come last.
         mistakes.sort_by_key(|mistake| (mistake.position.is_none(), mistake.position.as_ref()));
         let mut lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         if self.untold > 0 {
@@ -126,12 +125,12 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Gathers what is wrong, so that the rest is looked at too.
+/// A collection of mistakes, so that reading goes on after one.
 #[derive(Debug, Default)]
 pub(in crate::config) struct Mistakes(Option<StartError>);
 
 impl Mistakes {
-    /// The value, or none if there is something wrong with it, which is kept.
+    /// Returns the value, or keeps the mistake in it and returns `None`.
     pub(in crate::config) fn take<T>(&mut self, result: Result<T, StartError>) -> Option<T> {
         match (result, &mut self.0) {
             (Ok(value), _) => return Some(value),
@@ -141,21 +140,21 @@ impl Mistakes {
         None
     }
 
-    /// Nothing, if nothing was wrong.
+    /// Succeeds if no mistake was taken.
     ///
     /// # Errors
     ///
-    /// All that was.
+    /// Returns all mistakes taken.
     pub(in crate::config) fn result(self) -> Result<(), StartError> {
         self.0.map_or(Ok(()), Err)
     }
 }
 
-/// All the values.
+/// Returns all the values.
 ///
 /// # Errors
 ///
-/// All that is wrong with any of them.
+/// Returns the mistakes of all results.
 pub(in crate::config) fn all<T>(
     results: impl IntoIterator<Item = Result<T, StartError>>,
 ) -> Result<Vec<T>, StartError> {

@@ -1,7 +1,9 @@
 //! The configuration file as text: a tree of values with positions, and tables of keys.
 //!
-//! It knows no option: the blocks name the keys and their meaning.
+//! The room knows no option: the blocks name the keys and their meaning.
 
+#[cfg(test)]
+pub(super) mod consulted;
 pub(super) mod duration;
 pub(super) mod field;
 pub(super) mod file;
@@ -10,8 +12,7 @@ pub(super) mod written;
 
 pub use mistakes::StartError;
 
-/// The candidate nearest to `name`, if it is near enough to be what was meant: a third of the
-/// letters may be wrong.
+/// Returns the candidate nearest to `name`, if at most a third of the letters differ, and four.
 pub(super) fn nearest<'a>(
     name: &str,
     candidates: impl Iterator<Item = &'a str>,

@@ -1,40 +1,40 @@
-//! What a file says, and where in it a rule between options is broken.
+//! Contents of a configuration file, to locate broken rules between options.
 
-use super::file::{Kind, Map};
+use super::file::{Map, ValueKind};
 use super::mistakes::{Mistakes, Position, StartError};
 
-/// A rule between several options that does not hold.
+/// A broken rule between several options.
 #[derive(Debug)]
-pub(in crate::config) struct Violation {
-    /// The keys that it is about, with their synonyms.
+pub(in crate::config) struct BrokenRule {
+    /// The keys that the rule is about, with their synonyms.
     keys: &'static [&'static str],
-    /// The way from the first of them that is there: keys, and numbers in lists.
+    /// The path from the first of these keys in the file: keys, and indexes of lists.
     path: Vec<String>,
     reason: String,
 }
 
-impl Violation {
+impl BrokenRule {
     pub(in crate::config) fn of(keys: &'static [&'static str], reason: impl Into<String>) -> Self {
         Self { keys, path: Vec::new(), reason: reason.into() }
     }
 
-    /// The same, further within its key.
+    /// Returns the violation with a path within its key.
     pub(in crate::config) fn within<const N: usize>(self, path: [&str; N]) -> Self {
         Self { path: path.map(str::to_owned).to_vec(), ..self }
     }
 }
 
-/// What a file says, as far as it is known where.
+/// Contents of a configuration file, with positions.
 #[derive(Debug, Default)]
 pub(in crate::config) struct Written {
-    /// The file.
+    /// The file's entries.
     pub(in crate::config) map: Map,
-    /// Keys with mistakes in what they say; what follows from them is not told besides.
+    /// Keys with mistakes in their values; violations that follow from these are not reported.
     pub(in crate::config) mistaken: Vec<&'static str>,
 }
 
 impl Written {
-    fn error(&self, violation: &Violation) -> StartError {
+    fn error(&self, violation: &BrokenRule) -> StartError {
         let is_mistaken = |key: &&str| self.mistaken.contains(key);
         if self.map.is_partial() || violation.keys.iter().any(is_mistaken) {
             return StartError::told_already();
@@ -45,16 +45,16 @@ impl Written {
         }
     }
 
-    fn place(&self, violation: &Violation) -> Option<&Position> {
+    fn place(&self, violation: &BrokenRule) -> Option<&Position> {
         let entry = violation.keys.iter().find_map(|key| self.map.get(key))?;
         let (mut place, mut value) = (&entry.position, &entry.value);
         for step in &violation.path {
             match &value.kind {
-                Kind::Map(map) => {
+                ValueKind::Map(map) => {
                     let entry = map.get(step)?;
                     (place, value) = (&entry.position, &entry.value);
                 }
-                Kind::List(values) => {
+                ValueKind::List(values) => {
                     value = values.get(step.parse::<usize>().ok()?)?;
                     place = &value.position;
                 }
@@ -64,8 +64,8 @@ impl Written {
         Some(place)
     }
 
-    /// Takes all that is broken as what is wrong with the file.
-    pub(in crate::config) fn tell(&self, broken: &[Violation], mistakes: &mut Mistakes) {
+    /// Adds the broken rules to the file's mistakes.
+    pub(in crate::config) fn tell(&self, broken: &[BrokenRule], mistakes: &mut Mistakes) {
         for violation in broken {
             mistakes.take::<()>(Err(self.error(violation)));
         }

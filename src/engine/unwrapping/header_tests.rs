@@ -1,15 +1,18 @@
+use crate::core::layers::HEADER_NS;
 use std::rc::Rc;
 
 use super::*;
 use crate::config::Options;
-use crate::engine::{Action, Identity, Peer, Settings, ShardId};
+use crate::engine::{Engine, Identity, Output, Peer, Settings, ShardId};
 
 const ID: ConnId = ConnId { slot: 0, generation: 0 };
 
 /// An engine with a connection from 127.0.0.1, and proxies trusted there or nowhere.
 fn behind_proxy(trusted: &[&str]) -> Engine {
-    let trusted_proxies = trusted.iter().map(|network| network.parse().unwrap()).collect();
-    let options = Options { proxy_protocol: true, trusted_proxies, ..Options::default() };
+    let mut options = Options::default();
+    options.network.proxy_protocol = true;
+    options.network.trusted_proxies =
+        trusted.iter().map(|network| network.parse().unwrap()).collect();
     let settings = Settings::new(&options, &Identity::default(), usize::MAX);
     let mut engine = Engine::new(ShardId(0), 1, Rc::new(settings), 1);
     engine.open(ID, Peer { cid: 1, ip: "127.0.0.1".into(), port: 9 }, true);
@@ -17,7 +20,7 @@ fn behind_proxy(trusted: &[&str]) -> Engine {
 }
 
 fn who(engine: &Engine) -> (String, u16) {
-    let conn = &engine.conns_page(0).entries[0];
+    let conn = &engine.view().conns_page(0).entries[0];
     (conn.ip.to_string(), conn.port)
 }
 
@@ -67,12 +70,12 @@ fn a_header_that_does_not_end_is_waited_for_no_longer_than_it_may_take() {
     engine.on_bytes(ID, &HEADER[..10]);
     engine.set_now(HEADER_NS - 1);
     engine.tick();
-    assert_eq!(engine.open_conns(), 1);
+    assert_eq!(engine.view().open_conns(), 1);
     heard(&mut engine);
     engine.set_now(HEADER_NS);
     engine.tick();
-    let closed = std::iter::from_fn(|| engine.next_action())
-        .any(|action| matches!(action, Action::Close { .. }));
+    let closed = std::iter::from_fn(|| engine.next_output())
+        .any(|action| matches!(action, Output::Close { .. }));
     assert!(closed);
 }
 
@@ -81,5 +84,5 @@ fn a_broken_header_ends_the_connection() {
     let mut engine = behind_proxy(&[]);
     heard(&mut engine);
     engine.on_bytes(ID, b"PROXY TCP4 nobody\r\nPING\r\n");
-    assert_eq!(engine.open_conns(), 0);
+    assert_eq!(engine.view().open_conns(), 0);
 }

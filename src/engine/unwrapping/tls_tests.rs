@@ -1,5 +1,6 @@
 use std::io::Write;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rcgen::CertifiedKey;
 use rustls::pki_types::CertificateDer;
@@ -7,7 +8,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
 use crate::config::{HttpOptions, Options, StartError};
-use crate::engine::{Action, Identity, Peer, Settings, ShardId};
+use crate::engine::{Engine, Identity, Output, Peer, Settings, ShardId};
 use crate::output::Piece;
 
 /// Options with TLS, and a client's that trusts them.
@@ -84,7 +85,7 @@ impl Wire {
         }
     }
 
-    /// One turn: some of what the client has to send, some of what the engine has.
+    /// Takes one turn: some of the client's output, some of the engine's.
     fn turn(&mut self, clients: &mut [Client]) {
         for client in clients.iter_mut() {
             let mut bytes = Vec::new();
@@ -101,19 +102,19 @@ impl Wire {
         }
         self.engine.tick();
         self.engine.end_turn();
-        while let Some(action) = self.engine.next_action() {
+        while let Some(action) = self.engine.next_output() {
             match action {
-                Action::Flush(id) => {
+                Output::Flush(id) => {
                     if let Some(batch) = self.engine.take_batch(id) {
                         self.batches.push((id, batch, 0));
                     }
                 }
-                Action::Close { conn, .. } => {
+                Output::Close { conn, .. } => {
                     let client = clients.iter_mut().find(|client| client.id == conn);
                     client.expect("one of ours").closed = true;
-                    self.engine.on_closed(conn);
+                    self.engine.on_closed(conn, None);
                 }
-                Action::Pause(_) | Action::Resume(_) => {}
+                _ => {}
             }
         }
         for (id, batch, sent) in std::mem::take(&mut self.batches) {
@@ -174,7 +175,7 @@ fn wherever_both_directions_are_cut_the_same_messages_arrive() {
         assert!(clients[0].heard == wanted.as_bytes(), "seed {seed}");
         let error = String::from_utf8_lossy(&clients[1].heard);
         assert_eq!(error, "-ERR 'Unknown Protocol Operation'\r\n");
-        assert_eq!(wire.engine.spares.held_bytes(), 0, "all memory came home");
+        assert_eq!(wire.engine.core.spares.held_bytes(), 0, "all memory came home");
     }
 }
 
@@ -189,10 +190,11 @@ fn handshakes_stand_in_line_and_a_turn_takes_one_step() {
         wire.engine.on_bytes(client.id, &hello);
     }
     for turn in 0..=10 {
-        let conns = wire.engine.conns.0.iter().flatten();
+        let conns = wire.engine.core.conns.slots.iter().flatten();
         let begun = conns.filter(|conn| conn.layers.has_session());
         assert_eq!(begun.count(), turn * HANDSHAKE_STEPS_PER_TURN);
-        let is_due = wire.engine.next_deadline().is_some_and(|due| due <= wire.engine.now);
+        let is_due =
+            wire.engine.next_deadline().is_some_and(|due| due <= wire.engine.core.times.now);
         assert_eq!(is_due, turn < 10, "nobody sleeps while somebody stands in line");
         wire.engine.tick();
     }
@@ -207,12 +209,20 @@ fn who_sends_more_than_a_handshake_needs_is_not_read_from_until_its_step() {
     client.session.write_tls(&mut hello).expect("memory");
     hello.resize(16 * 1024 + 1, 0x17);
     wire.engine.on_bytes(client.id, &hello);
-    let actions = |engine: &mut Engine| -> Vec<Action> {
-        std::iter::from_fn(|| engine.next_action()).collect()
+    let actions = |engine: &mut Engine| -> Vec<Output> {
+        std::iter::from_fn(|| engine.next_output()).collect()
     };
-    assert!(actions(&mut wire.engine).contains(&Action::Pause(client.id)));
+    assert!(
+        actions(&mut wire.engine)
+            .iter()
+            .any(|it| matches!(it, Output::Pause(conn) if *conn == client.id))
+    );
     wire.engine.tick();
-    assert!(actions(&mut wire.engine).contains(&Action::Resume(client.id)));
+    assert!(
+        actions(&mut wire.engine)
+            .iter()
+            .any(|it| matches!(it, Output::Resume(conn) if *conn == client.id))
+    );
 }
 
 #[test]
@@ -223,7 +233,7 @@ fn who_sends_on_and_on_before_the_first_step_of_its_handshake_is_closed() {
     for _ in 0..1000 {
         wire.engine.on_bytes(client.id, &[0x16; 1000]);
     }
-    let conn = wire.engine.conns.get(client.id).expect("it was not said to be closed");
+    let conn = wire.engine.core.conns.get(client.id).expect("it was not said to be closed");
     assert!(!conn.is_open());
     assert_eq!(conn.layers.waiting_bytes(), (0, 0));
 }
@@ -285,7 +295,7 @@ fn who_begins_no_handshake_in_time_is_closed() {
 #[test]
 fn why_a_client_gives_its_handshake_up_is_known_though_it_is_gone_at_once() {
     let ((mut options, _), (_, stranger)) = (options(""), options(""));
-    options.http = Some(HttpOptions { host: None, port: 0, is_tls: false });
+    options.monitoring.http = Some(HttpOptions { host: None, port: 0, is_tls: false });
     let mut wire = Wire::new(&options, 1);
     let Client { id, mut session, .. } = wire.connect(0, &stranger);
     let sent = |engine: &mut Engine| {
@@ -307,6 +317,6 @@ fn why_a_client_gives_its_handshake_up_is_known_though_it_is_gone_at_once() {
     wire.engine.on_bytes(id, &said(&mut session));
     wire.engine.on_ended(id, false);
     wire.engine.tick();
-    let reason = wire.engine.closed_page(0).entries[0].reason;
+    let reason = wire.engine.view().closed_page(0).entries[0].reason;
     assert_eq!(reason, Reason::Protocol("TLS Handshake Failure"));
 }

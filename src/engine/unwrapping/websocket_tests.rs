@@ -1,10 +1,11 @@
 use std::rc::Rc;
 
+use crate::transport::Transport;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Options, Secret, User, WebSocketOptions};
-use crate::engine::{Action, Identity, Peer, Settings, ShardId};
+use crate::config::{Options, Secret, UserOptions, WebSocketOptions};
+use crate::engine::{Engine, Identity, Output, Peer, Settings, ShardId};
 use crate::output::Piece;
 use crate::transport::UNPACKED_BYTES_PER_TURN;
 use crate::transport::testing::{REQUEST_BYTES_MAX, deflated, end_of_request, frame, understood};
@@ -17,7 +18,9 @@ const FINAL_BINARY: u8 = 0x82;
 
 fn options(compression: bool) -> Options {
     let websocket = WebSocketOptions { compression, port: Some(1), ..WebSocketOptions::default() };
-    Options { websocket: Some(websocket), ..Options::default() }
+    let mut options = Options::default();
+    options.network.websocket = Some(websocket);
+    options
 }
 
 fn engine(options: &Options) -> Engine {
@@ -32,7 +35,7 @@ fn open(engine: &mut Engine, id: ConnId) {
     engine.open_over(id, peer, Transport::WebSocket, true);
 }
 
-/// Asks for an upgrade with these fields more, and takes the answer.
+/// Asks for an upgrade with these header fields besides, and returns the answer.
 fn upgraded(engine: &mut Engine, id: ConnId, fields: &str) -> String {
     engine.on_bytes(id, format!("{REQUEST}{fields}\r\n").as_bytes());
     let sent = sent(engine, id);
@@ -40,7 +43,7 @@ fn upgraded(engine: &mut Engine, id: ConnId, fields: &str) -> String {
     String::from_utf8(sent[..head].to_vec()).unwrap()
 }
 
-/// All that goes over the wire.
+/// Returns all bytes that go over the wire.
 fn sent(engine: &mut Engine, id: ConnId) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some(batch) = engine.take_batch(id) {
@@ -55,12 +58,12 @@ fn heard(engine: &mut Engine, id: ConnId) -> (String, Vec<(u8, Vec<u8>)>) {
     understood(&sent(engine, id))
 }
 
-fn actions(engine: &mut Engine) -> Vec<Action> {
-    std::iter::from_fn(|| engine.next_action()).collect()
+fn actions(engine: &mut Engine) -> Vec<Output> {
+    std::iter::from_fn(|| engine.next_output()).collect()
 }
 
 fn is_closed(engine: &mut Engine) -> bool {
-    actions(engine).iter().any(|action| matches!(action, Action::Close { conn: ID, .. }))
+    actions(engine).iter().any(|action| matches!(action, Output::Close { conn: ID, .. }))
 }
 
 proptest! {
@@ -113,7 +116,7 @@ proptest! {
         let wanted = format!("MSG a 7 {}\r\n{payload}\r\n", payload.len()).repeat(3) + "PONG\r\n";
         prop_assert_eq!(text, wanted);
         prop_assert!(others.iter().all(|(first, _)| *first == 0x8a));
-        prop_assert_eq!(engine.spares.held_bytes(), 0, "all memory came home");
+        prop_assert_eq!(engine.core.spares.held_bytes(), 0, "all memory came home");
     }
 }
 
@@ -121,7 +124,7 @@ proptest! {
 fn info_comes_with_the_answer_and_not_before() {
     let mut engine = engine(&options(false));
     assert!(sent(&mut engine, ID).is_empty());
-    assert!(engine.conns_page(0).entries.is_empty(), "nobody yet");
+    assert!(engine.view().conns_page(0).entries.is_empty(), "nobody yet");
     engine.on_bytes(ID, REQUEST.as_bytes());
     assert!(sent(&mut engine, ID).is_empty());
     engine.on_bytes(ID, b"\r\n");
@@ -129,7 +132,7 @@ fn info_comes_with_the_answer_and_not_before() {
     let head = end_of_request(&wire).unwrap();
     assert!(wire.starts_with(b"HTTP/1.1 101 "));
     assert!(understood(&wire[head..]).0.starts_with("INFO {"));
-    assert_eq!(engine.conns_page(0).entries[0].transport, Transport::WebSocket);
+    assert_eq!(engine.view().conns_page(0).entries[0].transport, Transport::WebSocket);
 }
 
 #[test]
@@ -179,7 +182,7 @@ fn what_many_subscribers_share_is_shared_by_websockets_too() {
         assert_eq!(understood(&bytes).0, format!("MSG a 1 5000\r\n{payload}\r\n"));
         engine.on_sent(id, bytes.len(), Some(batch));
     }
-    assert_eq!(engine.output_bytes(), 0);
+    assert_eq!(engine.view().output_bytes(), 0);
 }
 
 #[test]
@@ -222,22 +225,25 @@ fn a_bomb_is_unpacked_in_turns_and_ends_where_its_stream_ends() {
     upgraded(&mut engine, ID, "Sec-WebSocket-Extensions: permessage-deflate\r\n");
     let connect = frame(FINAL_BINARY, b"CONNECT {\"verbose\":false}\r\n");
     engine.on_bytes(ID, &connect);
-    // Publishes of nothing to nobody: each of them counts.
+    // Empty publishes without receivers: each of them counts.
     let count = 2_000_000;
     let bomb = deflated(&b"PUB a 0\r\n\r\n".repeat(count));
     engine.on_bytes(ID, &frame(0xc2, &bomb));
     engine.on_ended(ID, false);
-    assert!(actions(&mut engine).contains(&Action::Pause(ID)), "nothing more is read meanwhile");
+    assert!(
+        actions(&mut engine).iter().any(|it| matches!(it, Output::Pause(conn) if *conn == ID)),
+        "nothing more is read meanwhile"
+    );
     let mut turns = 0;
-    while engine.next_deadline().is_some_and(|due| due <= engine.now) {
-        let before = engine.stats().in_msgs;
+    while engine.next_deadline().is_some_and(|due| due <= engine.core.times.now) {
+        let before = engine.view().stats().in_msgs;
         engine.tick();
         engine.end_turn();
-        assert!((engine.stats().in_msgs - before) * 11 < 3 * UNPACKED_BYTES_PER_TURN as u64);
+        assert!((engine.view().stats().in_msgs - before) * 11 < 3 * UNPACKED_BYTES_PER_TURN as u64);
         turns += 1;
     }
     assert!(turns > 5, "{turns}");
-    assert_eq!(engine.stats().in_msgs, count as u64);
+    assert_eq!(engine.view().stats().in_msgs, count as u64);
     sent(&mut engine, ID);
     assert!(is_closed(&mut engine), "only now");
 }
@@ -262,15 +268,15 @@ fn very_many_small_frames_cost_what_they_do_and_are_taken_in_turns() {
         for turn in 0.. {
             engine.tick();
             engine.end_turn();
-            let work = engine.turn_cost().work;
+            let work = engine.view().turn_cost().work;
             (all, most) = (all + work, most.max(work));
-            if engine.next_deadline().is_none_or(|due| due > engine.now) {
+            if engine.next_deadline().is_none_or(|due| due > engine.core.times.now) {
                 break;
             }
             assert!(turn < 1_000, "it never comes to an end");
         }
         let published = if kind == 0x89 { 0 } else { COUNT as u64 };
-        assert_eq!(engine.stats().in_msgs, published);
+        assert_eq!(engine.view().stats().in_msgs, published);
         assert!(all >= COUNT as u64 * each, "{kind:#x}: {all}");
         assert!(most < 4_000_000, "{kind:#x}: {most} in one turn");
     }
@@ -279,10 +285,10 @@ fn very_many_small_frames_cost_what_they_do_and_are_taken_in_turns() {
 #[test]
 fn a_user_may_connect_only_in_the_ways_that_it_may() {
     let mut options = options(false);
-    let user = |name: &str, only| User {
+    let user = |name: &str, only| UserOptions {
         connection_types: vec![only],
         password: Secret::new("p"),
-        ..User::named(name)
+        ..UserOptions::named(name)
     };
     options.auth.users = vec![
         user("web", crate::config::ConnectionType::Websocket),
@@ -311,10 +317,11 @@ fn a_user_may_connect_only_in_the_ways_that_it_may() {
 fn the_client_that_trusted_proxies_name_is_shown() {
     let shown = |trusted: &[&str], field: &str| {
         let mut options = options(false);
-        options.trusted_proxies = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        options.network.trusted_proxies =
+            trusted.iter().map(|network| network.parse().unwrap()).collect();
         let mut engine = engine(&options);
         upgraded(&mut engine, ID, &format!("X-Forwarded-For: {field}\r\n"));
-        engine.conns_page(0).entries[0].ip.to_string()
+        engine.view().conns_page(0).entries[0].ip.to_string()
     };
     assert_eq!(shown(&[], "9.9.9.9"), "127.0.0.1");
     assert_eq!(shown(&["127.0.0.0/8"], "9.9.9.9"), "9.9.9.9");

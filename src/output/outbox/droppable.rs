@@ -1,7 +1,7 @@
 //! Messages in an outbox that may still be dropped for later ones.
 //!
-//! Each is a piece of its own. To drop one leaves an empty piece in its place, so that the numbers
-//! of the others stay; when most pieces are empty they are taken out all together.
+//! Each message is a piece of its own. A dropped one leaves an empty piece in its place, so that
+//! the numbers of the others stay; when most pieces are empty they are taken out all together.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -10,24 +10,24 @@ use ahash::RandomState;
 use super::{Outbox, Piece, Spares};
 use crate::output::{Dropped, OverflowKind, Policy};
 
-/// Empty pieces from which on it is worth taking them out.
+/// Empty pieces from which on they are taken out.
 const EMPTY_MIN: usize = 64;
 
-/// What may be dropped, by the number of the policy that allows it.
+/// Droppable messages of an outbox, by the number of the policy that allows it.
 #[derive(Debug, Default)]
 pub(super) struct Droppable {
-    policies: Vec<(u16, Queue)>,
-    /// Empty pieces.
+    policies: Vec<(u16, PolicyQueue)>,
+    /// Empty pieces in the outbox.
     empty: usize,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    /// Oldest first. Those that were sent meanwhile are forgotten late.
+struct PolicyQueue {
+    /// Messages, oldest first. Those that were sent meanwhile are forgotten late.
     marks: VecDeque<Mark>,
-    /// Their bytes.
+    /// Bytes of the messages in `marks`.
     bytes: usize,
-    /// With `conflate`, the piece of the last message by sid and subject.
+    /// The piece of the last message by sid and subject, with `conflate`.
     latest: HashMap<Box<[u8]>, u64, RandomState>,
 }
 
@@ -35,12 +35,12 @@ struct Queue {
 struct Mark {
     /// The number of the piece.
     at: u64,
-    /// 0 when it was dropped.
+    /// The bytes of the message, and 0 when it was dropped.
     bytes: usize,
 }
 
-impl Queue {
-    /// Forgets what was sent: the pieces before `taken`.
+impl PolicyQueue {
+    /// Forgets messages that were sent: the pieces before `taken`.
     fn forget_sent(&mut self, taken: u64) {
         while let Some(mark) = self.marks.front().filter(|mark| mark.at < taken) {
             self.bytes -= mark.bytes;
@@ -51,7 +51,7 @@ impl Queue {
         }
     }
 
-    /// Forgets the oldest, and says which it was.
+    /// Forgets the oldest message, and returns the number of its piece.
     fn pop_oldest(&mut self) -> Option<u64> {
         while let Some(mark) = self.marks.pop_front() {
             self.bytes -= mark.bytes;
@@ -62,7 +62,7 @@ impl Queue {
         None
     }
 
-    /// Forgets the last message of `key`, and says which it was.
+    /// Forgets the last message of `key`, and returns the number of its piece.
     fn pop_latest(&mut self, key: &[u8]) -> Option<u64> {
         let at = *self.latest.get(key)?;
         let place = self.marks.binary_search_by_key(&at, |mark| mark.at).ok()?;
@@ -73,7 +73,7 @@ impl Queue {
 }
 
 impl Droppable {
-    /// A piece that was taken out was empty.
+    /// Counts an empty piece that was taken out.
     pub(super) fn on_empty_taken(&mut self) {
         self.empty = self.empty.saturating_sub(1);
     }
@@ -81,7 +81,7 @@ impl Droppable {
 
 impl Outbox {
     /// Appends a whole message as far as `policy` allows, and drops others for it as the policy
-    /// says. `key` is its sid and subject. False if it was dropped itself.
+    /// says. `key` is its sid and subject. Returns `false` if the message itself was dropped.
     pub(crate) fn push_loose(
         &mut self,
         spares: &mut Spares,
@@ -91,7 +91,7 @@ impl Outbox {
         dropped: &mut Dropped,
     ) -> bool {
         let len = message.len();
-        // What nobody else waits behind is always taken, and what is little is not kept apart.
+        // A message with no output before it is always taken, and little output is not kept apart.
         if self.pending_bytes == 0 || self.queued_bytes() + len <= policy.bytes_max / 2 {
             self.push(spares, |out| out.extend_from_slice(message));
             return true;
@@ -161,7 +161,7 @@ impl Outbox {
         spares.freed_bytes += len;
     }
 
-    /// Takes the empty pieces out, and numbers the others anew.
+    /// Takes out the empty pieces, and numbers the others anew.
     fn take_out_empty(&mut self, loose: &mut Droppable) {
         let mut empty_before = Vec::with_capacity(self.sealed.len() + 1);
         let mut empty = 0;
@@ -195,10 +195,10 @@ impl Outbox {
 }
 
 impl Droppable {
-    fn queue(&mut self, policy: u16) -> &mut Queue {
+    fn queue(&mut self, policy: u16) -> &mut PolicyQueue {
         let known = self.policies.iter().position(|(number, _)| *number == policy);
         let at = known.unwrap_or_else(|| {
-            self.policies.push((policy, Queue::default()));
+            self.policies.push((policy, PolicyQueue::default()));
             self.policies.len() - 1
         });
         &mut self.policies[at].1
@@ -211,16 +211,16 @@ mod tests {
 
     use super::*;
 
-    /// One thing that happens to an outbox.
+    /// A change of an outbox.
     #[derive(Debug, Clone, Copy)]
     enum Step {
-        /// A message by policy, on a subject, of a size.
+        /// A message with a policy, a subject and a size.
         Message(usize, u8, usize),
-        /// Something that must not be lost, of a size.
+        /// Output that must not be lost, with its size.
         Fixed(usize),
         Hold,
         Release,
-        /// A batch of about so many bytes is taken, and sent at once or later.
+        /// A batch of about this many bytes is taken, and sent at once or later.
         Take(usize, bool),
         Sent,
     }
@@ -236,10 +236,10 @@ mod tests {
         ]
     }
 
-    /// Text, and for what may be dropped its policy and key.
+    /// A text; a droppable one with its policy and key.
     type Entry = (Vec<u8>, Option<(u16, u8)>);
 
-    /// What the outbox amounts to: a list.
+    /// An outbox as a plain list of texts.
     #[derive(Debug, Default)]
     struct Model {
         queued: Vec<Entry>,
@@ -285,7 +285,7 @@ mod tests {
             self.queued.push((text, mark));
         }
 
-        /// The bytes of the first pieces that were taken.
+        /// Takes the first pieces, of `bytes` in all; returns their bytes.
         fn take(&mut self, bytes: usize) -> Vec<u8> {
             let mut all = Vec::new();
             while all.len() < bytes {

@@ -1,7 +1,7 @@
 //! A queue of pieces that may grow long without ever being moved.
 //!
-//! Connections that wait for the same thing have queues of the same length. If those doubled, all
-//! would be copied at the same message, and everybody else would wait for that.
+//! Connections that stall together have queues of the same length. If those doubled, all would be
+//! copied at the same message, and every other connection would wait for that.
 
 use std::collections::VecDeque;
 
@@ -13,9 +13,9 @@ const CHUNK_PIECES: usize = 128;
 /// Pieces in order, in chunks that stay where they are.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
-    /// Empty only if there is nothing at all.
+    /// The first chunk; empty only if there are no pieces.
     first: VecDeque<Piece>,
-    /// What is behind `first`; all but the last chunk are full.
+    /// The chunks behind `first`; all but the last one are full.
     rest: VecDeque<VecDeque<Piece>>,
 }
 
@@ -59,7 +59,7 @@ impl Pieces {
         piece
     }
 
-    /// The piece at `place`, counted from the front.
+    /// Returns the piece at `place`, counted from the front.
     pub(super) fn get_mut(&mut self, place: usize) -> Option<&mut Piece> {
         match place.checked_sub(self.first.len()) {
             None => self.first.get_mut(place),
@@ -73,13 +73,13 @@ impl Pieces {
         self.first.iter().chain(self.rest.iter().flatten())
     }
 
-    /// Takes all out.
+    /// Takes out all pieces.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Piece> + use<> {
         let Self { first, rest } = std::mem::take(self);
         first.into_iter().chain(rest.into_iter().flatten())
     }
 
-    /// Drops all but what `is_kept`.
+    /// Drops all pieces but those for which `is_kept` is true.
     pub(super) fn retain(&mut self, mut is_kept: impl FnMut(&Piece) -> bool) {
         for piece in self.drain() {
             if is_kept(&piece) {

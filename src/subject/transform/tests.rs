@@ -1,4 +1,4 @@
-//! Transforms against nats-server's results, and against a naive one.
+//! Tests of transforms against nats-server's results, and against a naive implementation.
 
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn applied(source: &str, destination: &str, subject: &str) -> Option<String> {
 
 #[test]
 fn functions_give_what_nats_server_gives() {
-    // Read off nats-server 2.15; a result with an empty token reaches nobody there.
+    // Results of nats-server 2.15; one with an empty token reaches no subscriber there.
     for (source, destination, subject, expected) in [
         ("*", "$0", "a", "a"),
         ("*.*", "x.$-1", "a.b", "x.a"),
@@ -191,8 +191,8 @@ fn moves() -> impl Strategy<Value = String> {
     })
 }
 
-/// The same by text alone: each function's name and arguments are taken apart for each
-/// subject, and everything is a list of strings.
+/// Transforms a subject by text alone: names and arguments of functions are parsed for each
+/// subject, and all values are lists of strings.
 fn naive(source: &str, destination: &str, subject: &str) -> Option<String> {
     if !matches(source.as_bytes(), subject.as_bytes()) {
         return None;

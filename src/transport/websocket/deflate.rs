@@ -1,19 +1,19 @@
-//! permessage-deflate (RFC 7692) without a context that outlives a message: what compresses is
-//! one for the whole shard, and what decompresses is lent to a connection for a message.
+//! permessage-deflate (RFC 7692) without a context that outlives a message: one compressor for the
+//! whole shard, and decompressors that are lent to a connection for a message.
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::frame::Violation;
+use super::frame::FrameError;
 use crate::output::Piece;
 
-/// What the end of every compressed message would be; it is left out.
+/// The end of every compressed message, which is left out on the wire.
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
-/// Room for output that is made at a time.
+/// Bytes of room for output that are made at a time.
 const ROOM_BYTES: usize = 16 * 1024;
 /// Decompressors kept for messages to come.
 const SPARES_MAX: usize = 8;
 
-/// Compresses and decompresses for the connections of a shard.
+/// Compressor and spare decompressors for the connections of a shard.
 #[derive(Debug, Default)]
 pub(in crate::transport) struct Packer {
     compress: Option<Compress>,
@@ -22,7 +22,7 @@ pub(in crate::transport) struct Packer {
 }
 
 impl Packer {
-    /// The pieces as one compressed message.
+    /// Returns the pieces as one compressed message.
     pub(in crate::transport) fn pack(&mut self, pieces: &[Piece]) -> &[u8] {
         let compress =
             self.compress.get_or_insert_with(|| Compress::new(Compression::fast(), false));
@@ -38,12 +38,12 @@ impl Packer {
         out
     }
 
-    /// What decompresses a new message.
+    /// Lends a decompressor for a new message.
     pub(in crate::transport) fn lend(&mut self) -> Decompress {
         self.spares.pop().unwrap_or_else(|| Decompress::new(false))
     }
 
-    /// Takes back what [`Packer::lend`] gave.
+    /// Takes back a decompressor of [`Packer::lend`].
     pub(in crate::transport) fn take_back(&mut self, mut decompress: Decompress) {
         if self.spares.len() < SPARES_MAX {
             decompress.reset(false);
@@ -56,7 +56,7 @@ fn deflate(compress: &mut Compress, mut input: &[u8], out: &mut Vec<u8>, flush: 
     loop {
         out.reserve(ROOM_BYTES);
         let before = compress.total_in();
-        // Nothing can be wrong with what is to be compressed, and there is room.
+        // Any bytes can be compressed, and there is room.
         let _ = compress.compress_vec(input, out, flush);
         let taken = usize::try_from(compress.total_in() - before).unwrap_or(usize::MAX);
         input = &input[taken.min(input.len())..];
@@ -67,13 +67,13 @@ fn deflate(compress: &mut Compress, mut input: &[u8], out: &mut Vec<u8>, flush: 
     }
 }
 
-/// Appends what a part of a message is; with `ends` that is its last.
+/// Appends a decompressed part of a message; with `ends` it is the last.
 pub(in crate::transport) fn inflate(
     decompress: &mut Decompress,
     input: &[u8],
     ends: bool,
     out: &mut Vec<u8>,
-) -> Result<(), Violation> {
+) -> Result<(), FrameError> {
     inflate_part(decompress, input, out)?;
     if ends { inflate_part(decompress, &TAIL, out) } else { Ok(()) }
 }
@@ -82,13 +82,13 @@ fn inflate_part(
     decompress: &mut Decompress,
     mut input: &[u8],
     out: &mut Vec<u8>,
-) -> Result<(), Violation> {
+) -> Result<(), FrameError> {
     loop {
         out.reserve(ROOM_BYTES);
         let (in_before, out_before) = (decompress.total_in(), out.len());
         let status = decompress
             .decompress_vec(input, out, FlushDecompress::None)
-            .map_err(|_| Violation::NotDeflate)?;
+            .map_err(|_| FrameError::NotDeflate)?;
         let taken = usize::try_from(decompress.total_in() - in_before).unwrap_or(usize::MAX);
         input = &input[taken.min(input.len())..];
         if status == Status::StreamEnd {
@@ -100,7 +100,7 @@ fn inflate_part(
             return Ok(());
         }
         if is_idle && status != Status::StreamEnd {
-            return Err(Violation::NotDeflate);
+            return Err(FrameError::NotDeflate);
         }
     }
 }
@@ -111,8 +111,8 @@ mod tests {
 
     use super::*;
 
-    /// What a peer would make of `packed`, shown to it in two parts.
-    fn unpacked(packer: &mut Packer, packed: &[u8], cut: usize) -> Result<Vec<u8>, Violation> {
+    /// The bytes that a peer makes of `packed`, shown to it in two parts.
+    fn unpacked(packer: &mut Packer, packed: &[u8], cut: usize) -> Result<Vec<u8>, FrameError> {
         let mut decompress = packer.lend();
         let mut out = Vec::new();
         inflate(&mut decompress, &packed[..cut], false, &mut out)?;
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn what_is_no_deflate_is_refused_and_a_last_block_is_not_the_end() {
         let mut packer = Packer::default();
-        assert_eq!(unpacked(&mut packer, &[0xff; 20], 3), Err(Violation::NotDeflate));
+        assert_eq!(unpacked(&mut packer, &[0xff; 20], 3), Err(FrameError::NotDeflate));
         let mut whole = Vec::new();
         let mut compress = Compress::new(Compression::fast(), false);
         deflate(&mut compress, b"PING\r\n", &mut whole, FlushCompress::Finish);

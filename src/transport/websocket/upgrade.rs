@@ -1,35 +1,44 @@
-//! The HTTP request that becomes a WebSocket, judged as nats-server does.
+//! The HTTP request for a WebSocket, judged as nats-server does.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
 use crate::proto::Connect;
-use crate::transport::{Cookies, WebSocketSettings};
+use crate::transport::{Cookies, SocketProtocol, WebSocketSettings};
 
 /// The longest request, in bytes.
 pub(crate) const REQUEST_BYTES_MAX: usize = 16 * 1024;
-/// The most header fields it may have.
+/// The most header fields of a request.
 const FIELDS_MAX: usize = 100;
-/// What a key is in base64: so many bytes drawn by the client.
-const KEY_BYTES: usize = 16;
-/// What the key is answered with besides itself (RFC 6455, 4.2.2).
+/// Bytes of the client's random key, which it sends in base64.
+pub(super) const KEY_BYTES: usize = 16;
+/// The suffix of the key in the hash that answers it (RFC 6455, 4.2.2).
 const ACCEPT_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// The header field by which a leaf node asks for frames without masks, and is granted them.
+pub(super) const NO_MASKING: &str = "Nats-No-Masking";
+/// The header field for compression without a context that outlives a message.
+pub(super) const DEFLATE_LINE: &str = "Sec-WebSocket-Extensions: permessage-deflate; \
+                                       server_no_context_takeover; client_no_context_takeover\r\n";
 
 /// A request that is granted.
 #[derive(Debug)]
 pub(super) struct Upgrade {
     /// The response, whole.
     pub(super) response: Vec<u8>,
-    /// Messages may be compressed, in both directions.
+    /// Whether messages may be compressed, in both directions.
     pub(super) packs: bool,
-    /// What its cookies say in place of CONNECT.
+    /// Credentials in the request's cookies.
     pub(super) credentials: GivenCookies,
-    /// The addresses it has come by, the client's first, as far as anybody says so.
+    /// The addresses the request has passed, the client's first, as proxies have named them.
     pub(super) forwarded_for: Option<String>,
+    /// The protocol that is spoken in it.
+    pub(super) speaks: SocketProtocol,
+    /// Whether the client's frames must have masks.
+    pub(super) wants_masks: bool,
 }
 
-/// What stands for what CONNECT leaves out.
+/// Credentials in cookies, for those that CONNECT leaves out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct GivenCookies {
     jwt: Option<String>,
@@ -39,7 +48,7 @@ pub(super) struct GivenCookies {
 }
 
 impl GivenCookies {
-    /// Fills in what is missing.
+    /// Fills in credentials that CONNECT leaves out.
     pub(super) fn complete(&self, connect: &mut Connect) {
         for (given, field) in [
             (&self.jwt, &mut connect.jwt),
@@ -48,22 +57,22 @@ impl GivenCookies {
             (&self.token, &mut connect.auth_token),
         ] {
             if let Some(given) = given.as_ref().filter(|_| field.is_empty()) {
-                field.clone_from(given);
+                *field = given.as_str().into();
             }
         }
     }
 }
 
-/// A request that is not.
+/// A request that is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct UpgradeRefusal {
     status: &'static str,
-    /// Why, for the log.
+    /// The reason for the log.
     pub(super) reason: &'static str,
 }
 
-impl Refusal {
-    /// What the client is told: the status, as in nats-server, and nothing else.
+impl UpgradeRefusal {
+    /// Returns the response to the client: the status, as in nats-server, and nothing else.
     pub(super) fn response(self) -> Vec<u8> {
         let Self { status, .. } = self;
         let text = status.split_once(' ').map_or(status, |(_, text)| text);
@@ -77,35 +86,48 @@ impl Refusal {
     }
 }
 
-const fn bad(reason: &'static str) -> Refusal {
-    Refusal { status: "400 Bad Request", reason }
+const fn bad(reason: &'static str) -> UpgradeRefusal {
+    UpgradeRefusal { status: "400 Bad Request", reason }
 }
 
-/// The request is longer than anybody needs.
-pub(super) const TOO_LONG: Refusal =
-    Refusal { status: "431 Request Header Fields Too Large", reason: "the request is too long" };
+/// The refusal of a request over the limit.
+pub(super) const TOO_LONG: UpgradeRefusal = UpgradeRefusal {
+    status: "431 Request Header Fields Too Large",
+    reason: "the request is too long",
+};
 
-/// The end of a request among the first bytes of a connection, if it is there.
+/// Returns the end of a request among the first bytes of a connection, if it is there.
 pub(crate) fn end_of_request(bytes: &[u8]) -> Option<usize> {
     memchr::memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Judges a whole request.
-pub(super) fn judge(request: &[u8], settings: &WebSocketSettings) -> Result<Upgrade, Refusal> {
+/// Grants or refuses a whole request.
+pub(super) fn judge(
+    request: &[u8],
+    settings: &WebSocketSettings,
+) -> Result<Upgrade, UpgradeRefusal> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
     if !matches!(parsed.parse(request), Ok(httparse::Status::Complete(_))) {
-        return Err(bad("this is no HTTP request"));
+        return Err(bad("not an HTTP request"));
     }
-    let request = Request { parsed: &parsed };
-    match parsed.path.unwrap_or_default().split('?').next() {
-        Some("/leafnode") => return Err(not_here("leaf nodes are not supported yet")),
-        Some("/mqtt") => return Err(not_here("MQTT is not supported yet")),
-        _ => {}
+    let request = UpgradeRequest { parsed: &parsed };
+    let speaks = if request.is_at("/leafnode") {
+        SocketProtocol::Leaf
+    } else if request.is_at("/mqtt") {
+        SocketProtocol::Mqtt
+    } else {
+        SocketProtocol::Client
+    };
+    if speaks == SocketProtocol::Mqtt && !settings.speaks_mqtt {
+        return Err(not_here("MQTT is not configured"));
+    }
+    if speaks == SocketProtocol::Leaf && !settings.speaks_leaf {
+        return Err(not_here("Not configured to accept leaf node connections"));
     }
     if parsed.method != Some("GET") {
         let reason = "request method must be GET";
-        return Err(Refusal { status: "405 Method Not Allowed", reason });
+        return Err(UpgradeRefusal { status: "405 Method Not Allowed", reason });
     }
     if request.field("Host").is_none() {
         return Err(bad("'Host' missing in request"));
@@ -126,82 +148,117 @@ pub(super) fn judge(request: &[u8], settings: &WebSocketSettings) -> Result<Upgr
         return Err(bad("invalid version"));
     }
     request.check_origin(settings)?;
-    let packs = settings.compression && request.offers_deflate();
-    let accept =
-        STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize());
-    let mut response = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n"
-    );
-    if packs {
-        response.push_str(
-            "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
-             client_no_context_takeover\r\n",
-        );
-    }
-    for (name, value) in &settings.headers {
-        response.push_str(&format!("{name}: {value}\r\n"));
-    }
-    response.push_str("\r\n");
-    Ok(Upgrade {
-        response: response.into_bytes(),
-        packs,
+    let mut upgrade = Upgrade {
+        response: Vec::new(),
+        packs: settings.compression && request.offers_deflate(),
         credentials: request.credentials(&settings.cookies),
         forwarded_for: request.field("X-Forwarded-For").map(str::to_owned),
-    })
+        speaks,
+        wants_masks: !request.fields(NO_MASKING).any(|value| value == "true"),
+    };
+    upgrade.respond(key, &settings.headers);
+    Ok(upgrade)
 }
 
-fn not_here(reason: &'static str) -> Refusal {
-    Refusal { status: "404 Not Found", reason }
+impl Upgrade {
+    /// Makes the response to a request with this key, with more header fields.
+    fn respond(&mut self, key: &str, more: &[(String, String)]) {
+        let accept = accept_of(key);
+        let mut response = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n"
+        );
+        if self.packs {
+            response.push_str(DEFLATE_LINE);
+        }
+        if !self.wants_masks {
+            response.push_str(&format!("{NO_MASKING}: true\r\n"));
+        }
+        if self.speaks == SocketProtocol::Mqtt {
+            response.push_str("Sec-WebSocket-Protocol: mqtt\r\n");
+        }
+        for (name, value) in more {
+            response.push_str(&format!("{name}: {value}\r\n"));
+        }
+        response.push_str("\r\n");
+        self.response = response.into_bytes();
+    }
 }
 
-struct Request<'r, 'a> {
+/// Returns the answer to a client's key.
+pub(super) fn accept_of(key: &str) -> String {
+    STANDARD.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_SUFFIX).finalize())
+}
+
+/// Returns the values of a header field, as far as they are text.
+pub(super) fn fields<'h, 'a: 'h>(
+    all: &'h [httparse::Header<'a>],
+    name: &str,
+) -> impl Iterator<Item = &'a str> {
+    let named = all.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
+    named.filter_map(|field| str::from_utf8(field.value).ok()).map(str::trim)
+}
+
+/// Whether `value` is among the values in a header field, divided by commas.
+pub(super) fn lists(all: &[httparse::Header<'_>], name: &str, value: &str) -> bool {
+    let mut values = fields(all, name).flat_map(|field| field.split(','));
+    values.any(|given| given.trim().eq_ignore_ascii_case(value))
+}
+
+fn not_here(reason: &'static str) -> UpgradeRefusal {
+    UpgradeRefusal { status: "404 Not Found", reason }
+}
+
+struct UpgradeRequest<'r, 'a> {
     parsed: &'r httparse::Request<'a, 'a>,
 }
 
-impl<'a> Request<'_, 'a> {
-    /// The values of a field, as far as they are text.
+impl<'a> UpgradeRequest<'_, 'a> {
+    /// Whether the path ends in `end`.
+    fn is_at(&self, end: &str) -> bool {
+        let path = self.parsed.path.unwrap_or_default();
+        path.split('?').next().is_some_and(|path| path.ends_with(end))
+    }
+
+    /// Returns the values of a header field, as far as they are text.
     fn fields(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        let fields = self.parsed.headers.iter();
-        let named = fields.filter(move |field| field.name.eq_ignore_ascii_case(name));
-        named.filter_map(|field| str::from_utf8(field.value).ok()).map(str::trim)
+        fields(self.parsed.headers, name)
     }
 
     fn field(&self, name: &str) -> Option<&'a str> {
         self.fields(name).next()
     }
 
-    /// Whether one of the values in a field, divided by commas, is this one.
+    /// Whether `value` is among the values in a header field, divided by commas.
     fn lists(&self, name: &str, value: &str) -> bool {
-        let mut values = self.fields(name).flat_map(|field| field.split(','));
-        values.any(|given| given.trim().eq_ignore_ascii_case(value))
+        lists(self.parsed.headers, name, value)
     }
 
-    /// Whether the page that asks may. Programs that are no browsers name no origin.
-    fn check_origin(&self, settings: &WebSocketSettings) -> Result<(), Refusal> {
-        let forbidden = |reason| Refusal { status: "403 Forbidden", reason };
+    /// Checks the origin of the page that asks. Clients that are not browsers name no origin.
+    fn check_origin(&self, settings: &WebSocketSettings) -> Result<(), UpgradeRefusal> {
+        let forbidden = |reason| UpgradeRefusal { status: "403 Forbidden", reason };
         if !settings.same_origin && settings.allowed_origins.is_empty() {
             return Ok(());
         }
         let Some(origin) = self.field("Origin") else { return Ok(()) };
-        let origin = Origin::parse(origin).ok_or(forbidden("origin not allowed: not a URL"))?;
+        let origin = PageOrigin::parse(origin).ok_or(forbidden("origin not allowed: not a URL"))?;
         if settings.same_origin {
             let scheme = if settings.tls.is_some() { "https" } else { "http" };
-            let host = self.field("Host").and_then(|host| Origin::of(scheme, host));
+            let host = self.field("Host").and_then(|host| PageOrigin::of(scheme, host));
             if host.is_none_or(|host| (host.host, host.port) != (origin.host.clone(), origin.port))
             {
                 return Err(forbidden("origin not allowed: not same origin"));
             }
         }
         let mut allowed =
-            settings.allowed_origins.iter().filter_map(|origin| Origin::parse(origin));
+            settings.allowed_origins.iter().filter_map(|origin| PageOrigin::parse(origin));
         if !settings.allowed_origins.is_empty() && !allowed.any(|allowed| allowed == origin) {
             return Err(forbidden("origin not allowed: not in the allowed list"));
         }
         Ok(())
     }
 
-    /// Whether the client can do with permessage-deflate as it is done here.
+    /// Whether the client offers permessage-deflate in a form that the server supports.
     fn offers_deflate(&self) -> bool {
         let mut offers = self.fields("Sec-WebSocket-Extensions").flat_map(|field| field.split(','));
         offers.any(|offer| {
@@ -230,16 +287,16 @@ impl<'a> Request<'_, 'a> {
     }
 }
 
-/// Where a page comes from.
+/// The origin of a page.
 #[derive(Debug, PartialEq, Eq)]
-struct Origin {
+struct PageOrigin {
     scheme: String,
     host: String,
     port: u16,
 }
 
-impl Origin {
-    /// From `scheme://host` or `scheme://host:port`.
+impl PageOrigin {
+    /// Parses `scheme://host` or `scheme://host:port`.
     fn parse(url: &str) -> Option<Self> {
         let (scheme, rest) = url.split_once("://")?;
         Self::of(scheme, rest.split('/').next().unwrap_or_default())
@@ -293,8 +350,9 @@ mod tests {
             ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", "key missing"),
             ("Key: dGhl", "Key: dGh", "invalid websocket key"),
             ("Version: 13", "Version: 12", "invalid version"),
-            ("GET / HTTP/1.1", "hello", "this is no HTTP request"),
-            ("GET /", "GET /leafnode", "leaf nodes are not supported yet"),
+            ("GET / HTTP/1.1", "hello", "not an HTTP request"),
+            ("GET /", "GET /mqtt", "MQTT is not configured"),
+            ("GET /", "GET /leafnode", "Not configured to accept leaf node connections"),
             ("GET /", "GET /any/path?x", "granted"),
         ] {
             assert_eq!(refused(&request(change, to), &options), reason);
@@ -345,11 +403,11 @@ mod tests {
         let options = WebSocketSettings { cookies, ..WebSocketSettings::default() };
         let request = request("Host:", "Cookie: x=1; u=ann;p=\"a=b\"\r\nHost:");
         let upgrade = judge(&request, &options).unwrap();
-        let mut connect = Connect { pass: "own".to_owned(), ..Connect::default() };
+        let mut connect = Connect { pass: "own".into(), ..Connect::default() };
         upgrade.credentials.complete(&mut connect);
-        assert_eq!((connect.user.as_str(), connect.pass.as_str()), ("ann", "own"));
+        assert_eq!((&*connect.user, &*connect.pass), ("ann", "own"));
         let mut connect = Connect::default();
         upgrade.credentials.complete(&mut connect);
-        assert_eq!(connect.pass, "a=b");
+        assert_eq!(&*connect.pass, "a=b");
     }
 }

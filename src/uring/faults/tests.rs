@@ -1,4 +1,4 @@
-//! The reactor when the kernel fails it, on every tier that this host has.
+//! Tests of the reactor on a kernel that fails, on every tier that this host has.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -9,33 +9,36 @@ use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
 
+use super::super::listen::ACCEPTS_MAX;
 use super::super::tests::{
     closed, connection, echo_among, events_of, events_until_quiet, hear_all, on_every_tier, own,
     pattern,
 };
 use super::super::{
-    ACCEPTS_MAX, Closing, Event, Options, Reactor, Tier, Unavailable, Wait, ZeroCopy,
+    Closing, Event, Reactor, ReactorOptions, Tier, TurnWait, Unavailable, ZeroCopy,
 };
 use super::*;
 use crate::output::{Piece, Segment};
 
-/// Fails the first operation of this kind for which there is an error left.
-fn first(kind: Kind, errors: &[i32]) -> Faults {
+/// Faults for the first operations of this kind: one for each error.
+fn first(kind: TokenKind, errors: &[i32]) -> Faults {
     let mut errors = errors.to_vec();
     errors.reverse();
     let operation = move |of| if of == kind { errors.pop() } else { None };
     Faults { operation: Box::new(operation), ..Faults::default() }
 }
 
-/// Fails now and then with what passes, as the seed decides.
+/// Faults that pass, now and then, as the seed decides.
 fn passing(seed: u64) -> Faults {
     fastrand::seed(seed);
     let pick = |errors: &[i32]| errors.get(fastrand::usize(..errors.len() * 6)).copied();
     let operation = move |kind| match kind {
-        Kind::Receive => pick(&[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
-        Kind::Poll => pick(&[libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
-        Kind::Send | Kind::Linger | Kind::BellRead => pick(&[libc::EAGAIN, libc::EINTR]),
-        Kind::Accept => pick(&[libc::ECONNABORTED, libc::EINTR, libc::EPROTO]),
+        TokenKind::Receive => pick(&[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
+        TokenKind::Poll => pick(&[libc::EAGAIN, libc::ECANCELED, libc::EINTR]),
+        TokenKind::Send | TokenKind::Linger | TokenKind::BellRead => {
+            pick(&[libc::EAGAIN, libc::EINTR])
+        }
+        TokenKind::Accept => pick(&[libc::ECONNABORTED, libc::EINTR, libc::EPROTO]),
         _ => None,
     };
     Faults {
@@ -53,7 +56,8 @@ fn what_fails_in_passing_is_done_again_and_nothing_is_lost() {
         for seed in 0..4 {
             let _guard = arm(passing(seed));
             let zero_copy_from = if seed % 2 == 0 { 1 } else { usize::MAX };
-            let options = Options { zero_copy_from, send_bytes_max: 7_000, ..options.clone() };
+            let options =
+                ReactorOptions { zero_copy_from, send_bytes_max: 7_000, ..options.clone() };
             echo_among(&options, 5, 100_000);
         }
     });
@@ -63,7 +67,11 @@ fn what_fails_in_passing_is_done_again_and_nothing_is_lost() {
 fn with_few_chunks_too_what_fails_in_passing_loses_nothing() {
     on_every_tier(|options| {
         let _guard = arm(passing(99));
-        echo_among(&Options { chunks: 2, chunk_bytes: 512, entries: 2, ..options }, 8, 20_000);
+        echo_among(
+            &ReactorOptions { chunks: 2, chunk_bytes: 512, entries: 2, ..options },
+            8,
+            20_000,
+        );
     });
 }
 
@@ -71,7 +79,7 @@ fn with_few_chunks_too_what_fails_in_passing_loses_nothing() {
 fn a_completion_queue_that_overflows_loses_nothing() {
     on_every_tier(|options| {
         let guard = arm(Faults::default());
-        let mut reactor = Reactor::new(&Options { entries: 1, ..options }).unwrap();
+        let mut reactor = Reactor::new(&ReactorOptions { entries: 1, ..options }).unwrap();
         let mut peers = Vec::new();
         for _ in 0..64 {
             let (ours, mut theirs) = connection();
@@ -111,8 +119,8 @@ fn where_memory_cannot_be_pinned_sends_are_copied() {
             return; // It never sends without a copy.
         }
         for errno in [libc::ENOMEM, libc::ENOBUFS, libc::EOPNOTSUPP] {
-            let _guard = arm(first(Kind::Send, &[errno]));
-            echo_among(&Options { zero_copy_from: 1, ..options.clone() }, 1, 100_000);
+            let _guard = arm(first(TokenKind::Send, &[errno]));
+            echo_among(&ReactorOptions { zero_copy_from: 1, ..options.clone() }, 1, 100_000);
         }
     });
 }
@@ -123,11 +131,11 @@ fn a_send_that_fails_for_good_gives_its_batch_back() {
         for errno in [libc::ECONNRESET, libc::EPIPE, libc::ENOMEM, libc::ECANCELED] {
             let parts = Cell::new(0);
             let operation = move |kind| {
-                parts.set(parts.get() + u32::from(kind == Kind::Send));
-                (kind == Kind::Send && parts.get() == 3).then_some(errno)
+                parts.set(parts.get() + u32::from(kind == TokenKind::Send));
+                (kind == TokenKind::Send && parts.get() == 3).then_some(errno)
             };
             let _guard = arm(Faults { operation: Box::new(operation), ..Faults::default() });
-            let options = Options { send_bytes_max: 10, ..options.clone() };
+            let options = ReactorOptions { send_bytes_max: 10, ..options.clone() };
             let mut reactor = Reactor::new(&options).unwrap();
             let (ours, theirs) = connection();
             let socket = reactor.adopt(ours, ZeroCopy::Never);
@@ -159,7 +167,7 @@ fn a_batch_stays_until_the_kernel_says_that_it_does_not_read_it_any_more() {
         }
         for how in [None, Some(Closing::Graceful), Some(Closing::Abort)] {
             let _guard = arm(Faults { late_by: Box::new(|| 50), ..Faults::default() });
-            let options = Options { zero_copy_from: 1, ..options.clone() };
+            let options = ReactorOptions { zero_copy_from: 1, ..options.clone() };
             let mut reactor = Reactor::new(&options).unwrap();
             let (ours, theirs) = connection();
             let socket = reactor.adopt(ours, ZeroCopy::Allowed);
@@ -176,7 +184,7 @@ fn a_batch_stays_until_the_kernel_says_that_it_does_not_read_it_any_more() {
             }
             for _ in 0..20 {
                 let mut events = Vec::new();
-                reactor.turn(Wait::No, &mut events).unwrap();
+                reactor.turn(TurnWait::No, &mut events).unwrap();
                 assert!(events.is_empty(), "{events:?} while the kernel reads the batch");
             }
             assert_eq!(Rc::strong_count(&shared), 2);
@@ -197,7 +205,7 @@ fn an_accept_that_fails_for_want_of_something_is_reported_and_goes_on_when_told(
     on_every_tier(|options| {
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::ECANCELED] {
             let errors = [&[libc::ECONNABORTED], &[errno; ACCEPTS_MAX as usize][..]].concat();
-            let _guard = arm(first(Kind::Accept, &errors));
+            let _guard = arm(first(TokenKind::Accept, &errors));
             let mut reactor = Reactor::new(&options).unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -244,7 +252,7 @@ fn a_ring_that_cannot_be_entered_any_more_is_an_error_of_the_turn() {
         let _guard = arm(Faults { enter: Box::new(enter), ..Faults::default() });
         let mut reactor = Reactor::new(&options).unwrap();
         is_broken.set(true);
-        let error = reactor.turn(Wait::Forever, &mut Vec::new()).unwrap_err();
+        let error = reactor.turn(TurnWait::Forever, &mut Vec::new()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         is_broken.set(false);
     });
@@ -253,7 +261,7 @@ fn a_ring_that_cannot_be_entered_any_more_is_an_error_of_the_turn() {
 #[test]
 fn a_linger_timer_that_fails_does_not_let_a_silent_peer_stay_for_ever() {
     on_every_tier(|options| {
-        let _guard = arm(first(Kind::LingerTimer, &[libc::ENOMEM]));
+        let _guard = arm(first(TokenKind::LingerTimer, &[libc::ENOMEM]));
         let mut reactor = Reactor::new(&options).unwrap();
         let (ours, theirs) = connection();
         let socket = reactor.adopt(ours, ZeroCopy::Never);
@@ -266,7 +274,7 @@ fn a_linger_timer_that_fails_does_not_let_a_silent_peer_stay_for_ever() {
 #[test]
 fn an_interrupted_linger_does_not_cost_the_last_word() {
     on_every_tier(|options| {
-        let _guard = arm(first(Kind::Linger, &[libc::EINTR, libc::EAGAIN]));
+        let _guard = arm(first(TokenKind::Linger, &[libc::EINTR, libc::EAGAIN]));
         let mut reactor = Reactor::new(&options).unwrap();
         let (ours, mut theirs) = connection();
         let socket = reactor.adopt(ours, ZeroCopy::Never);
@@ -289,11 +297,11 @@ fn an_interrupted_linger_does_not_cost_the_last_word() {
 #[test]
 fn a_reactor_that_cannot_be_woken_through_the_ring_is_woken_by_a_system_call() {
     on_every_tier(|options| {
-        let _guard = arm(first(Kind::Wake, &[libc::EBADFD]));
+        let _guard = arm(first(TokenKind::Wake, &[libc::EBADFD]));
         let mut sleeper = Reactor::new(&options).unwrap();
         let mut waker = Reactor::new(&options).unwrap();
         waker.wake(&sleeper.waker());
-        waker.turn(Wait::No, &mut Vec::new()).unwrap();
+        waker.turn(TurnWait::No, &mut Vec::new()).unwrap();
         let events = events_of(&mut sleeper);
         assert!(matches!(events[..], [Event::Woken]), "{events:?}");
     });
@@ -302,7 +310,7 @@ fn a_reactor_that_cannot_be_woken_through_the_ring_is_woken_by_a_system_call() {
 #[test]
 fn a_reset_in_every_state_ends_in_closed() {
     on_every_tier(|options| {
-        let options = Options { linger: Duration::from_secs(600), ..options };
+        let options = ReactorOptions { linger: Duration::from_secs(600), ..options };
         let mut reactor = Reactor::new(&options).unwrap();
         let much: Segment = Rc::new(pattern(0, 20_000_000));
         let all_of = |segment: &Segment| Piece::Shared {

@@ -1,4 +1,4 @@
-//! Files on every tier, and on a kernel that fails.
+//! Tests of file operations on every tier, and on a kernel that fails.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use super::*;
 use crate::disk::{OpenAs, PAGE_BYTES};
 use crate::uring::faults::{self, Faults};
 use crate::uring::tests::{on_every_tier, pattern};
-use crate::uring::{Options, Wait};
+use crate::uring::{ReactorOptions, TurnWait};
 
 const FILE: FileId = FileId(7);
 
@@ -19,7 +19,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(options: &Options) -> Self {
+    fn new(options: &ReactorOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self { reactor: Reactor::new(options).unwrap(), directory, next_token: 0 }
     }
@@ -37,7 +37,7 @@ impl Disk {
     fn outcomes(&mut self, count: usize) -> Vec<DiskDone> {
         let (mut events, mut done) = (Vec::new(), Vec::new());
         while done.len() < count {
-            self.reactor.turn(Wait::Forever, &mut events).unwrap();
+            self.reactor.turn(TurnWait::Forever, &mut events).unwrap();
             done.extend(events.drain(..).filter_map(|event| match event {
                 Event::Disk(done) => Some(*done),
                 _ => None,
@@ -182,7 +182,7 @@ fn a_file_that_is_closed_meanwhile_is_written_to_the_end() {
 #[test]
 fn more_durable_writes_at_once_than_the_queue_has_entries() {
     on_every_tier(|options| {
-        let mut disk = Disk::new(&Options { entries: 4, ..options });
+        let mut disk = Disk::new(&ReactorOptions { entries: 4, ..options });
         disk.open("a", OpenAs::Made);
         let tokens: Vec<u64> =
             (0..100).map(|n| disk.begin(write(10 * n, &numbered(n, 10), true))).collect();
@@ -220,7 +220,7 @@ fn an_interruption_is_not_an_error() {
         let mut count = 0;
         let operation = move |kind| {
             count += 1;
-            let is_of_disk = matches!(kind, Kind::Disk | Kind::DiskSync);
+            let is_of_disk = matches!(kind, TokenKind::Disk | TokenKind::DiskSync);
             (is_of_disk && count % 3 != 0).then_some(libc::EINTR)
         };
         let _guard = faults::arm(Faults { operation: Box::new(operation), ..Faults::default() });
@@ -237,7 +237,7 @@ fn an_interruption_is_not_an_error() {
 #[test]
 fn who_is_always_interrupted_is_told_in_the_end() {
     on_every_tier(|options| {
-        let always = |kind| matches!(kind, Kind::Disk).then_some(libc::EINTR);
+        let always = |kind| matches!(kind, TokenKind::Disk).then_some(libc::EINTR);
         let _guard = faults::arm(Faults { operation: Box::new(always), ..Faults::default() });
         let mut disk = Disk::new(&options);
         let path = disk.path("a").into();
@@ -249,7 +249,8 @@ fn who_is_always_interrupted_is_told_in_the_end() {
 #[test]
 fn a_durable_write_fails_if_its_write_or_its_sync_does() {
     on_every_tier(|options| {
-        for (failing, errno) in [(Kind::Disk, libc::ENOSPC), (Kind::DiskSync, libc::EIO)] {
+        for (failing, errno) in [(TokenKind::Disk, libc::ENOSPC), (TokenKind::DiskSync, libc::EIO)]
+        {
             let mut disk = Disk::new(&options);
             disk.open("a", OpenAs::Made);
             let operation = move |kind| (kind == failing).then_some(errno);
@@ -288,7 +289,7 @@ fn a_reactor_that_goes_waits_for_its_disk() {
             disk.begin(write(at * 100_000, &numbered(at, 100_000), at % 2 == 0));
         }
         let mut events = Vec::new();
-        disk.reactor.turn(Wait::No, &mut events).unwrap();
+        disk.reactor.turn(TurnWait::No, &mut events).unwrap();
         let Disk { reactor, directory, .. } = disk;
         drop(reactor);
         assert!(directory.path().join("a").exists());

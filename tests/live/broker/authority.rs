@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, SanType,
+};
 use tempfile::TempDir;
 
 /// An authority and what it has signed, as files.
@@ -26,8 +28,20 @@ impl Authority {
 
     /// Signs a certificate `file.pem` with its key in `file.key`.
     pub(crate) fn sign(&self, file: &str, common_name: &str, alternative: Vec<SanType>) {
+        self.sign_with(file, common_name, alternative, Vec::new());
+    }
+
+    /// The same with further extensions.
+    pub(crate) fn sign_with(
+        &self,
+        file: &str,
+        common_name: &str,
+        alternative: Vec<SanType>,
+        extensions: Vec<CustomExtension>,
+    ) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
+        params.custom_extensions = extensions;
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.subject_alt_names = alternative;
         let signed = params.signed_by(&key, &self.issuer).expect("a certificate");

@@ -159,9 +159,13 @@ impl Broker {
 
     /// The port for routes, as the log names it.
     pub(crate) fn route_port(&mut self) -> u16 {
-        const LISTENING: &str = "Listening for route connections on ";
-        let logged = self.seen.iter().find(|line| line.contains(LISTENING)).cloned();
-        let line = logged.unwrap_or_else(|| self.wait_for_line(LISTENING));
+        self.logged_port("Listening for route connections on ")
+    }
+
+    /// The port at the end of a line of the log that contains `text`.
+    pub(crate) fn logged_port(&mut self, text: &str) -> u16 {
+        let logged = self.seen.iter().find(|line| line.contains(text)).cloned();
+        let line = logged.unwrap_or_else(|| self.wait_for_line(text));
         let port = line.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
         port.unwrap_or_else(|| panic!("no port in {line:?}"))
     }

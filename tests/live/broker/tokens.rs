@@ -137,6 +137,11 @@ impl World {
         text
     }
 
+    /// The public keys and tokens of all accounts.
+    pub(crate) fn all(&self) -> Vec<(String, String)> {
+        self.accounts.clone()
+    }
+
     /// The token of the operator.
     pub(crate) fn operator(&self) -> String {
         let key = self.operator.public_key();
