@@ -32,6 +32,7 @@ struct AnsweredConfig {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct AnsweredPlace {
+    consumer_seq: u64,
     stream_seq: u64,
 }
 
@@ -41,7 +42,7 @@ pub(super) struct AnsweredConsumer {
     pub(super) name: Box<[u8]>,
     /// Whether answers to flow control are acknowledgements.
     pub(super) acknowledges: bool,
-    /// The last sequence of the origin that the consumer has passed over.
+    /// The last sequence of the origin that the consumer has passed over without a delivery.
     pub(super) passed: u64,
     /// A text that tells the origin from others of its name; empty if none is given.
     pub(super) identity: Box<str>,
@@ -71,13 +72,15 @@ pub(super) fn read_answer(
     let Some(config) = config.filter(|_| text.delivered.stream_seq <= SEQUENCE_MAX) else {
         return Err(unfit("invalid consumer create response"));
     };
+    // A busy origin delivers before it answers. These messages are on their way, or lost.
+    let passed = if text.delivered.consumer_seq == 0 { text.delivered.stream_seq } else { 0 };
     let identity =
         headers::text(message.headers, headers::name::STREAM_IDENTITY).unwrap_or_default();
     let is_one = is_word(identity.as_bytes()) && identity.len() <= IDENTITY_BYTES_MAX;
     Ok(AnsweredConsumer {
         name: text.name.into_bytes().into(),
         acknowledges: config.ack_policy == FLOW_CONTROL,
-        passed: text.delivered.stream_seq,
+        passed,
         identity: if is_one { identity.into() } else { "".into() },
     })
 }

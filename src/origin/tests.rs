@@ -204,6 +204,27 @@ fn what_comes_before_the_answer_is_heard_after_it() {
 }
 
 #[test]
+fn what_was_delivered_before_the_answer_was_written_is_heard_and_only_then_confirmed() {
+    for of_copy in [mirror(), source()] {
+        let mut bench = Bench::new(of_copy);
+        let asked = bench.ask();
+        assert_eq!(bench.deliver(1, 7), None);
+        let mut answer = made(&asked.deliver, 8);
+        answer["delivered"]["consumer_seq"] = json!(2);
+        let AnswerOfOrigin::Follows(early) = bench.answer(&answer) else { panic!() };
+        let heard_of = bench.follower.on_message(bench.now, &early[0].incoming());
+        assert!(matches!(heard_of, HeardOfOrigin::Message { sequence: 7, .. }), "{heard_of:?}");
+        let ask_flow = "NATS/1.0 100 FlowControl Request\r\n\r\n";
+        bench.hear("$JS.FC.O.E.1", ask_flow, "");
+        let wishes = bench.wishes();
+        let [FollowWish::Confirm { headers, .. }] = &wishes[..] else { panic!("{wishes:?}") };
+        let said = String::from_utf8_lossy(headers);
+        assert!(said.contains("Nats-Last-Stream: 7\r\n"), "{said}");
+        assert_eq!(bench.deliver(2, 8), heard(8));
+    }
+}
+
+#[test]
 fn what_comes_before_the_answer_has_a_bound() {
     let mut bench = Bench::new(mirror());
     let asked = bench.ask();

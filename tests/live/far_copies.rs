@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::time::{Duration, Instant};
+
 use async_nats::{Client, ConnectOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::broker::Broker;
+use crate::broker::{Broker, PATIENCE};
 use crate::broker::members::{Kind, Original, Ours, client, has_original, start, until};
 use crate::broker::peers::within;
 use crate::broker::wire::Wire;
@@ -84,9 +86,10 @@ async fn until_copied(client: &Client, stream: &str, messages: u64, last: u64) {
         let state = info(client, stream).await["state"].clone();
         state["messages"] == messages && (last == 0 || state["last_seq"] == last)
     };
-    let waiting = tokio::time::timeout(crate::broker::PATIENCE, until(has_all));
-    if waiting.await.is_err() {
-        panic!("{stream}: {}", info(client, stream).await);
+    let deadline = Instant::now() + PATIENCE;
+    while !has_all().await {
+        assert!(Instant::now() < deadline, "{stream}: {}", info(client, stream).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
