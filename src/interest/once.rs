@@ -41,8 +41,8 @@ impl Interest {
             || self.inside.has_literal(subject)
     }
 
-    /// Returns as [`Self::targets_of`] for a subject that is not expected again, which takes no
-    /// place in the cache if it can do without.
+    /// Returns as [`Self::targets_of`] for a subject that is not expected again: if it has no place
+    /// in the cache yet, and can do without, it takes none.
     pub(crate) fn targets_once(
         &mut self,
         subject: &[u8],
@@ -50,6 +50,11 @@ impl Interest {
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
     ) -> (ReplyTargets, u64) {
+        if let Some(targets) = self.cache.get(subject, hash) {
+            self.stats.lookups += 1;
+            self.stats.cache_hits += 1;
+            return (ReplyTargets { targets, are_common: false }, 0);
+        }
         let key = beginning(subject).filter(|_| !self.is_exact(subject)).map(|beginning| {
             let mut key = SmallVec::<[u8; 96]>::from_slice(beginning);
             key.push(b' ');
@@ -193,7 +198,8 @@ mod tests {
         let (mut interest, mut subs) = (Interest::new(7, &Rc::new(Tally::new(7))), Slab::new());
         let key = count(subs.insert(Sub::new(0, b"r.*", None, b"1")));
         interest.add(key, &mut subs);
-        let (one, _) = interest.targets_once(b"r.1", 1, &subs, |_| true);
+        let hash = interest.cache().hash(b"r.1");
+        let (one, _) = interest.targets_once(b"r.1", hash, &subs, |_| true);
         let hash = interest.cache().hash(b"r.2");
         let (two, _) = interest.targets_once(b"r.2", hash, &subs, |_| true);
         assert_eq!(one.targets.groups[0].prefix.of(false), b"MSG r.1 1 ");
