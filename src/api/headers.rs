@@ -1,6 +1,6 @@
 //! Headers of messages: a block of lines that begins with `NATS/1.0` and ends with an empty line.
 
-use memchr::memmem;
+use memchr::{memchr_iter, memmem};
 
 /// The first line of a block without a status.
 pub const LINE: &[u8] = b"NATS/1.0\r\n";
@@ -88,16 +88,17 @@ struct HeaderLine {
 
 fn line_of(block: &[u8], name: &str) -> Option<HeaderLine> {
     let name = name.as_bytes();
-    for at in memmem::find_iter(block, name) {
-        let behind = at + name.len();
-        if block.get(behind) != Some(&b':') || !block[..at].ends_with(NEW_LINE) {
+    for line_end in memchr_iter(b'\n', block) {
+        let (before, line) = block.split_at(line_end + 1);
+        let Some([b':', ..]) = line.strip_prefix(name) else { continue };
+        if !before.ends_with(NEW_LINE) {
             continue;
         }
-        let rest = &block[behind + 1..];
+        let rest = &line[name.len() + 1..];
         let blanks = rest.iter().take_while(|byte| **byte == b' ').count();
-        let value = behind + 1 + blanks;
+        let (start, value) = (before.len(), block.len() - rest.len() + blanks);
         let len = memmem::find(&block[value..], NEW_LINE).unwrap_or(block.len() - value);
-        return Some(HeaderLine { start: at, value, end: value + len });
+        return Some(HeaderLine { start, value, end: value + len });
     }
     None
 }

@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use crate::core::{Core, lanes, message_trace};
+use crate::delivery::inside::NOBODY;
 use crate::delivery::publish::Source;
 use crate::delivery::queue_groups::{self, Group, Picks, ShardPick};
+use crate::delivery::row::targets_once;
 use crate::delivery::{deliver, index, mapped_replies, no_responders, relay, taps};
 use crate::interest::cost::RUN_WORK;
-use crate::interest::ids::{ShardId, ShardSet};
+use crate::interest::ids::{AccountId, Publisher, ShardId, ShardSet};
 use crate::interest::targets::Targets;
 use crate::proto::gateway;
 use crate::run::Run;
@@ -64,7 +66,11 @@ fn on_run<'f>(
     };
     let head = &mut heads[next.run];
     let account = unpacked.source.account;
-    let targets = core.targets_of(account, run.subject(), unpacked.subject_hash);
+    let targets = match unpacked.source.publisher.conn {
+        // Replies of the server itself, as a rule.
+        NOBODY => targets_once(core, account, run.subject()).targets,
+        _ => core.targets_of(account, run.subject(), unpacked.subject_hash),
+    };
     let count = len_within(core, run, &targets);
     let is_whole = count == run.len();
     let mut ask = head.ask.take();
@@ -159,6 +165,27 @@ fn deliver_beyond(
         let onward = &Source { visited: source.visited.with(core.shard), ..*source };
         stage_run(core, onward, run, targets, ShardSet::default(), &elsewhere.shards);
     }
+}
+
+/// Delivers messages of the server itself that another shard has found receivers of here.
+pub(super) fn deliver_own(
+    core: &mut Core,
+    staged_by: ShardId,
+    account: AccountId,
+    run: &Run<'_>,
+    targets: &Targets,
+) {
+    let publisher = Publisher { shard: staged_by, conn: NOBODY };
+    let source = Source { publisher, staged_by, ..Source::new(account, core.shard, NOBODY) };
+    let before = core.monitor.stats.delivered();
+    taps::deliver_to_taps(core, &source, run, targets);
+    deliver::deliver_plain(core, &source, run, targets);
+    if !targets.links.is_empty() {
+        let links = relay::links_for(core, &source, run, targets);
+        let nobody = Picks::default();
+        relay::deliver_to_links(core, &source, run, &links, &targets.queues, nobody.links);
+    }
+    deliver::count_deliveries(core, account, before);
 }
 
 fn end_run(core: &mut Core, arrived: u64) {

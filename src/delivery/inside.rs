@@ -1,10 +1,10 @@
 //! Messages that the server itself publishes, as values.
 
 use crate::core::Core;
+use crate::delivery::deliver;
 use crate::delivery::publish::Source;
-use crate::delivery::{deliver, mapped_replies};
+use crate::delivery::row::MessageRow;
 use crate::interest::ids::{AccountId, ConnId};
-use crate::proto::gateway;
 use crate::run::{Content, Run};
 
 /// A message of the server itself.
@@ -27,20 +27,9 @@ pub(super) const NOBODY: ConnId = ConnId { slot: u32::MAX, generation: u32::MAX 
 pub(crate) fn publish(core: &mut Core, account: AccountId, inner: &InnerMessage<'_>) {
     let reply = Some(inner.reply).filter(|reply| !reply.is_empty());
     let content = Content::new(inner.headers, inner.body);
-    let run = Run::of(content.publish(inner.subject, reply));
-    if gateway::is_mapped(inner.subject) {
-        // An answer to another cluster.
-        mapped_replies::send(core, &Source::new(account, core.shard, NOBODY), &run);
-        return core.settle_deliveries();
-    }
-    let targets = core.targets(account, inner.subject);
-    if targets.is_empty() {
-        return;
-    }
-    core.charge(&run, &targets);
-    let source = Source::new(account, core.shard, NOBODY);
-    deliver::deliver(core, &source, &run, &targets);
-    core.settle_deliveries();
+    let mut row = MessageRow::default();
+    row.push(core, account, content.publish(inner.subject, reply));
+    row.flush(core);
 }
 
 /// Sends a message of a stream to a subject; its receivers see the subject that it was published

@@ -14,6 +14,7 @@ pub(crate) mod no_responders;
 pub(crate) mod publish;
 pub(crate) mod queue_groups;
 pub(crate) mod relay;
+pub(crate) mod row;
 pub(crate) mod services;
 pub(crate) mod taps;
 pub(crate) mod traced;

@@ -10,6 +10,7 @@ use crate::core::shard_message::Placed;
 use crate::core::{Core, bound_pending, lanes};
 use crate::delivery::deliver;
 use crate::delivery::publish::Source;
+use crate::delivery::row::targets_once;
 use crate::interest::ids::ConnId;
 use crate::interest::targets::Targets;
 use crate::proto::encode;
@@ -85,7 +86,7 @@ fn wait_for_reports(
 /// Returns the sid of the connection's own plain subscription that takes messages to `reply`.
 fn sid_for_reply(core: &mut Core, id: ConnId, reply: &[u8]) -> Option<Box<[u8]>> {
     let account = core.conns.get(id)?.account;
-    let targets = core.targets(account, reply);
+    let targets = targets_once(core, account, reply).targets;
     let mut members = targets.groups.iter().flat_map(|group| &group.members);
     let member = members.find(|member| member.conn == id.slot)?;
     Some(core.subs[member.sub as usize].sid().into())

@@ -1,9 +1,12 @@
 //! Records: those that come from other shards, and those that wait for them.
 
+use std::any::Any;
+
 use crate::core::announce::{self, Changed};
 use crate::core::lanes::{LANE_BYTES_MAX, Lanes};
 use crate::core::shard_message::{InterestRecord, LeafRecord, Record};
 use crate::core::{backpressure, message_trace};
+use crate::delivery::row::MessageBatch;
 use crate::delivery::{crossing, latency, no_responders};
 use crate::engine::Engine;
 use crate::interest::cost::{RECORD_WORK, RUN_WORK};
@@ -82,7 +85,10 @@ impl Engine {
                 backpressure::resume_for(&mut self.core, conn, from, why);
             }
             Record::Farewell => self.core.lanes.to[from.index()].has_taken_leave = true,
-            Record::Inside(inside) => self.jetstream.on_record(&mut self.core, from, inside),
+            Record::Inside(inside) => match (inside as Box<dyn Any>).downcast::<MessageBatch>() {
+                Ok(batch) => batch.deliver_from(&mut self.core, from),
+                Err(other) => self.jetstream.on_record(&mut self.core, from, other),
+            },
         }
         None
     }

@@ -148,6 +148,31 @@ impl Cache {
         (resolved.version == version).then(|| Rc::clone(&resolved.targets))
     }
 
+    /// Returns the targets under a text with this hash after a change of them, if they are known
+    /// and nobody has them.
+    #[inline]
+    pub(crate) fn get_changed(
+        &mut self,
+        text: &[u8],
+        hash: u64,
+        change: impl FnOnce(&mut Targets),
+    ) -> Option<Rc<Targets>> {
+        let resolved = self.resolved.find_mut(hash, |resolved| *resolved.subject == *text)?;
+        let version = match &self.versions {
+            Some(versions) => versions[usize::from(resolved.family)] + self.epoch,
+            None => self.epoch,
+        };
+        if resolved.version != version {
+            return None;
+        }
+        resolved.is_used = true;
+        let before = resolved.charge(&self.tally);
+        change(Rc::get_mut(&mut resolved.targets)?);
+        let charged = self.tally.charged.get() - before;
+        self.tally.charged.set(charged + resolved.charge(&self.tally));
+        Some(Rc::clone(&resolved.targets))
+    }
+
     /// Enters the targets that a subject with this hash resolves to.
     pub(crate) fn insert(&mut self, subject: &[u8], hash: u64, targets: Targets) -> Rc<Targets> {
         let nobody = &self.tally.nobody;

@@ -31,6 +31,7 @@ pub(crate) mod halves;
 pub(crate) mod ids;
 pub(crate) mod latency;
 pub(crate) mod mapping;
+pub(crate) mod once;
 pub(crate) mod outlets;
 pub(crate) mod reach;
 pub(crate) mod stream_settings;
@@ -661,6 +662,18 @@ impl Interest {
         subs: &Slab<Sub>,
         takes_headers: impl Fn(u32) -> bool,
     ) -> (Rc<Targets>, u64) {
+        let (targets, work) = self.resolve_counted(subject, hash, subs, takes_headers);
+        (self.cache.insert(subject, hash, targets), work)
+    }
+
+    /// Returns the targets of a subject, anew, and the work of that.
+    fn resolve_counted(
+        &mut self,
+        subject: &[u8],
+        hash: u64,
+        subs: &Slab<Sub>,
+        takes_headers: impl Fn(u32) -> bool,
+    ) -> (Targets, u64) {
         let (targets, places) = self.resolve(subject, subs, takes_headers);
         let targets = Targets { subject_hash: hash, ..targets };
         let in_queues: usize = targets.queues.iter().map(|queue| queue.local.len()).sum();
@@ -668,7 +681,7 @@ impl Interest {
         self.stats.fanout_sum += fanout;
         self.stats.fanout_max = self.stats.fanout_max.max(fanout);
         let work = NODE_WORK * places as u64 + MEMBER_WORK * fanout;
-        (self.cache.insert(subject, hash, targets), work)
+        (targets, work)
     }
 
     fn resolve(

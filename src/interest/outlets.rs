@@ -13,7 +13,7 @@ use crate::subject::Transform;
 /// Nanoseconds for which an answer to an answer is taken.
 pub(crate) const ANSWER_BACK_NS: u64 = 120_000_000_000;
 
-const ANSWER_PREFIX: &[u8] = b"_R_.";
+pub(super) const ANSWER_PREFIX: &[u8] = b"_R_.";
 
 /// The end of the subject of a measured answer, behind the name of the server that measures it.
 const MEASURED_END: &str = ".T";

@@ -50,6 +50,17 @@ impl Prefix {
         &self.text[usize::from(!headers)..]
     }
 
+    /// Makes this the beginning of messages on another subject.
+    fn rename(&mut self, subject: &[u8]) {
+        let start = b"HMSG ".len();
+        let end = self.text.len() - self.sid_bytes as usize - 2;
+        if end - start == subject.len() {
+            self.text[start..end].copy_from_slice(subject);
+        } else {
+            *self = Self::new(subject, self.sid());
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.text.len()
     }
@@ -108,6 +119,12 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
+    /// Makes these the targets of another subject with this hash, which has the same receivers.
+    pub(super) fn rename(&mut self, subject: &[u8], hash: u64) {
+        self.subject_hash = hash;
+        self.groups.iter_mut().for_each(|group| group.prefix.rename(subject));
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.members == 0
             && self.queues.is_empty()

@@ -47,7 +47,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::core::announce::{self, announce_own};
-use crate::core::shard_message::{InsideRecord, Record};
+use crate::core::shard_message::Record;
 use crate::core::{Core, backpressure};
 use crate::disk::DiskDone;
 use crate::interest::ids::{AccountId, Publisher, ShardId};
@@ -121,6 +121,9 @@ struct ActiveJetStream {
     /// Their publishers are paused, so each has no more here than it sent in one turn.
     waiting: VecDeque<(TapQueue, Vec<usize>)>,
     paused: HashSet<Publisher, RandomState>,
+    /// The stream that has stored messages of the last runs and has not been settled since, and the
+    /// commit of the last one.
+    unsettled: Option<(StreamId, u64)>,
     /// Streams by account, and by the subjects whose interest their consumers hear of.
     listens: BTreeMap<AccountId, BTreeMap<Bytes, Vec<StreamId>>>,
 }
@@ -141,6 +144,7 @@ impl JetStream {
             last_tap: 0,
             waiting: VecDeque::new(),
             paused: HashSet::with_hasher(core.random.hasher.clone()),
+            unsettled: None,
             listens: BTreeMap::new(),
         });
         running.tap_api(core);
@@ -187,14 +191,9 @@ impl JetStream {
     }
 
     /// Takes a message of JetStream on another shard.
-    pub(crate) fn on_record(
-        &mut self,
-        core: &mut Core,
-        from: ShardId,
-        record: Box<dyn InsideRecord>,
-    ) {
+    pub(crate) fn on_record(&mut self, core: &mut Core, from: ShardId, record: Box<dyn Any>) {
         let Some(running) = &mut self.0 else { return };
-        if let Ok(order) = (record as Box<dyn Any>).downcast::<Order>() {
+        if let Ok(order) = record.downcast::<Order>() {
             running.on_order(core, from, *order);
         }
     }
@@ -303,6 +302,7 @@ impl ActiveJetStream {
                 backpressure::pause_for_log(core, run.publisher);
             }
         }
+        streams::settle_stored(self, core);
         if left.is_empty() {
             core.input.tapped.reuse(queue);
         } else {
@@ -323,6 +323,9 @@ impl ActiveJetStream {
     fn on_run(&mut self, core: &mut Core, queue: &TapQueue, run: &TapRun) {
         // The tap may have been removed by a run before.
         let Some(purpose) = self.taps.get(&run.tap).cloned() else { return };
+        if !matches!(purpose, TapUse::Publish(_)) {
+            streams::settle_stored(self, core);
+        }
         match purpose {
             TapUse::Api | TapUse::NoApi => {
                 for message in queue.messages(run) {

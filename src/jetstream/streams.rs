@@ -599,13 +599,17 @@ impl ActiveJetStream {
         }
     }
 
-    /// Stores messages that were published to a stream's subjects.
+    /// Stores messages that were published to a stream's subjects; [`settle_stored`] follows
+    /// when no more runs for the stream do. (Each of many publishers has a run of its own.)
     pub(super) fn on_publishes<'a>(
         &mut self,
         core: &mut Core,
         id: StreamId,
         messages: impl Iterator<Item = TapMessage<'a>>,
     ) {
+        if self.unsettled.is_some_and(|(other, _)| other != id) {
+            settle_stored(self, core);
+        }
         let now = wall(core);
         let Some(stream) = self.streams.all.get_mut(&id) else { return };
         let account = stream.account;
@@ -644,9 +648,10 @@ impl ActiveJetStream {
                 }
             }
         }
+        stream.recount(store.stream(id).map_or(0, |index| index.totals().bytes));
         refusals.release(core, u64::MAX);
-        self.settle(core, id);
-        self.note_stored(core, id, last_commit);
+        let before = self.unsettled.map_or(0, |(_, commit)| commit);
+        self.unsettled = Some((id, last_commit.max(before)));
     }
 
     /// Takes note of what a stream has become: events, bytes, deadlines.
@@ -774,6 +779,14 @@ impl ActiveJetStream {
             let message = TapMessage { subject, reply, headers: &headers, body: &body };
             self.on_direct(core, stream, &message);
         }
+    }
+}
+
+/// Settles the stream that has stored messages last, if that was not done since.
+pub(super) fn settle_stored(js: &mut ActiveJetStream, core: &mut Core) {
+    if let Some((id, commit)) = js.unsettled.take() {
+        js.settle(core, id);
+        js.note_stored(core, id, commit);
     }
 }
 

@@ -184,6 +184,7 @@ fn chained(checksum: u32, next: u32) -> u32 {
 #[derive(Debug, Clone)]
 pub struct BatchBody {
     bytes: Vec<u8>,
+    expected_bytes: usize,
     seed: Seed,
     records: u32,
     checksum: u32,
@@ -192,13 +193,23 @@ pub struct BatchBody {
 impl BatchBody {
     /// No records, for the batch with this number.
     pub fn new(key: LogKey, number: u64) -> Self {
+        Self::expecting(0, key, number)
+    }
+
+    /// No records, for the batch with this number, which may get so many bytes: they are allocated
+    /// at once with the first record.
+    pub fn expecting(bytes: usize, key: LogKey, number: u64) -> Self {
         let seed = key.for_records(number);
-        Self { bytes: Vec::new(), seed, records: 0, checksum: EMPTY_CHECKSUM }
+        let (records, checksum) = (0, EMPTY_CHECKSUM);
+        Self { bytes: Vec::new(), expected_bytes: bytes, seed, records, checksum }
     }
 
     /// Adds a record. Returns the byte at which it begins.
     pub fn push(&mut self, stream: StreamId, record: &LogRecord<'_>) -> Result<usize, TooLong> {
         let at = self.bytes.len();
+        if at == 0 {
+            self.bytes.reserve(self.expected_bytes);
+        }
         let checksum = record.encode(stream, self.seed, &mut self.bytes)?;
         self.checksum = chained(self.checksum, checksum);
         self.records += 1;

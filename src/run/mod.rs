@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
     }
 
     /// Appends a message that was made here, and so has never been on a wire.
-    fn push_made(&mut self, publish: Publish<'a>) {
+    pub(crate) fn push_made(&mut self, publish: Publish<'a>) {
         self.push_sent(publish, publish.reply.is_some_and(gateway::is_mapped));
     }
 

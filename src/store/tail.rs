@@ -24,6 +24,10 @@ pub struct RecordPlace(pub(super) u64);
 const PLACE_BITS: u32 = 38;
 const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
 
+/// Bytes that are allocated at once for a batch, at most: as many as the one before had, if that
+/// is less.
+const EXPECTED_BYTES_MAX: usize = 1 << 20;
+
 /// A record in the tail.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordAt<'a> {
@@ -274,7 +278,9 @@ impl Tail {
     pub(super) fn seal(&mut self) -> SealedBatch {
         let number = self.number;
         self.number += 1;
-        let staged = std::mem::replace(&mut self.staged, BatchBody::new(self.key, self.number));
+        let expected = self.staged_bytes().min(EXPECTED_BYTES_MAX);
+        let next = BatchBody::expecting(expected, self.key, self.number);
+        let staged = std::mem::replace(&mut self.staged, next);
         let (records, checksum) = (staged.records(), staged.checksum());
         let body = Rc::new(staged.into_bytes());
         let live = std::mem::take(&mut self.staged_live);

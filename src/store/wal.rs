@@ -38,6 +38,8 @@ pub const STAGED_BYTES_MAX: usize = 4 << 20;
 pub const TAIL_BYTES_MAX: usize = 64 << 20;
 /// Part of the active file, as a divisor, from which on further files are made ready.
 const SPARES_FROM: u32 = 8;
+/// Pages of a file that was only allocated, from which on commits go to one that was filled.
+const PAGES_WITH_HOLES_MAX: u32 = 64;
 /// Writes of a batch before the log gives up.
 const ATTEMPTS_MAX: u32 = 2;
 /// Bytes up to which the block of a commit is kept for the next one.
@@ -400,13 +402,20 @@ impl Wal {
     }
 
     /// Files that are to be ready: none before the active one has some use, for most logs never
-    /// need another, unless what waits does not fit into it.
+    /// need another, unless what waits does not fit into it, or commits to it cost too much.
     fn wanted_files(&self) -> usize {
         let Some(active) = self.active else { return 1 };
         if active.page >= self.files.pages() / SPARES_FROM {
             return SPARES;
         }
-        usize::from(active.page.saturating_add(self.waiting_pages()) > self.files.pages())
+        let is_over = active.page.saturating_add(self.waiting_pages()) > self.files.pages();
+        usize::from(is_over || self.is_costly(active))
+    }
+
+    /// Whether a file that was filled is better than the active one: in one that was only
+    /// allocated, each commit is a change for the file system, too, and costs about twice as much.
+    fn is_costly(&self, active: ActiveFile) -> bool {
+        active.page >= PAGES_WITH_HOLES_MAX && self.files.has_holes(active.number)
     }
 
     /// Pages of the next commit.
@@ -447,7 +456,10 @@ impl Wal {
     /// Finds an active file with `pages` left; `false` if there is none yet.
     fn find_room(&mut self, pages: u32) -> bool {
         let pages_max = self.files.pages();
-        if self.active.is_some_and(|active| pages <= pages_max.saturating_sub(active.page)) {
+        if let Some(active) = self.active
+            && pages <= pages_max.saturating_sub(active.page)
+            && !(self.is_costly(active) && self.files.has_filled())
+        {
             return true;
         }
         if pages >= pages_max {

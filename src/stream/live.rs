@@ -11,7 +11,7 @@ use super::dedupe::Dedupe;
 use super::expiry::{Expiry, FLAG_TTL};
 use super::headers;
 use super::ingest::FastBatches;
-use super::publish::PublishContext;
+use super::publish::{AckHead, PublishContext};
 use super::schedule::Schedules;
 use super::{batch, copy, expiry, schedule};
 use crate::store::{
@@ -100,7 +100,7 @@ pub struct LiveStream {
     pub(super) id: StreamId,
     pub(super) kept: KeptStream,
     pub(super) limits: StreamLimits,
-    pub(super) domain: Option<String>,
+    pub(super) acks: AckHead,
     pub(super) transform: Option<Transform>,
     pub(super) republish: Option<Transform>,
     pub(super) rng: fastrand::Rng,
@@ -146,11 +146,12 @@ impl LiveStream {
 
     /// A stream that the store has, as after a restart.
     pub fn open(id: StreamId, kept: KeptStream, store: &StreamStore, opening: &Opening) -> Self {
+        let acks = AckHead::new(&kept.config.name, opening.domain.clone());
         let mut stream = Self {
             id,
             kept,
             limits: opening.limits.clone(),
-            domain: opening.domain.clone(),
+            acks,
             transform: None,
             republish: None,
             rng: fastrand::Rng::with_seed(opening.seed),

@@ -122,6 +122,28 @@ pub(super) struct MessageDraft<'a> {
     pub(super) place: Option<(u64, u64)>,
 }
 
+/// The part that all acknowledgements of a stream have in common.
+#[derive(Debug)]
+pub(super) struct AckHead {
+    /// Name of the server's domain, if it has one.
+    pub(super) domain: Option<String>,
+    /// The text up to the sequence.
+    text: Vec<u8>,
+}
+
+impl AckHead {
+    pub(super) fn new(stream: &str, domain: Option<String>) -> Self {
+        let mut text = b"{\"stream\":".to_vec();
+        write_json(&mut text, &stream);
+        if let Some(domain) = &domain {
+            text.extend_from_slice(b",\"domain\":");
+            write_json(&mut text, domain);
+        }
+        text.extend_from_slice(b",\"seq\":");
+        Self { domain, text }
+    }
+}
+
 impl LiveStream {
     /// Takes a message that was published to one of the stream's subjects.
     pub fn publish(
@@ -588,13 +610,7 @@ impl LiveStream {
     }
 
     fn ack_sequence(&self, sequence: u64, text: &mut Vec<u8>) {
-        text.extend_from_slice(b"{\"stream\":");
-        write_json(text, &self.config().name);
-        if let Some(domain) = &self.domain {
-            text.extend_from_slice(b",\"domain\":");
-            write_json(text, domain);
-        }
-        text.extend_from_slice(b",\"seq\":");
+        text.extend_from_slice(&self.acks.text);
         text.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
     }
 }

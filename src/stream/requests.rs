@@ -204,7 +204,7 @@ impl LiveStream {
             config,
             created: self.kept.created,
             state: self.state_shown(store, context.consumers),
-            domain: self.domain.clone(),
+            domain: self.acks.domain.clone(),
             cluster: context.leader.clone().map(|leader| ClusterShown { leader }),
             mirror: mirror
                 .map(|mirror| context.mirror.clone().unwrap_or_else(|| SourceInfo::new(mirror))),

@@ -126,6 +126,18 @@ impl<V> Table<V> {
         found.map(|stored| &stored.value)
     }
 
+    /// Whether a filter without wildcards is equal to this subject.
+    pub fn has_literal(&self, subject: &[u8]) -> bool {
+        !self.literals.is_empty() && self.literal(subject).is_some()
+    }
+
+    /// Whether the filters with wildcards that match `subject` match all subjects that differ from
+    /// it in the last token alone, and no others match one of these. `false` if that is not found
+    /// out with little effort.
+    pub fn ignores_last_token(&self, subject: &[u8]) -> bool {
+        !has_empty_token(subject) && self.wild.ignores_last_token(subject)
+    }
+
     /// Visits the value of each filter that matches `subject`, each once, in no promised order.
     /// Returns the number of places of the table at which it has looked.
     pub fn for_each_match<'t>(&'t self, subject: &[u8], mut visit: impl FnMut(&'t V)) -> usize {
@@ -222,6 +234,9 @@ struct Stored<V> {
 
 /// The root's number. The root is no child, so the number also stands for no child.
 const ROOT: u32 = 0;
+
+/// Ways through the tree that [`Table::ignores_last_token`] follows at a time.
+const WAYS_MAX: usize = 32;
 
 impl<V> Node<V> {
     fn new(parent: u32) -> Self {
@@ -398,6 +413,26 @@ impl<V> FilterTree<V> {
             }
             number = next;
         }
+    }
+
+    /// Whether no node from which the last token of `subject` leads on knows tokens by name.
+    fn ignores_last_token(&self, subject: &[u8]) -> bool {
+        if self.nodes.is_empty() {
+            return true;
+        }
+        let (mut level, mut rest) = (vec![ROOT], subject);
+        while let (token, Some(behind)) = split_first(rest) {
+            let ways = level.iter().flat_map(|number| {
+                let node = &self.nodes[*number as usize];
+                [node.child(token), Some(node.star).filter(|star| *star != ROOT)]
+            });
+            level = ways.flatten().collect();
+            if level.len() > WAYS_MAX {
+                return false;
+            }
+            rest = behind;
+        }
+        level.iter().all(|number| self.nodes[*number as usize].children.is_none())
     }
 
     fn iter(&self) -> impl Iterator<Item = (&[u8], &V)> {

@@ -58,6 +58,15 @@ struct WalFile {
     state: FileState,
     /// The last batch in it; 0 if there is none.
     last: u64,
+    /// Whether it was allocated for commits that waited, and not filled: the file system has to
+    /// take note of each page that is written first.
+    has_holes: bool,
+}
+
+impl WalFile {
+    fn new(state: FileState, last: u64) -> Self {
+        Self { state, last, has_holes: false }
+    }
 }
 
 /// A file on its way to being ready.
@@ -119,10 +128,10 @@ pub(in super::super) fn file_name(number: u32) -> String {
 impl LogFiles {
     pub(super) fn new(settings: &WalSettings, key: LogKey, found: &[FoundFile]) -> Self {
         let file = |found: &FoundFile| match *found {
-            FoundFile::Absent => WalFile { state: FileState::Absent, last: 0 },
-            FoundFile::Foreign => WalFile { state: FileState::GivenUp, last: u64::MAX },
+            FoundFile::Absent => WalFile::new(FileState::Absent, 0),
+            FoundFile::Foreign => WalFile::new(FileState::GivenUp, u64::MAX),
             FoundFile::Ours { last, was_ready } => {
-                WalFile { state: FileState::Kept { was_ready }, last }
+                WalFile::new(FileState::Kept { was_ready }, last)
             }
         };
         Self {
@@ -159,6 +168,16 @@ impl LogFiles {
         let at = self.files.iter().position(|file| file.state == FileState::Ready)?;
         self.files[at].state = FileState::Active;
         u32::try_from(at).ok()
+    }
+
+    /// Whether commits to this file cost more than those to a file that was filled.
+    pub(super) fn has_holes(&self, number: u32) -> bool {
+        self.files[number as usize].has_holes
+    }
+
+    /// Whether a file is ready that was filled.
+    pub(super) fn has_filled(&self) -> bool {
+        self.files.iter().any(|file| file.state == FileState::Ready && !file.has_holes)
     }
 
     /// Notes that the active file is about to get this batch.
@@ -213,7 +232,7 @@ impl LogFiles {
             return u32::try_from(at).ok();
         }
         let next = u32::try_from(self.files.len()).ok().filter(|next| *next < FILES_MAX)?;
-        self.files.push(WalFile { state: FileState::Absent, last: 0 });
+        self.files.push(WalFile::new(FileState::Absent, 0));
         Some(next)
     }
 
@@ -298,21 +317,31 @@ impl LogFiles {
         let next = match preparing.step {
             PrepareStep::Open if preparing.goes_on => None,
             PrepareStep::Remove => Some(PrepareStep::Open),
-            PrepareStep::Open if self.was_ready(preparing.file) => Some(PrepareStep::Label),
+            PrepareStep::Open
+                if self.was_ready(preparing.file) && !self.has_holes(preparing.file) =>
+            {
+                Some(PrepareStep::Label)
+            }
             PrepareStep::Open => {
                 self.files[preparing.file as usize].state = FileState::Kept { was_ready: false };
                 // Zeroes take a while. Commits do not wait for them, even if they cost more then.
                 let waits = !self.files.iter().any(|file| file.state == FileState::Active);
                 Some(if waits { PrepareStep::Allocate } else { PrepareStep::Fill(0) })
             }
-            PrepareStep::Allocate => Some(PrepareStep::Sync),
+            PrepareStep::Allocate => {
+                self.files[preparing.file as usize].has_holes = true;
+                Some(PrepareStep::Sync)
+            }
             PrepareStep::Fill(_) if written == 0 => {
                 return self.on_failure(preparing, io::ErrorKind::WriteZero, ops);
             }
             PrepareStep::Fill(at) if at + written < self.bytes => {
                 Some(PrepareStep::Fill(at + written))
             }
-            PrepareStep::Fill(_) => Some(PrepareStep::Sync),
+            PrepareStep::Fill(_) => {
+                self.files[preparing.file as usize].has_holes = false;
+                Some(PrepareStep::Sync)
+            }
             PrepareStep::Sync => Some(PrepareStep::Label),
             PrepareStep::Label if self.is_directory_open => Some(PrepareStep::SyncDirectory),
             PrepareStep::Label => Some(PrepareStep::OpenDirectory),

@@ -172,3 +172,29 @@ fn who_publishes_is_to_wait_when_much_is_staged() {
     disk.settle(&mut wal);
     assert!(!wal.is_full());
 }
+
+#[test]
+fn commits_leave_a_file_that_was_only_allocated_for_one_that_was_filled() {
+    let mut disk = TestDisk::default();
+    let files = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&files);
+    disk.fails = Some(Box::new(move |work| {
+        if let DiskWork::Write { file, .. } = work
+            && is_commit(work)
+        {
+            seen.borrow_mut().push(*file);
+        }
+        None
+    }));
+    let settings = WalSettings { file_bytes: 8 << 20, ..super::super::testing::settings() };
+    let mut wal = disk.wal_with(settings.clone());
+    for sequence in 0..100 {
+        disk.commit(&mut wal, sequence..sequence + 1);
+    }
+    let files = files.borrow();
+    assert_eq!(files.iter().filter(|file| **file == files[0]).count(), 63);
+    assert!(files[63..].iter().all(|file| *file == files[99]), "in one other");
+    drop(wal);
+    let wal = disk.wal_with(settings);
+    assert_eq!(sequences(&wal), (0..100).collect::<Vec<_>>());
+}
