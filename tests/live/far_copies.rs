@@ -8,10 +8,10 @@ use async_nats::{Client, ConnectOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::broker::{Broker, PATIENCE};
 use crate::broker::members::{Kind, Original, Ours, client, has_original, start, until};
 use crate::broker::peers::within;
 use crate::broker::wire::Wire;
+use crate::broker::{Broker, PATIENCE};
 
 /// Messages that an origin has before its copies begin: more than go without an answer to flow
 /// control, with the bytes of each.
