@@ -413,7 +413,8 @@ impl Wal {
     }
 
     /// Whether a file that was filled is better than the active one: in one that was only
-    /// allocated, each commit is a change for the file system, too, and costs about twice as much.
+    /// allocated, each commit is a change for the file system, too, which has cost up to as much
+    /// again.
     fn is_costly(&self, active: ActiveFile) -> bool {
         active.page >= PAGES_WITH_HOLES_MAX && self.files.has_holes(active.number)
     }
