@@ -38,7 +38,8 @@ pub const STAGED_BYTES_MAX: usize = 4 << 20;
 pub const TAIL_BYTES_MAX: usize = 64 << 20;
 /// Part of the active file, as a divisor, from which on further files are made ready.
 const SPARES_FROM: u32 = 8;
-/// Pages of a file that was only allocated, from which on commits go to one that was filled.
+/// Pages of a file that was only allocated, from which on commits go to one that was filled; half
+/// of the file if that is less.
 const PAGES_WITH_HOLES_MAX: u32 = 64;
 /// Writes of a batch before the log gives up.
 const ATTEMPTS_MAX: u32 = 2;
@@ -416,7 +417,8 @@ impl Wal {
     /// allocated, each commit is a change for the file system, too, which has cost up to as much
     /// again.
     fn is_costly(&self, active: ActiveFile) -> bool {
-        active.page >= PAGES_WITH_HOLES_MAX && self.files.has_holes(active.number)
+        let pages_max = PAGES_WITH_HOLES_MAX.min(self.files.pages() / 2);
+        active.page >= pages_max && self.files.has_holes(active.number)
     }
 
     /// Pages of the next commit.
